@@ -1,0 +1,53 @@
+# Needs Python 3.11 to 3.13, make and a network. Everything else is set up into .venv, once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+UV := 0.13.8
+
+.PHONY: help demo test quick check lint types lock clean
+
+help:  ## what there is to make
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: $(READY)  ## the whole way on generated videos: runs/demo/report.html
+	$(BIN)/flowless demo
+
+test: $(READY)  ## every test that this machine can run
+	$(BIN)/python -m pytest
+
+quick: $(READY)  ## the tests without the slow ones
+	$(BIN)/python -m pytest -m "not slow"
+
+check: lint types test  ## what CI runs: ruff, pyright, tests
+
+lint: $(READY)  ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)  ## pyright
+	$(BIN)/pyright
+
+# The rooms import as `flowless`: pyright finds that name through a link, Python through the editable install.
+$(READY): requirements/all.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info[:2] <= (3, 13); sys.exit(None if ok else "flowless needs Python 3.11, 3.12 or 3.13; this is " + sys.version.split()[0] + ". Name another with: make PYTHON=python3.12 ...")'
+	@echo "flowless: making $(VENV) (once; about 7.5 GB and some minutes)"
+	@$(PYTHON) -m venv $(VENV) || { echo "flowless: this Python cannot make a virtual environment; on Debian: apt install python3-venv"; exit 1; }
+	@echo "flowless: installing uv $(UV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV)
+	@echo "flowless: installing the pinned libraries of requirements/all.txt"
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --require-hashes -r requirements/all.txt
+	@echo "flowless: installing flowless itself"
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
+	@mkdir -p $(VENV)/rooms && ln -sfn $(CURDIR) $(VENV)/rooms/flowless
+	@touch $(READY)
+	@echo "flowless: ready"
+
+EXTRAS := train export dali onnxruntime rtx dev
+COMPILE = $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 -c requirements/constraints.in --generate-hashes --quiet
+lock: $(READY)  ## pin every library again
+	$(COMPILE) -o requirements/base.txt
+	$(COMPILE) $(EXTRAS:%=--extra %) -o requirements/all.txt
+
+clean:  ## remove what was set up and made
+	rm -rf $(VENV) build runs *.egg-info

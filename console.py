@@ -1,0 +1,35 @@
+"""What the command prints: people read tables, programs read one JSON document on standard output."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+#: Logs and progress go to standard error, so that standard output holds the result alone.
+log = Console(stderr=True, highlight=False)
+_out = Console(highlight=False)
+
+
+def emit(document: Any, *renderables: RenderableType, as_json: bool) -> None:
+    """Print `document` as JSON for programs, or the rich `renderables` for people."""
+    if as_json:
+        print(json.dumps(document, indent=2, ensure_ascii=False))
+        return
+    for renderable in renderables:
+        _out.print(renderable)
+
+
+def progress() -> Progress:
+    """Return the house's progress bar: what, how many of how many, elapsed and remaining time."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=log,
+        transient=not log.is_terminal,
+    )

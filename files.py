@@ -1,0 +1,95 @@
+"""Files that appear whole or not at all, and their fingerprints."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from flowless.errors import FlowlessError
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary path beside `path`; rename it into place if the block succeeds, remove it if not.
+
+    Raises FlowlessError, naming `path`, where the disk is full or the place cannot be written.
+    """
+    target = Path(path)
+    with _told_by_name(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # The suffix stays last: encoders and parsers choose their format by it.
+        handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=target.suffix, dir=target.parent)
+        os.close(handle)
+        draft = Path(name)
+        try:
+            yield draft
+            draft.chmod(0o666 & ~_umask())
+            draft.replace(target)
+        finally:
+            draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary folder beside `path`; put it in the place of `path` if the block succeeds.
+
+    An older folder at `path` stays untouched until the new one is complete.
+    """
+    target = Path(path)
+    with _told_by_name(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        older = draft.with_name(draft.name + ".older")
+        try:
+            yield draft
+            draft.chmod(0o777 & ~_umask())
+            if target.exists():
+                target.replace(older)
+            draft.replace(target)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+            if older.exists() and not target.exists():
+                older.replace(target)
+            shutil.rmtree(older, ignore_errors=True)
+
+
+def write_json(path: str | os.PathLike[str], document: Any) -> None:
+    """Write `document` as indented JSON, whole or not at all."""
+    with whole_file(path) as draft:
+        draft.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def _told_by_name(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise FlowlessError(
+                f"{target}: the disk is full ({error.strerror}). Nothing was kept of this file; free some space and run again."
+            ) from error
+        if error.errno in {errno.EACCES, errno.EROFS, errno.EPERM}:
+            raise FlowlessError(f"{target}: cannot write there ({error.strerror}). Choose a folder that you may write to.") from error
+        raise
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

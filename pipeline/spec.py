@@ -1,0 +1,94 @@
+"""ClipSpec: the one statement of what a clip is, shared by loader, checkpoint, ONNX file, bundle and runtime."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+from flowless.errors import FlowlessError
+
+Rule = Literal["train", "centre", "two-clip", "dense"]
+#: What a stored ClipSpec may say: a runtime samples by it, and never jitters.
+EvaluationRule = Literal["centre", "two-clip", "dense"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipSpec:
+    """What a clip is, from the frames chosen to the numbers that the network sees.
+
+    A clip is uint8 `[views, segments, frames_per_segment, height, width, 3]`, RGB, values 0 to 255.
+    Evaluation resizes the upright frame so that its short side is `short_side` (antialiased bilinear, Pillow's
+    BILINEAR; the long side is `int(short_side * long / short)`, and a frame whose short side is right already is left
+    alone), then crops `height` x `width` from the centre. `mean` and `std` are in units of the range 0 to 1 and are
+    applied inside the network.
+    """
+
+    segments: int = 8
+    """Segments N that the video is divided into."""
+    frames_per_segment: int = 4
+    """Adjacent frames m taken from each segment."""
+    height: int = 224
+    """Rows of the frame that the network sees, in pixels."""
+    width: int = 224
+    """Columns of the frame that the network sees, in pixels."""
+    short_side: int = 256
+    """The frame's short side after resizing, before the crop, in pixels."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Mean of R, G, B, in the range 0 to 1."""
+    std: tuple[float, float, float] = IMAGENET_STD
+    """Standard deviation of R, G, B, in the range 0 to 1."""
+    sampling: EvaluationRule = "centre"
+    """Which frames an evaluation takes."""
+    resize: Literal["antialiased-bilinear"] = "antialiased-bilinear"
+    """The one resize rule: a triangle filter as wide as the scale."""
+    crop: Literal["centre"] = "centre"
+    """Where an evaluation crops."""
+    colour: Literal["RGB"] = "RGB"
+    """Channel order."""
+    pixel: Literal["uint8"] = "uint8"
+    """Type of a pixel at the network's input."""
+
+    def __post_init__(self) -> None:
+        """Refuse a clip that cannot be: all problems in one error."""
+        problems = [
+            f"{name} is {getattr(self, name)!r}; it must be an integer of at least {least}"
+            for name, least in (("segments", 1), ("frames_per_segment", 1), ("height", 1), ("width", 1), ("short_side", 1))
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < least
+        ]
+        if not problems and self.short_side < max(self.height, self.width):
+            problems.append(f"short_side is {self.short_side}; it must be at least the crop's larger side, {max(self.height, self.width)}")
+        for name, least in (("mean", 0.0), ("std", 1e-6)):
+            value = getattr(self, name)
+            if len(value) != 3 or any(not least <= x <= 1.0 for x in value):
+                problems.append(f"{name} is {value!r}; it must be three numbers from {least:g} to 1 (R, G, B)")
+        if self.sampling not in get_args(EvaluationRule):
+            problems.append(f"sampling is {self.sampling!r}; it must be one of {', '.join(get_args(EvaluationRule))}")
+        for name, only in (("resize", "antialiased-bilinear"), ("crop", "centre"), ("colour", "RGB"), ("pixel", "uint8")):
+            if getattr(self, name) != only:
+                problems.append(f"{name} is {getattr(self, name)!r}; this version knows only {only!r}")
+        if problems:
+            raise FlowlessError("ClipSpec: " + "; ".join(problems) + ".")
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        """Shape of one view: `(segments, frames_per_segment, height, width, 3)`."""
+        return (self.segments, self.frames_per_segment, self.height, self.width, 3)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values, the form that the manifest spells out."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_dict(cls, document: dict[str, Any]) -> ClipSpec:
+        """Read what `to_dict` wrote; raise FlowlessError on a field that is missing or unknown."""
+        known = {field.name for field in fields(cls)}
+        wrong = [f"unknown field {name!r}" for name in sorted(set(document) - known)]
+        wrong += [f"missing field {name!r}" for name in sorted(known - set(document))]
+        if wrong:
+            raise FlowlessError(f"ClipSpec: {'; '.join(wrong)}. It was written by another version of flowless; export the model again.")
+        lists = {name: tuple(value) for name, value in document.items() if isinstance(value, list)}
+        return cls(**{**document, **lists})
