@@ -1,0 +1,1 @@
+"""Timing, peers, limits, reports. Nothing imports this room."""

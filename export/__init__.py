@@ -1,0 +1,1 @@
+"""From a checkpoint to ONNX, to a precision, to an engine in a bundle."""

@@ -1,0 +1,1 @@
+"""Models, losses, recipes, checkpoints: the PyTorch stage."""

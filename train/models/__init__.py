@@ -1,0 +1,1 @@
+"""The recognisers, a file each, and what they share."""

@@ -1,0 +1,39 @@
+"""What all tests share: the real clips, the GPU rule, and quiet libraries."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def clips() -> Path:
+    """Folder of real videos; tests that need it skip where FLOWLESS_CLIPS does not say where they are."""
+    named = os.environ.get("FLOWLESS_CLIPS")
+    if not named:
+        pytest.skip("FLOWLESS_CLIPS is not set: no real clips here")
+    folder = Path(named)
+    if not folder.is_dir():
+        pytest.fail(f"FLOWLESS_CLIPS is {named!r}, which is not a folder")
+    return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip GPU tests where there is no GPU, unless FLOWLESS_REQUIRE_GPU=1 demands that they run (and so fail)."""
+    if os.environ.get("FLOWLESS_REQUIRE_GPU") == "1":
+        return
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked or _gpu_here():
+        return
+    for item in marked:
+        item.add_marker(pytest.mark.skip(reason="no CUDA GPU here"))
+
+
+def _gpu_here() -> bool:
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return False
+    return torch.cuda.is_available()
