@@ -1,0 +1,74 @@
+"""The command-line face of the measuring room: `doctor`, `demo`, `bench`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+
+from flowless.console import emit, log
+
+#: Benchmark -> the function that runs it (module:function, called with the remaining words), and what it measures.
+BENCHMARKS: dict[str, tuple[str, str]] = {
+    "throughput": ("flowless.bench.throughput:main", "decode, preprocess, engine and end to end, every target beside PyTorch"),
+    "peers": ("flowless.bench.peers:main", "beside the official PAN code, from your own clone of it"),
+    "reversal": ("flowless.bench.reversal:main", "does a model read time? Real videos, forwards and backwards"),
+}
+
+
+def doctor(words: Sequence[str]) -> None:
+    """`flowless doctor`."""
+
+    def run(*, json: bool = False) -> None:
+        """Tell what this machine can decode, train on, build and run, and what to install for the rest.
+
+        Args:
+            json: print one JSON document instead of the table.
+        """
+        from flowless.bench.doctor import document, examine, table
+
+        findings = examine()
+        emit(document(findings), table(findings), as_json=json)
+
+    tyro.cli(run, prog="flowless doctor", args=words)
+
+
+def demo(words: Sequence[str]) -> None:
+    """`flowless demo`."""
+
+    def run(*, out: Path = Path("runs/demo"), seed: int = 0, quick: bool = False, json: bool = False) -> None:
+        """Walk the whole way on generated videos: generate, train, evaluate, export, build, predict, report.
+
+        Needs no download, no GPU and about six minutes on two cores. Writes OUT/report.html, OUT/summary.json, and
+        everything made on the way: videos, checkpoints, bundles.
+
+        Args:
+            out: folder for everything that is made; an older demo there is replaced.
+            seed: seed of the videos and of the training.
+            quick: a tenth of the videos and two epochs: shows the path, learns little.
+            json: print the summary as one JSON document.
+        """
+        from flowless.bench.demo import run_demo, summary_table
+
+        summary = run_demo(out, seed=seed, quick=quick)
+        emit(summary, summary_table(summary), as_json=json)
+
+    tyro.cli(run, prog="flowless demo", args=words)
+
+
+def bench(words: Sequence[str]) -> int | None:
+    """`flowless bench NAME ...`: hand the remaining words to the benchmark."""
+    if not words or words[0] in {"-h", "--help"}:
+        width = max(map(len, BENCHMARKS))
+        print("usage: flowless bench NAME [...]\n")
+        print("\n".join(f"  {name:<{width}}  {summary}" for name, (_, summary) in BENCHMARKS.items()))
+        print("\nEach writes JSON with the environment in it. `flowless bench NAME --help` teaches one benchmark.")
+        return 0 if words else 2
+    name, rest = words[0], words[1:]
+    if name not in BENCHMARKS:
+        log.print(f"flowless bench: no benchmark {name!r}. There are: {', '.join(BENCHMARKS)}.", style="red", markup=False)
+        return 2
+    module, _, function = BENCHMARKS[name][0].partition(":")
+    return getattr(importlib.import_module(module), function)(rest)

@@ -1,0 +1,103 @@
+"""What a measurement was made on: the part of every result file that makes its numbers comparable."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+LIBRARIES = (
+    *("numpy", "av", "pillow", "openvino", "onnxruntime-gpu", "onnx", "onnxscript", "torch", "torchvision", "timm", "lightning"),
+    *("nvidia-dali-cuda120", "tensorrt-rtx", "tensorrt", "flowless"),
+)
+#: The instruction sets that decide how fast a network runs on a CPU.
+INSTRUCTION_SETS = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx_vnni",
+    "amx_tile",
+    "amx_bf16",
+    "amx_int8",
+    "asimd",
+    "bf16",
+    "i8mm",
+)
+
+
+def environment() -> dict[str, Any]:
+    """Return processor, instruction sets, cores, memory, GPU, operating system and versions of the libraries."""
+    return {
+        "processor": processor(),
+        "instruction_sets": instruction_sets(),
+        "cores": usable_cores(),
+        "memory_gib": memory_gib(),
+        "gpu": gpu_names(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the installed versions of the libraries that matter here."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def processor() -> str:
+    """Return the processor's name as the operating system gives it."""
+    for key, value in _cpuinfo():
+        if key in {"model name", "Model"}:
+            return value
+    return platform.processor() or platform.machine()
+
+
+def instruction_sets() -> list[str]:
+    """Return those of `INSTRUCTION_SETS` that the processor has."""
+    flags = next((set(value.split()) for key, value in _cpuinfo() if key in {"flags", "Features"}), set())
+    return [name for name in INSTRUCTION_SETS if name in flags]
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may run on."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
+def memory_gib() -> float:
+    """Return the machine's memory in GiB, 0 where the system does not say."""
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):
+        return 0.0
+
+
+def gpu_names() -> list[str]:
+    """Return the NVIDIA GPUs that the driver lists, without needing a CUDA library."""
+    folder = Path("/proc/driver/nvidia/gpus")
+    if not folder.is_dir():
+        return []
+    models = []
+    for card in sorted(folder.iterdir()):
+        lines = (card / "information").read_text(encoding="utf-8", errors="replace").splitlines()
+        models += [line.partition(":")[2].strip() for line in lines if line.startswith("Model:")]
+    return models
+
+
+def _cpuinfo() -> list[tuple[str, str]]:
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
+        return []
+    pairs = (line.partition(":") for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
+    return [(key.strip(), value.strip()) for key, _, value in pairs]

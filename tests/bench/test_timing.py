@@ -1,0 +1,29 @@
+"""The arithmetic of the measuring, with a clock that we hold."""
+
+from __future__ import annotations
+
+import pytest
+
+from flowless.bench.timing import Timing, time_in_turn
+
+
+def test_percentiles_and_rates() -> None:
+    timing = Timing.of([i / 1000 for i in range(1, 102)])
+    assert (timing.runs, timing.minimum_ms, timing.p50_ms, timing.p99_ms) == (101, 1.0, 51.0, 100.0)
+    assert timing.per_second(4) == pytest.approx(4 / 0.051)
+
+
+def test_rivals_take_turns_and_warm_ups_are_not_counted() -> None:
+    now = 0.0
+    calls: list[str] = []
+
+    def rival(name: str, seconds: float) -> None:
+        nonlocal now
+        calls.append(name)
+        now += seconds
+
+    timings = time_in_turn({"a": lambda: rival("a", 0.010), "b": lambda: rival("b", 0.030)}, runs=3, warm_up=1, clock=lambda: now)
+    assert "".join(calls) == "ab" + "ab" * 3
+    assert timings["a"].p50_ms == pytest.approx(10)
+    assert timings["b"].p50_ms == pytest.approx(30)
+    assert timings["a"].runs == 3

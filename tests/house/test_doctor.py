@@ -1,0 +1,52 @@
+"""The doctor tells the truth about this very machine."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from flowless.bench import doctor
+from flowless.cli import main
+
+
+@pytest.fixture(scope="module")
+def findings() -> list[doctor.Finding]:
+    return doctor.examine()
+
+
+def test_every_stage_is_examined_and_what_is_missing_has_a_remedy(findings: list[doctor.Finding]) -> None:
+    assert list(dict.fromkeys(finding.area for finding in findings)) == ["decode", "train", "build", "run"]
+    assert all(finding.remedy for finding in findings if not finding.ok)
+    assert not any(finding.remedy for finding in findings if finding.ok)
+
+
+def test_what_the_tests_themselves_use_is_found(findings: list[doctor.Finding]) -> None:
+    able = {(finding.area, finding.what) for finding in findings if finding.ok}
+    assert {("decode", "H.264 on the CPU"), ("train", "PyTorch on the CPU"), ("build", "onnxruntime"), ("run", "openvino")} <= able
+
+
+def test_a_broken_library_is_a_finding_and_not_a_crash() -> None:
+    def broken() -> str:
+        raise OSError("libcuda.so.1: cannot open shared object file")
+
+    finding = doctor._attempt("run", "thing", broken, remedy="pip install thing")
+    assert not finding.ok
+    assert "libcuda" in finding.detail
+    assert finding.remedy == "pip install thing"
+
+
+def test_json_is_one_document(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["environment"]["cores"] >= 1
+    assert {finding["area"] for finding in document["findings"]} == {"decode", "train", "build", "run"}
+
+
+def test_the_table_keeps_the_brackets_of_an_extra() -> None:
+    from rich.console import Console
+
+    console = Console(width=300, record=True)
+    finding = doctor.Finding(area="build", what="tensorrt", ok=False, detail="not installed", remedy="pip install 'flowless[tensorrt]'")
+    console.print(doctor.table([finding]))
+    assert "flowless[tensorrt]" in console.export_text()

@@ -1,0 +1,71 @@
+"""A file appears whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from flowless import FlowlessError
+from flowless.files import sha256_of, whole_file, whole_folder, write_json
+
+
+def leftovers(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_appears_whole(tmp_path: Path) -> None:
+    with whole_file(tmp_path / "new" / "a.json") as draft:
+        draft.write_text("x")
+        assert not (tmp_path / "new" / "a.json").exists()
+    assert (tmp_path / "new" / "a.json").read_text() == "x"
+    assert leftovers(tmp_path / "new") == ["a.json"]
+
+
+@pytest.mark.parametrize("error", [ValueError("bug"), KeyboardInterrupt()])
+def test_a_failure_keeps_the_older_file_and_leaves_no_debris(tmp_path: Path, error: BaseException) -> None:
+    target = tmp_path / "a.txt"
+    target.write_text("older")
+    with pytest.raises(type(error)), whole_file(target) as draft:
+        draft.write_text("half")
+        raise error
+    assert target.read_text() == "older"
+    assert leftovers(tmp_path) == ["a.txt"]
+
+
+def test_a_full_disk_is_told_by_the_files_name(tmp_path: Path) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(FlowlessError, match=r"model\.onnx.*disk is full"), whole_file(tmp_path / "model.onnx"):
+        raise full
+    assert leftovers(tmp_path) == []
+
+
+def test_a_really_full_device_is_told(tmp_path: Path) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("no /dev/full here")
+    with pytest.raises(FlowlessError, match="disk is full"), whole_file(tmp_path / "a.bin"), full.open("wb", buffering=0) as stream:
+        stream.write(b"x")
+    assert leftovers(tmp_path) == []
+
+
+def test_a_folder_replaces_the_older_one_only_when_complete(tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    with whole_folder(bundle) as draft:
+        (draft / "a").write_text("1")
+    with pytest.raises(ValueError, match="bug"), whole_folder(bundle) as draft:
+        (draft / "b").write_text("2")
+        raise ValueError("bug")
+    assert leftovers(bundle) == ["a"]
+    with whole_folder(bundle) as draft:
+        (draft / "c").write_text("3")
+    assert leftovers(bundle) == ["c"]
+    assert leftovers(tmp_path) == ["bundle"]
+
+
+def test_json_and_fingerprint(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"label": "é"})
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == '{\n  "label": "é"\n}\n'
+    (tmp_path / "empty").touch()
+    assert sha256_of(tmp_path / "empty") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"

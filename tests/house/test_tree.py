@@ -1,0 +1,105 @@
+"""The shape of the house: small files, imports that go one way, nothing left out of the wheel."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ROOMS = ("pipeline", "train", "export", "engines", "bench")
+MAX_LINES = 400
+MAX_FUNCTION_LINES = 60
+LIBRARIES = set(sys.stdlib_module_names) | {
+    *("av", "numpy", "torch", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "timm", "lightning"),
+    *("nvidia", "PIL", "rich", "tyro", "safetensors", "triton", "polygraphy", "modelopt"),
+}
+#: Room -> rooms that it may import from (design: engines <- export -> train -> pipeline; bench sees all).
+MAY_IMPORT = {
+    "pipeline": set(),
+    "engines": {"pipeline"},
+    "train": {"pipeline", "engines"},  # `evaluate` takes a bundle, too
+    "export": {"pipeline", "train", "engines"},
+    "bench": {"pipeline", "train", "export", "engines"},
+}
+
+
+def sources() -> list[Path]:
+    """Every Python file of the project, by git where there is git."""
+    folders = [ROOT / room for room in (*ROOMS, "tests")]
+    return sorted([*ROOT.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))])
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_are_small(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= MAX_LINES
+    long = [
+        f"{node.name}: {node.end_lineno - node.lineno + 1} lines"
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno + 1 > MAX_FUNCTION_LINES
+    ]
+    assert not long
+
+
+def test_no_module_is_named_after_a_library() -> None:
+    clashes = [path for room in ROOMS for path in (ROOT / room).rglob("*.py") if path.stem in LIBRARIES]
+    assert not clashes, "a script run by its path has its own folder first on the import path"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_go_one_way(room: str) -> None:
+    wrong = []
+    for path in (ROOT / room).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for name in names:
+                first, _, rest = name.partition(".")
+                other = rest.partition(".")[0]
+                if first in ROOMS:
+                    wrong.append(f"{path.name}:{node.lineno} imports {name} without flowless.")
+                elif first == "flowless" and other in ROOMS and other != room and other not in MAY_IMPORT[room]:
+                    wrong.append(f"{path.name}:{node.lineno} imports {name}")
+    assert not wrong
+
+
+def test_packages_listed_are_the_packages_there() -> None:
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"])
+    there = {"flowless"} | {
+        "flowless." + ".".join(path.parent.relative_to(ROOT).parts) for room in ROOMS for path in (ROOT / room).rglob("__init__.py")
+    }
+    assert listed == there
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_tree(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path / "dist"), str(_copy(tmp_path))],
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("flowless/")}
+    code = {path for path in sources() if "tests" not in path.relative_to(ROOT).parts}
+    data = {path for room in ROOMS for path in (ROOT / room).rglob("*") if path.suffix in {".html", ".css"}}
+    wanted = {f"flowless/{path.relative_to(ROOT).as_posix()}" for path in code | data}
+    assert held == wanted
+
+
+def _copy(tmp_path: Path) -> Path:
+    """Copy what a wheel is made from, so that building leaves nothing in the work tree."""
+    import shutil
+
+    target = tmp_path / "source"
+    target.mkdir()
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("*.toml"), *ROOT.glob("*.md"), ROOT / "LICENSE"]:
+        shutil.copy2(path, target)
+    for room in ROOMS:
+        shutil.copytree(ROOT / room, target / room, ignore=shutil.ignore_patterns("__pycache__"))
+    return target
