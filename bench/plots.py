@@ -1,0 +1,130 @@
+"""The pictures of the report, drawn with matplotlib and returned as text that a page can hold by itself."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: One colour a model, the same in every picture; both are told apart by people who do not see red and green alike.
+COLOURS = {"pan-lite": "#0b6e99", "tsn": "#c2571a"}
+INK = "#22303a"
+
+
+def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]], *, chance: float, ceiling: float) -> str:
+    """Draw loss and top-1 over epochs as inline SVG.
+
+    Args:
+        histories: model -> its rows of metrics.csv (`epoch`, `train_loss`, `val_loss`, `train_top1`, `val_top1`).
+        chance: top-1 of a guess.
+        ceiling: the most that a model blind to time can reach.
+    """
+    figure, (left, right) = _subplots(1, 2, size=(9.6, 3.2))
+    for name, rows in histories.items():
+        epochs = [row["epoch"] + 1 for row in rows]
+        colour = COLOURS.get(name, INK)
+        for axes, key in ((left, "loss"), (right, "top1")):
+            axes.plot(epochs, [row[f"train_{key}"] for row in rows], color=colour, ls=":", lw=1.4, label=f"{name}, training")
+            axes.plot(epochs, [row[f"val_{key}"] for row in rows], color=colour, lw=2, marker="o", ms=3.5, label=f"{name}, validation")
+    left.set(title="cross entropy", xlabel="epoch")
+    right.set(title="top-1", xlabel="epoch", ylim=(-0.02, 1.02))
+    right.axhline(ceiling, color="#888", lw=1, ls="--")
+    right.annotate("all that appearance can give", (1, ceiling + 0.015), fontsize=8, color="#666")
+    right.axhline(chance, color="#bbb", lw=1, ls="--")
+    right.annotate("chance", (1, chance + 0.015), fontsize=8, color="#888")
+    left.legend(frameon=False, fontsize=8)
+    for axes in (left, right):
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    return _svg(figure)
+
+
+def confusion(matrix: np.ndarray, labels: Sequence[str], *, title: str) -> str:
+    """Draw a confusion matrix `[true, predicted]` of counts as inline SVG, each row as shares of its videos."""
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    figure, axes = _subplots(1, 1, size=(4.9, 4.7))
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.argwhere(shares >= 0.005):
+        share = shares[row, column]
+        axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7, color="white" if share > 0.55 else INK)
+    axes.set_xticks(range(len(labels)), labels, rotation=60, ha="right", fontsize=8)
+    axes.set_yticks(range(len(labels)), labels, fontsize=8)
+    for edge in range(2, len(labels), 2):  # twins are neighbours: a box a pair
+        axes.axhline(edge - 0.5, color="#ddd", lw=0.8)
+        axes.axvline(edge - 0.5, color="#ddd", lw=0.8)
+    axes.set(title=title, xlabel="predicted", ylabel="true")
+    return _svg(figure)
+
+
+def vap_weights(weights: Mapping[str, np.ndarray], *, timescales: Sequence[str]) -> str:
+    """Draw the mean weight that VAP gives to each timescale's vector, a row an action (PAN, section IV-B), as inline SVG."""
+    table = np.stack(list(weights.values()))
+    figure, axes = _subplots(1, 1, size=(5.6, 4.2))
+    image = axes.imshow(table, cmap="Purples", vmin=0, aspect="auto")
+    axes.set_xticks(range(len(timescales)), timescales, fontsize=8)
+    axes.set_yticks(range(len(weights)), list(weights), fontsize=8)
+    figure.colorbar(image, ax=axes, label="mean weight")
+    return _svg(figure)
+
+
+def stage_bars(seconds: Mapping[str, float]) -> str:
+    """Draw how long each stage took as inline SVG, in the order that they ran."""
+    figure, axes = _subplots(1, 1, size=(9.6, 0.6 + 0.3 * len(seconds)))
+    names, values = list(seconds), list(seconds.values())
+    axes.barh(names, values, color=COLOURS["pan-lite"], height=0.62)
+    for row, value in enumerate(values):
+        axes.text(value, row, f" {value:.1f} s", va="center", fontsize=8)
+    axes.invert_yaxis()
+    axes.set(xlabel="seconds", xlim=(0, max(values, default=1) * 1.12))
+    return _svg(figure)
+
+
+def motion_strip(frames: np.ndarray, maps: np.ndarray, *, scale: int = 2) -> str:
+    """Lay frames over their PA maps as one picture, a data address for an `img`.
+
+    Args:
+        frames: uint8 `[T, H, W, 3]`.
+        maps: `[T, H, W]`, the motion that begins at each frame; shown relative to the strip's largest value.
+        scale: screen pixels for a pixel.
+    """
+    from matplotlib import colormaps
+
+    heat = (colormaps["inferno"](maps / max(float(maps.max()), 1e-9))[..., :3] * 255).astype(np.uint8)
+    rows = [np.concatenate(list(part), axis=1) for part in (frames, heat)]
+    return png(np.concatenate(rows, axis=0).repeat(scale, axis=0).repeat(scale, axis=1))
+
+
+def png(picture: np.ndarray) -> str:
+    """Return uint8 `[H, W, 3]` as a data address."""
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, format="png", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+
+
+def _subplots(rows: int, columns: int, *, size: tuple[float, float]) -> tuple[Figure, Any]:
+    """Make a figure without pyplot, whose global state and window system a report does not need."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns)
+    for one in np.atleast_1d(axes).ravel():
+        one.spines[["top", "right"]].set_visible(False)
+        one.tick_params(labelsize=8, colors=INK)
+        one.title.set_fontsize(10)
+    return figure, axes
+
+
+def _svg(figure: Figure) -> str:
+    from matplotlib import rc_context
+
+    stream = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": "flowless"}):
+        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+    return stream.getvalue()[stream.getvalue().index("<svg") :]

@@ -1,0 +1,47 @@
+"""The base install alone (numpy, PyAV, Pillow, rich, tyro, OpenVINO) must import, help and predict."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+#: Modules that a runtime install lives on; each must import where PyTorch, DALI, ONNX and the rest are not installed.
+LIGHT = (
+    *("cli", "console", "errors", "files"),
+    *("pipeline.spec", "pipeline.index", "pipeline.sampling", "pipeline.probe", "pipeline.decode", "pipeline.preprocess"),
+    *("pipeline.scan", "pipeline.encode", "pipeline.moving_shapes", "pipeline.augment", "pipeline.commands"),
+    *("train.recipes", "train.metrics", "train.commands", "export.commands", "export.build_engine"),
+    *("engines", "engines.manifest", "engines.commands", "bench.commands", "bench.doctor", "bench.environment"),
+)
+
+
+Run = Callable[[Sequence[str]], subprocess.CompletedProcess[str]]
+
+
+@pytest.mark.parametrize("module", ["torch", "nvidia.dali", "onnx", "onnxruntime", "timm", "lightning"])
+def test_the_bare_install_is_bare(run_bare: Run, module: str) -> None:
+    done = run_bare(["-c", f"import {module}"])
+    assert "ModuleNotFoundError" in done.stderr
+
+
+def test_light_modules_import(run_bare: Run) -> None:
+    done = run_bare(["-c", "\n".join(f"import flowless.{name}" for name in LIGHT)])
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_needs_more_says_which_extra(run_bare: Run, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "best.safetensors"
+    checkpoint.write_bytes(b"x")
+    done = run_bare(["-m", "flowless", "export", str(checkpoint), "--out", str(tmp_path / "bundle")])
+    assert done.returncode == 1
+    assert "pip install" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_doctor_works_bare(run_bare: Run) -> None:
+    done = run_bare(["-m", "flowless", "doctor", "--json"])
+    assert done.returncode == 0, done.stderr
+    assert "pip install 'flowless[train]'" in done.stdout
