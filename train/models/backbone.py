@@ -1,0 +1,104 @@
+"""timm's ResNets as frame encoders: narrower ones, a first convolution for more than RGB, weights from a file or from timm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from flowless.errors import FlowlessError
+
+#: Depth as the recipes name it -> timm's model.
+DEPTHS = {"r18": "resnet18", "r34": "resnet34", "r50": "resnet50", "r101": "resnet101"}
+
+
+def resnet(depth: str, *, width: float = 1.0, pretrained: bool = False, pretrained_path: str | Path | None = None) -> nn.Module:
+    """Return a ResNet that maps frames `[K, 3, H, W]` to features `[K, backbone.num_features]`.
+
+    Args:
+        depth: r18, r34, r50 or r101.
+        width: Factor on the stages' channels; 0.25 gives 16, 32, 64, 128.
+        pretrained: Load ImageNet weights the way timm does (its cache, or a download).
+        pretrained_path: Load ImageNet weights from this file (safetensors, or a PyTorch file of plain tensors) instead.
+    """
+    channels = tuple(max(8, round(width * count)) for count in (64, 128, 256, 512))
+    wanted = pretrained or pretrained_path is not None
+    if wanted and width != 1.0:
+        raise FlowlessError(f"width is {width}; pretrained weights exist for width 1 only. Train from scratch, or use width 1.")
+    options: dict[str, Any] = {"num_classes": 0, "channels": channels, "zero_init_last": width == 1.0}
+    if pretrained_path is not None:
+        model = timm.create_model(DEPTHS[depth], **options)
+        _load_file(model, Path(pretrained_path), depth)
+        return model
+    try:
+        return timm.create_model(DEPTHS[depth], pretrained=pretrained, **options)
+    except (OSError, RuntimeError) as error:
+        if not pretrained:
+            raise
+        raise FlowlessError(
+            f"ImageNet weights for {DEPTHS[depth]} could not be fetched ({str(error).splitlines()[0]}). Where there is no network, "
+            f"give a file with pretrained_path, or train from scratch with pretrained off."
+        ) from error
+
+
+def widen(weight: Tensor, channels: int) -> Tensor:
+    """Make a first convolution's kernel for `channels` inputs: each slice the mean over RGB of `[O, 3, k, k]`."""
+    return weight.mean(dim=1, keepdim=True).repeat(1, channels, 1, 1)
+
+
+def widen_first_conv(backbone: nn.Module, channels: int, *, from_pretrained: bool) -> None:
+    """Give a backbone a first convolution of `channels` inputs.
+
+    From pretrained weights every slice is the mean over RGB of the pretrained kernel, not rescaled (official code); from
+    scratch the kernel starts like any other.
+    """
+    old = cast(nn.Conv2d, backbone.get_submodule("conv1"))
+    new = nn.Conv2d(channels, old.out_channels, 7, stride=2, padding=3, bias=False)
+    with torch.no_grad():
+        if from_pretrained:
+            new.weight.copy_(widen(old.weight, channels))
+        else:
+            nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
+    backbone.conv1 = new
+
+
+def _load_file(model: nn.Module, path: Path, depth: str) -> None:
+    weights = read_weights(path)
+    weights = {name: value for name, value in weights.items() if not name.startswith("fc.")}
+    missing, unexpected = model.load_state_dict(weights, strict=False) if _shapes_fit(model, weights) else ([""], [""])
+    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+    if missing or unexpected:
+        raise FlowlessError(
+            f"{path}: does not hold the weights of timm's {DEPTHS[depth]} (missing {len(missing)}, unknown {len(unexpected)}, "
+            f"or other shapes). Give a file saved from timm.create_model({DEPTHS[depth]!r})."
+        )
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read named tensors from a safetensors or PyTorch file; nothing is ever unpickled but plain tensors."""
+    import pickle
+
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise FlowlessError(f"{path}: no such file of weights.") from None
+    except (OSError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FlowlessError(f"{path}: not a readable file of weights ({reason}). Give a .safetensors or .pth of tensors.") from error
+    weights = weights.get("state_dict", weights) if isinstance(weights, dict) else weights
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise FlowlessError(f"{path}: holds no table of named tensors. Give a .safetensors file, or a .pth of tensors.")
+    return weights
+
+
+def _shapes_fit(model: nn.Module, weights: dict[str, Tensor]) -> bool:
+    own = model.state_dict()
+    return all(own[name].shape == value.shape for name, value in weights.items() if name in own)

@@ -1,0 +1,217 @@
+"""The PA op, `torch.ops.flowless.persistence`, and the module that learns with it.
+
+The op keeps neither the eight feature maps nor the differences for the backward pass: it computes them again, a chunk of
+planes at a time. Plain autograd would store eight planes for each plane of motion.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.library import custom_op, register_autocast
+
+from flowless.errors import FlowlessError
+from flowless.train.persistence_forms import (
+    Form,
+    differences,
+    even,
+    features,
+    interleave,
+    lengths,
+    motion_shape,
+    phase_weight,
+    phase_weight_gradient,
+)
+
+__all__ = ["EPS", "OFFICIAL_EPS", "PersistenceOfAppearance", "persistence", "phase_weight"]
+
+#: Under the root: small against any motion, large enough that identical frames have a finite gradient.
+EPS = 1e-12
+#: What the official code adds to each channel's difference (use it with `eps_inside`).
+OFFICIAL_EPS = 1e-6
+#: Feature values computed at once: few enough to stay in a processor's cache, or to fill a GPU.
+_CHUNK = {"cpu": 1 << 20, "cuda": 1 << 26}
+
+#: Sides in pixels from which the phase form is the faster one.
+_SMALLEST = 8
+
+
+@custom_op("flowless::persistence", mutates_args=())
+def persistence(x: Tensor, weight: Tensor, eps: float, eps_inside: bool = False) -> Tensor:
+    """Persistence of Appearance of stacks of frames (paper, Eq. 4 and 5).
+
+    Args:
+        x: `[..., m, C, H, W]` floating, the frames of a stack in time order.
+        weight: `[F, C, k, k]`, the same type; the paper's is `[8, 3, 7, 7]`.
+        eps: Added under the root; with `eps_inside`, the official code's addition to every channel's difference.
+        eps_inside: Use the official code's rule, for its checkpoints.
+
+    Returns:
+        `[..., m-1, H, W]`: how much each place changed from frame i to frame i+1.
+    """
+    _check(x, weight)
+    stacks = x.reshape(-1, *x.shape[-4:])
+    out = x.new_empty((stacks.shape[0], *motion_shape(stacks[0])))
+    form = _form(x)
+    for part in _chunks(stacks, weight):
+        change = features(differences(stacks[part]), weight, form)
+        length = lengths(change, weight.shape[0], eps, eps_inside=eps_inside)
+        maps = interleave(length, *x.shape[-2:]) if form == "phases" else length[:, 0]
+        out[part] = maps.unflatten(0, (-1, x.shape[-4] - 1))
+    return out.reshape(motion_shape(x))
+
+
+@custom_op("flowless::persistence_backward", mutates_args=())
+def persistence_backward(ratio: Tensor, x: Tensor, weight: Tensor, eps: float, eps_inside: bool, need_x: bool) -> tuple[Tensor, Tensor]:
+    """Compute the gradients of `persistence` with respect to `x` (empty unless `need_x`) and `weight`.
+
+    `ratio` `[..., m-1, H, W]` is the gradient at the output divided by the output: d out / d feature = feature / out, so
+    this one plane serves all filters.
+    """
+    stacks = x.reshape(-1, *x.shape[-4:])
+    ratio = ratio.reshape(-1, *ratio.shape[-3:])
+    grad_weight = torch.zeros_like(weight)
+    grad_x = torch.zeros_like(stacks) if need_x else x.new_empty(0)
+    form = _form(x)
+    with torch.autocast(x.device.type, enabled=False):
+        for part in _chunks(stacks, weight):
+            change, kernel = _chunk_backward(stacks[part], ratio[part], weight, (eps if eps_inside else 0.0, form, need_x))
+            grad_weight += kernel
+            if need_x:
+                by_stack = change.unflatten(0, (-1, x.shape[-4] - 1))
+                grad_x[part, 1:] += by_stack
+                grad_x[part, :-1] -= by_stack
+    return grad_x.reshape(x.shape) if need_x else grad_x, grad_weight
+
+
+def _chunk_backward(stacks: Tensor, ratio: Tensor, weight: Tensor, how: tuple[float, Form, bool]) -> tuple[Tensor, Tensor]:
+    """Return the gradients with respect to the differences (or an empty tensor) and to the kernel, of one chunk."""
+    shift, form, need_x = how
+    difference = differences(stacks)
+    ratio = ratio.flatten(0, 1)[:, None]
+    filters, padding = weight.shape[0], weight.shape[-1] // 2
+    height, width = difference.shape[-2:]
+    if form == "phases":
+        difference, weight, stride = even(difference), phase_weight(weight), 2
+        ratio = torch.nn.functional.pixel_unshuffle(even(ratio), 2)
+    else:
+        stride = 1
+    change = torch.nn.functional.conv2d(difference, weight, stride=stride, padding=padding)
+    if shift:
+        change -= shift
+    change.unflatten(1, (-1, filters)).mul_(ratio[:, :, None])
+    grad_difference, grad_weight, _ = torch.ops.aten.convolution_backward(
+        change,
+        difference,
+        weight,
+        None,
+        [stride, stride],
+        [padding, padding],
+        [1, 1],
+        False,
+        [0, 0],
+        1,
+        [need_x, True, False],
+    )
+    if form == "phases":
+        grad_weight = phase_weight_gradient(grad_weight, filters)
+    return grad_difference[..., :height, :width] if need_x else change, grad_weight
+
+
+def _form(x: Tensor) -> Form:
+    """Choose the faster form: phases, but for maps so small that the 8x8 windows are mostly padding."""
+    return "phases" if min(x.shape[-2:]) >= _SMALLEST else "pixels"
+
+
+def _chunks(stacks: Tensor, weight: Tensor) -> list[slice]:
+    """Cut the stacks so that a chunk's feature maps stay within the device's budget."""
+    count, frames, _, height, width = stacks.shape
+    per_stack = (frames - 1) * weight.shape[0] * height * width
+    step = max(1, _CHUNK.get(stacks.device.type, _CHUNK["cuda"]) // max(1, per_stack))
+    return [slice(start, start + step) for start in range(0, count, step)]
+
+
+def _check(x: Tensor, weight: Tensor) -> None:
+    if x.dim() < 4 or x.shape[-4] < 2 or not x.is_floating_point():
+        raise FlowlessError(
+            f"persistence: frames are {x.dtype} {list(x.shape)}; they must be floating [..., m, C, H, W] with m of at least 2."
+        )
+    if weight.dim() != 4 or weight.shape[1] != x.shape[-3] or weight.shape[-1] != weight.shape[-2] or not weight.shape[-1] % 2:
+        raise FlowlessError(
+            f"persistence: the weight is {list(weight.shape)}; for frames of {x.shape[-3]} channels it must be "
+            f"[filters, {x.shape[-3]}, k, k] with k odd."
+        )
+
+
+@persistence.register_fake
+def _(x: Tensor, weight: Tensor, eps: float, eps_inside: bool = False) -> Tensor:
+    return x.new_empty(motion_shape(x))
+
+
+@persistence_backward.register_fake
+def _(ratio: Tensor, x: Tensor, weight: Tensor, eps: float, eps_inside: bool, need_x: bool) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape if need_x else (0,)), torch.empty_like(weight)
+
+
+def _setup_context(ctx, inputs: tuple[Tensor, Tensor, float, bool], output: Tensor) -> None:
+    x, weight, ctx.eps, ctx.eps_inside = inputs
+    ctx.save_for_backward(x, weight, output)
+
+
+def _backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
+    x, weight, out = ctx.saved_tensors
+    grad_x, grad_weight = persistence_backward(gradient / out, x, weight, ctx.eps, ctx.eps_inside, ctx.needs_input_grad[0])
+    return grad_x if ctx.needs_input_grad[0] else None, grad_weight, None, None
+
+
+persistence.register_autograd(_backward, setup_context=_setup_context)
+# A difference of near-equal pixels loses everything in 8 bits of mantissa: PA stays in single precision under autocast.
+for _device in ("cpu", "cuda"):
+    register_autocast("flowless::persistence", _device, torch.float32)
+
+
+class PersistenceOfAppearance(nn.Module):
+    """The PA module: eight 7x7 filters, from stacks of m frames to m - 1 maps of motion.
+
+    1,184 parameters as the paper counts them (8 x 3 x 7 x 7 weights and 8 biases). By linearity the bias cancels in
+    encoding e1; it is kept, without a gradient, so that the official checkpoints load and the count is the paper's.
+
+    Args:
+        encoding: `e1`, the maps themselves (the paper's choice), or `e2`, the sigmoid of each map times the mean feature
+            map of the pair's first frame (paper, Eq. 7).
+        eps_inside: The official code's place of eps, for its checkpoints.
+        std: Standard deviation of the filters at the start; the official code's is 0.001.
+    """
+
+    def __init__(self, *, encoding: Literal["e1", "e2"] = "e1", eps_inside: bool = False, std: float = 0.001) -> None:
+        super().__init__()
+        if encoding not in {"e1", "e2"}:
+            raise FlowlessError(f"PA: encoding is {encoding!r}; it must be 'e1' (maps as channels) or 'e2' (maps as attention).")
+        self.encoding = encoding
+        self.eps_inside = eps_inside
+        self.weight = nn.Parameter(torch.empty(8, 3, 7, 7).normal_(0, std))
+        self.bias = nn.Parameter(torch.zeros(8), requires_grad=encoding == "e2")
+
+    def motion(self, x: Tensor, *, scale: Tensor | None = None) -> Tensor:
+        """Return the PA maps `[..., m-1, H, W]` of frames `[..., m, 3, H, W]`.
+
+        Args:
+            x: Normalised frames; or pixels 0 to 255, with `scale`.
+            scale: `[3]`, what normalisation multiplies each colour with: 1 / (255 std). Its mean cancels in the
+                difference, so pixels with scaled filters give the same maps, and their differences are exact integers.
+        """
+        weight = self.weight if scale is None else self.weight * scale.view(1, 3, 1, 1)
+        eps = OFFICIAL_EPS if self.eps_inside else EPS
+        return torch.ops.flowless.persistence(x, weight, eps, self.eps_inside)
+
+    def forward(self, x: Tensor, motion: Tensor) -> Tensor:
+        """Encode: from normalised frames `[B, N, m, 3, H, W]` and their maps to the `[B, N, m-1, H, W]` that the network sees."""
+        if self.encoding == "e1":
+            return motion
+        # The mean over the filters is linear too: one filter, the mean one, gives the mean feature map.
+        kernel, bias = self.weight.mean(0, keepdim=True), self.bias.mean(0, keepdim=True)
+        first = x[..., :-1, :, :, :]
+        mean = torch.nn.functional.conv2d(first.flatten(0, -4), kernel, bias, padding=3)
+        return motion.sigmoid() * mean.reshape(motion.shape)
