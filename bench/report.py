@@ -1,0 +1,94 @@
+"""The demo's page: one self-contained HTML file of what was done, learnt, built and predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowless import __version__
+from flowless.bench import plots
+from flowless.bench.environment import environment
+from flowless.files import whole_file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What the walk found beyond the summary's figures; the page's pictures and tables are drawn from it."""
+
+    labels: tuple[str, ...]
+    counts: Mapping[str, int]
+    """Videos of each split."""
+    histories: Mapping[str, Sequence[Mapping[str, float]]]
+    """Model -> rows of its metrics.csv."""
+    confusions: Mapping[str, np.ndarray]
+    """Model -> counts `[true, predicted]` on the validation videos."""
+    strips: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    """Label -> frames uint8 `[T, H, W, 3]` of one video and its PA maps `[T, H, W]`."""
+    vap_weights: Mapping[str, np.ndarray]
+    """Label -> mean weight of each pooled vector, `[N - 1]`."""
+    timescales: tuple[str, ...]
+    """Name of each pooled vector."""
+    predictions: Mapping[str, Any]
+    """`target`, `total`, `right`, `videos_per_s`, and `rows` of single videos."""
+    seed: int
+    commands: str
+    """What a reader can type next."""
+
+
+def write_report(path: Path, summary: Mapping[str, Any], evidence: Evidence) -> None:
+    """Write the page, whole or not at all.
+
+    Args:
+        path: the HTML file.
+        summary: the content of summary.json: `accuracy`, `engines`, `seconds`.
+        evidence: what the pictures are drawn from.
+    """
+    page = render(summary, evidence)
+    with whole_file(path) as draft:
+        draft.write_text(page, encoding="utf-8")
+
+
+def render(summary: Mapping[str, Any], evidence: Evidence) -> str:
+    """Return the page's HTML; it refers to nothing outside itself."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(
+        Path(__file__).with_name("report.html").read_text(encoding="utf-8")
+    )
+    pictures = {name: Markup(svg) for name, svg in _pictures(summary, evidence).items()}  # ours, so not to be escaped
+    strips = [{"label": label, "picture": plots.motion_strip(*strip)} for label, strip in evidence.strips.items()]
+    return template.render(
+        summary=summary,
+        plots=pictures,
+        strips=strips,
+        labels=evidence.labels,
+        counts=evidence.counts,
+        predictions=evidence.predictions,
+        seed=evidence.seed,
+        commands=evidence.commands,
+        environment=environment(),
+        version=__version__,
+        total=round(sum(summary["seconds"].values())),
+        kept=sum(not engine["status"].startswith("not built") for engine in summary["engines"]),
+        number=_number,
+    )
+
+
+def _pictures(summary: Mapping[str, Any], evidence: Evidence) -> dict[str, str]:
+    chance = 1 / len(evidence.labels)
+    return {
+        "stages": plots.stage_bars(summary["seconds"]),
+        "curves": plots.learning_curves(evidence.histories, chance=chance, ceiling=0.5),
+        "confusion_tsn": plots.confusion(evidence.confusions["tsn"], evidence.labels, title="TSN"),
+        "confusion_pan": plots.confusion(evidence.confusions["pan-lite"], evidence.labels, title="PAN-Lite"),
+        "vap": plots.vap_weights(evidence.vap_weights, timescales=evidence.timescales),
+    }
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else form % value
