@@ -16,7 +16,7 @@ def tsm(backbone: nn.Module, *, features: int, classes: int, spec: ClipSpec, dro
     Model card:
         Paper: Lin, Gan and Han, TSM: Temporal Shift Module for Efficient Video Understanding, ICCV 2019.
         Sees: the first frame of each segment; order through the shifts.
-        Size: as TSN, 23.9 M parameters and 32.9 GMAC with ResNet-50 and 8 frames of 224 x 224: a shift computes nothing.
+        Size: as TSN, 23.9 M parameters and 32.7 GMAC with ResNet-50 and 8 frames of 224 x 224: a shift computes nothing.
         Variant: blockres, an eighth of the channels each way, offline (both directions).
     """
     add_temporal_shift(backbone, segments=spec.segments)

@@ -15,7 +15,7 @@ def tsn(backbone: nn.Module, *, features: int, classes: int, spec: ClipSpec, dro
     Model card:
         Paper: Wang et al., Temporal Segment Networks, ECCV 2016 (the consensus function "average", RGB modality).
         Sees: the first frame of each segment; blind to the order of segments, by construction.
-        Size: ResNet-50, 174 classes: 23.9 M parameters, 32.9 GMAC for 8 frames of 224 x 224.
+        Size: ResNet-50, 174 classes: 23.9 M parameters, 32.7 GMAC for 8 frames of 224 x 224.
         Use: the baseline. What another model gains over it is temporal modelling.
     """
     return Recognizer(spec=spec, backbone=backbone, head=AverageHead(features, classes=classes, dropout=dropout))

@@ -1,0 +1,82 @@
+"""Which layer learns how fast: the official code's parameter groups."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from flowless.train.models import MotionRecognizer, Recognizer
+from flowless.train.recipes import Recipe
+
+#: Group -> (factor on the learning rate, factor on the weight decay), as in the official code.
+OFFICIAL_FACTORS = {
+    "first_conv_weight": (5.0, 1.0),
+    "first_conv_bias": (10.0, 0.0),
+    "normal_weight": (1.0, 1.0),
+    "bn": (1.0, 0.0),
+    "lr5_weight": (5.0, 1.0),
+    "lr10_bias": (10.0, 0.0),
+}
+
+
+def parameter_groups(model: Recognizer, *, layer_rates: bool = True) -> list[dict[str, Any]]:
+    """Sort a model's parameters into the official groups.
+
+    The first convolution is PA's where there is one; a backbone's own first convolution learns like every other.
+
+    Args:
+        model: What `build_model` made.
+        layer_rates: False: the same rate everywhere; biases and batch norm still do not decay.
+
+    Returns:
+        Groups for an optimiser, each with `name`, `params`, `lr_factor`, `decay_factor`; empty groups are left out.
+    """
+    groups: dict[str, list[nn.Parameter]] = {name: [] for name in OFFICIAL_FACTORS}
+    first = model.persistence if isinstance(model, MotionRecognizer) else None
+    for module in model.modules():
+        if module is first:
+            weight, bias = "first_conv_weight", "first_conv_bias"
+        elif isinstance(module, nn.BatchNorm2d):
+            weight = bias = "bn"
+        elif isinstance(module, nn.Linear):
+            weight, bias = "lr5_weight", "lr10_bias"
+        else:
+            weight, bias = "normal_weight", "normal_bias"
+        for name, parameter in module.named_parameters(recurse=False):
+            groups[bias if name == "bias" else weight].append(parameter)
+    return [
+        {
+            "name": name,
+            "params": parameters,
+            "lr_factor": OFFICIAL_FACTORS[name][0] if layer_rates else 1.0,
+            "decay_factor": OFFICIAL_FACTORS[name][1],
+        }
+        for name, parameters in groups.items()
+        if parameters
+    ]
+
+
+def build_optimizer(model: Recognizer, recipe: Recipe) -> torch.optim.SGD:
+    """Return SGD (no Nesterov) over the model's groups; `set_rate` gives them their rates."""
+    groups = parameter_groups(model, layer_rates=recipe.layer_rates)
+    for group in groups:
+        group["lr"] = recipe.rate_at(0) * group["lr_factor"]
+        group["weight_decay"] = recipe.weight_decay * group["decay_factor"]
+    return torch.optim.SGD(groups, lr=recipe.rate_at(0), momentum=recipe.momentum)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group its rate: `rate` times its factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_factor"]
+
+
+def freeze_batch_norm(model: nn.Module, *, but_first: bool = True) -> None:
+    """Partial BN: let every batch norm but the first use its running statistics and stop learning."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms[1:] if but_first else norms:
+        norm.eval()
+        for parameter in norm.parameters():
+            parameter.requires_grad_(False)

@@ -1,0 +1,220 @@
+"""Recipes: everything that decides how a model is trained, by name `model/data set`. No heavy library is imported here."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal
+
+from flowless.errors import FlowlessError
+from flowless.pipeline.spec import ClipSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a model is trained. Every field can be overridden on the command line.
+
+    The defaults are the official code's for PAN-Lite: SGD, momentum 0.9, weight decay 1e-4, rate 0.01 for a batch of 64,
+    divided by 10 at epochs 30 and 60 of 80.
+    """
+
+    name: str = "custom"
+    """The recipe's name, model/data set."""
+    model: str = "pan-lite-r50"
+    """tsn, tsm or pan-lite, and r18, r34, r50 or r101."""
+    width: float = 1.0
+    """Factor on the backbone's channels; 0.25 gives 16, 32, 64, 128."""
+    dropout: float = 0.5
+    """Share of the features dropped before the last layer."""
+    pa_encoding: Literal["e1", "e2"] = "e1"
+    """PAN-Lite: motion maps as channels (e1), or as attention on the mean feature map (e2)."""
+    pretrained: bool = True
+    """Start from ImageNet weights, which timm downloads or finds in its cache."""
+    pretrained_path: str | None = None
+    """Start from ImageNet weights in this file instead (for machines without a network)."""
+
+    segments: int = 8
+    """Segments N that a video is divided into."""
+    frames_per_segment: int = 4
+    """Adjacent frames m taken from each segment."""
+    size: int = 224
+    """Side of the square that the network sees, in pixels."""
+    short_side: int = 256
+    """Short side of the frame before an evaluation's centre crop, in pixels."""
+    sampling: Literal["centre", "two-clip", "dense"] = "centre"
+    """Which frames an evaluation takes (validation during training always takes one centre clip)."""
+
+    epochs: int = 80
+    """Times that training sees every video."""
+    batch_size: int = 64
+    """Clips in one step of the optimiser, over all devices and accumulated batches."""
+    accumulate: int = 1
+    """Batches that make one step: more of them need less memory for the same batch_size."""
+    lr: float = 0.01
+    """Learning rate for a batch of lr_batch clips; scaled linearly with batch_size."""
+    lr_batch: int = 64
+    """The batch size that lr is meant for."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 1e-4
+    """Weight decay of convolutions and linear layers (never of biases and batch norm)."""
+    schedule: Literal["steps", "one-cycle"] = "steps"
+    """steps: divide the rate at epochs; one-cycle: rise to lr in warm_up of the time, then fall to nothing."""
+    steps: tuple[int, ...] = (30, 60)
+    """Epochs at which the schedule `steps` multiplies the rate with step_factor."""
+    step_factor: float = 0.1
+    """What `steps` multiplies with."""
+    warm_up: float = 0.3
+    """Share of the time in which `one-cycle` rises."""
+    layer_rates: bool = True
+    """The official rates by layer: 5 times lr for PA's filters and linear layers, 10 times for their biases."""
+    clip_gradient: float = 20.0
+    """Largest norm of the gradient; 0 switches clipping off."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread over all classes."""
+    partial_bn: bool = False
+    """Freeze every batch norm but the first."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the network: fp32, or mixed bf16 or fp16 (fp16 on a GPU only). PA itself stays in fp32."""
+
+    flip: bool = False
+    """Mirror half of the clips in training. Off where left and right are different actions."""
+    flip_labels: dict[str, str] = field(default_factory=dict)
+    """With flip: label that a mirrored clip of each label gets, such as {"swipe left": "swipe right", …}."""
+    scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
+    """Sizes of the training crop, relative to the frame's short side."""
+    colour_jitter: float = 0.0
+    """Strength of random brightness, contrast and saturation in training; 0 is off."""
+
+    seed: int = 0
+    """Fixes the first weights, the order of videos, the frames and crops taken, and dropout."""
+    workers: int = 2
+    """Threads or processes that decode."""
+    max_bad_share: float = 0.05
+    """Training stops when more than this share of the videos cannot be read."""
+    validate_every: int = 1
+    """Epochs between validations; the last epoch is always validated."""
+    accelerator: str = "auto"
+    """Lightning's accelerator: auto, cpu, gpu."""
+    devices: str = "auto"
+    """Lightning's devices: auto, a number, or a list such as 0,1."""
+    num_nodes: int = 1
+    """Machines that train together."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be trained: all problems in one error."""
+        rules = (
+            (("epochs", "batch_size", "accumulate", "lr_batch", "validate_every", "num_nodes", "workers"), lambda x: x >= 1, "at least 1"),
+            (("lr",), lambda x: 0 < x < math.inf, "above 0"),
+            (("momentum", "label_smoothing", "dropout"), lambda x: 0 <= x < 1, "in [0, 1)"),
+            (("weight_decay", "clip_gradient", "colour_jitter", "seed"), lambda x: 0 <= x < math.inf, "at least 0"),
+            (("warm_up",), lambda x: 0 < x < 1, "between 0 and 1"),
+            (("step_factor", "max_bad_share"), lambda x: 0 <= x <= 1, "in [0, 1]"),
+            (("scales",), lambda x: len(x) > 0 and all(0 < scale <= 1 for scale in x), "numbers in (0, 1]"),
+        )
+        problems = [
+            f"{name} is {getattr(self, name)!r}; it must be {allowed}"
+            for names, good, allowed in rules
+            for name in names
+            if not good(getattr(self, name))
+        ]
+        if self.batch_size % self.accumulate:
+            problems.append(f"accumulate is {self.accumulate}; it must divide batch_size, {self.batch_size}")
+        if problems:
+            raise FlowlessError(f"recipe {self.name}: " + "; ".join(problems) + ".")
+
+    @property
+    def spec(self) -> ClipSpec:
+        """What a clip is under this recipe."""
+        return ClipSpec(
+            segments=self.segments,
+            frames_per_segment=self.frames_per_segment,
+            height=self.size,
+            width=self.size,
+            short_side=self.short_side,
+            sampling=self.sampling,
+        )
+
+    @property
+    def peak_rate(self) -> float:
+        """The learning rate at its highest, scaled to the batch."""
+        return self.lr * self.batch_size / self.lr_batch
+
+    def rate_at(self, epoch: float) -> float:
+        """Return the learning rate after `epoch` epochs, a fraction counted (before the factors by layer)."""
+        if self.schedule == "steps":
+            return self.peak_rate * self.step_factor ** sum(epoch >= step for step in self.steps)
+        done = min(1.0, epoch / self.epochs)
+        if done < self.warm_up:
+            return _cosine(self.peak_rate / 25, self.peak_rate, done / self.warm_up)
+        return _cosine(self.peak_rate, self.peak_rate / 25e4, (done - self.warm_up) / (1 - self.warm_up))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for a checkpoint or a JSON file."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, document: dict[str, Any]) -> Recipe:
+        """Read what `to_dict` wrote; raise FlowlessError on an unknown field."""
+        unknown = sorted(set(document) - {item.name for item in fields(cls)})
+        if unknown:
+            raise FlowlessError(f"recipe: unknown fields {', '.join(unknown)}. It was written by another version of flowless.")
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in document.items()})
+
+
+def _cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
+
+
+#: From scratch, on small frames: what Moving Shapes needs to be learnt in minutes on two cores.
+_SMALL: dict[str, Any] = {
+    "width": 0.25,
+    "pretrained": False,
+    "size": 48,
+    "short_side": 48,
+    "schedule": "one-cycle",
+    "lr": 0.1,
+    "lr_batch": 20,
+    "batch_size": 20,
+    "scales": (1.0,),
+    "layer_rates": False,
+}
+
+#: Data set -> what it changes (paper, section V-A; spec of the official code).
+_DATA: dict[str, dict[str, Any]] = {
+    "something-v1": {},
+    "something-v2": {},
+    "jester": {},
+    "kinetics400": {"flip": True, "sampling": "two-clip"},
+    "ucf101": {"flip": True, "sampling": "two-clip", "epochs": 40, "steps": (15, 30)},
+    "hmdb51": {"flip": True, "sampling": "two-clip", "epochs": 40, "steps": (15, 30)},
+    "custom": {"epochs": 40, "steps": (15, 30), "batch_size": 16},
+    "moving-shapes": {**_SMALL, "epochs": 6},
+    "tiny": {**_SMALL, "epochs": 60, "batch_size": 14, "dropout": 0.0, "short_side": 56, "validate_every": 10},
+}
+#: TSN and TSM train as the official RGB branch does: 50 epochs, steps at 20 and 40.
+_RGB: dict[str, Any] = {"epochs": 50, "steps": (20, 40)}
+_PUBLIC = ("something-v1", "something-v2", "jester", "kinetics400")
+
+
+def _recipe(model: str, data: str) -> Recipe:
+    changes = dict(_DATA[data])
+    if not model.startswith("pan-") and data in _PUBLIC:
+        changes |= _RGB
+    return Recipe(name=f"{model}/{data}", model=model, **changes)
+
+
+#: Models and data sets that recipes are named after.
+MODEL_NAMES = tuple(f"{family}-{depth}" for family in ("pan-lite", "tsm", "tsn") for depth in ("r50", "r18", "r34", "r101"))
+DATA_NAMES = tuple(_DATA)
+RECIPES: dict[str, Recipe] = {f"{model}/{data}": _recipe(model, data) for model in MODEL_NAMES for data in DATA_NAMES}
+
+
+def find_recipe(name: str, **changes: Any) -> Recipe:
+    """Return a recipe by name, with fields changed; raise FlowlessError, listing what there is, on an unknown name."""
+    if name not in RECIPES:
+        raise FlowlessError(
+            f"no recipe {name!r}. A recipe is MODEL/DATA, such as pan-lite-r50/something-v1; models: {', '.join(MODEL_NAMES)}; "
+            f"data: {', '.join(DATA_NAMES)}. For data of your own, take /custom (fine-tuning) or /tiny (a handful of videos)."
+        )
+    return replace(RECIPES[name], **changes)
