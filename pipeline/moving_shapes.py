@@ -1,0 +1,192 @@
+"""Moving Shapes: the benchmark that needs no download, and that no model which ignores the order of frames can pass.
+
+Twelve actions in six pairs, each the time-reversal of its twin, on textured still backgrounds with still distractors.
+With `twins` every scene is written as both: as it is, and played backwards under the twin's label. A model that
+ignores order gives both the same answer, so it is wrong on one of the two, and its accuracy cannot pass 50 %. In
+training the twins take away what else a small set invites: remembering each background with its label.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Literal
+
+from flowless.console import progress
+from flowless.errors import FlowlessError
+from flowless.files import whole_folder, write_json
+from flowless.pipeline.encode import write_video
+from flowless.pipeline.index import DatasetIndex, VideoRecord
+from flowless.pipeline.shapes_scene import CLASSES, PAIRS, TWIN, scene_frames
+
+__all__ = ["CLASSES", "PAIRS", "TWIN", "ShapesOptions", "generate"]
+
+Split = Literal["train", "val"]
+
+#: The file that says what a folder of Moving Shapes holds; only a folder with it is ever replaced.
+MARK = "moving-shapes.json"
+FPS = 25
+#: Frames from one key frame to the next; no scene cuts, so that their places are known without reading the file.
+KEY_FRAME_EVERY = 12
+_GOP = str(KEY_FRAME_EVERY)
+_X264 = {"preset": "veryfast", "crf": "20", "g": _GOP, "keyint_min": _GOP, "sc_threshold": "0"}
+SPLITS: tuple[Split, ...] = ("train", "val")
+_CHUNK = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapesOptions:
+    """What to generate. The frames depend on these values alone, never on the number of workers."""
+
+    size: int = 48
+    """Side of the square frame, in pixels; even, at least 16."""
+    frames: int = 32
+    """Frames of each video, at least 4; 25 a second."""
+    train_videos: int = 2000
+    """Training videos in all, twins included."""
+    val_videos: int = 480
+    """Validation videos in all, twins included; their scenes and backgrounds are their own."""
+    seed: int = 0
+    """Another seed, other videos."""
+    twins: bool = True
+    """Write each scene also played backwards, under the label of its twin."""
+    shake: bool = False
+    """Shake the camera. At 48 pixels it drowns the motion; use it from about 112 pixels."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be generated: all problems in one error."""
+        problems = []
+        if self.size < 16 or self.size % 2:
+            problems.append(f"size is {self.size}; it must be even (H.264 stores colour at half the size) and at least 16")
+        if self.frames < 4:
+            problems.append(f"frames is {self.frames}; it must be at least 4")
+        allowed = "0 or more, and even, since each video has its twin" if self.twins else "0 or more"
+        problems += [
+            f"{name} is {value}; it must be {allowed}"
+            for name, value in (("train_videos", self.train_videos), ("val_videos", self.val_videos))
+            if value < 0 or (self.twins and value % 2)
+        ]
+        if not 0 <= self.seed < 2**63:
+            problems.append(f"seed is {self.seed}; it must be from 0 to 2**63 - 1")
+        if problems:
+            raise FlowlessError("Moving Shapes: " + "; ".join(problems) + ".")
+
+
+def generate(out: str | os.PathLike[str], *, options: ShapesOptions | None = None, workers: int | None = None) -> Path:
+    """Generate both splits into the folder `out`, whole or not at all.
+
+    Writes `train/<class>/*.mp4`, `val/<class>/*.mp4`, `train.index.jsonl`, `val.index.jsonl` (what a scan of the split
+    would find) and `moving-shapes.json` (the options). With twins, `<class>/00012.mp4` and `<twin>/00012.mp4` are one
+    scene forwards and backwards.
+
+    Args:
+        out: the folder; an older one is replaced if it holds Moving Shapes.
+        options: what to generate; the defaults are the demo's.
+        workers: processes that draw and encode; None takes one a processor.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FlowlessError: `out` is something else than Moving Shapes, it cannot be written, or the disk is full.
+    """
+    options, target = options or ShapesOptions(), Path(out)
+    workers = _processors() if workers is None else workers
+    if workers < 1:
+        raise FlowlessError(f"Moving Shapes: workers is {workers}; it must be at least 1.")
+    if target.exists() and not _replaceable(target):
+        raise FlowlessError(f"{target}: exists and does not hold Moving Shapes, so it is left alone. Name an empty or a new folder.")
+    with whole_folder(target) as draft:
+        for split in SPLITS:
+            for label in CLASSES:
+                (draft / split / label).mkdir(parents=True)
+        _write_scenes(draft, options, workers)
+        for split in SPLITS:
+            _index(draft, split, options).save(draft / f"{split}.index.jsonl")
+        write_json(draft / MARK, {"options": asdict(options), "labels": list(CLASSES), "twins": TWIN})
+    return target
+
+
+def _replaceable(target: Path) -> bool:
+    return target.is_dir() and ((target / MARK).is_file() or not any(target.iterdir()))
+
+
+def _processors() -> int:
+    # The processors that this process may use, which in a container are fewer than the machine's.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _scenes(split: Split, options: ShapesOptions) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """Each scene's number and the labels it is written under: the action drawn and, with twins, its reversal."""
+    videos = options.train_videos if split == "train" else options.val_videos
+    for scene in range(videos // 2 if options.twins else videos):
+        first, second = PAIRS[scene % len(PAIRS)]
+        if options.twins:
+            yield scene, (first, second)
+        else:
+            yield scene, ((first, second)[scene // len(PAIRS) % 2],)
+
+
+def _place(split: Split, label: str, scene: int) -> Path:
+    return Path(split, label, f"{scene:05d}.mp4")
+
+
+def _write_scenes(folder: Path, options: ShapesOptions, workers: int) -> None:
+    jobs: list[tuple[Split, list[tuple[int, tuple[str, ...]]]]] = []
+    for split in SPLITS:
+        scenes = list(_scenes(split, options))
+        for at in range(0, len(scenes), _CHUNK):
+            jobs.append((split, scenes[at : at + _CHUNK]))
+    with progress() as bar:
+        task = bar.add_task("Moving Shapes", total=options.train_videos + options.val_videos)
+        if workers == 1 or len(jobs) <= 1:
+            for split, scenes in jobs:
+                bar.advance(task, _write_chunk(folder, split, scenes, options))
+            return
+        # Spawned, not forked: the caller may hold threads (PyTorch, libav), which a forked child would lose mid-step.
+        with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
+            futures = [pool.submit(_write_chunk, folder, split, scenes, options) for split, scenes in jobs]
+            try:
+                for future in as_completed(futures):
+                    bar.advance(task, future.result())
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+
+def _write_chunk(folder: Path, split: Split, scenes: list[tuple[int, tuple[str, ...]]], options: ShapesOptions) -> int:
+    """Draw and encode some scenes; return how many videos they made."""
+    written = 0
+    for scene, labels in scenes:
+        seed = (options.seed, SPLITS.index(split), scene)
+        film = scene_frames(labels[0], size=options.size, frames=options.frames, shake=options.shake, seed=seed)
+        for label in labels:
+            frames = film if label == labels[0] else film[::-1]
+            write_video(folder / _place(split, label, scene), frames, fps=FPS, codec="libx264", options=_X264)
+            written += 1
+    return written
+
+
+def _index(folder: Path, split: Split, options: ShapesOptions) -> DatasetIndex:
+    """The split's index, from what is known of every video without opening it."""
+    places = [(_place(split, label, scene), label) for scene, labels in _scenes(split, options) for label in labels]
+    names = sorted((place.relative_to(split).as_posix(), label) for place, label in places)
+    videos = tuple(
+        VideoRecord(
+            id=name,
+            path=name,
+            label=CLASSES.index(label),
+            frames=options.frames,
+            fps=float(FPS),
+            width=options.size,
+            height=options.size,
+            codec="h264",
+            key_frames=tuple(range(0, options.frames, KEY_FRAME_EVERY)),
+        )
+        for name, label in names
+    )
+    return DatasetIndex(root=folder / split, labels=CLASSES, videos=videos)
