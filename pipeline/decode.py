@@ -14,7 +14,7 @@ on average). Non-square pixels stay as they are stored.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -71,7 +71,7 @@ def decode_frames(
 
 def read_frames(
     path: str | os.PathLike[str], ordinals: Iterable[int], *, info: VideoInfo | None = None, threads: int = 1
-) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+) -> Generator[tuple[int, NDArray[np.uint8]], None, None]:
     """Yield `(ordinal, frame)` for each different ordinal, each frame converted as it is decoded.
 
     What `decode_frames` stacks; for who resizes each frame and does not want them all in memory. Frames are uint8
@@ -105,7 +105,7 @@ def read_frames(
     _refuse_beyond(path, left, count)
 
 
-def iter_frames(path: str | os.PathLike[str], *, threads: int = 1) -> Iterator[NDArray[np.uint8]]:
+def iter_frames(path: str | os.PathLike[str], *, threads: int = 1) -> Generator[NDArray[np.uint8], None, None]:
     """Yield every frame, uint8 `[H, W, 3]`, RGB, upright, in presentation order: the full decode.
 
     Raises:

@@ -82,7 +82,7 @@ def sample_rng(seed: int, epoch: int, video_id: str) -> np.random.Generator:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and int(value) >= 1
 
 
 def _evaluation(n: int, segments: int, m: int, *, views: int) -> NDArray[np.int64]:

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
+from itertools import pairwise
 
 from av.packet import Packet
 from av.video.stream import VideoStream
@@ -99,7 +100,7 @@ def varies(pts: tuple[int, ...]) -> bool:
     if len(pts) < 3:
         return False
     mean = (pts[-1] - pts[0]) / (len(pts) - 1)
-    return any(abs(later - earlier - mean) > 1.5 + mean / 100 for earlier, later in zip(pts, pts[1:], strict=False))
+    return any(abs(later - earlier - mean) > 1.5 + mean / 100 for earlier, later in pairwise(pts))
 
 
 def _trusted(video: OpenVideo, shown: list[int | None], *, first: tuple[int | None, bool], earliest: int | None) -> bool:

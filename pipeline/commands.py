@@ -1,0 +1,135 @@
+"""The pipeline's subcommands: `flowless scan` and `flowless shapes`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from rich.table import Table
+
+from flowless import console
+from flowless.pipeline.moving_shapes import CLASSES, ShapesOptions, generate
+from flowless.pipeline.scan import ScanReport, run_scan
+
+#: Refused files that the printed table shows; the index lists all.
+_SHOWN = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanOptions:
+    """Index a data set: look at every video once and write what was found, one line a video.
+
+    Every refused file is listed with its reason in the index and in the table, and never stops the scan. After Ctrl-C
+    the next scan goes on where this one stopped.
+    """
+
+    source: tyro.conf.Positional[Path]
+    """What to scan. Format folder: SOURCE/<class>/<video>, at any depth below the class; files that are no videos by
+    their suffix are passed over and counted. Format csv: a table path,label or path,label,start,end with start and end
+    in seconds from the first frame, paths relative to the table."""
+    format: Literal["folder", "csv"] = "folder"
+    """How the source names its videos."""
+    out: Path = Path("index.jsonl")
+    """The index to write."""
+    labels: Path | None = None
+    """An index, or a text with one label a line, whose labels and order this index takes: give the training set's index
+    when scanning the validation set. A video with any other label is refused."""
+    workers: int | None = None
+    """Processes that look at files; by default one a processor core."""
+    decode: bool = True
+    """Decode every frame: counts what truly decodes, and finds damage. --no-decode trusts the packets, many times faster."""
+    json: bool = False
+    """Print one JSON document instead of tables."""
+
+
+def scan(words: Sequence[str]) -> int:
+    """Run `flowless scan`."""
+    options = tyro.cli(ScanOptions, args=words, prog="flowless scan")
+    report = run_scan(
+        options.source,
+        format=options.format,
+        out=options.out,
+        workers=options.workers,
+        labels=options.labels,
+        decode=options.decode,
+    )
+    console.emit(_scan_document(report, options.out), *_scan_tables(report, options.out), as_json=options.json)
+    if not report.index.videos:
+        console.log.print(
+            f"flowless: {options.source}: no video of it can be used; the reasons are in {options.out}.", style="red", markup=False
+        )
+    return 0 if report.index.videos else 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapesWords:
+    """Generate Moving Shapes: labelled videos of twelve actions in six pairs, each the time-reversal of its twin.
+
+    No model that ignores the order of frames can pass 50 % on them. Writes OUT/train/CLASS/*.mp4, OUT/val/CLASS/*.mp4,
+    and an index of each split, OUT/train.index.jsonl and OUT/val.index.jsonl.
+    """
+
+    out: tyro.conf.Positional[Path]
+    """Folder to write. One that holds Moving Shapes is replaced; any other is left alone."""
+    options: tyro.conf.OmitArgPrefixes[ShapesOptions] = field(default_factory=ShapesOptions)
+    """What to generate."""
+    workers: int | None = None
+    """Processes that draw and encode; by default one a processor core."""
+    json: bool = False
+    """Print one JSON document instead of a table."""
+
+
+def shapes(words: Sequence[str]) -> None:
+    """Run `flowless shapes`."""
+    chosen = tyro.cli(ShapesWords, args=words, prog="flowless shapes")
+    folder = generate(chosen.out, options=chosen.options, workers=chosen.workers)
+    videos = {"train": chosen.options.train_videos, "val": chosen.options.val_videos}
+    splits = {split: {"videos": count, "index": str(folder / f"{split}.index.jsonl")} for split, count in videos.items()}
+    table = Table("split", "videos", "index", title=f"Moving Shapes, {len(CLASSES)} actions")
+    for split, told in splits.items():
+        table.add_row(split, str(told["videos"]), _plain(str(told["index"])))
+    document = {"folder": str(folder), "labels": list(CLASSES), "splits": splits}
+    console.emit(document, table, as_json=chosen.json)
+
+
+def _scan_document(report: ScanReport, out: Path) -> dict[str, object]:
+    index = report.index
+    return {
+        "index": str(out),
+        "videos": len(index.videos),
+        "frames": sum(video.frames for video in index.videos),
+        "labels": list(index.labels),
+        "codecs": dict(Counter(video.codec for video in index.videos).most_common()),
+        "refused": [{"path": item.path, "reason": item.reason} for item in index.refused],
+        "ignored": report.ignored,
+        "resumed": report.resumed,
+        "seconds": round(report.seconds, 3),
+    }
+
+
+def _scan_tables(report: ScanReport, out: Path) -> list[Table]:
+    document = _scan_document(report, out)
+    summary = Table(title=f"Index {out}", show_header=False)
+    for name in ("videos", "frames", "ignored", "resumed", "seconds"):
+        summary.add_row(name, str(document[name]))
+    summary.add_row("labels", str(len(report.index.labels)))
+    codecs = Counter(video.codec for video in report.index.videos)
+    summary.add_row("codecs", ", ".join(f"{codec} {count}" for codec, count in codecs.most_common()))
+    summary.add_row("refused", str(len(report.index.refused)))
+    if not report.index.refused:
+        return [summary]
+    refused = Table("refused", "reason", title=f"Refused: {len(report.index.refused)}")
+    for item in report.index.refused[:_SHOWN]:
+        # Square brackets in a file's name are no markup.
+        refused.add_row(_plain(item.path), _plain(item.reason))
+    if len(report.index.refused) > _SHOWN:
+        refused.add_row("…", f"and {len(report.index.refused) - _SHOWN} more, all in the index")
+    return [summary, refused]
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", r"\[")

@@ -1,0 +1,168 @@
+"""From a place full of videos to an index: look at every file once, in parallel, and never stop for a bad one."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flowless.console import progress
+from flowless.errors import FlowlessError
+from flowless.pipeline.index import DatasetIndex, Refused, VideoRecord
+from flowless.pipeline.scan_jobs import Found, Job, run_jobs
+from flowless.pipeline.scan_journal import Journal
+from flowless.pipeline.sources import Item, Listing, label_order, list_source, read_labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanReport:
+    """An index, and how the scan that made it went."""
+
+    index: DatasetIndex
+    ignored: int
+    """Files passed over because their suffix is no video's."""
+    resumed: int
+    """Files whose findings an earlier, interrupted scan had noted already."""
+    seconds: float
+    """Wall clock."""
+
+
+def scan(
+    source: str | os.PathLike[str],
+    *,
+    format: str = "folder",  # noqa: A002
+    out: str | os.PathLike[str],
+    workers: int | None = None,
+    labels: str | os.PathLike[str] | None = None,
+    decode: bool = True,
+) -> DatasetIndex:
+    """Index a data set and write the index to `out`; see `run_scan`, which also says how it went."""
+    return run_scan(source, format=format, out=out, workers=workers, labels=labels, decode=decode).index
+
+
+def run_scan(
+    source: str | os.PathLike[str],
+    *,
+    format: str = "folder",  # noqa: A002
+    out: str | os.PathLike[str],
+    workers: int | None = None,
+    labels: str | os.PathLike[str] | None = None,
+    decode: bool = True,
+) -> ScanReport:
+    """Look at every video that a source names, and write one index.
+
+    Findings are noted in `<out>.journal` as they come. An interrupted scan leaves the journal and no index; the next one
+    takes from it every file whose size and time of change are still the same. A finished scan removes it.
+
+    Args:
+        source: A folder or a table; see `sources.list_source`.
+        format: `folder` or `csv`.
+        out: The index to write; it appears whole or not at all.
+        workers: Processes that look at files; None is one a processor core, 1 works in this process.
+        labels: An index or a list of names whose labels, in whose order, this index shall have (a validation set shares
+            its training set's); None takes the names that the source uses, in alphabetic order.
+        decode: Decode every frame to count what truly decodes and to find damage; without it packets are counted, which
+            is many times faster and trusts the file.
+
+    Raises:
+        FlowlessError: The source, the labels or the output cannot be used. A bad video is no such case: it is listed in
+            the index with its reason.
+    """
+    began = time.perf_counter()
+    if workers is not None and workers < 1:
+        raise FlowlessError(f"workers is {workers}; it must be at least 1.")
+    listing = list_source(source, format=format)
+    names = read_labels(labels) if labels is not None else label_order({item.label for item in listing.items})
+    known, refused = _with_known_labels(listing, names, labels)
+    jobs = _jobs(known, decode=decode)
+    target = Path(out)
+    with Journal.open(target.with_name(target.name + ".journal")) as journal:
+        found = {job: journal.finding(job) for job in jobs}
+        waiting = [job for job, finding in found.items() if finding is None]
+        resumed = len(jobs) - len(waiting)
+        with progress() as bar:
+            task = bar.add_task("scanning", total=len(jobs), completed=resumed)
+            for job, finding in run_jobs(waiting, workers=workers or _cores()):
+                found[job] = finding
+                journal.note(job, finding)
+                bar.advance(task)
+        index = _index(listing, known, names, {job.path: finding for job, finding in found.items() if finding}, refused)
+        index.save(target)
+        journal.remove()
+    return ScanReport(index=index, ignored=listing.ignored, resumed=resumed, seconds=time.perf_counter() - began)
+
+
+def _with_known_labels(listing: Listing, names: Sequence[str], labels: str | os.PathLike[str] | None) -> tuple[list[Item], list[Refused]]:
+    known, refused = [], list(listing.refused)
+    for item in listing.items:
+        if item.label in set(names):
+            known.append(item)
+            continue
+        where = f"line {item.line}: " if item.line else ""
+        reason = f"{where}its label {item.label!r} is not among the {len(names)} of {labels}"
+        refused.append(Refused(path=_name(listing.root, item.path), reason=reason))
+    return known, refused
+
+
+def _jobs(items: Sequence[Item], *, decode: bool) -> list[Job]:
+    """Return one job a file, however many parts of it are meant."""
+    parts: dict[Path, list[tuple[float | None, float | None]]] = {}
+    for item in items:
+        parts.setdefault(item.path, []).append((item.start, item.end))
+    return [Job(path=str(path), parts=tuple(ranges), decode=decode) for path, ranges in parts.items()]
+
+
+def _index(
+    listing: Listing, items: Sequence[Item], names: Sequence[str], found: dict[str, Found], refused: Sequence[Refused]
+) -> DatasetIndex:
+    number = {name: place for place, name in enumerate(names)}
+    videos: list[VideoRecord] = []
+    bad = list(refused)
+    parts_seen: dict[Path, int] = {}
+    for item in items:
+        finding, name = found[str(item.path)], _name(listing.root, item.path)
+        part = parts_seen.get(item.path, 0)
+        parts_seen[item.path] = part + 1
+        where = f"line {item.line}: " if item.line else ""
+        if finding.reason:
+            bad.append(Refused(path=name, reason=where + finding.reason))
+            continue
+        first, frames = finding.parts[part]
+        if frames < 1:
+            reason = f"no frame is shown {_range(item)}; the video lasts {finding.seconds:.2f} s"
+            bad.append(Refused(path=name, reason=where + reason))
+            continue
+        whole = item.start is None and item.end is None
+        videos.append(
+            VideoRecord(
+                id=name if whole else f"{name}#{item.start or 0:g}-{'' if item.end is None else format(item.end, 'g')}",
+                path=name,
+                label=number[item.label],
+                frames=frames,
+                first_frame=first,
+                fps=finding.fps,
+                width=finding.width,
+                height=finding.height,
+                rotation=finding.rotation,
+                codec=finding.codec,
+                variable_rate=finding.variable_rate,
+                key_frames=tuple(finding.key_frames),
+            )
+        )
+    return DatasetIndex(root=listing.root.absolute(), labels=tuple(names), videos=tuple(videos), refused=tuple(bad))
+
+
+def _name(root: Path, path: Path) -> str:
+    """Return the path relative to the root where it lies below it (links are not resolved), else absolute."""
+    full, base = Path(os.path.abspath(path)), Path(os.path.abspath(root))  # noqa: PTH100
+    return full.relative_to(base).as_posix() if full.is_relative_to(base) else str(full)
+
+
+def _range(item: Item) -> str:
+    return f"from {item.start or 0:g} s" + ("" if item.end is None else f" to {item.end:g} s")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,111 @@
+"""What an interrupted scan had found already, so that the next one need not look again."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+import av
+
+from flowless.errors import FlowlessError
+from flowless.pipeline.scan_jobs import Found, Job
+
+_VERSION = 1
+
+
+class Journal:
+    """Findings by file, appended as they come; a finding holds while the file's size and time of change do."""
+
+    def __init__(self, path: Path, known: dict[str, dict[str, Any]], stream: TextIO) -> None:
+        self._path, self._known, self._stream = path, known, stream
+
+    @classmethod
+    def open(cls, path: Path) -> Journal:
+        """Read what there is and go on after it; one of another version of flowless or of FFmpeg is begun anew.
+
+        Raises:
+            FlowlessError: The journal cannot be written at that place.
+        """
+        known: dict[str, dict[str, Any]] = {}
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+        goes_on = bool(lines) and _parse(lines[0]) == _header()
+        for line in lines[1:] if goes_on else ():
+            # The line that an interruption tore is no JSON; its file is looked at again.
+            entry = _parse(line)
+            if entry is not None and "key" in entry and "found" in entry:
+                known[json.dumps(entry["key"])] = entry["found"]
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stream = path.open("a" if goes_on else "w", encoding="utf-8")
+            journal = cls(path, known, stream)
+            journal._write("\n" if goes_on else json.dumps(_header()) + "\n")
+        except OSError as error:
+            raise FlowlessError(f"{path}: cannot write there ({error.strerror}). Choose another --out.") from error
+        return journal
+
+    def finding(self, job: Job) -> Found | None:
+        """Return what is noted of a job, if its file is still the same."""
+        found = self._known.get(json.dumps(_key(job)))
+        if found is None:
+            return None
+        try:
+            return Found(**{**found, "parts": tuple(map(tuple, found["parts"])), "key_frames": tuple(found["key_frames"])})
+        except (TypeError, KeyError):
+            return None
+
+    def note(self, job: Job, found: Found) -> None:
+        """Append a finding.
+
+        Raises:
+            FlowlessError: The disk is full.
+        """
+        try:
+            self._write(json.dumps({"key": _key(job), "found": asdict(found)}) + "\n")
+        except OSError as error:
+            raise FlowlessError(
+                f"{self._path}: the scan's findings cannot be noted ({error.strerror}). Free some space and scan again; it goes on here."
+            ) from error
+
+    def remove(self) -> None:
+        """Remove the journal: the index is written."""
+        self._stream.close()
+        self._path.unlink(missing_ok=True)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        # What a full disk kept back must not hide the error that is already under way.
+        with suppress(OSError):
+            self._stream.close()
+
+    def _write(self, text: str) -> None:
+        self._stream.write(text)
+        self._stream.flush()
+
+
+def _header() -> dict[str, Any]:
+    return {"format": "flowless-scan-journal", "version": _VERSION, "ffmpeg": list(av.library_versions["libavcodec"])}
+
+
+def _key(job: Job) -> list[Any]:
+    try:
+        status = Path(job.path).stat()
+        stamp = [status.st_size, status.st_mtime_ns]
+    except OSError:
+        stamp = [-1, -1]
+    where = os.path.abspath(job.path)  # noqa: PTH100  links stay as they are
+    return [where, *stamp, [list(part) for part in job.parts], job.decode]
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) else None
