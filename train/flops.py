@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
@@ -10,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 from flowless.pipeline.spec import ClipSpec
 from flowless.train.models import Recognizer
 
+#: PA's filters, and the weights of each.
 _FILTERS, _TAPS = 8, 3 * 7 * 7
 
 
@@ -38,25 +42,17 @@ def pa_macs(spec: ClipSpec) -> int:
 
 
 @register_flop_formula(torch.ops.flowless.persistence)
-def _persistence_flops(x_shape, weight_shape, *_, out_shape=None, **__) -> int:
-    filters, channels, rows, columns = weight_shape
-    maps = 1
-    for side in out_shape:
-        maps *= side
-    return 2 * maps * filters * (channels * rows * columns + 1)
+def _persistence_flops(x_shape: torch.Size, weight_shape: torch.Size, *_: Any, out_shape: torch.Size, **__: Any) -> int:
+    filters, *taps = weight_shape
+    return 2 * math.prod(out_shape) * filters * (math.prod(taps) + 1)
 
 
 def count(model: Recognizer) -> Size:
     """Count a model's parameters, and its MACs for one clip (convolutions, matrix products, PA), without running it."""
     clip = torch.zeros((1, *model.spec.shape), dtype=torch.uint8, device="meta")
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    twin = _on_meta(model)
+    twin = copy.deepcopy(model).eval().to("meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         twin(clip)
     return Size(parameters=parameters, macs=counter.get_total_flops() // 2)
 
-
-def _on_meta(model: Recognizer) -> Recognizer:
-    import copy
-
-    return copy.deepcopy(model).eval().to("meta")

@@ -159,7 +159,8 @@ class Recipe:
         unknown = sorted(set(document) - {item.name for item in fields(cls)})
         if unknown:
             raise FlowlessError(f"recipe: unknown fields {', '.join(unknown)}. It was written by another version of flowless.")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in document.items()})
+        values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in document.items()}
+        return cls(**values)
 
 
 def _cosine(start: float, end: float, share: float) -> float:

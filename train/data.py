@@ -1,0 +1,130 @@
+"""Between an index and a training loop: labels that fit, and batches epoch by epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from flowless.errors import FlowlessError
+from flowless.pipeline.index import DatasetIndex
+
+if TYPE_CHECKING:
+    from flowless.pipeline.loader import Batch, ClipLoader
+    from flowless.pipeline.spec import ClipSpec, Rule
+    from flowless.train.recipes import Recipe
+
+
+def relabel(index: DatasetIndex, labels: Sequence[str], *, what: str) -> DatasetIndex:
+    """Give an index the label order of a model, by name; an index may lack some of the model's labels.
+
+    Args:
+        index: Labelled videos.
+        labels: The model's labels, in the order of its scores.
+        what: Name of the index for the error.
+
+    Raises:
+        FlowlessError: The index has labels that the model does not know, or no videos.
+    """
+    if not index.videos:
+        raise FlowlessError(f"{what}: the index holds no videos. See its refused files with: flowless scan.")
+    position = {label: number for number, label in enumerate(labels)}
+    unknown = sorted({index.labels[video.label] for video in index.videos} - set(position))
+    if unknown:
+        shown = ", ".join(map(repr, unknown[:5])) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
+        raise FlowlessError(
+            f"{what}: has labels that the model was not trained on: {shown}. The model knows {len(labels)}: "
+            f"{', '.join(map(repr, labels[:5]))}{' …' if len(labels) > 5 else ''}. Index videos of the same labels."
+        )
+    videos = tuple(replace(video, label=position[index.labels[video.label]]) for video in index.videos)
+    return replace(index, labels=tuple(labels), videos=videos)
+
+
+def check_training_index(index: DatasetIndex, *, batch_size: int, what: str) -> None:
+    """Refuse an index that nothing can be learnt from."""
+    seen = len({video.label for video in index.videos})
+    if seen < 2:
+        raise FlowlessError(
+            f"{what}: has videos of {seen} label{'' if seen == 1 else 's'}; training needs at least 2. A folder-per-class data set "
+            f"has one folder a label: flowless scan FOLDER."
+        )
+    if len(index.videos) < batch_size:
+        raise FlowlessError(
+            f"{what}: has {len(index.videos)} videos, fewer than batch_size, {batch_size}. Lower --batch-size, or index more videos."
+        )
+
+
+def training_loader(index: DatasetIndex, recipe: Recipe, *, rank: int = 0, world: int = 1, device: str = "cpu") -> ClipLoader:
+    """Return the augmented, shuffled loader of a recipe for one of `world` processes."""
+    from flowless.pipeline.augment import Augmentation
+    from flowless.pipeline.loader import ClipLoader, LoaderOptions
+
+    augmentation = Augmentation(
+        scales=recipe.scales,
+        flip=recipe.flip,
+        flip_labels=recipe.flip_labels,
+        colour_jitter=recipe.colour_jitter,
+    )
+    options = LoaderOptions(
+        seed=recipe.seed,
+        workers=recipe.workers,
+        device=device,
+        augmentation=augmentation,
+        drop_last=True,
+        shuffle=True,
+        rank=rank,
+        world=world,
+        max_bad_share=recipe.max_bad_share,
+    )
+    return ClipLoader(index, recipe.spec, rule="train", batch_size=device_batch(recipe, world), options=options)
+
+
+def evaluation_loader(
+    index: DatasetIndex,
+    spec: ClipSpec,
+    *,
+    rule: Rule,
+    batch_size: int,
+    workers: int = 2,
+    rank: int = 0,
+    world: int = 1,
+    device: str = "cpu",
+) -> ClipLoader:
+    """Return a loader that gives every video once, in order, without augmentation."""
+    from flowless.pipeline.loader import ClipLoader, LoaderOptions
+
+    options = LoaderOptions(workers=workers, device=device, drop_last=False, shuffle=False, rank=rank, world=world)
+    return ClipLoader(index, spec, rule=rule, batch_size=batch_size, options=options)
+
+
+def device_batch(recipe: Recipe, world: int) -> int:
+    """Return the clips of one batch on one device: batch_size over devices and accumulated batches."""
+    parts = world * recipe.accumulate
+    if recipe.batch_size % parts:
+        raise FlowlessError(
+            f"recipe {recipe.name}: batch_size is {recipe.batch_size}; over {world} devices and {recipe.accumulate} accumulated batches "
+            f"it must be a multiple of {parts}."
+        )
+    return recipe.batch_size // parts
+
+
+class EpochBatches:
+    """A loader that tells its source the epoch, and fixes every other random number of the epoch, each time it starts.
+
+    So an epoch depends on (seed, epoch) alone, and a run that was killed goes on as if it had not been.
+    """
+
+    def __init__(self, source: ClipLoader, *, epoch: Callable[[], int], on_start: Callable[[int], Any] | None = None) -> None:
+        self.source = source
+        self._epoch = epoch
+        self._on_start = on_start
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch = self._epoch()
+        self.source.set_epoch(epoch)
+        if self._on_start is not None:
+            self._on_start(epoch)
+        yield from self.source

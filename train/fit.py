@@ -1,0 +1,255 @@
+"""Training a recipe on an index, from the first epoch or from where it stopped."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.progress import Progress, TaskID
+
+from flowless.console import log, progress
+from flowless.errors import FlowlessError
+from flowless.files import write_json
+from flowless.pipeline.index import DatasetIndex, Refused
+from flowless.train.data import check_training_index, device_batch, relabel
+from flowless.train.models import build_model
+from flowless.train.module import TrainingModule
+from flowless.train.recipes import Recipe
+from flowless.train.run_folder import KeepRun, RunFolder, best_row
+
+_PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitResult:
+    """What a training run left behind."""
+
+    folder: Path
+    best: Path
+    """Weights of the epoch with the best validation (the last epoch without validation)."""
+    last: Path
+    rows: list[dict[str, Any]]
+    """One dictionary an epoch, as in metrics.csv."""
+    best_epoch: int
+    best_top1: float | None
+    """Validation top-1 of the best epoch; None without validation."""
+    seconds: float
+    """Wall time of this call's training."""
+    bad_videos: list[Refused] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "folder": str(self.folder),
+            "best": str(self.best),
+            "last": str(self.last),
+            "epochs": len(self.rows),
+            "best_epoch": self.best_epoch,
+            "best_top1": self.best_top1,
+            "seconds": self.seconds,
+            "history": self.rows,
+            "bad_videos": [{"path": bad.path, "reason": bad.reason} for bad in self.bad_videos],
+        }
+
+
+def fit(
+    recipe: Recipe,
+    *,
+    index: DatasetIndex,
+    val_index: DatasetIndex | None = None,
+    out: str | os.PathLike[str],
+    resume: bool = False,
+    overwrite: bool = False,
+) -> FitResult:
+    """Train a recipe.
+
+    The state is kept at the end of every epoch, so a run that was stopped or killed goes on from its last whole epoch,
+    with the same numbers as if it had never stopped.
+
+    Args:
+        recipe: What to train and how.
+        index: Training videos.
+        val_index: Validation videos: its labels must be among the training labels.
+        out: The run's folder.
+        resume: Go on with the run in `out`.
+        overwrite: Replace the run in `out`.
+
+    Raises:
+        FlowlessError: The indexes do not fit each other or the recipe, the folder is taken, too many videos cannot be
+            read, or training diverges.
+    """
+    folder = RunFolder(Path(out))
+    check_training_index(index, batch_size=recipe.batch_size, what="training index")
+    if val_index is not None:
+        val_index = relabel(val_index, index.labels, what="validation index")
+    _check_machine(recipe)
+    # Under DDP Lightning starts this command again for each further process: the first one has claimed the folder.
+    if _first_process():
+        if resume:
+            folder.check_resumable(recipe, index)
+        else:
+            folder.begin(recipe, index, val_index=val_index, overwrite=overwrite)
+    torch.manual_seed(recipe.seed)
+    model = build_model(
+        recipe.model,
+        classes=len(index.labels),
+        spec=recipe.spec,
+        width=recipe.width,
+        dropout=recipe.dropout,
+        pa_encoding=recipe.pa_encoding,
+        pretrained=recipe.pretrained and not resume,
+        pretrained_path=None if resume else recipe.pretrained_path,
+    )
+    module = TrainingModule(model, recipe, index=index, val_index=val_index)
+    start = time.perf_counter()
+    with _quiet():
+        trainer = _trainer(recipe, folder, labels=index.labels, validate=val_index is not None)
+        device_batch(recipe, trainer.world_size)
+        _run(trainer, module, folder, resume=resume)
+    result = _result(module, folder, seconds=time.perf_counter() - start)
+    if trainer.is_global_zero:
+        write_json(folder.result, result.to_dict())
+    return result
+
+
+def _run(trainer: pl.Trainer, module: TrainingModule, folder: RunFolder, *, resume: bool) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(module, ckpt_path=folder.state if resume else None, weights_only=True if resume else None)
+    except SystemExit:
+        # Lightning's answer to Ctrl-C; it also switches Ctrl-C off.
+        if trainer.interrupted:
+            _say_how_to_resume(module, folder)
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _say_how_to_resume(module: TrainingModule, folder: RunFolder) -> None:
+    if not folder.state.exists():
+        log.print(
+            f"flowless: stopped in the first epoch; nothing is kept yet. Start again with --overwrite --out {folder.path}", style="yellow"
+        )
+        return
+    log.print(
+        f"flowless: stopped; {len(module.rows)} whole epochs are kept in {folder.path}. Go on with the same command and --resume.",
+        style="yellow",
+    )
+
+
+def _trainer(recipe: Recipe, folder: RunFolder, *, labels: tuple[str, ...], validate: bool) -> pl.Trainer:
+    devices: Any = recipe.devices
+    if devices != "auto":
+        devices = [int(part) for part in devices.split(",")] if "," in devices else int(devices)
+    return pl.Trainer(
+        accelerator=recipe.accelerator,
+        devices=devices,
+        num_nodes=recipe.num_nodes,
+        precision=_PRECISION[recipe.precision],
+        max_epochs=recipe.epochs,
+        accumulate_grad_batches=recipe.accumulate,
+        gradient_clip_val=recipe.clip_gradient or None,
+        check_val_every_n_epoch=recipe.validate_every,
+        limit_val_batches=1.0 if validate else 0,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        logger=TensorBoardLogger(folder.path, name="", version="tensorboard", default_hp_metric=False),
+        callbacks=[KeepRun(folder, labels=labels), _Bar()],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        inference_mode=True,
+    )
+
+
+def _check_machine(recipe: Recipe) -> None:
+    gpu = torch.cuda.is_available() and recipe.accelerator != "cpu"
+    if recipe.precision == "fp16" and not gpu:
+        raise FlowlessError("precision is fp16, which trains on a GPU only. Take --precision bf16, or fp32.")
+    if recipe.devices != "auto" and not all(part.strip().isdigit() for part in recipe.devices.split(",")):
+        raise FlowlessError(f"devices is {recipe.devices!r}; it must be auto, a number such as 2, or a list such as 0,1.")
+    if recipe.accelerator not in {"auto", "cpu", "gpu", "cuda"}:
+        raise FlowlessError(f"accelerator is {recipe.accelerator!r}; it must be auto, cpu or gpu.")
+    if recipe.accelerator in {"gpu", "cuda"} and not torch.cuda.is_available():
+        raise FlowlessError(
+            f"accelerator is {recipe.accelerator}, but PyTorch sees no GPU here. Take --accelerator cpu; see: flowless doctor."
+        )
+
+
+def _first_process() -> bool:
+    return all(int(os.environ.get(name, "0") or 0) == 0 for name in ("LOCAL_RANK", "NODE_RANK"))
+
+
+def _result(module: TrainingModule, folder: RunFolder, *, seconds: float) -> FitResult:
+    best = best_row(module.rows)
+    return FitResult(
+        folder=folder.path,
+        best=folder.best,
+        last=folder.last,
+        rows=module.rows,
+        best_epoch=best["epoch"],
+        best_top1=best["val_top1"],
+        seconds=seconds,
+        bad_videos=module.bad_videos(),
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning's advertisements and notes to developers from the user's terminal."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        warnings.filterwarnings("ignore", module="torch.distributed")
+        yield
+    logger.setLevel(level)
+
+
+class _Bar(Callback):
+    """One progress bar for the whole run."""
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        total = int(trainer.num_training_batches)
+        self._progress = progress()
+        self._progress.start()
+        epochs = trainer.max_epochs or 0
+        self._task = self._progress.add_task("training", total=total * epochs, completed=total * trainer.current_epoch)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+        if self._progress is not None:
+            self._progress.advance(self._task)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._progress is not None:
+            self._progress.update(self._task, description=f"epoch {trainer.current_epoch}/{trainer.max_epochs}")
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None

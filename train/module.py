@@ -1,0 +1,161 @@
+"""The training step, the validation step and what an epoch adds up to, as Lightning calls them."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flowless.errors import FlowlessError
+from flowless.pipeline.index import DatasetIndex
+from flowless.train.data import EpochBatches, evaluation_loader, training_loader
+from flowless.train.models import Recognizer
+from flowless.train.optim import build_optimizer, freeze_batch_norm, set_rate
+from flowless.train.recipes import Recipe
+
+if TYPE_CHECKING:
+    from flowless.pipeline.index import Refused
+    from flowless.pipeline.loader import Batch
+
+
+class TrainingModule(pl.LightningModule):
+    """A recogniser with its recipe and its videos.
+
+    Attributes:
+        rows: One dictionary an epoch: epoch, train_loss, train_top1, val_loss, val_top1, lr, seconds.
+    """
+
+    def __init__(self, model: Recognizer, recipe: Recipe, *, index: DatasetIndex, val_index: DatasetIndex | None) -> None:
+        super().__init__()
+        # For convolutions, pixels whose colours lie side by side are the faster layout, as they come from the video.
+        self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.recipe = recipe
+        self.index = index
+        self.val_index = val_index
+        self.rows: list[dict[str, Any]] = []
+        self._loaders: list[EpochBatches] = []
+        self._sums = {"train": _Sums(), "val": _Sums()}
+        self._started = 0.0
+        if recipe.partial_bn:
+            freeze_batch_norm(model)
+
+    def train(self, mode: bool = True) -> TrainingModule:
+        """Switch to training or evaluation; frozen batch norms stay in evaluation."""
+        super().train(mode)
+        if mode and self.recipe.partial_bn:
+            freeze_batch_norm(self.model)
+        return self
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return SGD over the official groups."""
+        return build_optimizer(self.model, self.recipe)
+
+    def train_dataloader(self) -> EpochBatches:
+        """Return this process's share of the training batches."""
+        loader = training_loader(self.index, self.recipe, **self._place())
+        if not len(loader):
+            raise FlowlessError(f"training has {len(self.index.videos)} videos: not one batch of {self.recipe.batch_size}.")
+        return self._keep(EpochBatches(loader, epoch=lambda: self.current_epoch, on_start=self._begin_epoch))
+
+    def val_dataloader(self) -> EpochBatches | list[EpochBatches]:
+        """Return this process's share of the validation batches: one centre clip a video."""
+        if self.val_index is None:
+            return []
+        loader = evaluation_loader(
+            self.val_index,
+            self.recipe.spec,
+            rule="centre",
+            batch_size=max(1, self.recipe.batch_size // self.recipe.accumulate),
+            workers=self.recipe.workers,
+            **self._place(),
+        )
+        return self._keep(EpochBatches(loader, epoch=lambda: 0))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Learn from uint8 clips `[B, 1, N, m, H, W, 3]`."""
+        scores = self.model(batch.clips.squeeze(1)).float()
+        loss = F.cross_entropy(scores, batch.labels, label_smoothing=self.recipe.label_smoothing)
+        self._sums["train"].add(loss, scores, batch.labels)
+        return loss
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Set the learning rate of this step: a function of the step alone, so nothing has to be resumed."""
+        set_rate(self.optimizers().optimizer, self.recipe.rate_at(self._epochs_done()))  # type: ignore[union-attr]
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Stop where training has diverged, rather than write a model of NaN."""
+        if self.trainer.global_step % 50 == 0 and not bool(torch.isfinite(self._sums["train"].loss)):
+            raise FlowlessError(
+                f"epoch {self.current_epoch}: the loss is no number any more; training has diverged. Lower --lr (it is {self.recipe.lr:g} "
+                f"for a batch of {self.recipe.lr_batch}), or clip harder with --clip-gradient. The last good epoch is kept."
+            )
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Measure one batch of validation videos."""
+        scores = self.model(batch.clips.squeeze(1)).float()
+        self._sums["val"].add(F.cross_entropy(scores, batch.labels), scores, batch.labels)
+
+    def on_train_epoch_end(self) -> None:
+        """Add the epoch up over all processes; log it."""
+        row: dict[str, Any] = {"epoch": self.current_epoch}
+        for part in ("train", "val"):
+            loss, right, count = self._reduced(self._sums[part])
+            row[f"{part}_loss"] = loss / count if count else None
+            row[f"{part}_top1"] = right / count if count else None
+            self._sums[part] = _Sums()
+        row["lr"] = self.optimizers().param_groups[0]["lr"] / self.optimizers().param_groups[0]["lr_factor"]  # type: ignore[union-attr]
+        row["seconds"] = time.perf_counter() - self._started
+        self.rows.append(row)
+        shown = {name: float(value) for name, value in row.items() if name != "epoch" and value is not None}
+        for logger in self.loggers:
+            logger.log_metrics(shown, step=row["epoch"])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the history with the state, so that a resumed run's log is whole."""
+        checkpoint["flowless_rows"] = self.rows
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the history back."""
+        self.rows = list(checkpoint["flowless_rows"])
+
+    def bad_videos(self) -> list[Refused]:
+        """Return every video that could not be read, once each."""
+        found = {bad.path: bad for loader in self._loaders for bad in loader.source.bad_videos}
+        return [found[path] for path in sorted(found)]
+
+    def _begin_epoch(self, epoch: int) -> None:
+        self._started = time.perf_counter()
+        torch.manual_seed(((self.recipe.seed * 100_003 + epoch) * 1009 + self.global_rank) % 2**63)
+
+    def _epochs_done(self) -> float:
+        steps = max(1, self.trainer.num_training_batches // self.recipe.accumulate)
+        return self.trainer.global_step / steps
+
+    def _place(self) -> dict[str, Any]:
+        device = "gpu" if self.device.type == "cuda" else "cpu"
+        return {"rank": self.global_rank, "world": self.trainer.world_size, "device": device}
+
+    def _keep(self, loader: EpochBatches) -> EpochBatches:
+        self._loaders.append(loader)
+        return loader
+
+    def _reduced(self, sums: _Sums) -> tuple[float, float, float]:
+        total = torch.stack([sums.loss, sums.right, sums.count]).to(self.device)
+        loss, right, count = self.trainer.strategy.reduce(total, reduce_op="sum").tolist()
+        return loss, right, count
+
+
+class _Sums:
+    """Sums over the batches of an epoch, kept on the device until its end."""
+
+    def __init__(self) -> None:
+        self.loss = self.right = self.count = torch.zeros((), dtype=torch.float64)
+
+    def add(self, loss: Tensor, scores: Tensor, labels: Tensor) -> None:
+        self.loss = self.loss.to(loss.device) + loss.detach().double() * len(labels)
+        self.right = self.right.to(loss.device) + (scores.detach().argmax(1) == labels).sum()
+        self.count = self.count.to(loss.device) + len(labels)
