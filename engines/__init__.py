@@ -1,1 +1,6 @@
-"""Loading a bundle and running it: numpy, PyAV, Pillow and one backend, nothing else."""
+"""Loading a bundle and running it: numpy, PyAV, Pillow and one backend; no PyTorch, DALI or ONNX."""
+
+from flowless.engines.engine import Engine, Label, Prediction
+from flowless.engines.loading import load
+
+__all__ = ["Engine", "Label", "Prediction", "load"]

@@ -1,0 +1,168 @@
+"""The libraries that run an artefact. Each backend takes uint8 clips and gives float32 scores, and nothing more."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from flowless.engines import cuda_driver
+from flowless.engines.manifest import Artefact
+from flowless.errors import FlowlessError
+
+#: Target -> the module that runs it, and what installs it.
+LIBRARIES: dict[str, tuple[str, str]] = {
+    "tensorrt": ("tensorrt", "pip install 'flowless[tensorrt]'"),
+    "tensorrt-rtx": ("tensorrt_rtx", "pip install 'flowless[rtx]'"),
+    "openvino": ("openvino", "pip install openvino"),
+    "onnxruntime": ("onnxruntime", "pip install 'flowless[onnxruntime]'"),
+}
+#: OpenVINO's `INFERENCE_PRECISION_HINT`, and what the answer is then called.
+HINTS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
+
+
+class Backend(Protocol):
+    """What runs an artefact."""
+
+    device: str
+    """Where it runs, for people."""
+
+    def __call__(self, clip: np.ndarray) -> np.ndarray:
+        """Return float32 scores `[B, classes]` of uint8 clips `[B, N, m, H, W, 3]`, C-contiguous."""
+        ...
+
+
+def why_not(target: str, artefact: Artefact | None = None) -> str | None:
+    """Say why this machine cannot run a target (or this artefact of it); None where it can."""
+    module, install = LIBRARIES[target]
+    if importlib.util.find_spec(module) is None:
+        return f"{module} is not installed ({install})"
+    if not target.startswith("tensorrt"):
+        return None
+    capability = cuda_driver.compute_capability()
+    if capability is None:
+        return "there is no NVIDIA GPU here"
+    chosen = [str(item) for item in (artefact.options.get("compute_capabilities") or [])] if artefact else []
+    here = f"{capability[0]}{capability[1]}"
+    if chosen and here not in chosen:
+        return f"it was built for compute capability {', '.join(chosen)} and the GPU here has {here}"
+    return None
+
+
+def open_backend(artefact: Artefact, path: Path, *, classes: int, threads: int | None = None, hint: str | None = None) -> Backend:
+    """Open the backend of an artefact.
+
+    Args:
+        artefact: What to open.
+        path: Its first file.
+        classes: Scores per clip.
+        threads: CPU threads; None lets the library choose.
+        hint: OpenVINO only: arithmetic to compute in, `f32` (the default), `bf16` or `f16`.
+
+    Raises:
+        FlowlessError: The library refuses the file.
+    """
+    openers = {"openvino": _OpenVino, "onnxruntime": _OnnxRuntime}
+    try:
+        if artefact.target in openers:
+            return openers[artefact.target](path, threads=threads, hint=hint)
+        return _TensorRt(path, module=LIBRARIES[artefact.target][0], classes=classes)
+    except FlowlessError:
+        raise
+    except Exception as error:  # the libraries raise types of their own, one of them plain RuntimeError
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise FlowlessError(f"{path}: {artefact.target} cannot load it ({first}). Build it again with: flowless build --force") from error
+
+
+class _OpenVino:
+    """OpenVINO on the CPU, compiled for batch 1: per clip that is faster than a larger batch on every CPU measured."""
+
+    def __init__(self, path: Path, *, threads: int | None, hint: str | None) -> None:
+        import openvino
+
+        core = openvino.Core()
+        model = core.read_model(path)
+        shape = [int(part.get_length()) if part.is_static else 1 for part in model.input(0).partial_shape]
+        model.reshape([1, *shape[1:]])
+        # OpenVINO's own default is bf16 where the processor has it: a precision must be asked for, never slip in.
+        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint or "f32"}
+        if threads:
+            settings["INFERENCE_NUM_THREADS"] = threads
+        self._request = core.compile_model(model, "CPU", settings).create_infer_request()
+        self.device = "CPU"
+
+    def __call__(self, clip: np.ndarray) -> np.ndarray:
+        rows = []
+        for index in range(len(clip)):
+            answer = self._request.infer({0: clip[index : index + 1]}, share_inputs=True)
+            rows.append(np.array(answer[0], dtype=np.float32))
+        return np.concatenate(rows)
+
+
+class _OnnxRuntime:
+    """ONNX Runtime: CUDA where there is a GPU and its provider loads, the CPU otherwise."""
+
+    def __init__(self, path: Path, *, threads: int | None, hint: str | None) -> None:
+        import onnxruntime
+
+        onnxruntime.set_default_logger_severity(4)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # what goes wrong comes as an exception; the rest is noise
+        if threads:
+            options.intra_op_num_threads = threads
+        providers = ["CPUExecutionProvider"]
+        if "CUDAExecutionProvider" in onnxruntime.get_available_providers() and cuda_driver.compute_capability():
+            providers.insert(0, "CUDAExecutionProvider")
+        session = onnxruntime.InferenceSession(path, options, providers=providers)
+        self._session = session
+        self._input = session.get_inputs()[0].name
+        self.device = "GPU" if "CUDAExecutionProvider" in session.get_providers() else "CPU"
+
+    def __call__(self, clip: np.ndarray) -> np.ndarray:
+        return np.asarray(self._session.run(None, {self._input: clip})[0], dtype=np.float32)
+
+
+class _TensorRt:
+    """TensorRT and TensorRT-RTX, which share one Python API; device memory through the driver alone."""
+
+    def __init__(self, path: Path, *, module: str, classes: int) -> None:
+        trt = importlib.import_module(module)
+        self._gpu = cuda_driver.Gpu()
+        self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+        engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        if engine is None:
+            raise FlowlessError(
+                f"{path}: {module} {trt.__version__} cannot read this engine on this GPU. "
+                "It was built by another version or for another GPU; build it again with: flowless build --force"
+            )
+        self._engine = engine
+        self._context = engine.create_execution_context()
+        self._classes = classes
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        self._input = next(name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT)
+        self._output = next(name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT)
+        self._most = int(engine.get_tensor_profile_shape(self._input, 0)[2][0])
+        self.device = "GPU"
+
+    def __call__(self, clip: np.ndarray) -> np.ndarray:
+        self._gpu.enter()
+        return np.concatenate([self._run(clip[start : start + self._most]) for start in range(0, len(clip), self._most)])
+
+    def _run(self, clip: np.ndarray) -> np.ndarray:
+        scores = np.empty((len(clip), self._classes), np.float32)
+        source = self._gpu.buffer("clip", clip.nbytes)
+        answer = self._gpu.buffer("scores", scores.nbytes)
+        if not self._context.set_input_shape(self._input, clip.shape):
+            raise FlowlessError(
+                f"The engine refuses a clip of shape {clip.shape}. Build it with a profile that allows it: --batch MIN OPT MAX."
+            )
+        self._context.set_tensor_address(self._input, source)
+        self._context.set_tensor_address(self._output, answer)
+        self._gpu.upload(source, clip)
+        if not self._context.execute_async_v3(self._gpu.stream):
+            raise FlowlessError("TensorRT could not run the engine; its own message stands above.")
+        self._gpu.download(scores, answer)
+        return scores

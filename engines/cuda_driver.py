@@ -1,0 +1,104 @@
+"""The few calls of the CUDA driver that an engine needs, through ctypes: no other package, no toolkit.
+
+`libcuda` comes with the NVIDIA driver, so that it is there exactly where a GPU can be used.
+Signatures: the CUDA Driver API reference (`cuInit`, `cuDevicePrimaryCtxRetain`, `cuMemAlloc`, `cuMemcpyHtoDAsync`, ...).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import sys
+from typing import Any
+
+import numpy as np
+
+from flowless.errors import FlowlessError
+
+_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_{MAJOR,MINOR}
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        return ctypes.CDLL(name)
+    except OSError:
+        return None
+
+
+@functools.cache
+def compute_capability() -> tuple[int, int] | None:
+    """Return the first GPU's compute capability, such as (8, 6); None where no GPU can be used."""
+    cuda = _library()
+    count = ctypes.c_int(0)
+    if cuda is None or cuda.cuInit(0) != 0 or cuda.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
+        return None
+    device, parts = ctypes.c_int(0), []
+    if cuda.cuDeviceGet(ctypes.byref(device), 0) != 0:
+        return None
+    for attribute in (_MAJOR, _MINOR):
+        value = ctypes.c_int(0)
+        if cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, device) != 0:
+            return None
+        parts.append(value.value)
+    return parts[0], parts[1]
+
+
+class Gpu:
+    """The first GPU's primary context, one stream, and buffers that grow as they are needed."""
+
+    def __init__(self) -> None:
+        if compute_capability() is None:
+            raise FlowlessError("No NVIDIA GPU can be used here (no driver, or no device). Load another target: --target openvino.")
+        self._cuda: Any = _library()
+        self._buffers: dict[str, tuple[ctypes.c_uint64, int]] = {}
+        device = ctypes.c_int(0)
+        self._context = ctypes.c_void_p()
+        self._stream = ctypes.c_void_p()
+        self._call("cuDeviceGet", ctypes.byref(device), 0)
+        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), device)
+        self.enter()
+        self._call("cuStreamCreate", ctypes.byref(self._stream), 1)  # 1: does not wait for the default stream
+
+    @property
+    def stream(self) -> int:
+        """The stream's handle."""
+        return int(self._stream.value or 0)
+
+    def enter(self) -> None:
+        """Make the context current in this thread."""
+        self._call("cuCtxSetCurrent", self._context)
+
+    def buffer(self, name: str, size: int) -> int:
+        """Return the device address of at least `size` bytes kept under `name`."""
+        address, have = self._buffers.get(name, (ctypes.c_uint64(0), 0))
+        if have < size:
+            if have:
+                self._call("cuMemFree_v2", address)
+            address = ctypes.c_uint64(0)
+            self._buffers.pop(name, None)
+            self._call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(size))
+            self._buffers[name] = (address, size)
+        return int(address.value)
+
+    def upload(self, address: int, array: np.ndarray) -> None:
+        """Copy a C-contiguous array to the device, in the stream's order."""
+        pointer = array.ctypes.data_as(ctypes.c_void_p)
+        self._call("cuMemcpyHtoDAsync_v2", ctypes.c_uint64(address), pointer, ctypes.c_size_t(array.nbytes), self._stream)
+
+    def download(self, array: np.ndarray, address: int) -> None:
+        """Fill a C-contiguous array from the device and wait until it is there."""
+        pointer = array.ctypes.data_as(ctypes.c_void_p)
+        self._call("cuMemcpyDtoHAsync_v2", pointer, ctypes.c_uint64(address), ctypes.c_size_t(array.nbytes), self._stream)
+        self._call("cuStreamSynchronize", self._stream)
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        status = getattr(self._cuda, name)(*arguments)
+        if status == 0:
+            return
+        text = ctypes.c_char_p()
+        self._cuda.cuGetErrorString(status, ctypes.byref(text))
+        reason = (text.value or b"unknown error").decode()
+        hint = " Use a smaller batch, or free memory on the GPU." if status == 2 else ""
+        raise FlowlessError(f"The GPU refused {name}: {reason} (CUDA error {status}).{hint}")

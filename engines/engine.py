@@ -1,0 +1,189 @@
+"""An engine: clips or video files in, scores or predictions out."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from flowless.engines.backends import Backend
+from flowless.engines.manifest import Manifest
+from flowless.engines.video import TimedClip, timed_clip
+from flowless.errors import FlowlessError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label:
+    """One answer."""
+
+    label: str
+    """Name of the class."""
+    index: int
+    """Its place among the labels."""
+    score: float
+    """Probability: softmax of the scores averaged over the views."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What an engine saw in one video, or why it could not look."""
+
+    video: str
+    """The file, as it was named."""
+    top: tuple[Label, ...] = ()
+    """Likeliest classes first; empty where `error` says why."""
+    scores: np.ndarray | None = field(default=None, repr=False, compare=False)
+    """float32 `[classes]`: the network's scores, before the softmax, averaged over the views."""
+    target: str = ""
+    """Library that ran it."""
+    precision: str = ""
+    """Arithmetic that it ran in."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Time of `decode`, `preprocess` and `engine`."""
+    error: str | None = None
+    """Why the video could not be read; None where it could."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form of `flowless predict --json`."""
+        if self.error is not None:
+            return {"video": self.video, "error": self.error}
+        top = [{"label": item.label, "index": item.index, "score": item.score} for item in self.top]
+        return {"video": self.video, "top": top, "target": self.target, "precision": self.precision, "seconds": self.seconds}
+
+
+class Engine:
+    """A loaded engine. Safe to call from several threads; calls run one after another.
+
+    Attributes:
+        spec: What a clip is.
+        labels: Class names in the order of the scores.
+        model: The model's name.
+        target: Library that runs it.
+        precision: Arithmetic that it runs in.
+        device: `CPU` or `GPU`.
+        why: Why this target was taken, in a sentence.
+        manifest: The bundle's manifest.
+    """
+
+    def __init__(self, backend: Backend, *, manifest: Manifest, target: str, precision: str, why: str) -> None:
+        self._backend = backend
+        self._lock = threading.Lock()
+        self.manifest = manifest
+        self.spec = manifest.spec
+        self.labels = manifest.labels
+        self.model = manifest.model
+        self.target = target
+        self.precision = precision
+        self.device = backend.device
+        self.why = why
+
+    def __repr__(self) -> str:
+        return f"<Engine {self.model}: {self.target} {self.precision} on the {self.device}, {len(self.labels)} classes>"
+
+    def __call__(self, clip: np.ndarray) -> np.ndarray:
+        """Score clips.
+
+        Args:
+            clip: uint8 `[B, N, m, H, W, 3]`, RGB, as `ClipSpec` says; B at least 1.
+
+        Returns:
+            float32 `[B, classes]`: the network's scores, before any softmax.
+
+        Raises:
+            FlowlessError: The clip has another type or shape.
+        """
+        if not isinstance(clip, np.ndarray) or clip.dtype != np.uint8:
+            kind = clip.dtype if isinstance(clip, np.ndarray) else type(clip).__name__
+            raise FlowlessError(
+                f"the clip is {kind}; an engine takes a numpy array of uint8, pixels from 0 to 255. Normalisation is inside."
+            )
+        if clip.ndim != 6 or clip.shape[1:] != self.spec.shape or len(clip) == 0:
+            wanted = ", ".join(map(str, self.spec.shape))
+            raise FlowlessError(
+                f"the clip has shape {list(clip.shape)}; this engine takes [B, {wanted}] with B of at least 1: "
+                "clip, segments, frames per segment, rows, columns, RGB."
+            )
+        with self._lock:
+            return self._backend(np.ascontiguousarray(clip))
+
+    def predict(self, path: str | os.PathLike[str], top: int = 5) -> Prediction:
+        """Say what happens in a video.
+
+        The views that `spec.sampling` takes are scored, their scores averaged, and the average goes through a softmax.
+
+        Args:
+            path: The video.
+            top: Number of classes to name.
+
+        Raises:
+            FlowlessError: The video cannot be read.
+        """
+        return self._predict(os.fspath(path), timed_clip(path, self.spec), top)
+
+    def predict_many(self, paths: Iterable[str | os.PathLike[str]], top: int = 5, *, workers: int | None = None) -> Iterator[Prediction]:
+        """Predict videos in their order; the next ones are decoded while the engine runs.
+
+        A video that cannot be read comes as a `Prediction` with its `error`, and the others go on.
+
+        Args:
+            paths: The videos.
+            top: Number of classes to name.
+            workers: Threads that decode; by default one a core, at most four. At most one clip more than that waits.
+        """
+        workers = workers or min(4, _cores())
+        remaining = iter(paths)
+        waiting: deque[tuple[str, Future[TimedClip]]] = deque()
+        with ThreadPoolExecutor(workers, thread_name_prefix="flowless-decode") as pool:
+
+            def refill() -> None:
+                while len(waiting) <= workers:
+                    path = next(remaining, None)
+                    if path is None:
+                        return
+                    waiting.append((os.fspath(path), pool.submit(timed_clip, path, self.spec)))
+
+            try:
+                refill()
+                while waiting:
+                    name, clip = waiting.popleft()
+                    try:
+                        made = clip.result()
+                    except FlowlessError as error:
+                        refill()
+                        yield Prediction(video=name, error=str(error))
+                        continue
+                    refill()
+                    yield self._predict(name, made, top)
+            finally:
+                for _, clip in waiting:
+                    clip.cancel()
+
+    def _predict(self, name: str, made: TimedClip, top: int) -> Prediction:
+        if top < 1:
+            raise FlowlessError(f"top is {top}; it must be at least 1.")
+        started = time.perf_counter()
+        scores = self(made.clip).mean(axis=0)
+        spent = time.perf_counter() - started
+        shares = np.exp(scores.astype(np.float64) - scores.max())
+        shares /= shares.sum()
+        order = np.argsort(-shares, kind="stable")[:top]
+        return Prediction(
+            video=name,
+            top=tuple(Label(label=self.labels[index], index=int(index), score=float(shares[index])) for index in order),
+            scores=scores,
+            target=self.target,
+            precision=self.precision,
+            seconds={"decode": made.decode, "preprocess": made.preprocess, "engine": spent},
+        )
+
+
+def _cores() -> int:
+    count = getattr(os, "sched_getaffinity", None)
+    return len(count(0)) if count else os.cpu_count() or 1

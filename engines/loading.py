@@ -1,0 +1,99 @@
+"""Choosing the engine of a bundle that suits this machine, and opening it."""
+
+from __future__ import annotations
+
+import os
+
+from flowless.engines.backends import HINTS, LIBRARIES, open_backend, why_not
+from flowless.engines.engine import Engine
+from flowless.engines.manifest import TARGETS, Artefact, Manifest, read_manifest
+from flowless.errors import FlowlessError
+
+#: What is taken where several precisions are there: the quickest that an export has checked, last the exact one.
+_PREFERRED = ("int8", "fp16", "bf16", "fp32")
+
+
+def load(
+    bundle: str | os.PathLike[str],
+    target: str | None = None,
+    precision: str | None = None,
+    *,
+    threads: int | None = None,
+    hint: str | None = None,
+) -> Engine:
+    """Load a bundle: the best target that this machine can run, unless one is named.
+
+    Only the files that are loaded are compared with their fingerprints, so that a bundle of many engines opens quickly.
+
+    Args:
+        bundle: The bundle's folder.
+        target: `tensorrt`, `tensorrt-rtx`, `openvino` or `onnxruntime`; None takes the first of these that runs here.
+        precision: Such as `fp32`; None takes what the bundle has for the target.
+        threads: CPU threads; None lets the library choose.
+        hint: OpenVINO: arithmetic to compute an fp32 engine in, `f32` (the default), `bf16` or `f16`. `bf16` is about twice
+            as fast where the processor has it, and rounds to 8 bits; no export has compared it with PyTorch.
+
+    Returns:
+        An engine; its `why` says what was chosen, and why not the others.
+
+    Raises:
+        FlowlessError: The bundle is damaged, or has no engine that runs here.
+    """
+    if target is not None and target not in TARGETS:
+        raise FlowlessError(f"target is {target!r}; it must be one of {', '.join(TARGETS)}.")
+    if hint is not None and hint not in HINTS:
+        raise FlowlessError(f"hint is {hint!r}; it must be one of {', '.join(HINTS)}.")
+    if hint is not None and target is None:
+        target = "openvino"
+    if hint is not None and target != "openvino":
+        raise FlowlessError(f"hint is {hint!r} and target {target!r}; only openvino takes a hint.")
+    if threads is not None and threads < 1:
+        raise FlowlessError(f"threads is {threads}; it must be at least 1.")
+    manifest = read_manifest(bundle)
+    artefact, why = _choose(manifest, target, precision)
+    manifest.check(artefact.files)
+    backend = open_backend(artefact, manifest.path_of(artefact.files[0]), classes=len(manifest.labels), threads=threads, hint=hint)
+    computed = HINTS[hint] if hint and artefact.precision == "fp32" else artefact.precision
+    if hint:
+        why += f", computing in {computed} by its hint"
+    return Engine(backend, manifest=manifest, target=artefact.target, precision=computed, why=why)
+
+
+def _choose(manifest: Manifest, target: str | None, precision: str | None) -> tuple[Artefact, str]:
+    """Return the engine to open and the sentence that says why."""
+    passed_over: list[str] = []
+    for name in (target,) if target else TARGETS:
+        reason, artefact = _candidate(manifest, name, precision)
+        if artefact is not None and reason is None:
+            because = "asked for" if target else "the fastest engine of this bundle that runs here"
+            why = f"{name} {artefact.precision}: {because} ({artefact.status})"
+            return artefact, "; ".join([why, *passed_over])
+        passed_over.append(f"not {name}: {reason}")
+    have = ", ".join(f"{item.target} {item.precision}" for item in manifest.artefacts) or "none"
+    wanted = " ".join(filter(None, (target, precision)))
+    missing = f"no engine {wanted} that runs here" if wanted else "no engine that runs here"
+    build = target or "openvino"
+    raise FlowlessError(
+        f"{manifest.folder}: {missing} ({'; '.join(passed_over)}). The bundle's engines: {have}. "
+        f"Build one with: flowless build {manifest.folder} --target {build}"
+    )
+
+
+def _candidate(manifest: Manifest, target: str, precision: str | None) -> tuple[str | None, Artefact | None]:
+    """Return why a target cannot be taken (None where it can) and its artefact."""
+    there = [item for item in manifest.artefacts if item.target == target and precision in {None, item.precision}]
+    if not there:
+        return "the bundle has no such engine", None
+    rank = {name: place for place, name in enumerate(_PREFERRED)}
+    reasons = []
+    for artefact in sorted(there, key=lambda item: rank.get(item.precision, len(rank))):
+        reason = why_not(target, artefact)
+        if reason is None:
+            return None, artefact
+        reasons.append(reason)
+    return reasons[0], None
+
+
+def runnable() -> dict[str, str | None]:
+    """Return for each target why this machine cannot run it, None where it can."""
+    return {name: why_not(name) for name in LIBRARIES}

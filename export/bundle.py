@@ -1,0 +1,184 @@
+"""Writing a bundle: whole or not at all, compared with PyTorch before it is kept; and adding an engine to one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from flowless.console import log
+from flowless.engines.backends import open_backend
+from flowless.engines.manifest import MANIFEST, Artefact, Manifest, fingerprint, read_manifest
+from flowless.errors import FlowlessError
+from flowless.export import graph, parity
+from flowless.export.pa_function import OPSET
+from flowless.export.reference import Reference, gather_clips
+from flowless.files import whole_folder
+
+if TYPE_CHECKING:
+    import torch
+
+    from flowless.train.checkpoints import Checkpoint
+
+
+def export_bundle(
+    checkpoint: str | os.PathLike[str] | Checkpoint, out: str | os.PathLike[str], *, videos: Sequence[str | os.PathLike[str]] = ()
+) -> Manifest:
+    """Export a checkpoint to a bundle with `model.onnx`, checked against PyTorch.
+
+    The graph runs in ONNX Runtime on clips from real videos, and on noise, stillness and edges, at batch 1 and 3.
+
+    Args:
+        checkpoint: The `.safetensors` file, or what `load_checkpoint` read from it.
+        out: The bundle's folder; a bundle that is there already is replaced, another folder is refused.
+        videos: Videos to compare on; without any, some are generated.
+
+    Returns:
+        The bundle's manifest. Its one engine is `onnxruntime` in fp32, which is the graph itself.
+
+    Raises:
+        FlowlessError: The checkpoint, a video or the place cannot be used.
+        CheckFailed: The graph's scores are not PyTorch's. No bundle is written.
+    """
+    from flowless.train.checkpoints import Checkpoint, load_checkpoint
+
+    folder = Path(out)
+    _refuse_foreign(folder)
+    source = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
+    spec = source.spec
+    names, clips = gather_clips(spec, videos)
+    reference = Reference(names=names, clips=clips, scores=torch_scores(source.model, clips))
+    versions = {**_versions("torch", "timm", "onnx", "onnxscript"), "flowless": _flowless_version()}
+    with whole_folder(folder) as draft:
+        graph.export_onnx(source.model, draft / "model.onnx", spec=spec, labels=source.labels, name=source.name, versions=versions)
+        engine = Artefact(
+            target="onnxruntime",
+            precision="fp32",
+            status="verified",
+            files=("model.onnx",),
+            versions=_versions("onnxruntime-gpu", "onnxruntime"),
+        )
+        backend = open_backend(engine, draft / "model.onnx", classes=len(source.labels))
+        result = parity.check(backend, clips, reference.scores, precision="fp32", what=f"{folder.name}/model.onnx")
+        reference.save(draft / "reference.npz", spec)
+        manifest = Manifest(
+            folder=draft,
+            model=source.name,
+            spec=spec,
+            labels=source.labels,
+            opset=OPSET,
+            versions=versions,
+            parity={
+                "clips": list(names),
+                "max_abs_diff": result.max_abs_diff,
+                "spread": result.spread,
+                "allowed": result.allowed,
+                "batches": list(parity.BATCHES),
+            },
+            files={"reference.npz": fingerprint(draft / "reference.npz")},
+        )
+        manifest = manifest.with_artefact(replace(engine, max_abs_diff=result.max_abs_diff))
+        manifest.write()
+    found = f"{result.max_abs_diff:.2g} ({result.allowed:.2g} allowed) on {len(clips)} clips"
+    log.print(f"{folder}: exported; ONNX Runtime agrees with PyTorch to {found}", markup=False)
+    return replace(manifest, folder=folder)
+
+
+def torch_scores(model: torch.nn.Module, clips: np.ndarray) -> np.ndarray:
+    """Return PyTorch's float32 scores `[K, classes]` of clips uint8 `[K, N, m, H, W, 3]`, one clip at a time."""
+    import torch
+
+    with torch.inference_mode():
+        return np.concatenate([model(torch.from_numpy(np.ascontiguousarray(clip[None]))).float().numpy() for clip in clips])
+
+
+def add_artefact(bundle: Path, target: str, precision: str, make: Callable[[Path], Artefact]) -> Manifest:
+    """Add an engine: its folder appears whole, and the manifest names it last.
+
+    Whoever reads the bundle meanwhile sees it without this engine or with it, never with half of it.
+
+    Args:
+        bundle: The bundle.
+        target: The engine's target.
+        precision: Its precision.
+        make: Writes the engine into the folder it is given, and returns its record with files relative to that folder.
+
+    Returns:
+        The new manifest.
+    """
+    name = f"{target}-{precision}"
+    place = bundle / name
+    draft_record: list[Artefact] = []
+    with _locked(bundle):
+        before = read_manifest(bundle)
+        had = before.artefact(target, precision)
+        try:
+            with whole_folder(place) as draft:
+                record = make(draft)
+                draft_record.append(replace(record, files=tuple(f"{name}/{file}" for file in record.files)))
+                if had:  # The old files leave with this block: no manifest may name them any longer.
+                    before.without_artefact(target, precision).write()
+            manifest = before.with_artefact(draft_record[0])
+            manifest.write()
+        except BaseException:
+            if draft_record:
+                # Failed after the engine was made: the manifest on disk does not name it, so it must not stay.
+                shutil.rmtree(place, ignore_errors=True)
+            raise
+    return manifest
+
+
+def add_graph_artefact(bundle: Path, artefact: Artefact) -> Manifest:
+    """Record an engine whose one file is the bundle's graph itself."""
+    with _locked(bundle):
+        manifest = read_manifest(bundle).with_artefact(artefact)
+        manifest.write()
+    return manifest
+
+
+def _refuse_foreign(folder: Path) -> None:
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
+        raise FlowlessError(
+            f"{folder}: there is a folder already, and it is no bundle. Name another place with --out, or remove the folder."
+        )
+    if folder.exists() and not folder.is_dir():
+        raise FlowlessError(f"{folder}: is a file; a bundle is a folder. Name another place with --out.")
+    if folder.is_dir() and (folder / MANIFEST).is_file():
+        read_manifest(folder)  # a manifest of something else is somebody else's folder
+
+
+@contextlib.contextmanager
+def _locked(bundle: Path) -> Iterator[None]:
+    """Let one build at a time change a bundle, where the system has file locks."""
+    try:
+        import fcntl
+    except ModuleNotFoundError:
+        yield
+        return
+    handle = os.open(bundle, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _versions(*names: str) -> dict[str, str]:
+    found = {}
+    for name in names:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def _flowless_version() -> str:
+    from flowless import __version__
+
+    return __version__

@@ -1,0 +1,38 @@
+"""OpenVINO: the graph with its functions inlined, as OpenVINO's own IR, which no ONNX library is needed to read."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import onnx
+
+from flowless.engines.manifest import Artefact
+from flowless.export.graph import inlined
+from flowless.export.target_options import BuildOptions
+
+
+def build_openvino(proto: onnx.ModelProto, folder: Path, *, precision: str, options: BuildOptions) -> Artefact:
+    """Write `model.xml` and `model.bin` into `folder`.
+
+    Args:
+        proto: The graph, in its precision.
+        folder: Where to write.
+        precision: What the graph says, for the record.
+        options: Nothing of them concerns OpenVINO: its IR keeps the batch free, and the runtime compiles what it runs.
+    """
+    del options
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import openvino
+
+        model = openvino.Core().read_model(inlined(proto).SerializeToString())
+        # The weights stay as they are: IR would otherwise round them to fp16.
+        openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
+    return Artefact(
+        target="openvino",
+        precision=precision,
+        status="built, not run here",
+        files=("model.xml", "model.bin"),
+        versions={"openvino": openvino.__version__},
+    )
