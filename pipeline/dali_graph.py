@@ -1,0 +1,199 @@
+"""The one DALI graph: frames in, the network's pictures out, for training and evaluation, on the CPU and on a GPU.
+
+A crop, a resize, a flip and an evaluation's centre crop are all one thing: a part of the frame, stretched over the
+network's picture (DALI's resize takes a region, and mirrors it where its ends are swapped). The graph therefore has no rules
+in it; each sample brings its own numbers, from `augment.training_view` or `augment.evaluation_view`, and nothing is
+drawn inside. The filter is ClipSpec's: a triangle as wide as the scale. It may reach over the edge of the part, not of the
+frame.
+
+Rotation is applied exactly once: PyAV's frames arrive upright; where DALI decodes, which does not turn frames, the part
+is named in the stored frame's axes and the small pictures are transposed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from nvidia.dali import fn as _fn
+from nvidia.dali import types as _types
+from nvidia.dali.pipeline import Pipeline, pipeline_def
+
+from flowless.pipeline.augment import View
+from flowless.pipeline.spec import ClipSpec
+
+# DALI's stubs know neither its type constants nor that an operator takes a data node.
+fn: Any = _fn
+_dali: Any = _types
+
+#: How far the evaluation's pictures may be from the light runtime's, Pillow's, in grey levels: any pixel, and on average
+#: over a real clip, which is nearly always scaled down. (Pillow rounds between its two passes; DALI does not.)
+TOLERANCE_MAX = 1
+TOLERANCE_MEAN = 0.15
+#: The same average for noise that is scaled up, the worst case.
+TOLERANCE_MEAN_ENLARGED = 0.25
+
+#: FFmpeg's names of the codecs that DALI decodes, by device (DALI 2.4).
+DALI_CODECS: dict[Literal["cpu", "gpu"], frozenset[str]] = {
+    "cpu": frozenset({"vp8", "vp9", "mjpeg"}),
+    "gpu": frozenset({"vp8", "vp9", "mjpeg", "h264", "hevc", "av1", "mpeg4"}),
+}
+
+#: Where a graph's frames come from: decoded by PyAV, by DALI, or each sample its own way.
+Frames = Literal["pyav", "dali", "both"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphInput:
+    """One sample's numbers for the graph."""
+
+    start: NDArray[np.float32]
+    """First row and column of the part, in pixels of the frame as the graph sees it."""
+    end: NDArray[np.float32]
+    """Row and column where the part ends; before `start` where the axis is mirrored."""
+    size: NDArray[np.float32]
+    """Rows and columns of the picture, before the transposition."""
+    turned: bool
+    """Whether the picture is transposed at the end."""
+    order: NDArray[np.int32]
+    """For each picture of the clip, its place among the different frames."""
+    colour: NDArray[np.float32]
+    """Factors of brightness, contrast and saturation, and degrees of hue."""
+    frames: NDArray[np.uint8] | None = None
+    """`[K, H, W, 3]`, upright RGB, where PyAV decoded."""
+    encoded: NDArray[np.uint8] | None = None
+    """The file's bytes, where DALI decodes."""
+    ordinals: NDArray[np.int32] | None = None
+    """Presentation ordinals of the K different frames, where DALI decodes."""
+
+
+def place(view: View, spec: ClipSpec, *, width: int, height: int, rotation: int = 0) -> dict[str, Any]:
+    """Return `start`, `end`, `size` and `turned` of a GraphInput.
+
+    Args:
+        view: the part, in pixels of the upright frame.
+        spec: says the picture's size.
+        width: columns of the upright frame.
+        height: rows of the upright frame.
+        rotation: clockwise degrees by which the frame that the graph sees has still to be turned.
+    """
+    y, x = (view.top, view.bottom), (view.left, view.right)
+    size = (spec.height, spec.width)
+    # Turned clockwise by 90 degrees, the upright frame's row y lies in the stored frame's column y, and its column x in
+    # the stored row width - x, counted over the stored frame's rows, which are as many as the upright frame's columns.
+    rows, columns = {
+        0: (y, x),
+        90: ((width - x[0], width - x[1]), y),
+        180: ((height - y[0], height - y[1]), (width - x[0], width - x[1])),
+        270: (x, (height - y[0], height - y[1])),
+    }[rotation]
+    turned = rotation in {90, 270}
+    return {
+        "start": np.array([rows[0], columns[0]], np.float32),
+        "end": np.array([rows[1], columns[1]], np.float32),
+        "size": np.array(size[::-1] if turned else size, np.float32),
+        "turned": turned,
+    }
+
+
+class ClipGraph:
+    """The graph, made ready at its first batch."""
+
+    def __init__(self, *, batch_size: int, threads: int, frames: Frames, colour: bool, device_id: int | None) -> None:
+        """Say what the graph is for.
+
+        Args:
+            batch_size: the largest batch.
+            threads: threads that work on a batch.
+            frames: who decodes.
+            colour: whether colours are changed; without it the graph has no such step.
+            device_id: the GPU's number, or None for the CPU.
+        """
+        self._inputs = {"start", "end", "size", "order"}
+        self._inputs |= {"pyav": {"frames"}, "dali": {"encoded", "ordinals", "turned"}}.get(
+            frames, {"frames", "encoded", "ordinals", "turned", "by_dali"}
+        )
+        self._inputs |= {"colour"} if colour else set()
+        # One batch at a time, and no queue inside: the loader's own thread runs ahead of the model.
+        self.pipeline: Pipeline = _graph(
+            frames,
+            colour,
+            gpu=device_id is not None,
+            batch_size=batch_size,
+            num_threads=threads,
+            device_id=device_id,
+            prefetch_queue_depth=1,
+        )
+
+    def run(self, inputs: Sequence[GraphInput]) -> Any:
+        """Run one batch.
+
+        Returns:
+            DALI's tensor, uint8 `[B, P, H, W, 3]` on the graph's device, P being the length of `order`. Whoever holds it,
+            or a tensor that shares its memory, keeps it alive; the next batch lies elsewhere.
+
+        Raises:
+            RuntimeError: DALI could not decode a sample. It does not say which, and the graph is of no further use.
+        """
+        feeds = {name: [_feed(item, name) for item in inputs] for name in self._inputs}
+        return self.pipeline.run(**feeds)[0].as_tensor()
+
+
+#: What a sample that brings no such input feeds instead; the graph's other branch takes the sample.
+_NONE = {"frames": np.zeros((1, 1, 1, 3), np.uint8), "encoded": np.zeros(1, np.uint8), "ordinals": np.zeros(1, np.int32)}
+
+
+def _feed(item: GraphInput, name: str) -> NDArray[Any]:
+    if name == "by_dali":
+        return np.array(item.encoded is not None)
+    value = getattr(item, name)
+    return _NONE[name] if value is None else np.asarray(value)
+
+
+@pipeline_def(enable_conditionals=True)
+def _graph(frames: Frames, colour: bool, *, gpu: bool) -> Any:
+    """The graph's definition. DALI's own conditions (`by_dali`, `turned`) take each sample of a batch its own way."""
+    if frames == "pyav":
+        pictures = _upright(gpu)
+    elif frames == "dali":
+        pictures = _decoded(_input("encoded", 1, _dali.UINT8), gpu)
+    else:
+        encoded, upright = _input("encoded", 1, _dali.UINT8), _upright(gpu)
+        if _input("by_dali", 0, _dali.BOOL):
+            pictures = _decoded(encoded, gpu)
+        else:
+            pictures = upright
+    pictures = fn.resize(
+        pictures,
+        roi_start=_input("start", 1, _dali.FLOAT),
+        roi_end=_input("end", 1, _dali.FLOAT),
+        size=_input("size", 1, _dali.FLOAT),
+        interp_type=_dali.INTERP_LINEAR,
+        antialias=True,
+    )
+    if frames != "pyav":
+        turned = _input("turned", 0, _dali.BOOL)
+        if turned:
+            pictures = fn.transpose(pictures, perm=[0, 2, 1, 3], transpose_layout=False)
+    if colour:
+        changes = _input("colour", 1, _dali.FLOAT)
+        pictures = fn.color_twist(pictures, brightness=changes[0], contrast=changes[1], saturation=changes[2], hue=changes[3])
+    # Last, so that frames that a clip shows more than once are resized once.
+    return fn.sequence_rearrange(pictures, new_order=_input("order", 1, _dali.INT32))
+
+
+def _decoded(encoded: Any, gpu: bool) -> Any:
+    return fn.decoders.video(encoded, frames=_input("ordinals", 1, _dali.INT32), device="mixed" if gpu else "cpu")
+
+
+def _upright(gpu: bool) -> Any:
+    pictures = _input("frames", 4, _dali.UINT8, layout="FHWC")
+    return pictures.gpu() if gpu else pictures
+
+
+def _input(name: str, ndim: int, dtype: Any, layout: str | None = None) -> Any:
+    # No copy: `run` returns when the batch is done, and holds the arrays until then.
+    return fn.external_source(name=name, ndim=ndim, dtype=dtype, layout=layout, no_copy=True)
