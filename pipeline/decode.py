@@ -7,8 +7,8 @@ frame is recognised by its own time stamp or place, and if one does not come out
 decoded in order instead: fast or slow, the pixels are those of `iter_frames`.
 
 Colour: YUV becomes RGB by the matrix and range that the stream states, BT.601 and limited range where it states none, which
-is FFmpeg's own rule. The conversion is swscale's fast one, within 3 levels of exact arithmetic (it rounds down: half a level
-on average). Non-square pixels stay as they are stored.
+is FFmpeg's own rule. The conversion is swscale's fast one, within 3 levels of exact arithmetic (4 from ten bits; it
+rounds down: half a level to a level on average). Non-square pixels stay as they are stored.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import av.error
 import numpy as np
 from av.packet import Packet
-from av.video.frame import VideoFrame
+from av.video.frame import PictureType, VideoFrame
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
@@ -163,9 +163,13 @@ def _by_time_stamp(
         for number, run in enumerate(_runs(timeline, ordinals)):
             if number:
                 context.flush_buffers()
+            # Some streams have no pictures that stand alone, but renew them a stripe at a time (H.264's intra refresh), and
+            # call the start of such a wave a key frame. Decoding from there comes near the right picture, and no more.
+            sound = run.key is None
             try:
                 for frame in _decode_run(video, timeline, run, drops=drops, first=number == 0):
-                    ordinal = run.wanted.get(frame.pts) if frame.pts is not None else None
+                    sound = sound or (frame.pts == run.key and frame.pict_type == PictureType.I)
+                    ordinal = run.wanted.get(frame.pts) if sound and frame.pts is not None else None
                     if ordinal is not None and not frame.is_corrupt:
                         yield ordinal, frame
             except av.error.InvalidDataError:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 
 import numpy as np
@@ -70,7 +73,7 @@ def load_clip(
         first_frame: Presentation ordinal of the part's first frame.
         num_frames: Frames of the part; None means all to the end, which takes a look at the file.
         info: What `probe` said of this file, if it is known.
-        threads: Threads that the codec may use.
+        threads: With more than one, frames are resized in that many threads while the next ones are decoded.
 
     Returns:
         uint8 `[views, N, m, H, W, 3]`, RGB.
@@ -87,11 +90,30 @@ def load_clip(
     indices = first_frame + clip_indices(num_frames, segments=spec.segments, frames_per_segment=spec.frames_per_segment, rule=spec.sampling)
     wanted, places = np.unique(indices, return_inverse=True)
     small = np.empty((len(wanted), spec.height, spec.width, 3), np.uint8)
-    # One frame at a time: a clip of large frames never lies in memory at full size.
+
+    def keep(ordinal: int, frame: NDArray[np.uint8]) -> None:
+        small[np.searchsorted(wanted, ordinal)] = _one(frame, spec)
+
+    # Frame by frame: a clip of large frames never lies in memory at full size.
     with closing(read_frames(path, wanted.tolist(), info=info, threads=threads)) as frames:
-        for ordinal, frame in frames:
-            small[np.searchsorted(wanted, ordinal)] = _one(frame, spec)
+        if threads > 1:
+            _in_threads(keep, frames, threads)
+        else:
+            for ordinal, frame in frames:
+                keep(ordinal, frame)
     return small[places.reshape(indices.shape)]
+
+
+def _in_threads(keep: Callable[[int, NDArray[np.uint8]], None], frames: Iterable[tuple[int, NDArray[np.uint8]]], threads: int) -> None:
+    """Call `keep` on every frame in threads (Pillow lets go of Python's lock), with a few frames waiting at most."""
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[None]] = deque()
+        for ordinal, frame in frames:
+            waiting.append(pool.submit(keep, ordinal, frame))
+            if len(waiting) > 2 * threads:
+                waiting.popleft().result()
+        for future in waiting:
+            future.result()
 
 
 def _one(frame: NDArray[np.uint8], spec: ClipSpec) -> NDArray[np.uint8]:

@@ -58,6 +58,7 @@ def read_timeline(video: OpenVideo, path: str | os.PathLike[str], *, keep_bytes:
     size, shown, keys, corrupt = 0, [], [], False
     start: tuple[int | None, bool] | None = None
     earliest: int | None = None
+    codec = video.stream.codec_context.codec.canonical_name
     with told_by_name(path):
         for packet in video.container.demux(video.stream):
             if not packet.size:
@@ -67,7 +68,7 @@ def read_timeline(video: OpenVideo, path: str | os.PathLike[str], *, keep_bytes:
             corrupt |= packet.is_corrupt
             if pts is not None:
                 earliest = pts if earliest is None else min(earliest, pts)
-            if not packet.is_discard:  # outside the edit list: needed for decoding, never shown
+            if not packet.is_discard and not _hidden(packet, codec):
                 shown.append(pts)
                 if key:
                     keys.append(pts)
@@ -101,6 +102,15 @@ def varies(pts: tuple[int, ...]) -> bool:
         return False
     mean = (pts[-1] - pts[0]) / (len(pts) - 1)
     return any(abs(later - earlier - mean) > 1.5 + mean / 100 for earlier, later in pairwise(pts))
+
+
+def _hidden(packet: Packet, codec: str) -> bool:
+    """Return whether a packet is decoded but never shown: VP8 keeps its alternative reference frames in packets of their own.
+
+    Bit 4 of a VP8 frame's first byte is `show_frame` (RFC 6386, section 9.1). VP9 and AV1 wrap such frames in the next shown one.
+    Frames outside an MP4 edit list, hidden too, are flagged by the demuxer (`is_discard`).
+    """
+    return codec == "vp8" and not memoryview(packet)[0] >> 4 & 1
 
 
 def _trusted(video: OpenVideo, shown: list[int | None], *, first: tuple[int | None, bool], earliest: int | None) -> bool:
