@@ -1,0 +1,175 @@
+"""One sample for the graph: which frames, from which decoder, through which part; and what stands in for a bad video."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowless.errors import FlowlessError
+from flowless.pipeline.augment import Augmentation, View, evaluation_view, training_view
+from flowless.pipeline.dali_graph import DALI_CODECS, Frames, GraphInput, place
+from flowless.pipeline.decode import decode_frames
+from flowless.pipeline.index import DatasetIndex, Refused, VideoRecord
+from flowless.pipeline.sampling import clip_indices, sample_rng
+from flowless.pipeline.spec import ClipSpec, Rule
+
+#: Other videos tried in the place of a bad one, each bad itself, before the epoch is given up.
+_TRIES = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One clip on its way to the graph."""
+
+    number: int
+    """Place of the video in the index; after a replacement, of the video that stands in."""
+    label: int
+    """Its label's position, after a flip that changes it."""
+    views: int
+    """Clips of the video."""
+    graph: GraphInput
+    """What the graph makes it from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """What became of one video of the epoch."""
+
+    sample: Sample | None
+    """None where an evaluation leaves a bad video out."""
+    refused: tuple[Refused, ...] = ()
+    """Videos that could not be read: the one asked for, and any that should have stood in for it."""
+
+
+class FrameSource:
+    """Makes samples. Each depends on (seed, epoch, video) alone, so any thread may make any of them at any time."""
+
+    def __init__(
+        self, index: DatasetIndex, spec: ClipSpec, *, rule: Rule, seed: int, augmentation: Augmentation | None, by_dali: frozenset[str]
+    ) -> None:
+        """Say what samples are.
+
+        Args:
+            index: the videos.
+            spec: what a clip is; `rule` stands in for its sampling.
+            rule: which frames are taken.
+            seed: of everything drawn.
+            augmentation: training's changes; None makes evaluation samples, in which nothing is drawn.
+            by_dali: codecs whose files the graph decodes.
+
+        Raises:
+            FlowlessError: the augmentation names a label that the index does not know.
+        """
+        self._index, self._spec, self._seed, self._augmentation = index, spec, seed, augmentation
+        self._rule: Rule = rule
+        self._by_dali = by_dali
+        self._mirror_labels = augmentation.mirrored(index.labels) if augmentation else ()
+
+    def draw(self, number: int, epoch: int, *, by_dali: bool = True) -> Drawn:
+        """Make the sample of a video, or in training of another where it is bad.
+
+        The one that stands in is chosen by (seed, epoch, the bad video's id). An evaluation has no stand-in: the bad
+        video is left out and told.
+
+        Args:
+            number: place of the video in the index.
+            epoch: the epoch.
+            by_dali: False has PyAV decode everything, which finds out which file it is that DALI cannot decode.
+
+        Raises:
+            FlowlessError: the videos that should stand in are bad, too.
+        """
+        refused: list[Refused] = []
+        videos = self._index.videos
+        chooser = sample_rng(self._seed, epoch, f"{videos[number].id}\0stands in")
+        for _ in range(_TRIES):
+            try:
+                return Drawn(sample=self._sample(number, epoch, by_dali), refused=tuple(refused))
+            except FlowlessError as error:
+                refused.append(Refused(path=videos[number].path, reason=str(error)))
+            if self._augmentation is None:
+                return Drawn(sample=None, refused=tuple(refused))
+            number = int(chooser.integers(len(videos)))
+        names = ", ".join(item.path for item in refused)
+        raise FlowlessError(
+            f"{_TRIES} videos in a row cannot be read ({names}); the last one: {refused[-1].reason} "
+            "Is the data set's folder where the index says it is? If files have changed, run `flowless scan` again."
+        )
+
+    def _sample(self, number: int, epoch: int, by_dali: bool) -> Sample:
+        record, spec, augmentation = self._index.videos[number], self._spec, self._augmentation
+        rng = sample_rng(self._seed, epoch, record.id)
+        indices = record.first_frame + clip_indices(
+            record.frames,
+            segments=spec.segments,
+            frames_per_segment=spec.frames_per_segment,
+            rule=self._rule,
+            rng=rng if augmentation else None,
+        )
+        ordinals, order = np.unique(indices, return_inverse=True)
+        path = self._index.path_of(record)
+        if by_dali and trusted_codec(record) in self._by_dali:
+            width, height, rotation, frames = record.width, record.height, record.rotation, None
+            encoded = _bytes_of(path)
+        else:
+            frames, encoded, rotation = decode_frames(path, ordinals), None, 0
+            height, width = frames.shape[1:3]
+        view = self._view(rng, width, height)
+        return Sample(
+            number=number,
+            label=self._mirror_labels[record.label] if view.mirrored else record.label,
+            views=len(indices),
+            graph=GraphInput(
+                **place(view, spec, width=width, height=height, rotation=rotation),
+                order=order.reshape(-1).astype(np.int32),
+                colour=np.array(view.colour, np.float32),
+                frames=frames,
+                encoded=encoded,
+                ordinals=None if encoded is None else ordinals.astype(np.int32),
+            ),
+        )
+
+    def _view(self, rng: np.random.Generator, width: int, height: int) -> View:
+        if self._augmentation is None:
+            return evaluation_view(width=width, height=height, spec=self._spec)
+        return training_view(rng, width=width, height=height, spec=self._spec, augmentation=self._augmentation)
+
+
+def trusted_codec(record: VideoRecord) -> str:
+    """Return a video's codec, or nothing where its time stamps cannot be trusted (AVI): only PyAV finds its frames."""
+    return record.codec if record.key_frames else ""
+
+
+def decoders_for(
+    index: DatasetIndex, *, device: Literal["cpu", "gpu"], decoder: Literal["auto", "pyav", "dali"]
+) -> tuple[Frames, frozenset[str]]:
+    """Return which decoders a data set needs, and the codecs that DALI decodes of it.
+
+    Raises:
+        FlowlessError: `dali` was asked for and no video of the index has a codec that it can decode on this device.
+    """
+    present = {trusted_codec(video) for video in index.videos}
+    able = frozenset() if decoder == "pyav" or (decoder == "auto" and device == "cpu") else DALI_CODECS[device]
+    chosen = frozenset(present & able)
+    if decoder == "dali" and not chosen:
+        raise FlowlessError(
+            f"decoder is 'dali', which on the {device.upper()} can decode {', '.join(sorted(able))}; the index has "
+            f"{', '.join(sorted(present - {''})) or 'none'}. Use decoder 'auto' or 'pyav'."
+        )
+    if not chosen:
+        return "pyav", chosen
+    return ("dali" if chosen == present else "both"), chosen
+
+
+def _bytes_of(path: os.PathLike[str]) -> NDArray[np.uint8]:
+    try:
+        data = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise FlowlessError(f"{os.fspath(path)}: cannot be read ({error.strerror}).") from error
+    if not data.size:
+        raise FlowlessError(f"{os.fspath(path)}: the file is empty.")
+    return data
