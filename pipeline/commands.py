@@ -12,6 +12,7 @@ import tyro
 from rich.table import Table
 
 from flowless import console
+from flowless.errors import FlowlessError
 from flowless.pipeline.moving_shapes import CLASSES, ShapesOptions, generate
 from flowless.pipeline.scan import ScanReport, run_scan
 
@@ -59,41 +60,8 @@ def scan(words: Sequence[str]) -> int:
     )
     console.emit(_scan_document(report, options.out), *_scan_tables(report, options.out), as_json=options.json)
     if not report.index.videos:
-        console.log.print(
-            f"flowless: {options.source}: no video of it can be used; the reasons are in {options.out}.", style="red", markup=False
-        )
-    return 0 if report.index.videos else 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShapesWords:
-    """Generate Moving Shapes: labelled videos of twelve actions in six pairs, each the time-reversal of its twin.
-
-    No model that ignores the order of frames can pass 50 % on them. Writes OUT/train/CLASS/*.mp4, OUT/val/CLASS/*.mp4,
-    and an index of each split, OUT/train.index.jsonl and OUT/val.index.jsonl.
-    """
-
-    out: tyro.conf.Positional[Path]
-    """Folder to write. One that holds Moving Shapes is replaced; any other is left alone."""
-    options: tyro.conf.OmitArgPrefixes[ShapesOptions] = field(default_factory=ShapesOptions)
-    """What to generate."""
-    workers: int | None = None
-    """Processes that draw and encode; by default one a processor core."""
-    json: bool = False
-    """Print one JSON document instead of a table."""
-
-
-def shapes(words: Sequence[str]) -> None:
-    """Run `flowless shapes`."""
-    chosen = tyro.cli(ShapesWords, args=words, prog="flowless shapes")
-    folder = generate(chosen.out, options=chosen.options, workers=chosen.workers)
-    videos = {"train": chosen.options.train_videos, "val": chosen.options.val_videos}
-    splits = {split: {"videos": count, "index": str(folder / f"{split}.index.jsonl")} for split, count in videos.items()}
-    table = Table("split", "videos", "index", title=f"Moving Shapes, {len(CLASSES)} actions")
-    for split, told in splits.items():
-        table.add_row(split, str(told["videos"]), _plain(str(told["index"])))
-    document = {"folder": str(folder), "labels": list(CLASSES), "splits": splits}
-    console.emit(document, table, as_json=chosen.json)
+        raise FlowlessError(f"{options.source}: no video of it can be used; {options.out} lists the reasons.")
+    return 0
 
 
 def _scan_document(report: ScanReport, out: Path) -> dict[str, object]:
@@ -113,7 +81,8 @@ def _scan_document(report: ScanReport, out: Path) -> dict[str, object]:
 
 def _scan_tables(report: ScanReport, out: Path) -> list[Table]:
     document = _scan_document(report, out)
-    summary = Table(title=f"Index {out}", show_header=False)
+    summary = Table(show_header=False)
+    summary.add_row("index", _plain(str(out)))
     for name in ("videos", "frames", "ignored", "resumed", "seconds"):
         summary.add_row(name, str(document[name]))
     summary.add_row("labels", str(len(report.index.labels)))
