@@ -12,12 +12,12 @@ import av
 import av.error
 from av.container import InputContainer
 from av.packet import Packet
+from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from flowless.errors import FlowlessError
 
-_COVER_PICTURE = 0x0400  # AV_DISPOSITION_ATTACHED_PIC
 _FIX = "Check that it plays in a video player, or convert it again; `flowless scan` lists such files and leaves them out."
 
 
@@ -60,7 +60,7 @@ def open_video(path: str | os.PathLike[str], *, threads: int = 1) -> Iterator[Op
     with told_by_name(path):
         _refuse_what_is_no_file(Path(path))
         with av.open(os.fspath(path)) as container:
-            streams = [stream for stream in container.streams.video if not int(stream.disposition) & _COVER_PICTURE]
+            streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
             if not streams:
                 raise Unreadable(path, "it has no video stream" + (", only audio" if container.streams.audio else ""))
             best = container.streams.best("video")

@@ -23,7 +23,7 @@ def reference(frame: VideoFrame) -> np.ndarray:
     bits = frame.format.components[0].bits
     planes = []
     for plane in frame.planes:
-        samples = np.frombuffer(plane, np.uint8 if bits == 8 else np.uint16)
+        samples = np.frombuffer(memoryview(plane), np.uint8 if bits == 8 else np.uint16)
         planes.append(samples.reshape(plane.height, -1)[:, : plane.width].astype(np.float64) / 2 ** (bits - 8))
     luma, blue, red = planes[0], *(plane.repeat(2, 0).repeat(2, 1)[: frame.height, : frame.width] for plane in planes[1:])
     if frame.color_range == FULL:
@@ -73,7 +73,9 @@ def assert_equal_where_flat(image: np.ndarray, frame: VideoFrame, *, share: floa
     bits = frame.format.components[0].bits
     flat = np.ones(exact.shape[:2], bool)
     for plane in frame.planes[1:]:
-        samples = np.frombuffer(plane, np.uint8 if bits == 8 else np.uint16).reshape(plane.height, -1)[:, : plane.width].astype(int)
+        samples = (
+            np.frombuffer(memoryview(plane), np.uint8 if bits == 8 else np.uint16).reshape(plane.height, -1)[:, : plane.width].astype(int)
+        )
         padded = np.pad(samples, 1, mode="edge")
         around = np.stack([padded[y : y + plane.height, x : x + plane.width] for y in range(3) for x in range(3)])
         still = (around.max(axis=0) - around.min(axis=0)) <= 1

@@ -142,7 +142,7 @@ def test_hidden_vp8_frames_are_no_frames(tmp_path, barcodes):
     """Old WebM files hold VP8 frames that are decoded and never shown, in packets of their own."""
     source = barcodes(next(kind for kind in barcode.KINDS if kind.name.startswith("vp8")))
     hidden = tmp_path / "hidden.webm"
-    with av.open(source) as before, av.open(hidden, "w") as after:
+    with open_video(source) as (before, _), av.open(hidden, "w") as after:
         stream = after.add_stream_from_template(before.streams.video[0])
         for number, packet in enumerate(packet for packet in before.demux(video=0) if packet.size):
             data = bytearray(bytes(packet))

@@ -1,0 +1,116 @@
+"""The one resize rule, written a second time with Pillow alone, and whole clips."""
+
+from __future__ import annotations
+
+import barcode
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from flowless.errors import FlowlessError
+from flowless.pipeline import preprocess
+from flowless.pipeline.decode import iter_frames
+from flowless.pipeline.preprocess import crop_corner, load_clip, resize_and_crop, resized_size
+from flowless.pipeline.probe import probe
+from flowless.pipeline.sampling import clip_indices
+from flowless.pipeline.spec import ClipSpec
+
+SPEC = ClipSpec()
+SMALL = ClipSpec(height=48, width=48, short_side=56)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((640, 480), (341, 256)),  # 341.33 rounds down
+        ((480, 640), (256, 341)),
+        ((340, 256), (340, 256)),  # short side right already
+        ((1920, 1080), (455, 256)),  # 455.1
+        ((426, 240), (454, 256)),  # 454.4
+        ((100, 100), (256, 256)),
+    ],
+)
+def test_sizes(size, expected):
+    assert resized_size(*size, short_side=256) == expected
+
+
+def test_halves_round_to_even():
+    assert crop_corner(341, 256, SPEC) == (58, 16)  # 58.5
+    assert crop_corner(343, 256, SPEC) == (60, 16)  # 59.5
+    assert crop_corner(224, 224, SPEC) == (0, 0)
+
+
+@given(width=st.integers(40, 300), height=st.integers(40, 300), seed=st.integers(0, 99))
+def test_equals_pillow(width, height, seed):
+    frames = np.random.default_rng(seed).integers(0, 256, (2, height, width, 3), np.uint8)
+    short, long = sorted((width, height))
+    size = (int(56 * width / short), int(56 * height / short)) if short != 56 else (width, height)
+    left, top = round((size[0] - 48) / 2.0), round((size[1] - 48) / 2.0)
+    images = [Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR) for frame in frames]
+    expected = np.stack([np.asarray(image.crop((left, top, left + 48, top + 48))) for image in images])
+    assert long >= short
+    assert np.array_equal(resize_and_crop(frames, SMALL), expected)
+
+
+def test_a_frame_of_the_right_size_is_cropped_only():
+    frames = np.random.default_rng(0).integers(0, 256, (1, 256, 340, 3), np.uint8)
+    assert np.array_equal(resize_and_crop(frames, SPEC), frames[:, 16:240, 58:282])
+
+
+def test_reduction_is_antialiased():
+    stripes = np.zeros((1, 560, 560, 3), np.uint8)
+    stripes[:, :, ::2] = 255
+    assert np.abs(resize_and_crop(stripes, SMALL).astype(int) - 127).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [np.zeros((2, 0, 5, 3), np.uint8), np.zeros((2, 8, 8), np.uint8), np.zeros((2, 8, 8, 3), np.float32), np.zeros((2, 8, 8, 4), np.uint8)],
+)
+def test_what_are_no_frames(frames):
+    with pytest.raises(FlowlessError, match=r"they must be uint8 \[K, H, W, 3\]"):
+        resize_and_crop(frames, SMALL)
+
+
+@pytest.mark.parametrize("sampling", ["centre", "two-clip", "dense"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_clip_is_the_sampled_frames_resized(sampling, threads, barcodes):
+    spec = ClipSpec(height=48, width=48, short_side=56, sampling=sampling)
+    path = barcodes(barcode.KINDS[0])
+    full = resize_and_crop(np.stack(list(iter_frames(path))), spec)
+    indices = clip_indices(100, segments=8, frames_per_segment=4, rule=sampling)
+    clip = load_clip(path, spec, threads=threads)
+    assert clip.shape == (len(indices), 8, 4, 48, 48, 3)
+    assert clip.dtype == np.uint8
+    assert np.array_equal(clip, full[indices])
+
+
+def test_a_part_of_a_video(barcodes):
+    path = barcodes(barcode.KINDS[0])
+    full = resize_and_crop(np.stack(list(iter_frames(path))), SMALL)
+    indices = 40 + clip_indices(30, segments=8, frames_per_segment=4, rule="centre")
+    assert np.array_equal(load_clip(path, SMALL, first_frame=40, num_frames=30), full[indices])
+    assert np.array_equal(load_clip(path, SMALL, first_frame=40, num_frames=30, info=probe(path)), full[indices])
+
+
+def test_a_video_shorter_than_a_clip_repeats_its_frames(clips):
+    clip = load_clip(clips / "rotated_90.mov", SMALL)
+    assert clip.shape == (1, 8, 4, 48, 48, 3)
+    full = resize_and_crop(np.stack(list(iter_frames(clips / "rotated_90.mov"))), SMALL)
+    assert np.array_equal(clip[0, 0], full[[0, 1, 2, 2]])
+
+
+def test_each_frame_is_resized_once(barcodes, monkeypatch):
+    resized = []
+    inner = preprocess._one
+    monkeypatch.setattr(preprocess, "_one", lambda frame, spec: resized.append(1) or inner(frame, spec))
+    load_clip(barcodes(barcode.KINDS[0]), ClipSpec(height=48, width=48, short_side=56, sampling="dense"))
+    assert len(resized) <= 100
+
+
+@pytest.mark.parametrize("part", [{"first_frame": 100}, {"first_frame": -1}, {"num_frames": 0}])
+def test_a_part_that_is_not_there(part, barcodes):
+    with pytest.raises(FlowlessError, match=r"h264_b_pyramid\.mp4: a part of .* was asked for"):
+        load_clip(barcodes(barcode.KINDS[0]), SMALL, **part)

@@ -1,0 +1,199 @@
+"""Probing: what real and generated files are, and a clear word for those that are none."""
+
+from __future__ import annotations
+
+import pickle
+import struct
+from pathlib import Path
+
+import av
+import barcode
+import numpy as np
+import pytest
+from av.stream import Disposition
+
+from flowless.errors import FlowlessError
+from flowless.pipeline.container import Unreadable
+from flowless.pipeline.encode import write_video
+from flowless.pipeline.probe import probe
+from flowless.pipeline.timeline import varies
+
+KINDS = {kind.name + kind.suffix: kind for kind in barcode.KINDS}
+
+
+@pytest.mark.parametrize(
+    ("name", "frames", "fps", "size", "rotation", "codec", "varies", "keys"),
+    [
+        ("arm_wrestling.mp4", 280, 28.0, (340, 256), 0, "h264", False, (0, 187, 230, 268)),
+        ("av1_video.mkv", 125, 25.0, (640, 360), 0, "av1", False, (0,)),
+        ("h265_video.mp4", 10, 10.0, (128, 128), 0, "hevc", False, (0, 2, 4, 6, 8)),
+        # Two video streams: FFmpeg's own choice is the larger one.
+        ("nasa_13013.mp4", 390, 30000 / 1001, (480, 270), 0, "h264", False, (0, 240)),
+        ("rotated_90.mov", 3, 30.0, (320, 568), 90, "h264", False, (0,)),
+        # Its time stamps are milliseconds, 33 and 34 apart: rounding, no variable rate.
+        ("flipping_a_pancake.mkv", 310, 30.0, (426, 240), 0, "h264", False, (0, 150, 300)),
+        # One gap of two frames' time.
+        ("short_32_frames.mp4", 32, 29.0625, (340, 256), 0, "h264", True, (0,)),
+        ("unordered.mov", 4, 32.0, (50, 50), 0, "h264", False, (0,)),
+    ],
+)
+@pytest.mark.parametrize("decode", [False, True])
+def test_real_files(name, frames, fps, size, rotation, codec, varies, keys, decode, clips):
+    info = probe(clips / name, decode=decode)
+    assert info.frames == frames == len(info.pts)
+    assert info.fps == pytest.approx(fps, rel=1e-3)
+    assert (info.width, info.height) == size
+    assert (info.rotation, info.codec, info.variable_rate, info.key_frames) == (rotation, codec, varies, keys)
+    assert info.decoded == decode
+
+
+@pytest.mark.parametrize("name", sorted(KINDS))
+def test_packets_and_decoding_tell_the_same(name, barcodes):
+    quick, proved = probe(barcodes(KINDS[name])), probe(barcodes(KINDS[name]), decode=True)
+    assert quick.frames == proved.frames == KINDS[name].frames
+    assert (quick.pts, quick.key_frames) == (proved.pts, proved.key_frames)
+    assert (quick.width, quick.height) == (barcode.WIDTH, barcode.HEIGHT)
+    assert quick.rotation == KINDS[name].more.get("rotation", 0)
+    assert quick.variable_rate == ("timestamps" in KINDS[name].more)
+
+
+def test_avi_has_no_time_stamps_to_trust(barcodes):
+    info = probe(barcodes(KINDS["mpeg4.avi"]))
+    assert info.pts == ()
+    assert info.decoded
+    assert info.fps == 25
+
+
+def test_seconds_to_frames(barcodes):
+    for name in ("h264_b_pyramid.mp4", "mpeg4.avi"):
+        info = probe(barcodes(KINDS[name]))
+        assert [info.frame_at(seconds) for seconds in (0.0, 0.04, 1.0, 3.96, 99.0)] == [0, 1, 25, 99, 100]
+    varying = probe(barcodes(KINDS["h264_variable_rate.mp4"]))
+    times = KINDS["h264_variable_rate.mp4"].more["timestamps"]
+    assert [varying.frame_at(times[number] / 1000) for number in (0, 7, 50, 99)] == [0, 7, 50, 99]
+    assert varying.frame_at(times[9] / 1000 + 0.1) == 10
+
+
+def test_a_rate_varies_by_more_than_rounding():
+    assert not varies(tuple(round(number * 1000 / 30) for number in range(200)))
+    assert not varies(tuple(round(number * 1000 / 29.97) for number in range(200)))
+    assert not varies((0, 40))
+    assert varies((0, 40, 80, 160, 200))
+
+
+def whole(tmp_path: Path, suffix: str = ".mp4", **more) -> Path:
+    path = tmp_path / f"whole{suffix}"
+    write_video(path, (barcode.draw(number) for number in range(60)), options={"g": "20"}, **more)
+    return path
+
+
+def boxes_reversed(data: bytes) -> bytes:
+    """Put an MP4's index (`moov`) before its pictures (`mdat`), as for the web; the index then points to the right places."""
+    boxes = {}
+    place = 0
+    while place < len(data):
+        size, kind = struct.unpack(">I4s", data[place : place + 8])
+        boxes[kind] = data[place : place + size]
+        place += size
+    moov = bytearray(boxes[b"moov"])
+    table = moov.index(b"stco") + 8
+    (entries,) = struct.unpack(">I", moov[table : table + 4])
+    for entry in range(entries):
+        spot = table + 4 + 4 * entry
+        (offset,) = struct.unpack(">I", moov[spot : spot + 4])
+        moov[spot : spot + 4] = struct.pack(">I", offset + len(moov))
+    return boxes[b"ftyp"] + bytes(moov) + boxes.get(b"free", b"") + boxes[b"mdat"]
+
+
+def test_cut_off_files(tmp_path):
+    data = whole(tmp_path).read_bytes()
+    index_last = tmp_path / "index_last.mp4"
+    index_last.write_bytes(data[: len(data) // 2])
+    with pytest.raises(FlowlessError, match=r"index_last\.mp4: .*damaged or cut off"):
+        probe(index_last)
+
+    turned = boxes_reversed(data)
+    (tmp_path / "whole_web.mp4").write_bytes(turned)
+    assert probe(tmp_path / "whole_web.mp4", decode=True).frames == 60
+    index_first = tmp_path / "index_first.mp4"
+    index_first.write_bytes(turned[: len(turned) * 2 // 3])
+    with pytest.raises(FlowlessError, match=r"index_first\.mp4: it is cut off after \d+ frames"):
+        probe(index_first)
+
+    data = whole(tmp_path, ".mkv").read_bytes()
+    matroska = tmp_path / "half.mkv"
+    matroska.write_bytes(data[: len(data) // 2])
+    with pytest.raises(FlowlessError, match=r"half\.mkv: it is cut off after \d+ frames"):
+        probe(matroska)
+
+
+def test_damage_inside_is_found_by_decoding(tmp_path, clips):
+    assert probe(clips / "corrupted.mp4").frames == 50  # the packets are all there
+    with pytest.raises(FlowlessError, match=r"corrupted\.mp4: the stream is damaged near frame 28"):
+        probe(clips / "corrupted.mp4", decode=True)
+    data = bytearray(whole(tmp_path).read_bytes())
+    start = data.index(b"mdat") + 4000
+    data[start : start + 3000] = np.random.default_rng(0).bytes(3000)
+    (tmp_path / "flipped.mp4").write_bytes(data)
+    with pytest.raises(FlowlessError, match=r"flipped\.mp4: .*damaged"):
+        probe(tmp_path / "flipped.mp4", decode=True)
+
+
+def audio_only(path: Path, cover: bool = False) -> Path:
+    with av.open(path, "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        picture = None
+        if cover:
+            picture = container.add_stream("mjpeg", rate=1)
+            picture.width, picture.height, picture.pix_fmt = 32, 32, "yuvj420p"
+            picture.disposition = Disposition.attached_pic
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+        if picture is not None:
+            container.mux(picture.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8))))
+            container.mux(picture.encode(None))
+    return path
+
+
+def test_files_that_are_no_videos(tmp_path):
+    empty, text = tmp_path / "empty.mp4", tmp_path / "text.mp4"
+    empty.touch()
+    text.write_text("not a video\n" * 50)
+    cases = {
+        tmp_path / "missing.mp4": "there is no such file",
+        tmp_path: "it is a folder",
+        empty: "the file is empty",
+        text: "it is not a video that FFmpeg can read",
+        audio_only(tmp_path / "sound.m4a"): "no video stream, only audio",
+        audio_only(tmp_path / "cover.mp4", cover=True): "no video stream, only audio",
+    }
+    for path, words in cases.items():
+        with pytest.raises(FlowlessError, match=words) as caught:
+            probe(path)
+        assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_unreadable_crosses_processes():
+    error = pickle.loads(pickle.dumps(Unreadable("a.mp4", "the file is empty")))
+    assert (error.path, error.reason) == ("a.mp4", "the file is empty")
+    assert "a.mp4: the file is empty" in str(error)
+
+
+def test_writing_what_cannot_be_written(tmp_path):
+    path = tmp_path / "x.mp4"
+    with pytest.raises(FlowlessError, match=r"x\.mp4: there are no frames"):
+        write_video(path, [])
+    with pytest.raises(FlowlessError, match=r"x\.mp4: libx264 cannot write"):
+        write_video(path, [np.zeros((33, 35, 3), np.uint8)])
+    with pytest.raises(FlowlessError, match=r"x\.mp4: frame 1 is \[32, 32, 3\]"):
+        write_video(path, [np.zeros((64, 64, 3), np.uint8), np.zeros((32, 32, 3), np.uint8)])
+    with pytest.raises(FlowlessError, match=r"no_codec cannot write"):
+        write_video(path, [np.zeros((64, 64, 3), np.uint8)], codec="no_codec")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_same_frames_give_the_same_file(tmp_path):
+    first, second = whole(tmp_path).read_bytes(), whole(tmp_path).read_bytes()
+    assert first == second

@@ -1,0 +1,329 @@
+"""Scanning: every file is looked at once, a bad one is listed, an interruption costs nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import barcode
+import numpy as np
+import pytest
+
+from flowless.errors import FlowlessError
+from flowless.pipeline import scan as scan_module
+from flowless.pipeline import scan_jobs
+from flowless.pipeline.commands import scan as scan_command
+from flowless.pipeline.decode import decode_frames
+from flowless.pipeline.encode import write_video
+from flowless.pipeline.index import DatasetIndex
+from flowless.pipeline.scan import run_scan, scan
+from flowless.pipeline.scan_jobs import Job, run_jobs
+from flowless.pipeline.sources import FORMATS, list_source, read_labels
+
+
+def video(path: Path, frames: int = 12) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_video(path, (barcode.draw(number) for number in range(frames)), options={"g": "6", "preset": "ultrafast"})
+    return path
+
+
+@pytest.fixture(scope="session")
+def tree_once(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("data") / "set"
+    for name, frames in (("wave/a.mp4", 12), ("wave/b.MKV", 3), ("clap/deep/c.mp4", 20), ("clap/d.webm", 7)):
+        if name.endswith("webm"):
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_video(path, (barcode.draw(number) for number in range(frames)), codec="libvpx-vp9", options={"cpu-used": "8"})
+        else:
+            video(root / name, frames)
+    (root / "clap" / "empty.mp4").touch()
+    (root / "clap" / "text[1].mp4").write_text("hello\n" * 20)
+    (root / "clap" / "notes.txt").write_text("no video")
+    (root / "clap" / ".hidden.mp4").touch()
+    (root / "README.md").write_text("about")
+    (root / "wave" / "gone.mp4").symlink_to(root / "nowhere.mp4")
+    return root
+
+
+@pytest.fixture
+def tree(tree_once, tmp_path) -> Path:
+    return Path(shutil.copytree(tree_once, tmp_path / "set", symlinks=True))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_folder_per_class(tree, tmp_path, workers):
+    out = tmp_path / "indices" / "train.jsonl"
+    report = run_scan(tree, out=out, workers=workers)
+    index = DatasetIndex.load(out)
+    assert index.labels == ("clap", "wave")
+    assert [(record.id, record.label, record.frames) for record in index.videos] == [
+        ("clap/d.webm", 0, 7),
+        ("clap/deep/c.mp4", 0, 20),
+        ("wave/a.mp4", 1, 12),
+        ("wave/b.MKV", 1, 3),
+    ]
+    first = index.videos[2]
+    assert (first.width, first.height, first.fps, first.codec, first.rotation) == (160, 96, 25.0, "h264", 0)
+    assert first.key_frames == (0, 6)
+    assert barcode.read(decode_frames(index.path_of(first), [7])[0]) == 7
+    assert {item.path: item.reason for item in index.refused} == {
+        "clap/empty.mp4": "the file is empty",
+        "clap/text[1].mp4": "it is not a video that FFmpeg can read, or it is damaged or cut off",
+        "wave/gone.mp4": "there is no such file",
+    }
+    assert report.ignored == 2
+    assert report.resumed == 0
+    assert [path.name for path in out.parent.iterdir()] == ["train.jsonl"], "no journal, no draft stays behind"
+
+
+def test_links_to_class_folders_and_files_are_followed(tree, tmp_path):
+    linked = tmp_path / "linked"
+    (linked / "one").mkdir(parents=True)
+    (linked / "one" / "x.mp4").symlink_to(tree / "wave" / "a.mp4")
+    (linked / "two").symlink_to(tree / "clap")
+    (tree / "clap" / "round").symlink_to(tree / "clap")  # a link to itself must not go round for ever
+    index = scan(linked, out=tmp_path / "i.jsonl", workers=1)
+    assert [record.id for record in index.videos] == ["one/x.mp4", "two/d.webm", "two/deep/c.mp4"]
+
+
+def test_a_table_with_parts_in_seconds(tree, tmp_path):
+    table = tree / "list.csv"
+    table.write_text(
+        "path, label, start, end\n"
+        "wave/a.mp4,up,0.08,0.2\n"  # 25 frames a second: frames 2, 3, 4
+        "wave/a.mp4,down,0.2,\n"
+        "clap/deep/c.mp4,up,,\n"
+        "wave/b.MKV,up,5,6\n"
+        "wave/b.MKV,,0,1\n"
+        "wave/b.MKV,up,later,1\n"
+        "wave/b.MKV,up,3,2\n"
+        "clap/deep/c.mp4,up,,\n"
+        f"{tree / 'clap' / 'd.webm'},down,,\n"
+        "missing.mp4,up,,\n",
+        encoding="utf-8-sig",
+    )
+    index = scan(table, format="csv", out=tmp_path / "i.jsonl", workers=1)
+    assert index.labels == ("down", "up")
+    assert [(record.id, index.labels[record.label], record.first_frame, record.frames) for record in index.videos] == [
+        ("wave/a.mp4#0.08-0.2", "up", 2, 3),
+        ("wave/a.mp4#0.2-", "down", 5, 7),
+        ("clap/deep/c.mp4", "up", 0, 20),
+        ("clap/d.webm", "down", 0, 7),
+    ]
+    reasons = [item.reason for item in index.refused]
+    assert reasons == [
+        "line 6: it has no label",
+        "line 7: start is 'later'; it must be seconds from 0 on, or nothing",
+        "line 8: end is 2 s, which is not after start, 3 s",
+        "line 9: listed already in line 4",
+        "line 5: no frame is shown from 5 s to 6 s; the video lasts 0.12 s",
+        "line 11: there is no such file",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a.mp4,wave\n", "first line names the columns"),
+        ("path,label,begin\nx,y,1\n", "'begin'"),
+        ("", "first line names the columns"),
+        ("path,label\n", "it names no video"),
+    ],
+)
+def test_tables_that_are_none(text, words, tmp_path):
+    table = tmp_path / "list.csv"
+    table.write_text(text)
+    with pytest.raises(FlowlessError, match=words) as caught:
+        list_source(table, format="csv")
+    assert str(table) in str(caught.value)
+
+
+def test_sources_that_are_none(tmp_path):
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "flat" / "a.mp4").touch()
+    (tmp_path / "binary.csv").write_bytes(bytes(range(128, 256)))
+    for source, kind, words in (
+        (tmp_path / "nothing", "folder", "there is no such file or folder"),
+        (tmp_path / "binary.csv", "folder", "--format csv"),
+        (tmp_path / "flat", "folder", r"SOURCE/<class>/<video>"),
+        (tmp_path / "binary.csv", "csv", "UTF-8"),
+        (tmp_path / "flat", "csv", "cannot be read"),
+        (tmp_path / "flat", "kinetics", f"it must be one of {', '.join(FORMATS)}"),
+    ):
+        with pytest.raises(FlowlessError, match=words):
+            list_source(source, format=kind)
+
+
+def test_labels_of_another_index(tree, tmp_path):
+    scan(tree, out=tmp_path / "train.jsonl", workers=1)
+    video(tree / "jump" / "new.mp4")
+    index = scan(tree, out=tmp_path / "val.jsonl", labels=tmp_path / "train.jsonl", workers=1)
+    assert index.labels == ("clap", "wave")
+    assert len(index.videos) == 4
+    (reason,) = (item.reason for item in index.refused if item.path == "jump/new.mp4")
+    assert reason == f"its label 'jump' is not among the 2 of {tmp_path / 'train.jsonl'}"
+
+
+def test_label_files(tmp_path):
+    path = tmp_path / "labels"
+    for text, names in (("b\na\n\n", ("b", "a")), ('["x", "y z"]', ("x", "y z")), ("0\n1\n10\n", ("0", "1", "10"))):
+        path.write_text(text)
+        assert read_labels(path) == names
+    for text, words in (("a\nb\na\n", r"\['a'\] appear more than once"), ("\n", "it has no labels"), ("[1, 2]", "no text")):
+        path.write_text(text)
+        with pytest.raises(FlowlessError, match=words):
+            read_labels(path)
+    with pytest.raises(FlowlessError, match="cannot be read"):
+        read_labels(tmp_path / "none")
+
+
+def test_labels_that_are_numbers_go_by_number(tmp_path):
+    for name in ("10", "9", "100"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        (tmp_path / "set" / name / "x.mp4").touch()
+    index = scan(tmp_path / "set", out=tmp_path / "i.jsonl", workers=1)
+    assert index.labels == ("9", "10", "100")
+    assert len(index.refused) == 3
+
+
+def test_an_interrupted_scan_goes_on_where_it_stopped(tree, tmp_path, monkeypatch):
+    out = tmp_path / "i.jsonl"
+    inner = scan_module.run_jobs
+
+    def interrupted(jobs, *, workers):
+        for number, pair in enumerate(inner(jobs, workers=1)):
+            if number == 4:
+                raise KeyboardInterrupt
+            yield pair
+
+    monkeypatch.setattr(scan_module, "run_jobs", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_scan(tree, out=out)
+    monkeypatch.setattr(scan_module, "run_jobs", inner)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["i.jsonl.journal"]
+    journal = tmp_path / "i.jsonl.journal"
+    journal.write_text(journal.read_text() + '{"key": ["torn')
+    touched = tree / "clap" / "d.webm"  # the first one, noted already
+    os.utime(touched, ns=(1, 1))
+
+    looked = []
+    look = scan_jobs.look
+    monkeypatch.setattr(scan_jobs, "look", lambda job: looked.append(Path(job.path).name) or look(job))
+    report = run_scan(tree, out=out, workers=1)
+    assert report.resumed == 3
+    assert sorted(looked) == ["a.mp4", "b.MKV", "d.webm", "gone.mp4"]
+    assert not journal.exists()
+    clean = run_scan(tree, out=tmp_path / "clean.jsonl", workers=1)
+    assert (clean.index.videos, clean.index.refused) == (report.index.videos, report.index.refused)
+
+
+def test_another_question_is_not_answered_from_the_journal(tree, tmp_path, monkeypatch):
+    out = tmp_path / "i.jsonl"
+
+    def fails(self, path):
+        raise FlowlessError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DatasetIndex, "save", fails)
+        with pytest.raises(FlowlessError, match="no room"):
+            run_scan(tree, out=out, workers=1)
+    assert not out.exists()
+    assert run_scan(tree, out=out, workers=1, decode=False).resumed == 0
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_ctrl_c_keeps_the_journal_and_no_index(tmp_path, workers):
+    source = video(tmp_path / "one.mp4", 40)
+    for number in range(400):
+        link = tmp_path / "set" / "class" / f"{number}.mp4"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(source)
+    out, journal = tmp_path / "i.jsonl", tmp_path / "i.jsonl.journal"
+    words = [sys.executable, "-m", "flowless", "scan", str(tmp_path / "set"), "--out", str(out), "--workers", workers]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and (not journal.exists() or journal.read_text().count("\n") < 20):
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # the whole terminal's group, as Ctrl-C does
+    _, log = process.communicate(timeout=60)
+    assert process.returncode == 130, log
+    assert "Traceback" not in log
+    assert not out.exists()
+    assert journal.exists()
+    report = run_scan(tmp_path / "set", out=out, workers=1)
+    assert 10 < report.resumed < 400
+    assert len(report.index.videos) == 400
+
+
+def crash(job: Job):
+    if "bad" in job.path:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return scan_jobs.Found(reason="looked")
+
+
+def test_a_decoder_that_crashes_takes_only_its_file_along(monkeypatch):
+    monkeypatch.setattr(scan_jobs, "look", crash)
+    jobs = [Job(path=f"{'bad' if number == 7 else 'good'}{number}", parts=(), decode=True) for number in range(20)]
+    found = {job.path: finding.reason for job, finding in run_jobs(jobs, workers=2)}
+    assert len(found) == 20
+    assert found.pop("bad7") == "the decoder crashed on it"
+    assert set(found.values()) == {"looked"}
+
+
+def test_what_nobody_foresaw_is_a_reason_too(monkeypatch):
+    def fails(*args, **kwargs):
+        raise RuntimeError("surprise")
+
+    monkeypatch.setattr(scan_jobs, "probe", fails)
+    assert scan_jobs.look(Job(path="x", parts=(), decode=True)).reason == "looking at it failed (RuntimeError: surprise)"
+
+
+def test_the_command(tree, tmp_path, capsys):
+    out = tmp_path / "i.jsonl"
+    assert scan_command([str(tree), "--out", str(out), "--workers", "1", "--json"]) == 0
+    captured = capsys.readouterr()
+    document = json.loads(captured.out)
+    assert document["videos"] == 4
+    assert document["frames"] == 42
+    assert document["labels"] == ["clap", "wave"]
+    assert document["ignored"] == 2
+    assert [item["path"] for item in document["refused"]] == ["clap/empty.mp4", "clap/text[1].mp4", "wave/gone.mp4"]
+    assert scan_command([str(tree), "--out", str(out), "--workers", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "text[1].mp4" in printed
+    assert "the file is empty" in printed
+
+
+def test_the_command_says_when_nothing_can_be_used(tmp_path):
+    (tmp_path / "set" / "a").mkdir(parents=True)
+    (tmp_path / "set" / "a" / "x.mp4").touch()
+    with pytest.raises(FlowlessError, match="no video of it can be used"):
+        scan_command([str(tmp_path / "set"), "--out", str(tmp_path / "i.jsonl")])
+    assert DatasetIndex.load(tmp_path / "i.jsonl").refused[0].reason == "the file is empty"
+
+
+def test_workers_must_be_some(tree, tmp_path):
+    with pytest.raises(FlowlessError, match="workers is 0"):
+        scan(tree, out=tmp_path / "i.jsonl", workers=0)
+
+
+def test_damaged_real_clip_is_refused_and_the_rest_goes_on(clips, tmp_path):
+    folder = tmp_path / "set" / "things"
+    folder.mkdir(parents=True)
+    for name in ("corrupted.mp4", "rotated_90.mov", "unordered.mov"):
+        (folder / name).symlink_to(clips / name)
+    index = scan(tmp_path / "set", out=tmp_path / "i.jsonl", workers=1)
+    assert [(record.id, record.frames, record.rotation) for record in index.videos] == [
+        ("things/rotated_90.mov", 3, 90),
+        ("things/unordered.mov", 4, 0),
+    ]
+    assert [(item.path, item.reason) for item in index.refused] == [("things/corrupted.mp4", "the stream is damaged near frame 28")]
+    loaded = DatasetIndex.load(tmp_path / "i.jsonl")
+    assert np.array_equal(decode_frames(loaded.path_of(loaded.videos[1]), [2]), decode_frames(clips / "unordered.mov", [2]))
