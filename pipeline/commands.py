@@ -64,6 +64,37 @@ def scan(words: Sequence[str]) -> int:
     return 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class ShapesWords:
+    """Generate Moving Shapes: labelled videos of twelve actions in six pairs, each the time-reversal of its twin.
+
+    No model that ignores the order of frames can pass 50 % on them. Writes OUT/train/CLASS/*.mp4, OUT/val/CLASS/*.mp4,
+    and an index of each split, OUT/train.index.jsonl and OUT/val.index.jsonl.
+    """
+
+    out: tyro.conf.Positional[Path]
+    """Folder to write. One that holds Moving Shapes is replaced; any other is left alone."""
+    options: tyro.conf.OmitArgPrefixes[ShapesOptions] = field(default_factory=ShapesOptions)
+    """What to generate."""
+    workers: int | None = None
+    """Processes that draw and encode; by default one a processor core."""
+    json: bool = False
+    """Print one JSON document instead of a table."""
+
+
+def shapes(words: Sequence[str]) -> None:
+    """Run `flowless shapes`."""
+    chosen = tyro.cli(ShapesWords, args=words, prog="flowless shapes")
+    folder = generate(chosen.out, options=chosen.options, workers=chosen.workers)
+    videos = {"train": chosen.options.train_videos, "val": chosen.options.val_videos}
+    splits = {split: {"videos": count, "index": str(folder / f"{split}.index.jsonl")} for split, count in videos.items()}
+    table = Table("split", "videos", "index", title=f"Moving Shapes, {len(CLASSES)} actions")
+    for split, told in splits.items():
+        table.add_row(split, str(told["videos"]), _plain(str(told["index"])))
+    document = {"folder": str(folder), "labels": list(CLASSES), "splits": splits}
+    console.emit(document, table, as_json=chosen.json)
+
+
 def _scan_document(report: ScanReport, out: Path) -> dict[str, object]:
     index = report.index
     return {
