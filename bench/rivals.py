@@ -1,0 +1,147 @@
+"""What runs a network: every target of a bundle that this machine runs, and PyTorch, ready to be timed in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flowless.bench.timing import time_in_turn
+from flowless.console import log
+from flowless.engines.backends import HINTS, open_backend, why_not
+from flowless.engines.manifest import TARGETS, Manifest, read_manifest
+from flowless.errors import FlowlessError
+from flowless.pipeline.spec import ClipSpec
+
+if TYPE_CHECKING:
+    from flowless.engines.engine import Engine
+
+#: Answers uint8 clips `[B, N, m, H, W, 3]` with float32 scores `[B, classes]`.
+Run = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Rival:
+    """One way to run the network; `run` is None where it cannot run here, and `status` says why."""
+
+    name: str
+    target: str
+    precision: str
+    status: str
+    run: Run | None = None
+
+
+def bundle_of(model: str, *, spec: ClipSpec, classes: int, width: float, folder: Path) -> Manifest:
+    """Export a network with lively random weights into `folder`, and build what this machine builds.
+
+    Returns:
+        The bundle's manifest; `folder / "model.safetensors"` is the checkpoint it was made from.
+    """
+    from flowless.bench.networks import lively_model
+    from flowless.export.build_engine import build_all
+    from flowless.export.bundle import export_bundle
+    from flowless.train.checkpoints import save_checkpoint
+
+    network = lively_model(model, classes=classes, spec=spec, width=width)
+    labels = [f"class {number}" for number in range(classes)]
+    checkpoint = save_checkpoint(folder / "model.safetensors", network, model_name=model, recipe={}, spec=spec, labels=labels, metrics={})
+    export_bundle(checkpoint, folder / "bundle")
+    build_all(folder / "bundle")
+    return read_manifest(folder / "bundle")
+
+
+def engine_rivals(manifest: Manifest, *, threads: int, targets: Sequence[str] = (), hints: Sequence[str] = ("bf16",)) -> list[Rival]:
+    """Open every engine of a bundle: one rival an artefact, OpenVINO once more for each further hint.
+
+    Args:
+        manifest: The bundle.
+        threads: CPU threads of each.
+        targets: Only these; none means all that the bundle has.
+        hints: Arithmetic that OpenVINO computes its fp32 engine in, besides fp32.
+    """
+    unknown = sorted(set(targets) - set(TARGETS))
+    if unknown:
+        raise FlowlessError(f"targets are {', '.join(unknown)}; they must be among {', '.join(TARGETS)}.")
+    rivals = []
+    for artefact in manifest.artefacts:
+        if targets and artefact.target not in targets:
+            continue
+        extra = [hint for hint in hints if artefact.target == "openvino" and artefact.precision == "fp32"]
+        for hint in (None, *extra):
+            precision = HINTS[hint] if hint else artefact.precision
+            name = f"{artefact.target} {precision}"
+            reason = why_not(artefact.target, artefact)
+            if reason:
+                rivals.append(Rival(name, artefact.target, precision, reason))
+                continue
+            path = manifest.path_of(artefact.files[0])
+            run = open_backend(artefact, path, classes=len(manifest.labels), threads=threads, hint=hint)
+            rivals.append(Rival(name, artefact.target, precision, "runs", run))
+    return rivals
+
+
+def torch_rivals(checkpoint: Path | None, manifest: Manifest, *, width: float = 1.0, compiled: bool = True) -> list[Rival]:
+    """Return PyTorch eager and `torch.compile`, with the checkpoint's weights, or random ones of the same network.
+
+    The time does not depend on the weights; where they are random, scores cannot be compared.
+    """
+    import torch
+
+    from flowless.bench.networks import Eager, lively_model
+    from flowless.train.checkpoints import load_checkpoint
+
+    if checkpoint is not None:
+        network = load_checkpoint(checkpoint).model
+    else:
+        network = lively_model(manifest.model, classes=len(manifest.labels), spec=manifest.spec, width=width)
+    rivals = [Rival("pytorch eager", "pytorch", "fp32", "runs", Eager(network))]
+    if compiled:
+        run = Eager(torch.compile(network, dynamic=False))
+        try:
+            run(np.zeros((1, *manifest.spec.shape), np.uint8))
+            rivals.append(Rival("torch.compile", "torch.compile", "fp32", "runs", run))
+        except Exception as error:  # no compiler, or any of the many errors of its own
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            log.print(f"torch.compile left out: {reason}", style="dim", markup=False)
+            rivals.append(Rival("torch.compile", "torch.compile", "fp32", f"fails here: {reason[:200]}"))
+    return rivals
+
+
+def time_rivals(rivals: Sequence[Rival], clip: np.ndarray, *, runs: int, compare: bool) -> list[dict[str, Any]]:
+    """Time rivals in turn on one batch.
+
+    Args:
+        rivals: The first is what the others' answers are compared with.
+        clip: uint8 `[B, N, m, H, W, 3]`.
+        runs: Rounds.
+        compare: Also record each rival's largest difference from the first; only where the weights are the same.
+
+    Returns:
+        One JSON row a rival; rows of rivals that do not run here have no times, and their `status` says why.
+    """
+    running = {rival.name: rival.run for rival in rivals if rival.run is not None}
+    answers = {name: run(clip) for name, run in running.items()} if compare else {}
+    timings = time_in_turn({name: partial(run, clip) for name, run in running.items()}, runs=runs)
+    first = next(iter(answers.values()), None)
+    rows = []
+    for rival in rivals:
+        row: dict[str, Any] = {"name": rival.name, "target": rival.target, "precision": rival.precision, "status": rival.status}
+        if rival.name in timings:
+            row |= timings[rival.name].to_dict()
+        if rival.name in answers and first is not None:
+            row["max_abs_diff"] = float(np.abs(answers[rival.name] - first).max())
+        rows.append(row)
+    return rows
+
+
+def open_engine(manifest: Manifest, row: dict[str, Any], *, threads: int) -> Engine:
+    """Load the engine that a row of `time_rivals` is about, as a user would."""
+    import flowless
+
+    stored = manifest.artefact(row["target"], row["precision"]) is not None
+    hint = None if stored else next(hint for hint, precision in HINTS.items() if precision == row["precision"])
+    return flowless.load(manifest.folder, row["target"], row["precision"] if stored else None, threads=threads, hint=hint)

@@ -1,0 +1,80 @@
+"""Videos to measure with where the user brings none: made here, and as hard to decode as what a camera records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+#: What x264 is asked for: its defaults spelt out, with a key frame every ten seconds, as data sets and phones have them.
+ENCODER = {"g": "250", "bf": "3", "crf": "23", "preset": "medium"}
+
+
+#: Columns and rows of one video after the other: data sets store them small, phones and cameras do not.
+SIZES = ((340, 256), (426, 240), (640, 360), (340, 256))
+
+
+def sample_videos(
+    folder: Path, *, count: int = 4, sizes: Sequence[tuple[int, int]] = SIZES, frames: int = 250, fps: int = 25, seed: int = 0
+) -> list[Path]:
+    """Write H.264 videos of textured things that move over a textured background under a moving camera, with sensor noise.
+
+    Args:
+        folder: where to; it is made.
+        count: how many.
+        sizes: columns and rows (even numbers), taken in turn.
+        frames: frames in each.
+        fps: frames per second.
+        seed: what the scenes depend on.
+
+    Returns:
+        The files.
+    """
+    from flowless.pipeline.encode import write_video
+
+    paths = []
+    for number in range(count):
+        path = folder / f"sample_{number}.mp4"
+        rng = np.random.default_rng([seed, number])
+        width, height = sizes[number % len(sizes)]
+        write_video(path, sample_frames(rng, width=width, height=height, frames=frames), fps=fps, codec="libx264", options=ENCODER)
+        paths.append(path)
+    return paths
+
+
+def sample_frames(rng: np.random.Generator, *, width: int, height: int, frames: int) -> Iterator[NDArray[np.uint8]]:
+    """Yield the frames of one scene, uint8 `[height, width, 3]`, RGB."""
+    swing = max(4, min(width, height) // 8)
+    scene = _texture(rng, width + 2 * swing, height + 2 * swing)
+    things = [_texture(rng, side, side) for side in rng.integers(max(4, height // 8), max(5, height // 3), size=3)]
+    paths = rng.uniform(0, 2 * math.pi, size=(4, 2))
+    speeds = rng.uniform(0.5, 1.5, size=(4, 2)) * 2 * math.pi / 100
+    for time in range(frames):
+        places = np.sin(paths + speeds * time)
+        left, top = (swing + np.round(places[3] * swing).astype(int)).tolist()
+        frame = scene[top : top + height, left : left + width].copy()
+        for thing, place in zip(things, places, strict=False):
+            side = len(thing)
+            x = round((place[0] + 1) / 2 * max(width - side, 0))
+            y = round((place[1] + 1) / 2 * max(height - side, 0))
+            target = frame[y : y + side, x : x + side]
+            target[:] = thing[: target.shape[0], : target.shape[1]]
+        # A little noise in half resolution: what a sensor adds and an encoder has to spend bits on.
+        noise = rng.integers(-3, 4, size=((height + 1) // 2, (width + 1) // 2, 1), dtype=np.int16)
+        noise = noise.repeat(2, axis=0).repeat(2, axis=1)[:height, :width]
+        yield np.clip(frame + noise, 0, 255).astype(np.uint8)
+
+
+def _texture(rng: np.random.Generator, width: int, height: int) -> NDArray[np.int16]:
+    """Return noise with detail at every size: int16 `[height, width, 3]`, 0 to 255."""
+    total = np.zeros((height, width, 3), np.float32)
+    for octave in range(5):
+        cells = 3 * 2**octave
+        grid = rng.integers(0, 256, size=(cells, cells, 3), dtype=np.uint8)
+        total += np.asarray(Image.fromarray(grid).resize((width, height), Image.Resampling.BICUBIC), np.float32) / 1.6**octave
+    total -= total.min()
+    return (total * (255 / max(float(total.max()), 1.0))).astype(np.int16)

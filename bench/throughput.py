@@ -1,0 +1,265 @@
+"""Clips per second and latency, stage by stage and end to end, of every target beside PyTorch in the same run."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from flowless.console import emit, log
+from flowless.errors import FlowlessError
+from flowless.files import write_json
+
+if TYPE_CHECKING:
+    from flowless.bench.video_stages import VideoStages
+    from flowless.engines.manifest import Manifest
+    from flowless.pipeline.spec import ClipSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Throughput:
+    """Measure decode, preprocessing, every engine that runs here beside PyTorch, the PA op alone, and all end to end.
+
+    Without --bundle a network with random weights is exported and built first; its speed is that of a trained one. Without
+    --videos a few H.264 clips of ten seconds are made. Rivals take turns, so that a slow minute of the machine hits all alike;
+    all get the same number of threads.
+    """
+
+    model: str = "pan-lite-r50"
+    """Network to measure; ignored with --bundle."""
+    bundle: Path | None = None
+    """Measure this bundle's engines instead."""
+    videos: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE...")] = ()
+    """Videos to measure with."""
+    targets: tuple[str, ...] = ()
+    """Only these targets; none: all that the bundle has."""
+    batch: int = 1
+    """Clips in one call."""
+    runs: int = 15
+    """Rounds, each of which every rival runs once."""
+    threads: int = 0
+    """CPU threads of every rival; 0: one a core."""
+    size: int = 224
+    """Side of the square that the network sees, in pixels; ignored with --bundle."""
+    width: float = 1.0
+    """Factor on the backbone's channels; ignored with --bundle."""
+    classes: int = 174
+    """Scores; ignored with --bundle."""
+    compiled: bool = True
+    """Also measure torch.compile, which takes a minute or two to compile."""
+    out: Path = Path("runs/bench/throughput.json")
+    """JSON to write."""
+    json: bool = field(default=False)
+    """Print one JSON document instead of the tables."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts that measure nothing."""
+        wrong = [f"{name} is {getattr(self, name)}" for name in ("batch", "runs", "classes", "size") if getattr(self, name) < 1]
+        if wrong:
+            raise FlowlessError(f"bench throughput: {', '.join(wrong)}; each must be at least 1.")
+
+
+def main(words: Sequence[str]) -> None:
+    """`flowless bench throughput`."""
+    settings = tyro.cli(Throughput, prog="flowless bench throughput", description=Throughput.__doc__, args=words)
+    document = measure(settings)
+    write_json(settings.out, document)
+    from flowless.bench.throughput_tables import tables
+
+    emit(document, *tables(document), as_json=settings.json)
+
+
+def measure(settings: Throughput) -> dict[str, Any]:
+    """Make what is missing, measure, and return the document."""
+    from flowless.bench.environment import environment, usable_cores
+    from flowless.bench.networks import torch_threads
+
+    threads = settings.threads or usable_cores()
+    with ExitStack() as stack:
+        stack.enter_context(torch_threads(threads))
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flowless-bench-")))
+        manifest, checkpoint = _network(settings, work)
+        videos = settings.videos or _made_videos(work)
+        stages = _stages(videos, manifest.spec, settings)
+        engines = _engines(manifest, checkpoint, settings, threads)
+        maps = _maps(settings, threads, manifest.spec, work)
+        whole = _end_to_end(manifest, videos, (engines, stages), settings, threads)
+        bounds = _bounds(manifest, settings, threads)
+        shown = stages.videos()
+    return {
+        "benchmark": "throughput",
+        "environment": environment(),
+        "settings": {
+            "model": manifest.model,
+            "weights": "the bundle's" if settings.bundle else "random",
+            "spec": manifest.spec.to_dict(),
+            "classes": len(manifest.labels),
+            "batch": settings.batch,
+            "runs": settings.runs,
+            "threads": threads,
+            "videos": "given" if settings.videos else "made: see bench/sample_videos.py",
+        },
+        "bound": bounds,
+        "videos": shown,
+        "stages": stages.rows(),
+        "libav_ratio": round(stages.libav_ratio, 3),
+        "engines": engines,
+        "motion_maps": maps,
+        "end_to_end": whole,
+        "goals": goals(engines, maps, whole, libav_ratio=stages.libav_ratio),
+    }
+
+
+def goals(engines: list[dict], maps: list[dict], whole: list[dict], *, libav_ratio: float) -> list[dict[str, Any]]:
+    """Say which of the project's goals this run met; a goal that could not be measured is not met."""
+    from flowless.bench.goals import goal
+
+    times = [row["times_eager"] for row in engines if row["target"] not in {"pytorch", "torch.compile"} and row.get("times_eager")]
+    rates = [row["maps_per_s"] for row in maps if row["target"] != "pytorch" and row.get("maps_per_s")]
+    shares = [row["share"] for row in whole]
+    return [
+        goal("best CPU target's forward over PyTorch eager", 6.0, max(times, default=None)),
+        goal("decoding over what libav alone needs", 1.3, round(libav_ratio, 3), at_most=True),
+        goal("PA alone, maps per second", 2000, max(rates, default=None)),
+        goal("end to end over the slower of decode and engine", 0.8, max(shares, default=None)),
+    ]
+
+
+def _network(settings: Throughput, work: Path) -> tuple[Manifest, Path | None]:
+    from flowless.bench.rivals import bundle_of
+    from flowless.engines.manifest import read_manifest
+    from flowless.pipeline.spec import ClipSpec
+
+    if settings.bundle:
+        return read_manifest(settings.bundle), None
+    log.print(f"exporting {settings.model} and building its engines …", style="dim", markup=False)
+    spec = ClipSpec(height=settings.size, width=settings.size, short_side=settings.size * 8 // 7)
+    manifest = bundle_of(settings.model, spec=spec, classes=settings.classes, width=settings.width, folder=work)
+    return manifest, work / "model.safetensors"
+
+
+def _made_videos(work: Path) -> tuple[Path, ...]:
+    from flowless.bench.sample_videos import sample_videos
+
+    log.print("making videos …", style="dim")
+    return tuple(sample_videos(work / "videos"))
+
+
+def _stages(videos: Sequence[Path], spec: ClipSpec, settings: Throughput) -> VideoStages:
+    from flowless.bench.video_stages import measure_stages
+
+    log.print("measuring decode and preprocessing …", style="dim")
+    return measure_stages(videos, spec, runs=settings.runs)
+
+
+def _engines(manifest: Manifest, checkpoint: Path | None, settings: Throughput, threads: int) -> list[dict[str, Any]]:
+    from flowless.bench.networks import random_clips
+    from flowless.bench.rivals import engine_rivals, time_rivals, torch_rivals
+
+    log.print("measuring the engines beside PyTorch …", style="dim")
+    # PyTorch first: it is what the others are compared with.
+    rivals = torch_rivals(checkpoint, manifest, width=settings.width, compiled=settings.compiled)
+    rivals += engine_rivals(manifest, threads=threads, targets=settings.targets)
+    clip = random_clips(settings.batch, manifest.spec, seed=1)
+    rows = time_rivals(rivals, clip, runs=settings.runs, compare=checkpoint is not None)
+    eager = rows[0]["p50_ms"]
+    for row in rows:
+        if "p50_ms" in row:
+            row |= {"clips_per_s": round(1e3 * settings.batch / row["p50_ms"], 3), "times_eager": round(eager / row["p50_ms"], 3)}
+    return rows
+
+
+def _maps(settings: Throughput, threads: int, spec: ClipSpec, work: Path) -> list[dict[str, Any]]:
+    from dataclasses import replace
+
+    from flowless.bench.motion_maps import PAPER_CLIP, maps_per_clip, motion_rivals
+    from flowless.bench.networks import random_clips
+    from flowless.bench.rivals import time_rivals
+
+    log.print("measuring the PA op alone …", style="dim")
+    clip_spec = replace(PAPER_CLIP, height=spec.height, width=spec.width, short_side=spec.short_side)
+    _, rivals = motion_rivals(clip_spec, threads=threads, folder=work)
+    rows = time_rivals(rivals, random_clips(1, clip_spec, seed=2), runs=settings.runs, compare=True)
+    for row in rows:
+        if "p50_ms" in row:
+            row |= {"maps": maps_per_clip(clip_spec), "maps_per_s": round(1e3 * maps_per_clip(clip_spec) / row["p50_ms"], 1)}
+    return rows
+
+
+def _end_to_end(
+    manifest: Manifest, videos: Sequence[Path], measured: tuple[list[dict], VideoStages], settings: Throughput, threads: int
+) -> list[dict[str, Any]]:
+    """Predict several videos with each engine, decoding overlapped, and compare with the slower stage alone.
+
+    The slower stage is measured in the same rounds as the whole, since a machine that others use too changes its pace.
+    """
+    from flowless.bench.rivals import open_engine
+    from flowless.pipeline.preprocess import load_clip
+
+    engines, stages = measured
+    queue = (list(videos) * 8)[: max(8, len(videos))]
+    clips = [load_clip(path, manifest.spec) for path in queue]
+    rows = []
+    for row in engines:
+        if "p50_ms" not in row or row["target"] in {"pytorch", "torch.compile"}:
+            continue
+        log.print(f"measuring {row['name']} end to end …", style="dim", markup=False)
+        engine = open_engine(manifest, row, threads=threads)
+        # p50 of a few rounds: each is as long as eight clips.
+        seconds = _rounds(engine, queue, clips, rounds=max(2, settings.runs // 5))
+        rates = {stage: round(len(queue) / spent, 3) for stage, spent in seconds.items()}
+        slower = min(rates["load"], rates["engine"])
+        rows.append(
+            {
+                "name": row["name"],
+                "target": row["target"],
+                "precision": row["precision"],
+                "videos": len(queue),
+                "clips_per_s": rates["whole"],
+                "load_clips_per_s": rates["load"],
+                "engine_clips_per_s": rates["engine"],
+                "slower": "load" if rates["load"] <= rates["engine"] else "engine",
+                "share": round(rates["whole"] / slower, 3),
+                "first_answer_ms": round(stages.mean_ms("load") + row["p50_ms"] / settings.batch, 1),
+            }
+        )
+    return rows
+
+
+def _rounds(engine: Any, queue: list[Path], clips: list[Any], *, rounds: int) -> dict[str, float]:
+    from flowless.bench.timing import time_in_turn
+    from flowless.pipeline.preprocess import load_clip
+
+    def whole() -> None:
+        failed = [answer.error for answer in engine.predict_many(queue) if answer.error]
+        if failed:
+            raise FlowlessError(failed[0])
+
+    timings = time_in_turn(
+        {
+            "whole": whole,
+            "load": lambda: [load_clip(path, engine.spec) for path in queue],
+            "engine": lambda: [engine(clip) for clip in clips],
+        },
+        runs=rounds,
+        clock=time.perf_counter,
+    )
+    return {name: timing.p50_ms / 1e3 for name, timing in timings.items()}
+
+
+def _bounds(manifest: Manifest, settings: Throughput, threads: int) -> dict[str, Any]:
+    """Return what the processor's peak allows at best: no engine of that arithmetic is faster."""
+    from flowless.bench.machine_peak import bound, measure_peak
+    from flowless.train.flops import count
+    from flowless.train.models import build_model
+
+    network = build_model(manifest.model, classes=len(manifest.labels), spec=manifest.spec, width=settings.width)
+    gmac = count(network).macs / 1e9
+    peak = measure_peak(threads=threads)
+    return {"gmac_per_clip": round(gmac, 3), "peak_gmac_per_s": peak, "least_ms_per_clip": bound(gmac, peak)}
