@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from flowless.errors import FlowlessError
@@ -54,29 +54,42 @@ def check_training_index(index: DatasetIndex, *, batch_size: int, what: str) -> 
         )
 
 
-def training_loader(index: DatasetIndex, recipe: Recipe, *, rank: int = 0, world: int = 1, device: str = "cpu") -> ClipLoader:
-    """Return the augmented, shuffled loader of a recipe for one of `world` processes."""
-    from flowless.pipeline.augment import Augmentation
-    from flowless.pipeline.loader import ClipLoader, LoaderOptions
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a loader works: its process among those that share an epoch, and its device."""
+
+    rank: int = 0
+    world: int = 1
+    gpu: int | None = None
+    """Number of the GPU that batches go to; None for the CPU."""
+
+    def options(self) -> dict[str, Any]:
+        """Return the loader's options for this place."""
+        device = {"device": "cpu"} if self.gpu is None else {"device": "gpu", "device_id": self.gpu}
+        return {"rank": self.rank, "world": self.world, **device}
+
+
+def training_loader(index: DatasetIndex, recipe: Recipe, *, place: Place) -> ClipLoader:
+    """Return the augmented, shuffled loader of a recipe for one of the processes that share it."""
+    from flowless.pipeline.augment import Augmentation, LoaderOptions
+    from flowless.pipeline.loader import ClipLoader
 
     augmentation = Augmentation(
         scales=recipe.scales,
         flip=recipe.flip,
         flip_labels=recipe.flip_labels,
-        colour_jitter=recipe.colour_jitter,
+        brightness=recipe.colour_jitter,
+        contrast=recipe.colour_jitter,
+        saturation=recipe.colour_jitter,
     )
     options = LoaderOptions(
         seed=recipe.seed,
-        workers=recipe.workers,
-        device=device,
+        threads=recipe.threads,
         augmentation=augmentation,
-        drop_last=True,
-        shuffle=True,
-        rank=rank,
-        world=world,
         max_bad_share=recipe.max_bad_share,
+        **place.options(),
     )
-    return ClipLoader(index, recipe.spec, rule="train", batch_size=device_batch(recipe, world), options=options)
+    return ClipLoader(index, recipe.spec, rule="train", batch_size=device_batch(recipe, place.world), options=options)
 
 
 def evaluation_loader(
@@ -85,15 +98,14 @@ def evaluation_loader(
     *,
     rule: Rule,
     batch_size: int,
-    workers: int = 2,
-    rank: int = 0,
-    world: int = 1,
-    device: str = "cpu",
+    threads: int | None = None,
+    place: Place | None = None,
 ) -> ClipLoader:
     """Return a loader that gives every video once, in order, without augmentation."""
-    from flowless.pipeline.loader import ClipLoader, LoaderOptions
+    from flowless.pipeline.augment import LoaderOptions
+    from flowless.pipeline.loader import ClipLoader
 
-    options = LoaderOptions(workers=workers, device=device, drop_last=False, shuffle=False, rank=rank, world=world)
+    options = LoaderOptions(threads=threads, **(place or Place()).options())
     return ClipLoader(index, spec, rule=rule, batch_size=batch_size, options=options)
 
 

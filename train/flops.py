@@ -55,4 +55,3 @@ def count(model: Recognizer) -> Size:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         twin(clip)
     return Size(parameters=parameters, macs=counter.get_total_flops() // 2)
-

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowless.errors import FlowlessError
 from flowless.pipeline.index import DatasetIndex
-from flowless.train.data import EpochBatches, evaluation_loader, training_loader
+from flowless.train.data import EpochBatches, Place, evaluation_loader, training_loader
 from flowless.train.models import Recognizer
 from flowless.train.optim import build_optimizer, freeze_batch_norm, set_rate
 from flowless.train.recipes import Recipe
@@ -56,7 +56,7 @@ class TrainingModule(pl.LightningModule):
 
     def train_dataloader(self) -> EpochBatches:
         """Return this process's share of the training batches."""
-        loader = training_loader(self.index, self.recipe, **self._place())
+        loader = training_loader(self.index, self.recipe, place=self._place())
         if not len(loader):
             raise FlowlessError(f"training has {len(self.index.videos)} videos: not one batch of {self.recipe.batch_size}.")
         return self._keep(EpochBatches(loader, epoch=lambda: self.current_epoch, on_start=self._begin_epoch))
@@ -70,8 +70,8 @@ class TrainingModule(pl.LightningModule):
             self.recipe.spec,
             rule="centre",
             batch_size=max(1, self.recipe.batch_size // self.recipe.accumulate),
-            workers=self.recipe.workers,
-            **self._place(),
+            threads=self.recipe.threads,
+            place=self._place(),
         )
         return self._keep(EpochBatches(loader, epoch=lambda: 0))
 
@@ -129,15 +129,17 @@ class TrainingModule(pl.LightningModule):
 
     def _begin_epoch(self, epoch: int) -> None:
         self._started = time.perf_counter()
+        # The last epoch is always validated.
+        self.trainer.check_val_every_n_epoch = 1 if epoch + 1 == self.recipe.epochs else self.recipe.validate_every
         torch.manual_seed(((self.recipe.seed * 100_003 + epoch) * 1009 + self.global_rank) % 2**63)
 
     def _epochs_done(self) -> float:
         steps = max(1, self.trainer.num_training_batches // self.recipe.accumulate)
         return self.trainer.global_step / steps
 
-    def _place(self) -> dict[str, Any]:
-        device = "gpu" if self.device.type == "cuda" else "cpu"
-        return {"rank": self.global_rank, "world": self.trainer.world_size, "device": device}
+    def _place(self) -> Place:
+        gpu = self.device.index or 0 if self.device.type == "cuda" else None
+        return Place(rank=self.global_rank, world=self.trainer.world_size, gpu=gpu)
 
     def _keep(self, loader: EpochBatches) -> EpochBatches:
         self._loaders.append(loader)

@@ -84,12 +84,12 @@ class Recipe:
     scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
     """Sizes of the training crop, relative to the frame's short side."""
     colour_jitter: float = 0.0
-    """Strength of random brightness, contrast and saturation in training; 0 is off."""
+    """Largest random change of brightness, contrast and saturation in training, as a share; 0 is off."""
 
     seed: int = 0
     """Fixes the first weights, the order of videos, the frames and crops taken, and dropout."""
-    workers: int = 2
-    """Threads or processes that decode."""
+    threads: int | None = None
+    """Threads that decode; by default one a processor core."""
     max_bad_share: float = 0.05
     """Training stops when more than this share of the videos cannot be read."""
     validate_every: int = 1
@@ -104,12 +104,12 @@ class Recipe:
     def __post_init__(self) -> None:
         """Refuse what cannot be trained: all problems in one error."""
         rules = (
-            (("epochs", "batch_size", "accumulate", "lr_batch", "validate_every", "num_nodes", "workers"), lambda x: x >= 1, "at least 1"),
+            (("epochs", "batch_size", "accumulate", "lr_batch", "validate_every", "num_nodes"), lambda x: x >= 1, "at least 1"),
             (("lr",), lambda x: 0 < x < math.inf, "above 0"),
             (("momentum", "label_smoothing", "dropout"), lambda x: 0 <= x < 1, "in [0, 1)"),
-            (("weight_decay", "clip_gradient", "colour_jitter", "seed"), lambda x: 0 <= x < math.inf, "at least 0"),
+            (("weight_decay", "clip_gradient", "seed"), lambda x: 0 <= x < math.inf, "at least 0"),
             (("warm_up",), lambda x: 0 < x < 1, "between 0 and 1"),
-            (("step_factor", "max_bad_share"), lambda x: 0 <= x <= 1, "in [0, 1]"),
+            (("step_factor", "max_bad_share", "colour_jitter"), lambda x: 0 <= x <= 1, "in [0, 1]"),
             (("scales",), lambda x: len(x) > 0 and all(0 < scale <= 1 for scale in x), "numbers in (0, 1]"),
         )
         problems = [
@@ -118,6 +118,8 @@ class Recipe:
             for name in names
             if not good(getattr(self, name))
         ]
+        if self.threads is not None and self.threads < 1:
+            problems.append(f"threads is {self.threads}; it must be at least 1")
         if self.batch_size % self.accumulate:
             problems.append(f"accumulate is {self.accumulate}; it must divide batch_size, {self.batch_size}")
         if problems:

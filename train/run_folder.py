@@ -22,7 +22,7 @@ from flowless.train.recipes import Recipe
 
 COLUMNS = ("epoch", "train_loss", "train_top1", "val_loss", "val_top1", "lr", "seconds")
 #: Fields that may differ when a run is resumed: where it runs, not what it computes.
-_FREE = {"workers", "accelerator", "devices", "num_nodes", "max_bad_share", "pretrained_path"}
+_FREE = {"threads", "accelerator", "devices", "num_nodes", "max_bad_share", "pretrained_path"}
 
 
 class RunFolder:
