@@ -56,16 +56,21 @@ def decode_frames(
         info = info or probe(path)
         return np.empty((0, info.height, info.width, 3), np.uint8)
     wanted, places = np.unique(order, return_inverse=True)
-    images: dict[int, NDArray[np.uint8]] = {}
-    with closing(read_frames(path, wanted.tolist(), info=info, threads=threads)) as frames:
-        for ordinal, image in frames:
-            images[ordinal] = image
-    shapes = {image.shape for image in images.values()}
-    if len(shapes) > 1:
-        raise Unreadable(path, f"the size of its pictures changes on the way ({', '.join(f'{w}x{h}' for h, w, _ in sorted(shapes))})")
-    result = np.empty((len(order), *shapes.pop()), np.uint8)
-    for place, unique in enumerate(places):
-        result[place] = images[int(wanted[unique])]
+    places_of = [np.flatnonzero(places == unique) for unique in range(len(wanted))]
+    convert, result = _Converter(), None
+    with closing(_wanted_frames(path, wanted.tolist(), info=info, threads=threads)) as frames:
+        for ordinal, frame in frames:
+            shape = (*convert.size(frame), 3)
+            if result is None:
+                result = np.empty((len(order), *shape), np.uint8)
+            if result.shape[1:] != shape:
+                sizes = " and ".join(f"{width}x{height}" for height, width, _ in (result.shape[1:], shape))
+                raise Unreadable(path, f"the size of its pictures changes on the way ({sizes})")
+            first, *others = places_of[np.searchsorted(wanted, ordinal)]
+            # Straight into its place: at large sizes fresh memory costs as much as the conversion.
+            convert(frame, out=result[first])
+            result[others] = result[first]
+    assert result is not None  # a wanted frame that does not come is an error above
     return result
 
 
@@ -80,17 +85,25 @@ def read_frames(
     Raises:
         FlowlessError: As `decode_frames` does.
     """
+    convert = _Converter()
+    with closing(_wanted_frames(path, ordinals, info=info, threads=threads)) as frames:
+        for ordinal, frame in frames:
+            yield ordinal, convert(frame)
+
+
+def _wanted_frames(
+    path: str | os.PathLike[str], ordinals: Iterable[int], *, info: VideoInfo | None, threads: int
+) -> Generator[tuple[int, VideoFrame], None, None]:
     left = set(ordinals)
     if left and min(left) < 0:
         raise FlowlessError(f"{os.fspath(path)}: frame {min(left)} was asked for; frames are counted from 0.")
-    convert = _Converter()
     with open_video(path, threads=threads) as video:
         timeline = _timeline(video, path, info)
         if timeline.trusted:
             _refuse_beyond(path, left, len(timeline.pts))
             for ordinal, frame in _by_time_stamp(video, path, timeline, sorted(left)):
                 left.discard(ordinal)
-                yield ordinal, convert(frame)
+                yield ordinal, frame
     if not left:
         return
     last, count = max(left), 0
@@ -99,7 +112,7 @@ def read_frames(
             count = ordinal + 1
             if ordinal in left:
                 left.discard(ordinal)
-                yield ordinal, convert(frame)
+                yield ordinal, frame
             if ordinal == last:
                 return
     _refuse_beyond(path, left, count)
@@ -123,10 +136,20 @@ class _Converter:
     def __init__(self) -> None:
         self._reformatter = VideoReformatter()
 
-    def __call__(self, frame: VideoFrame) -> NDArray[np.uint8]:
-        image: NDArray[np.uint8] = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()  # type: ignore[assignment]
-        turns = clockwise_degrees(frame) // 90
-        return np.ascontiguousarray(np.rot90(image, -turns)) if turns else image
+    def size(self, frame: VideoFrame) -> tuple[int, int]:
+        """Return rows and columns of the upright frame."""
+        return (frame.width, frame.height) if clockwise_degrees(frame) % 180 else (frame.height, frame.width)
+
+    def __call__(self, frame: VideoFrame, *, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+        """Convert a frame into `out`, or into an array of its own."""
+        plane = self._reformatter.reformat(frame, format="rgb24", threads=1).planes[0]
+        # Rows may end in padding.
+        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(frame.height, plane.line_size)[:, : 3 * frame.width]
+        image = np.rot90(rows.reshape(frame.height, frame.width, 3), -(clockwise_degrees(frame) // 90))
+        if out is None:
+            return image.copy()
+        np.copyto(out, image)
+        return out
 
 
 @dataclass(frozen=True)
