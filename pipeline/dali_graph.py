@@ -30,11 +30,11 @@ fn: Any = _fn
 _dali: Any = _types
 
 #: How far the evaluation's pictures may be from the light runtime's, Pillow's, in grey levels: any pixel, and on average
-#: over a real clip, which is nearly always scaled down. (Pillow rounds between its two passes; DALI does not.)
+#: over a real clip. (Pillow rounds between its two passes; DALI does not. They differ by a level where that decides.)
 TOLERANCE_MAX = 1
 TOLERANCE_MEAN = 0.15
-#: The same average for noise that is scaled up, the worst case.
-TOLERANCE_MEAN_ENLARGED = 0.25
+#: The same average for pure noise, the worst case.
+TOLERANCE_MEAN_NOISE = 0.25
 
 #: FFmpeg's names of the codecs that DALI decodes, by device (DALI 2.4).
 DALI_CODECS: dict[Literal["cpu", "gpu"], frozenset[str]] = {

@@ -15,7 +15,7 @@ import math
 import os
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -73,8 +73,7 @@ class ClipLoader:
         self._first_batch = 0
         self._bad: dict[str, Refused] = {}
         self._graph: ClipGraph | None = None
-        # One epoch at a time uses the graph and the list of bad videos.
-        self._busy = threading.Lock()
+        self._end_loop: Callable[[], None] = lambda: None
         if batch_size < 1:
             raise FlowlessError(f"batch_size is {batch_size}; it must be at least 1.")
         if not index.videos:
@@ -112,24 +111,29 @@ class ClipLoader:
         return part // self.batch_size if self._drop_last else math.ceil(part / self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Give the epoch's batches, from its first (or, once, from the one that `set_epoch` named)."""
-        if not self._busy.acquire(blocking=False):
-            raise RuntimeError("this ClipLoader is being iterated over already; make a second one for a second loop")
+        """Give the epoch's batches, from its first (or, once, from the one that `set_epoch` named).
+
+        One loop at a time: a new one ends an older one that was left in the middle.
+        """
+        self._end_loop()
         stop, ready = threading.Event(), queue.Queue[Any](maxsize=self.options.prefetch)
         plan, self._first_batch = self.plan()[self._first_batch :], 0
         producer = threading.Thread(target=self._produce, args=(plan, self.epoch, ready, stop), name="flowless-loader", daemon=True)
+
+        def end() -> None:
+            stop.set()
+            if producer.is_alive():
+                producer.join()
+
+        self._end_loop = end
         producer.start()
         try:
-            while (item := ready.get()) is not None:
+            while (item := _take(ready, stop)) is not None:
                 if isinstance(item, BaseException):
                     raise item
                 yield item
         finally:
-            stop.set()
-            while producer.is_alive():
-                _drain(ready)
-                producer.join(timeout=0.05)
-            self._busy.release()
+            end()
 
     def plan(self) -> list[list[int]]:
         """Return the batches of this epoch and process, as places in the index."""
@@ -233,12 +237,14 @@ def _put(ready: queue.Queue[Any], item: object, stop: threading.Event) -> bool:
     return False
 
 
-def _drain(ready: queue.Queue[Any]) -> None:
+def _take(ready: queue.Queue[Any], stop: threading.Event) -> Any:
+    """Wait for the next item; raise RuntimeError where a newer loop has ended this one."""
     while True:
         try:
-            ready.get_nowait()
+            return ready.get(timeout=0.1)
         except queue.Empty:
-            return
+            if stop.is_set():
+                raise RuntimeError("a newer loop over this ClipLoader has ended this one; use two loaders for two loops") from None
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,0 +1,274 @@
+"""The graph: evaluation as the light runtime sees it, training as published, upright once, and no copy on the way out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flowless.errors import FlowlessError
+from flowless.pipeline.augment import Augmentation, LoaderOptions, View, evaluation_view, training_view
+from flowless.pipeline.decode import decode_frames, iter_frames
+from flowless.pipeline.encode import write_video
+from flowless.pipeline.preprocess import resize_and_crop
+from flowless.pipeline.sampling import sample_rng
+from flowless.pipeline.spec import ClipSpec
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("nvidia.dali")
+
+from flowless.pipeline.dali_graph import (  # noqa: E402
+    TOLERANCE_MAX,
+    TOLERANCE_MEAN,
+    TOLERANCE_MEAN_NOISE,
+    ClipGraph,
+    Frames,
+    GraphInput,
+    _graph,
+    place,
+)
+
+PLAIN = np.array([1, 1, 1, 0], np.float32)
+SPEC = ClipSpec()
+
+
+def graph(frames: Frames = "pyav", *, colour: bool = False, device_id: int | None = None) -> ClipGraph:
+    return ClipGraph(batch_size=4, threads=2, frames=frames, colour=colour, device_id=device_id)
+
+
+def pictures(*inputs: GraphInput, frames: Frames = "pyav", colour: bool = False) -> np.ndarray:
+    return torch.from_dlpack(graph(frames, colour=colour).run(inputs)).numpy().astype(int)
+
+
+def from_frames(frames: np.ndarray, view: View, spec: ClipSpec, **changes: Any) -> GraphInput:
+    height, width = frames.shape[1:3]
+    given = {"order": np.arange(len(frames), dtype=np.int32), "colour": PLAIN, "frames": frames, **changes}
+    return GraphInput(**place(view, spec, width=width, height=height), **given)
+
+
+def evaluated(frames: np.ndarray, spec: ClipSpec) -> np.ndarray:
+    height, width = frames.shape[1:3]
+    return pictures(from_frames(frames, evaluation_view(width=width, height=height, spec=spec), spec))[0]
+
+
+def noise(height: int, width: int, count: int = 2) -> np.ndarray:
+    return np.random.default_rng(height * width).integers(0, 256, (count, height, width, 3)).astype(np.uint8)
+
+
+def smooth(height: int, width: int, count: int = 2) -> np.ndarray:
+    """Pictures with edges and slopes, different in every frame, without symmetry."""
+    y, x = np.mgrid[0:height, 0:width]
+    planes = [
+        (np.sin(x / (9 + 2 * k)) + np.cos(y / (7 + k)) + (x > width / (2.5 + k))) * 50 + x * 40 / width + 60 for k in range(count * 3)
+    ]
+    stacked = np.stack(planes, -1).reshape(height, width, count, 3).transpose(2, 0, 1, 3)
+    return np.ascontiguousarray(np.clip(stacked, 0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("height", "width"),
+    [(480, 640), (640, 480), (1080, 1921), (257, 999), (300, 256), (333, 257), (720, 406), (90, 161), (200, 120), (1, 1), (40, 31)],
+)
+@pytest.mark.parametrize("spec", [SPEC, ClipSpec(height=112, width=96, short_side=128)], ids=["224", "112x96"])
+def test_evaluation_agrees_with_pillow(height: int, width: int, spec: ClipSpec) -> None:
+    frames = noise(height, width)
+    difference = np.abs(evaluated(frames, spec) - resize_and_crop(frames, spec))
+    assert difference.max() <= TOLERANCE_MAX
+    assert difference.mean() <= TOLERANCE_MEAN_NOISE
+
+
+@pytest.mark.parametrize(("height", "width"), [(256, 341), (341, 256), (256, 256), (256, 343)])
+def test_a_frame_of_the_right_size_is_cropped_untouched(height: int, width: int) -> None:
+    """341 and 343 wide: (341 - 224) / 2 = 58.5 rounds to 58, (343 - 224) / 2 = 59.5 to 60."""
+    frames = noise(height, width)
+    result = evaluated(frames, SPEC)
+    top, left = {256: 16, 341: 58, 343: 60}[height], {256: 16, 341: 58, 343: 60}[width]
+    assert (result == frames[:, top : top + 224, left : left + 224]).all()
+
+
+def test_evaluation_agrees_on_real_clips(clips: Path) -> None:
+    for name, last in (("gestures/book.mkv", 76), ("rotated_90.mov", 2), ("bt709_full_range.mp4", 2), ("nasa_13013.mp4", 20)):
+        frames = decode_frames(clips / name, [0, last])
+        for spec in (SPEC, ClipSpec(height=112, width=112, short_side=128)):
+            difference = np.abs(evaluated(frames, spec) - resize_and_crop(frames, spec))
+            assert difference.max() <= TOLERANCE_MAX, name
+            assert difference.mean() <= TOLERANCE_MEAN, name
+
+
+def draws(width: int, height: int, *, spec: ClipSpec = SPEC, count: int = 4000, **options: Any) -> list[View]:
+    rng, augmentation = np.random.default_rng(0), Augmentation(**options)
+    return [training_view(rng, width=width, height=height, spec=spec, augmentation=augmentation) for _ in range(count)]
+
+
+def test_multi_scale_crops_are_the_published_ones() -> None:
+    """340 x 256: sides int(256 * (1, .875, .75, .66)); at most one scale apart; (340 - 256) // 4 = 21 and so on."""
+    seen = {(int(v.right - v.left), int(v.bottom - v.top)) for v in draws(340, 256)}
+    sides = [256, 224, 192, 168]
+    assert seen == {(sides[i], sides[j]) for i in range(4) for j in range(4) if abs(i - j) <= 1}
+    places = {(int(v.left), int(v.top)) for v in draws(340, 256) if (v.right - v.left, v.bottom - v.top) == (224, 192)}
+    x, y = (340 - 224) // 4, (256 - 192) // 4
+    assert places == {
+        *((0, 0), (4 * x, 0), (0, 4 * y), (4 * x, 4 * y), (2 * x, 2 * y)),
+        *((0, 2 * y), (4 * x, 2 * y), (2 * x, 4 * y), (2 * x, 0)),
+        *((x, y), (3 * x, y), (x, 3 * y), (3 * x, 3 * y)),
+    }
+
+
+def test_a_side_within_two_pixels_snaps() -> None:
+    """.875 * 258 = 225.75 -> 225 snaps to 224; .875 * 260 = 227.5 -> 227 is three away and does not."""
+    assert {int(v.right - v.left) for v in draws(400, 258)} == {258, 224, 193, 170}
+    assert {int(v.right - v.left) for v in draws(400, 260)} == {260, 227, 195, 171}
+    wide = ClipSpec(height=112, width=200, short_side=200)
+    assert {int(v.right - v.left) for v in draws(400, 201, spec=wide)} == {200, 175, 150, 132}
+    assert {int(v.bottom - v.top) for v in draws(400, 201, spec=wide)} == {201, 175, 150, 132}
+
+
+def test_crops_stay_in_the_frame_whatever_its_size() -> None:
+    for width, height in ((1, 1), (3, 200), (223, 223), (222, 500), (7, 5)):
+        for view in draws(width, height, count=200, flip=True):
+            low, high = sorted((view.left, view.right))
+            assert 0 <= low < high <= width
+            assert 0 <= view.top < view.bottom <= height
+
+
+def test_flip_is_half_and_only_where_allowed() -> None:
+    assert not any(view.mirrored for view in draws(340, 256))
+    share = np.mean([view.mirrored for view in draws(340, 256, flip=True)])
+    assert 0.46 < share < 0.54
+
+
+def test_a_training_crop_is_that_part_of_the_frame() -> None:
+    frames = smooth(256, 340)
+    view = View(top=32, left=29, bottom=224, right=253)
+    result = pictures(from_frames(frames, view, SPEC))[0]
+    from PIL import Image
+
+    expected = np.stack(
+        [np.asarray(Image.fromarray(f[32:224, 29:253]).resize((224, 224), Image.Resampling.BILINEAR)) for f in frames]
+    ).astype(int)
+    # At the crop's edge the filter sees the frame's own pixels beyond it.
+    assert np.abs(result - expected)[:, 2:-2, 2:-2].max() <= TOLERANCE_MAX
+    assert np.abs(result - expected).mean() < TOLERANCE_MEAN_NOISE
+
+
+def test_a_mirrored_view_is_the_mirror_image() -> None:
+    frames = smooth(200, 300)
+    plain, mirrored = View(top=10, left=20, bottom=190, right=240), View(top=10, left=240, bottom=190, right=20)
+    result = pictures(from_frames(frames, plain, SPEC), from_frames(frames, mirrored, SPEC))
+    assert np.abs(result[0][:, :, ::-1] - result[1]).max() <= 1
+    assert np.abs(result[0] - result[1]).mean() > 5
+
+
+def test_one_crop_and_colour_for_all_frames_of_a_clip() -> None:
+    frames = np.repeat(smooth(128, 160, 1), 3, axis=0)
+    view = training_view(sample_rng(0, 0, "a"), width=160, height=128, spec=SPEC, augmentation=Augmentation(brightness=0.5, hue=40))
+    result = pictures(from_frames(frames, view, SPEC, colour=np.array(view.colour, np.float32)), colour=True)[0]
+    assert (result == result[0]).all()
+
+
+def test_colours() -> None:
+    frames = np.full((2, 64, 64, 3), (60, 90, 120), np.uint8)
+    view, spec = View(top=0, left=0, bottom=64, right=64), ClipSpec(height=32, width=32, short_side=32)
+    changes = [(1, 1, 1, 0), (1.5, 1, 1, 0), (1, 1, 0, 0), (1, 1, 1, 120)]
+    result = pictures(*(from_frames(frames, view, spec, colour=np.array(c, np.float32)) for c in changes), colour=True)[:, 0, 0, 0]
+    assert np.abs(result[0] - (60, 90, 120)).max() <= 1
+    assert np.abs(result[1] - (90, 135, 180)).max() <= 1
+    assert np.ptp(result[2]) <= 1
+    assert result[3].argmax() != 2
+    assert not Augmentation().colour
+    jittered = draws(64, 64, count=300, brightness=0.2, hue=10)
+    assert all(0.8 <= v.colour[0] <= 1.2 and v.colour[1:3] == (1, 1) and -10 <= v.colour[3] <= 10 for v in jittered)
+    assert len({v.colour for v in jittered}) == 300
+
+
+def test_frames_are_repeated_and_ordered_as_the_clip_wants() -> None:
+    frames = noise(64, 64, 3)
+    spec = ClipSpec(height=64, width=64, short_side=64)
+    view = evaluation_view(width=64, height=64, spec=spec)
+    result = pictures(from_frames(frames, view, spec, order=np.array([2, 0, 0, 1], np.int32)))[0]
+    assert (result == frames[[2, 0, 0, 1]]).all()
+
+
+@pytest.mark.parametrize("rotation", [0, 90, 180, 270])
+def test_rotation_is_applied_once_by_either_decoder(rotation: int, tmp_path: Path) -> None:
+    """VP9, which DALI decodes on the CPU: both ways in one batch, the picture not square, mirrored and not."""
+    path = tmp_path / "turned.mp4"
+    options = {"crf": "10", "cpu-used": "8", "deadline": "realtime"}
+    write_video(path, smooth(120, 160, 6), codec="libvpx-vp9", options=options, rotation=rotation)
+    upright = np.stack(list(iter_frames(path)))
+    height, width = upright.shape[1:3]
+    assert (height, width) == ((160, 120) if rotation in {90, 270} else (120, 160))
+    spec, ordinals = ClipSpec(height=80, width=64, short_side=96), np.array([0, 2, 5], np.int32)
+    for view in (evaluation_view(width=width, height=height, spec=spec), View(top=20, left=100, bottom=110, right=30)):
+        here = from_frames(upright[ordinals], view, spec)
+        there = GraphInput(
+            **place(view, spec, width=width, height=height, rotation=rotation),
+            order=here.order,
+            colour=PLAIN,
+            encoded=np.fromfile(path, np.uint8),
+            ordinals=ordinals,
+        )
+        by_pyav, by_dali = pictures(here, there, frames="both")
+        (alone,) = pictures(there, frames="dali")
+        assert by_pyav.shape == (3, 80, 64, 3)
+        # Two colour conversions; a picture turned wrongly differs by tens of levels.
+        assert np.abs(by_pyav - by_dali).mean() < 4
+        assert np.abs(by_pyav - by_dali[:, ::-1]).mean() > 12
+        assert (alone == by_dali).all()
+
+
+def test_batches_reach_pytorch_without_a_copy_and_stay() -> None:
+    frames, spec = noise(64, 64, 4), ClipSpec(height=64, width=64, short_side=64)
+    view = evaluation_view(width=64, height=64, spec=spec)
+    item, negative = from_frames(frames, view, spec), from_frames(255 - frames, view, spec)
+    one = graph()
+    tensor = one.run([item] * 3)
+    batch = torch.from_dlpack(tensor)
+    assert batch.data_ptr() == tensor.data_ptr()
+    assert batch.dtype == torch.uint8
+    del tensor
+    later = [torch.from_dlpack(one.run([negative])) for _ in range(4)]
+    assert (batch.numpy() == frames).all()
+    assert all((other.numpy() == 255 - frames).all() for other in later)
+
+
+@pytest.mark.parametrize("frames", ["pyav", "dali", "both"])
+@pytest.mark.parametrize("colour", [False, True])
+def test_the_gpu_graph_is_one_that_dali_knows(frames: Frames, colour: bool) -> None:
+    """Without a device a graph for one can be written down, its operators and arguments checked, but not run."""
+    pipeline = _graph(frames, colour, gpu=True, batch_size=2, num_threads=1, device_id=None, prefetch_queue_depth=1)
+    written = pipeline.serialize()
+    assert (b"mixed" in written) == (frames != "pyav")
+    assert b"gpu" in written
+
+
+@pytest.mark.gpu
+def test_the_gpu_makes_the_same_pictures(tmp_path: Path) -> None:
+    path = tmp_path / "film.mp4"
+    write_video(path, smooth(240, 320, 12), options={"crf": "10"})
+    upright, ordinals = np.stack(list(iter_frames(path))), np.array([1, 4, 11], np.int32)
+    view = evaluation_view(width=320, height=240, spec=SPEC)
+    here = from_frames(upright[ordinals], view, SPEC)
+    there = GraphInput(
+        **place(view, SPEC, width=320, height=240), order=here.order, colour=PLAIN, encoded=np.fromfile(path, np.uint8), ordinals=ordinals
+    )
+    batch = torch.from_dlpack(graph("both", device_id=0).run([here, there]))
+    assert batch.device.type == "cuda"
+    result = batch.cpu().numpy().astype(int)
+    reference = evaluated(upright[ordinals], SPEC)
+    assert np.abs(result[0] - reference).max() <= TOLERANCE_MAX
+    assert np.abs(result[1] - reference).mean() < 4
+
+
+def test_mistakes_are_told_together() -> None:
+    with pytest.raises(FlowlessError, match=r"scales is \(1\.2,\).*brightness is 2.*flip_labels is given but flip is off"):
+        Augmentation(scales=(1.2,), brightness=2, flip_labels={"left": "right"})
+    with pytest.raises(FlowlessError, match="must come back to itself"):
+        Augmentation(flip=True, flip_labels={"left": "right", "right": "up"})
+    with pytest.raises(FlowlessError, match="names 'east'; the labels are up, west"):
+        Augmentation(flip=True, flip_labels={"west": "east"}).mirrored(("up", "west"))
+    assert Augmentation(flip=True, flip_labels={"left": "right"}).mirrored(("left", "still", "right")) == (2, 1, 0)
+    with pytest.raises(FlowlessError, match=r"rank is 2 of world 2.*threads is 0.*prefetch is 0.*device is 'tpu'"):
+        LoaderOptions(rank=2, world=2, threads=0, prefetch=0, device="tpu")  # type: ignore[arg-type]
