@@ -54,42 +54,26 @@ def read_timeline(video: OpenVideo, path: str | os.PathLike[str], *, keep_bytes:
     Raises:
         Unreadable: The file has no packets, or ends before what its own header promises.
     """
-    kept: list[Packet] | None = [] if keep_bytes else None
-    size, shown, keys, corrupt = 0, [], [], False
-    start: tuple[int | None, bool] | None = None
-    earliest: int | None = None
+    seen = _Seen(kept=[] if keep_bytes else None)
     codec = video.stream.codec_context.codec.canonical_name
     with told_by_name(path):
         for packet in video.container.demux(video.stream):
-            if not packet.size:
-                continue  # the demuxer's mark of the end
-            pts, key = packet.pts, packet.is_keyframe
-            start = start or (pts, key)
-            corrupt |= packet.is_corrupt
-            if pts is not None:
-                earliest = pts if earliest is None else min(earliest, pts)
-            if not packet.is_discard and not _hidden(packet, codec):
-                shown.append(pts)
-                if key:
-                    keys.append(pts)
-            if kept is not None:
-                size += packet.size
-                kept.append(packet)
-                if size > keep_bytes:
-                    kept = None
-    if start is None or not shown:
+            if packet.size:  # the demuxer marks the end by an empty one
+                seen.take(packet, shown=not packet.is_discard and not _hidden(packet, codec), keep_bytes=keep_bytes)
+    if not seen.shown:
         raise Unreadable(path, "it has no frames")
-    trusted = _trusted(video, shown, first=start, earliest=earliest)
-    ordered = tuple(sorted(shown)) if trusted else ()
-    _refuse_cut_off(video.stream, path, len(shown), ordered, corrupt=corrupt)
+    trusted = _trusted(video, seen)
+    ordered = tuple(sorted(pts for pts in seen.shown if pts is not None)) if trusted else ()
+    if _cut_off(video, seen):
+        raise Unreadable(path, f"it is cut off after {len(seen.shown)} frames")
     ordinal_of = {pts: ordinal for ordinal, pts in enumerate(ordered)}
     return Timeline(
         pts=ordered,
-        key_frames=tuple(sorted(ordinal_of[pts] for pts in keys)) if trusted else (),
+        key_frames=tuple(sorted(ordinal_of[pts] for pts in seen.keys if pts is not None)) if trusted else (),
         time_base=video.stream.time_base or Fraction(1),
         trusted=trusted,
-        packets=kept,
-        count=len(shown),
+        packets=seen.kept,
+        count=len(seen.shown),
     )
 
 
@@ -104,38 +88,85 @@ def varies(pts: tuple[int, ...]) -> bool:
     return any(abs(later - earlier - mean) > 1.5 + mean / 100 for earlier, later in pairwise(pts))
 
 
+@dataclass
+class _Seen:
+    """What one pass over the packets gathers, in the order of decoding."""
+
+    kept: list[Packet] | None
+    shown: list[int | None] = field(default_factory=list)
+    """Time stamps of packets that hold a shown frame."""
+    keys: list[int | None] = field(default_factory=list)
+    """Those of them that decoding can start from."""
+    stamped: list[int] = field(default_factory=list)
+    """Time stamps of all packets that have one."""
+    packets: int = 0
+    size: int = 0
+    end: int = 0
+    corrupt: bool = False
+    begins_with_key: bool = False
+
+    def take(self, packet: Packet, *, shown: bool, keep_bytes: int) -> None:
+        pts, key = packet.pts, packet.is_keyframe
+        if not self.packets:
+            self.begins_with_key = key and pts is not None
+        self.packets += 1
+        self.size += packet.size
+        self.corrupt |= packet.is_corrupt
+        if pts is not None:
+            self.stamped.append(pts)
+            self.end = max(self.end, pts + (packet.duration or 0))
+        if shown:
+            self.shown.append(pts)
+            if key:
+                self.keys.append(pts)
+        if self.kept is not None:
+            self.kept.append(packet)
+            if self.size > keep_bytes:
+                self.kept = None
+
+
 def _hidden(packet: Packet, codec: str) -> bool:
     """Return whether a packet is decoded but never shown: VP8 keeps its alternative reference frames in packets of their own.
 
-    Bit 4 of a VP8 frame's first byte is `show_frame` (RFC 6386, section 9.1). VP9 and AV1 wrap such frames in the next shown one.
-    Frames outside an MP4 edit list, hidden too, are flagged by the demuxer (`is_discard`).
+    Bit 4 of a VP8 frame's first byte is `show_frame` (RFC 6386, section 9.1). VP9 and AV1 wrap such frames
+    in the next shown one. Frames outside an MP4 edit list, hidden too, are flagged by the demuxer (`is_discard`).
     """
     return codec == "vp8" and not memoryview(packet)[0] >> 4 & 1
 
 
-def _trusted(video: OpenVideo, shown: list[int | None], *, first: tuple[int | None, bool], earliest: int | None) -> bool:
-    if _NO_TIME_STAMPS & set(video.container.format.name.split(",")) or any(pts is None for pts in shown):
+def _trusted(video: OpenVideo, seen: _Seen) -> bool:
+    if _NO_TIME_STAMPS & _formats(video) or None in seen.shown:
         return False
     # Frames before the first key frame may or may not decode: only decoding tells how many there are.
-    begins_cleanly = first[1] and first[0] == earliest
-    return begins_cleanly and len(set(shown)) == len(shown)
+    begins_cleanly = seen.begins_with_key and seen.stamped[0] == min(seen.stamped)
+    return begins_cleanly and len(set(seen.shown)) == len(seen.shown)
 
 
-def _refuse_cut_off(stream: VideoStream, path: str | os.PathLike[str], count: int, pts: tuple[int, ...], *, corrupt: bool) -> None:
-    promised = _declared_seconds(stream)
-    # A stream's declared length includes its last frame and rounding, so half a second or a twentieth is no damage.
-    have = float((pts[-1] - min(pts[0], 0)) * (stream.time_base or 0)) if pts else None
-    if corrupt or (promised and have is not None and have < promised - max(0.5, promised / 20)):
-        ends = f"after {count} frames" + (f" ({have:.1f} of {promised:.1f} s)" if promised and have is not None else "")
-        raise Unreadable(path, f"it is cut off {ends}")
+def _cut_off(video: OpenVideo, seen: _Seen) -> bool:
+    """Return whether the file ends before what its own header promises."""
+    if seen.corrupt:  # the demuxer's word for a packet that the file's end tore
+        return True
+    if "mp4" in _formats(video):
+        return seen.packets < len(video.stream.index_entries)
+    # Matroska: one tag a stream (the file's own length may belong to the sound). It includes the last frame, whose length is
+    # often unknown, and rounding: short of it by half a second, a twentieth or the longest gap between frames is no damage.
+    promised = _tagged_seconds(video.stream)
+    if not promised or len(seen.stamped) < 2:
+        return False
+    ticks = float(video.stream.time_base or 0)
+    stamps = sorted(seen.stamped)
+    gap = max(later - earlier for earlier, later in pairwise(stamps)) * ticks
+    return seen.end * ticks < promised - max(0.5, promised / 20, gap)
 
 
-def _declared_seconds(stream: VideoStream) -> float:
-    tag = stream.metadata.get("DURATION", "")  # Matroska: one tag a stream; its own length may belong to the sound
-    if tag.count(":") == 2:
-        try:
-            hours, minutes, seconds = (float(part) for part in tag.split(":"))
-            return hours * 3600 + minutes * 60 + seconds
-        except ValueError:
-            return 0.0
-    return float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
+def _tagged_seconds(stream: VideoStream) -> float:
+    tag = stream.metadata.get("DURATION", "")
+    try:
+        hours, minutes, seconds = (float(part) for part in tag.split(":"))
+    except ValueError:
+        return 0.0
+    return hours * 3600 + minutes * 60 + seconds
+
+
+def _formats(video: OpenVideo) -> set[str]:
+    return set(video.container.format.name.split(","))

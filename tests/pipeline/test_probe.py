@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import struct
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -197,3 +198,13 @@ def test_writing_what_cannot_be_written(tmp_path):
 def test_the_same_frames_give_the_same_file(tmp_path):
     first, second = whole(tmp_path).read_bytes(), whole(tmp_path).read_bytes()
     assert first == second
+
+
+def test_a_last_frame_that_stays_long_is_no_damage(tmp_path):
+    times = [0, 40, 80, 120, 5000]
+    for suffix in (".mp4", ".mkv"):
+        path = tmp_path / f"slides{suffix}"
+        write_video(path, (barcode.draw(number) for number in range(5)), timestamps=times)
+        assert probe(path).frames == 5
+        write_video(path, [barcode.draw(0)], fps=Fraction(1, 10))  # one frame for ten seconds
+        assert probe(path).frames == 1
