@@ -15,7 +15,7 @@ import math
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -110,7 +110,7 @@ class ClipLoader:
         part = self._part_size()
         return part // self.batch_size if self._drop_last else math.ceil(part / self.batch_size)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch, None, None]:
         """Give the epoch's batches, from its first (or, once, from the one that `set_epoch` named).
 
         One loop at a time: a new one ends an older one that was left in the middle.

@@ -1,0 +1,287 @@
+"""ClipLoader: every video once, the same sample whatever makes it, bad videos told, and no more in memory than said."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flowless.errors import FlowlessError
+from flowless.pipeline.augment import Augmentation, LoaderOptions
+from flowless.pipeline.encode import write_video
+from flowless.pipeline.index import DatasetIndex
+from flowless.pipeline.moving_shapes import TWIN, ShapesOptions, generate
+from flowless.pipeline.preprocess import load_clip
+from flowless.pipeline.scan import scan
+from flowless.pipeline.spec import ClipSpec, Rule
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("nvidia.dali")
+
+from flowless.pipeline.dali_graph import TOLERANCE_MAX  # noqa: E402
+from flowless.pipeline.loader import Batch, ClipLoader  # noqa: E402
+
+SPEC = ClipSpec(segments=4, frames_per_segment=2, height=32, width=28, short_side=36)
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> DatasetIndex:
+    """26 videos of 20 frames, 36 x 36."""
+    options = ShapesOptions(train_videos=26, val_videos=0, frames=20, size=36)
+    folder = generate(tmp_path_factory.mktemp("loader") / "shapes", options=options, workers=1)
+    return DatasetIndex.load(folder / "train.index.jsonl")
+
+
+@pytest.fixture
+def damaged(index: DatasetIndex, tmp_path: Path) -> Callable[..., DatasetIndex]:
+    """Return a function that copies the videos and spoils those of the given places in the index."""
+
+    def spoil(*places: int) -> DatasetIndex:
+        for number, video in enumerate(index.videos):
+            copy = tmp_path / video.path
+            copy.parent.mkdir(exist_ok=True)
+            copy.write_bytes(b"not a film" if number in places else index.path_of(video).read_bytes())
+        return replace(index, root=tmp_path)
+
+    return spoil
+
+
+def loader(index: DatasetIndex, *, rule: Rule | None = None, batch_size: int = 4, spec: ClipSpec = SPEC, **options) -> ClipLoader:
+    return ClipLoader(index, spec, rule=rule, batch_size=batch_size, options=LoaderOptions(**options))
+
+
+def clips_by_id(batches: list[Batch]) -> dict[str, np.ndarray]:
+    return {name: clip.numpy() for batch in batches for name, clip in zip(batch.ids, batch.clips, strict=True)}
+
+
+def ids(batches: list[Batch]) -> list[str]:
+    return [name for batch in batches for name in batch.ids]
+
+
+def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
+    return one.keys() == other.keys() and all((one[name] == other[name]).all() for name in one)
+
+
+@pytest.mark.parametrize(("rule", "views"), [("centre", 1), ("two-clip", 2), ("dense", 10)])
+def test_evaluation_gives_every_video_once_as_the_runtime_sees_it(index: DatasetIndex, rule: Rule, views: int) -> None:
+    made = loader(index, rule=rule, batch_size=8)
+    batches = list(made)
+    assert len(batches) == len(made) == 4
+    assert [len(batch.ids) for batch in batches] == [8, 8, 8, 2]
+    assert ids(batches) == [video.id for video in index.videos]
+    assert [label for batch in batches for label in batch.labels.tolist()] == [video.label for video in index.videos]
+    assert batches[0].clips.shape == (8, views, 4, 2, 32, 28, 3)
+    assert batches[0].clips.dtype == torch.uint8
+    assert batches[0].labels.dtype == torch.int64
+    spec = replace(SPEC, sampling=rule)
+    for video in index.videos[:5]:
+        expected = load_clip(index.path_of(video), spec)
+        assert np.abs(clips_by_id(batches)[video.id].astype(int) - expected).max() <= TOLERANCE_MAX
+
+
+def test_the_rule_is_the_specs_own_unless_named(index: DatasetIndex) -> None:
+    assert next(iter(loader(index, spec=replace(SPEC, sampling="two-clip")))).clips.shape[1] == 2
+
+
+def test_a_part_of_a_video_stays_in_its_part(index: DatasetIndex) -> None:
+    video = index.videos[3]
+    parts = tuple(replace(video, id=f"{video.path}#{a}-{b}", first_frame=a, frames=b - a) for a, b in ((0, 9), (9, 20)))
+    batch = next(iter(loader(replace(index, videos=parts), rule="centre")))
+    for clip, part in zip(batch.clips.numpy(), parts, strict=True):
+        expected = load_clip(index.path_of(video), SPEC, first_frame=part.first_frame, num_frames=part.frames)
+        assert np.abs(clip.astype(int) - expected).max() <= TOLERANCE_MAX
+
+
+def test_training_shuffles_by_seed_and_epoch_and_drops_the_last(index: DatasetIndex) -> None:
+    made = loader(index, rule="train", seed=5)
+    assert len(made) == 6
+    orders = []
+    for epoch in (0, 1, 0):
+        made.set_epoch(epoch)
+        orders.append(ids(list(made)))
+    assert all(len(set(order)) == 24 for order in orders)
+    assert orders[0] == orders[2] != orders[1]
+    assert orders[0] != ids(list(loader(index, rule="train", seed=6)))
+    assert len(loader(index, rule="train", drop_last=False)) == 7
+    assert loader(index, rule="train", shuffle=False).plan() == [list(range(at, at + 4)) for at in range(0, 24, 4)]
+
+
+def test_a_sample_depends_on_seed_epoch_and_video_alone(index: DatasetIndex) -> None:
+    """Not on threads, batch size, rank, order or what was loaded before."""
+    jitter = Augmentation(flip=True, brightness=0.3)
+    common = {"rule": "train", "augmentation": jitter, "seed": 3, "drop_last": False}
+    reference = clips_by_id(list(loader(index, threads=1, **common)))
+    assert len(reference) == 26
+    again = loader(index, threads=3, batch_size=5, **common)
+    again.set_epoch(7)
+    other = clips_by_id(list(again))
+    again.set_epoch(0)
+    assert same(clips_by_id(list(again)), reference)
+    assert not any((other[name] == reference[name]).all() for name in reference)
+    assert not same(clips_by_id(list(loader(index, **{**common, "seed": 4}))), reference)
+    ranks = [clips_by_id(list(loader(index, rank=rank, world=2, **common))) for rank in range(2)]
+    assert same({**ranks[0], **ranks[1]}, reference)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_processes_share_an_epoch(index: DatasetIndex, world: int) -> None:
+    """26 videos. Evaluation loses and doubles none; training keeps all processes in step."""
+    shown = [ids(list(loader(index, rule="centre", rank=rank, world=world))) for rank in range(world)]
+    assert sorted(name for part in shown for name in part) == sorted(video.id for video in index.videos)
+    training = [loader(index, rule="train", rank=rank, world=world) for rank in range(world)]
+    assert {len(made) for made in training} == {26 // world // 4}
+    taken = [number for made in training for batch in made.plan() for number in batch]
+    assert len(set(taken)) == len(taken) == 26 // world // 4 * 4 * world
+    assert {sum(map(len, loader(index, rule="train", drop_last=False, rank=rank, world=world).plan())) for rank in range(world)} == {
+        26 // world
+    }
+
+
+def test_an_epoch_goes_on_in_its_middle(index: DatasetIndex) -> None:
+    made = loader(index, rule="train", augmentation=Augmentation(flip=True))
+    made.set_epoch(2)
+    whole = list(made)
+    made.set_epoch(2, first_batch=4)
+    rest = list(made)
+    assert ids(rest) == ids(whole[4:])
+    assert same(clips_by_id(rest), clips_by_id(whole[4:]))
+    assert len(list(made)) == 6, "only the next loop begins in the middle"
+
+
+def test_a_flip_may_change_the_label(index: DatasetIndex) -> None:
+    sides = {name: TWIN[name] for name in ("left", "clockwise")}
+    plain = loader(index, rule="train", shuffle=False, drop_last=False)
+    aware = loader(index, rule="train", shuffle=False, drop_last=False, augmentation=Augmentation(flip=True, flip_labels=sides))
+    names, mirrored = index.labels, {**sides, **{b: a for a, b in sides.items()}}
+    changed = 0
+    for one, other in zip(plain, aware, strict=True):
+        for was, now in zip(one.labels.tolist(), other.labels.tolist(), strict=True):
+            assert names[now] in {names[was], mirrored.get(names[was], names[was])}
+            changed += was != now
+    assert 0 < changed < sum(index.labels[video.label] in mirrored for video in index.videos)
+    with pytest.raises(FlowlessError, match="flip_labels names 'east'"):
+        loader(index, rule="train", augmentation=Augmentation(flip=True, flip_labels={"left": "east"}))
+
+
+def test_dense_training_takes_one_random_view(index: DatasetIndex) -> None:
+    made = loader(index, rule="dense", training=True)
+    assert {batch.clips.shape[1] for batch in made} == {1}
+
+
+def test_another_video_stands_in_for_a_bad_one(index: DatasetIndex, damaged: Callable[..., DatasetIndex]) -> None:
+    spoilt = damaged(2, 11)
+    made = loader(spoilt, rule="train", drop_last=False, max_bad_share=0.2, threads=3)
+    first = list(made)
+    assert [item.path for item in made.bad_videos] == sorted(spoilt.videos[number].path for number in (2, 11))
+    assert all(item.path in item.reason for item in made.bad_videos)
+    shown = ids(first)
+    assert len(shown) == 26, "a batch stays full"
+    bad = {spoilt.videos[number].id for number in (2, 11)}
+    assert not bad & set(shown)
+    asked = [spoilt.videos[number] for batch in made.plan() for number in batch]
+    moved = [(video.id, name) for video, name in zip(asked, shown, strict=True) if video.id != name]
+    assert {was for was, _ in moved} == bad
+    label_of = {video.id: video.label for video in index.videos}
+    assert [label_of[name] for name in shown] == [label for batch in first for label in batch.labels.tolist()]
+    again = list(loader(spoilt, rule="train", drop_last=False, max_bad_share=0.2, threads=1))
+    assert ids(again) == shown
+    made.set_epoch(1)
+    other = dict(zip((spoilt.videos[n].id for batch in made.plan() for n in batch), ids(list(made)), strict=True))
+    assert [other[was] for was, _ in moved] != [now for _, now in moved], "another epoch, other stand-ins"
+    assert len(made.bad_videos) == 2
+
+
+def test_an_evaluation_leaves_bad_videos_out_and_tells(damaged: Callable[..., DatasetIndex]) -> None:
+    spoilt = damaged(0, 5)
+    made = loader(spoilt, rule="centre", max_bad_share=0.1)
+    batches = list(made)
+    assert [len(batch.ids) for batch in batches] == [3, 3, 4, 4, 4, 4, 2]
+    assert ids(batches) == [video.id for number, video in enumerate(spoilt.videos) if number not in {0, 5}]
+    assert [item.path for item in made.bad_videos] == [spoilt.videos[number].path for number in (0, 5)]
+
+
+def test_too_many_bad_videos_stop_the_epoch(damaged: Callable[..., DatasetIndex]) -> None:
+    spoilt = damaged(1, 3, 5)
+    for rule in ("train", "centre"):
+        with pytest.raises(FlowlessError, match=r"of 26 videos cannot be read, more than the share of 0\.05.*flowless scan"):
+            list(loader(spoilt, rule=rule))
+    with pytest.raises(FlowlessError, match="8 videos in a row cannot be read"):
+        list(loader(damaged(*range(26)), rule="train", max_bad_share=1))
+    assert list(loader(damaged(*range(26)), rule="centre", max_bad_share=1)) == []
+
+
+def test_dali_decodes_what_it_can_and_pyav_the_rest(tmp_path: Path, index: DatasetIndex) -> None:
+    """VP9 by DALI's CPU decoder beside H.264 by PyAV; then with a VP9 file that is cut off."""
+    frames = np.stack([np.roll(np.kron(np.eye(6), np.ones((8, 8)))[..., None] * [200, 120, 60], 2 * i, 1) for i in range(20)]).astype(
+        np.uint8
+    )
+    for label in ("down", "up"):
+        (tmp_path / label).mkdir()
+        for number in range(2):
+            film = frames[:: 1 if label == "down" else -1]
+            write_video(tmp_path / label / f"{number}.webm", film, codec="libvpx-vp9", options={"deadline": "realtime", "cpu-used": "8"})
+        write_video(tmp_path / label / "h264.mp4", frames)
+    mixed = scan(tmp_path, out=tmp_path / "index.jsonl", workers=1)
+    assert len(mixed.videos) == 6
+    by_dali, by_pyav = (clips_by_id(list(loader(mixed, rule="centre", decoder=name))) for name in ("dali", "pyav"))
+    for name, clip in by_dali.items():
+        difference = np.abs(clip.astype(int) - by_pyav[name])
+        assert difference.mean() < 3
+        assert difference.any() == name.endswith("webm"), "H.264 takes PyAV's way in both"
+    whole = (tmp_path / "up" / "1.webm").read_bytes()
+    (tmp_path / "up" / "1.webm").write_bytes(whole[: len(whole) // 3])
+    made = loader(mixed, rule="centre", decoder="dali", max_bad_share=0.5, batch_size=6)
+    assert sorted(ids(list(made))) == sorted(set(by_pyav) - {"up/1.webm"})
+    assert [item.path for item in made.bad_videos] == ["up/1.webm"]
+    assert len(ids(list(made))) == 5, "the loader is of use afterwards"
+    with pytest.raises(FlowlessError, match=r"can decode mjpeg, vp8, vp9; the index has h264"):
+        loader(index, decoder="dali")
+
+
+def test_a_loop_that_is_left_ends_its_threads(index: DatasetIndex) -> None:
+    made = loader(index, rule="train", batch_size=2)
+    loop = iter(made)
+    next(loop)
+    loop.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("flowless-loader")]
+    older = iter(made)
+    next(older)
+    assert len(list(made)) == 13, "a new loop begins at the first batch"
+    with pytest.raises(RuntimeError, match="a newer loop"):
+        list(older)
+
+
+def test_memory_is_bounded(index: DatasetIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While nobody takes batches, decoding stops: prefetch finished, one at the queue's door, one decoded ahead."""
+    made = loader(index, rule="train", batch_size=2, prefetch=2, threads=2)
+    drawn, draw = [], made._source.draw
+    monkeypatch.setattr(made._source, "draw", lambda number, epoch, by_dali: (drawn.append(number), draw(number, epoch))[1])
+    loop = iter(made)
+    next(loop)
+    time.sleep(1.5)
+    assert 2 * 2 <= len(drawn) <= 2 * (1 + 2 + 1 + 1)
+    assert len(list(loop)) == 12
+
+
+def test_mistakes_are_told(index: DatasetIndex, tmp_path: Path) -> None:
+    with pytest.raises(FlowlessError, match="no videos"):
+        loader(replace(index, videos=()))
+    with pytest.raises(FlowlessError, match=r"26 videos for 1 x 40 a batch.*at most 26"):
+        loader(index, rule="train", batch_size=40)
+    with pytest.raises(FlowlessError, match="batch_size is 0"):
+        loader(index, batch_size=0)
+    with pytest.raises(FlowlessError, match="cannot evaluate"):
+        loader(index, rule="train", training=False)
+    gone = replace(index, root=tmp_path / "elsewhere")
+    with pytest.raises(FlowlessError, match=r"cannot be read.*elsewhere"):
+        list(loader(gone, rule="centre"))
+
+
+def test_a_batch_prints_shapes_not_pixels(index: DatasetIndex) -> None:
+    text = repr(next(iter(loader(index, batch_size=2))))
+    assert text == "Batch(clips=torch.uint8 [2, 1, 4, 2, 32, 28, 3] on cpu, labels=[0, 0])"
