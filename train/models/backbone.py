@@ -57,7 +57,7 @@ def _narrow(model: nn.Module, *, stem: int) -> nn.Module:
     network.conv1 = nn.Conv2d(3, stem, 7, stride=2, padding=3, bias=False)
     network.bn1 = nn.BatchNorm2d(stem)
     network.layer1[0] = type(first)(stem, planes, downsample=shortcut)
-    network.init_weights(zero_init_last=False)
+    network.init_weights()
     return model
 
 

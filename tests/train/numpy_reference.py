@@ -1,0 +1,109 @@
+"""The learning stage's arithmetic once more, in NumPy float64, from the papers' formulas: slow and plain on purpose."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def conv2d(x, weight, *, stride=1, padding=0, bias=None):
+    """`[K, C, H, W]` with `[O, C, k, k]`, one tap at a time."""
+    x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    size = weight.shape[-1]
+    rows = (x.shape[2] - size) // stride + 1
+    columns = (x.shape[3] - size) // stride + 1
+    out = np.zeros((x.shape[0], weight.shape[0], rows, columns))
+    for i in range(size):
+        for j in range(size):
+            window = x[:, :, i : i + stride * (rows - 1) + 1 : stride, j : j + stride * (columns - 1) + 1 : stride]
+            out += np.einsum("kchw,oc->kohw", window, weight[:, :, i, j])
+    return out if bias is None else out + bias[None, :, None, None]
+
+
+def persistence(frames, weight, bias, eps, *, eps_inside=False):
+    """PA as the paper writes it: convolve every frame, with bias, subtract, square, sum, root. `[S, m, 3, H, W]`."""
+    stacks, m = frames.shape[:2]
+    features = conv2d(frames.reshape(-1, *frames.shape[2:]), weight, padding=weight.shape[-1] // 2, bias=bias)
+    features = features.reshape(stacks, m, *features.shape[1:])
+    maps = []
+    for i in range(m - 1):
+        if eps_inside:
+            change = features[:, i] - features[:, i + 1] + eps
+            maps.append(np.sqrt((change**2).sum(1)))
+        else:
+            change = features[:, i + 1] - features[:, i]
+            maps.append(np.sqrt((change**2).sum(1) + eps))
+    return np.stack(maps, 1)
+
+
+def shift(x, segments, divisor=8):
+    """Temporal shift, by the indices of the official description."""
+    clips = x.reshape(-1, segments, *x.shape[1:])
+    fold = x.shape[1] // divisor
+    out = clips.copy()
+    for t in range(segments):
+        out[:, t, :fold] = clips[:, t + 1, :fold] if t + 1 < segments else 0
+        out[:, t, fold : 2 * fold] = clips[:, t - 1, fold : 2 * fold] if t > 0 else 0
+    return out.reshape(x.shape)
+
+
+def vap(features, first, second, weight, bias):
+    """VAP by Eq. 11 to 15; returns scores, timescale weights and pooled vectors."""
+    batch, n, _ = features.shape
+    pooled = []
+    scale = 1
+    while scale < n:
+        for start in range(scale):
+            pooled.append(np.max([features[:, start + scale * q] for q in range(n // scale)], axis=0))
+        scale *= 2
+    v = np.stack(pooled, 1)
+    z = v.mean(2)
+    hidden = np.maximum(z @ first.T, 0)
+    logits = hidden @ second.T
+    w = np.exp(logits - logits.max(1, keepdims=True))
+    w /= w.sum(1, keepdims=True)
+    aggregate = sum(w[:, t, None] * v[:, t] for t in range(v.shape[1]))
+    return aggregate.reshape(batch, -1) @ weight.T + bias, w, v
+
+
+def batch_norm(x, state, name):
+    """Evaluation-mode batch norm with the weights of a state dictionary."""
+    scale = state[f"{name}.weight"] / np.sqrt(state[f"{name}.running_var"] + 1e-5)
+    return x * scale[:, None, None] + (state[f"{name}.bias"] - state[f"{name}.running_mean"] * scale)[:, None, None]
+
+
+def max_pool(x):
+    """3x3, stride 2, padding 1."""
+    x = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=-np.inf)
+    rows, columns = (x.shape[2] - 3) // 2 + 1, (x.shape[3] - 3) // 2 + 1
+    windows = [x[:, :, i : i + 2 * rows - 1 : 2, j : j + 2 * columns - 1 : 2] for i in range(3) for j in range(3)]
+    return np.max(windows, axis=0)
+
+
+def resnet18(x, state, segments, *, shifted):
+    """ResNet-18 features `[K, D]` of frames `[K, C, H, W]`; `state` holds the backbone's float64 arrays."""
+    x = max_pool(np.maximum(batch_norm(conv2d(x, state["conv1.weight"], stride=2, padding=3), state, "bn1"), 0))
+    for layer in range(1, 5):
+        for block in range(2):
+            name = f"layer{layer}.{block}"
+            stride = 2 if layer > 1 and block == 0 else 1
+            conv1 = f"{name}.conv1.net.weight" if shifted else f"{name}.conv1.weight"
+            y = shift(x, segments) if shifted else x
+            y = np.maximum(batch_norm(conv2d(y, state[conv1], stride=stride, padding=1), state, f"{name}.bn1"), 0)
+            y = batch_norm(conv2d(y, state[f"{name}.conv2.weight"], padding=1), state, f"{name}.bn2")
+            if f"{name}.downsample.0.weight" in state:
+                x = batch_norm(conv2d(x, state[f"{name}.downsample.0.weight"], stride=stride), state, f"{name}.downsample.1")
+            x = np.maximum(x + y, 0)
+    return x.mean((2, 3))
+
+
+def pan_lite_r18(clip, state, spec):
+    """Scores of PAN-Lite over ResNet-18 for uint8 clips `[B, N, m, H, W, 3]`, normalising every frame as the papers do."""
+    frames = (clip.astype(np.float64) / 255 - np.array(spec.mean)) / np.array(spec.std)
+    frames = frames.transpose(0, 1, 2, 5, 3, 4)
+    stacks = frames.reshape(-1, *frames.shape[2:])
+    maps = persistence(stacks, state["persistence.weight"], state["persistence.bias"], 1e-12)
+    seen = np.concatenate([stacks[:, 0], maps], 1)
+    backbone = {name.removeprefix("backbone."): value for name, value in state.items() if name.startswith("backbone.")}
+    features = resnet18(seen, backbone, spec.segments, shifted=True).reshape(clip.shape[0], spec.segments, -1)
+    head = [state[f"head.{name}"] for name in ("TES.0.weight", "TES.2.weight", "pred.weight", "pred.bias")]
+    return vap(features, *head)[0]

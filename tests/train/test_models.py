@@ -1,0 +1,227 @@
+"""The models layer by layer against NumPy float64, and the papers' counts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from flowless.errors import FlowlessError
+from flowless.pipeline.spec import ClipSpec
+from flowless.train.flops import count, pa_macs, paper_pa_macs
+from flowless.train.models import MODELS, MotionRecognizer, build_model
+from flowless.train.models.backbone import widen
+from flowless.train.models.shift import ShiftedConv, temporal_shift
+from flowless.train.models.vap import VariousTimescaleAggregationPooling
+from flowless.train.optim import build_optimizer, freeze_batch_norm, parameter_groups, set_rate
+from flowless.train.recipes import find_recipe
+
+SMALL = ClipSpec(segments=4, frames_per_segment=3, height=32, width=32, short_side=32)
+
+
+def clips(spec, *, batch=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (batch, *spec.shape), dtype=torch.uint8, generator=generator)
+
+
+def shaken(model):
+    """Give batch norms statistics and weights as if trained: a fresh ResNet's residual branches end in zero."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, 0, 0.2)
+            torch.nn.init.normal_(module.running_mean, 0, 0.2)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+    return model
+
+
+@pytest.mark.parametrize(("channels", "segments"), [(16, 4), (8, 8), (20, 3), (7, 2)])
+def test_shift(reference, channels, segments):
+    x = np.random.default_rng(0).standard_normal((2 * segments, channels, 3, 2))
+    ours = temporal_shift(torch.from_numpy(x), segments=segments)
+    np.testing.assert_array_equal(ours, reference.shift(x, segments))
+
+
+@pytest.mark.parametrize("segments", [2, 4, 8, 16])
+def test_vap(reference, segments):
+    head = VariousTimescaleAggregationPooling(24, segments=segments, classes=5, dropout=0.5).double().eval()
+    features = torch.randn(3, segments, 24, dtype=torch.double)
+    weights = [head.get_parameter(name).detach().numpy() for name in ("TES.0.weight", "TES.2.weight", "pred.weight", "pred.bias")]
+    scores, timescales, pooled = reference.vap(features.numpy(), *weights)
+    np.testing.assert_allclose(head(features).detach(), scores, atol=1e-12)
+    np.testing.assert_allclose(head.timescale_weights(features).detach(), timescales, atol=1e-12)
+    np.testing.assert_allclose(head.pooled(features), pooled, atol=0)
+    assert timescales.shape == (3, segments - 1)
+
+
+def test_vap_pools_segments_that_lie_apart():
+    head = VariousTimescaleAggregationPooling(1, segments=8, classes=2, dropout=0)
+    pooled = head.pooled(torch.arange(1.0, 9.0).view(1, 8, 1)).flatten().tolist()
+    # Figure 4 of the paper: {1..8} | {1,3,5,7} {2,4,6,8} | {1,5} {2,6} {3,7} {4,8}.
+    assert pooled == [8, 7, 8, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("segments", [1, 3, 6])
+def test_vap_refuses_segments_that_do_not_halve(segments):
+    with pytest.raises(FlowlessError, match=f"segments is {segments}"):
+        VariousTimescaleAggregationPooling(8, segments=segments, classes=2, dropout=0)
+
+
+def test_widened_kernel_is_the_mean_over_rgb():
+    kernel = torch.randn(5, 3, 7, 7)
+    wide = widen(kernel, 6)
+    np.testing.assert_allclose(wide, np.repeat(kernel.numpy().mean(1, keepdims=True), 6, 1), atol=1e-6)
+
+
+def test_pan_lite_forward_is_the_papers(reference):
+    torch.manual_seed(1)
+    model = build_model("pan-lite-r18", classes=7, spec=SMALL, width=0.25).double()
+    shaken(model)
+    torch.nn.init.normal_(model.persistence.bias)  # type: ignore[union-attr]
+    model.eval()
+    clip = clips(SMALL)
+    state = {name: value.numpy() for name, value in model.state_dict().items()}
+    wanted = reference.pan_lite_r18(clip.numpy(), state, SMALL)
+    assert np.abs(wanted).max() > 0.1
+    with torch.inference_mode():
+        # uint8 pixels are cast to float32 inside; frames in float64 show the algebra, the float32 model the whole path.
+        exact = (clip.double().movedim(-1, -3) - model.mean.view(3, 1, 1)) / model.std.view(3, 1, 1)
+        np.testing.assert_allclose(model.forward_frames(exact), wanted, atol=1e-6)
+        np.testing.assert_allclose(model.float()(clip), wanted, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["tsn-r18", "tsm-r18", "pan-lite-r18"])
+@pytest.mark.parametrize("encoding", ["e1", "e2"])
+def test_pixels_and_normalised_frames_agree(name, encoding):
+    model = build_model(name, classes=5, spec=SMALL, width=0.25, pa_encoding=encoding).eval()
+    clip = clips(SMALL)
+    with torch.inference_mode():
+        torch.testing.assert_close(model.forward_frames(model.normalise(model.as_frames(clip))), model(clip), rtol=1e-4, atol=1e-5)
+
+
+def test_only_pan_and_tsm_see_order():
+    clip = clips(SMALL)
+    backwards = clip.flip(1)
+    for name, sees in (("tsn-r18", False), ("tsm-r18", True), ("pan-lite-r18", True)):
+        model = shaken(build_model(name, classes=5, spec=SMALL, width=0.25)).eval()
+        with torch.inference_mode():
+            difference = (model(clip) - model(backwards)).abs().max().item()
+        assert (difference > 1e-4) == sees, name
+
+
+def test_motion_maps_are_what_the_network_sees():
+    model = build_model("pan-lite-r18", classes=5, spec=SMALL, width=0.25).eval()
+    assert isinstance(model, MotionRecognizer)
+    clip = clips(SMALL)
+    with torch.inference_mode():
+        maps = model.motion(clip)
+        seen = model._seen_in_pixels(model.as_frames(clip))
+    assert maps.shape == (2, 4, 2, 32, 32)
+    torch.testing.assert_close(seen[:, :, 3:], maps)
+    torch.testing.assert_close(seen[:, :, :3], model.normalise(model.as_frames(clip[:, :, 0])))
+
+
+@pytest.mark.parametrize(("name", "shifts"), [("tsm-r18", 8), ("tsm-r50", 16), ("pan-lite-r101", 2 + 2 + 12 + 2)])
+def test_where_the_shifts_are(name, shifts):
+    model = build_model(name, classes=5, spec=ClipSpec())
+    assert sum(isinstance(module, ShiftedConv) for module in model.modules()) == shifts
+
+
+def test_counts_of_the_paper():
+    six = ClipSpec(frames_per_segment=6)
+    assert paper_pa_macs(six) / 1e9 == pytest.approx(2.868, abs=5e-4)
+    assert paper_pa_macs(six, encoding="e2") / 1e9 == pytest.approx(2.884, abs=5e-4)
+    # By linearity m - 1 convolutions do the work of m, without the bias.
+    assert pa_macs(six) / 1e9 == pytest.approx(2.376, abs=5e-4)
+    spec = ClipSpec()
+    size = count(build_model("pan-lite-r50", classes=174, spec=spec))
+    assert (size.macs - pa_macs(spec) + paper_pa_macs(spec)) / 1e9 == pytest.approx(35.7, rel=0.01)
+
+
+def test_official_parameter_groups():
+    groups = {group["name"]: group for group in parameter_groups(build_model("pan-lite-r50", classes=174, spec=ClipSpec()))}
+    counts = {name: len(group["params"]) for name, group in groups.items()}
+    factors = {name: (group["lr_factor"], group["decay_factor"]) for name, group in groups.items()}
+    assert counts == {"first_conv_weight": 1, "first_conv_bias": 1, "normal_weight": 53, "bn": 106, "lr5_weight": 3, "lr10_bias": 1}
+    assert factors == {
+        "first_conv_weight": (5, 1),
+        "first_conv_bias": (10, 0),
+        "normal_weight": (1, 1),
+        "bn": (1, 0),
+        "lr5_weight": (5, 1),
+        "lr10_bias": (10, 0),
+    }
+    assert tuple(groups["first_conv_weight"]["params"][0].shape) == (8, 3, 7, 7)
+
+
+@pytest.mark.parametrize("name", ["tsn-r18", "tsm-r18"])
+def test_every_parameter_is_in_one_group(name):
+    model = build_model(name, classes=5, spec=SMALL, width=0.25)
+    groups = parameter_groups(model)
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(grouped) == sorted(id(parameter) for parameter in model.parameters())
+    assert {group["name"] for group in groups} == {"normal_weight", "bn", "lr5_weight", "lr10_bias"}
+
+
+def test_rates_reach_the_optimiser():
+    model = build_model("pan-lite-r18", classes=5, spec=SMALL, width=0.25)
+    optimizer = build_optimizer(model, find_recipe("pan-lite-r50/something-v1"))
+    set_rate(optimizer, 0.02)
+    seen = {group["name"]: (group["lr"], group["weight_decay"], group["nesterov"], group["momentum"]) for group in optimizer.param_groups}
+    assert seen["lr5_weight"] == (0.1, 1e-4, False, 0.9)
+    assert seen["lr10_bias"] == (0.2, 0.0, False, 0.9)
+    assert seen["bn"] == (0.02, 0.0, False, 0.9)
+
+
+def test_partial_bn_keeps_the_first():
+    model = build_model("tsn-r18", classes=5, spec=SMALL, width=0.25).train()
+    freeze_batch_norm(model)
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert [norm.training for norm in norms] == [True] + [False] * (len(norms) - 1)
+    assert norms[0].weight.requires_grad
+    assert not norms[1].weight.requires_grad
+
+
+def test_pretrained_weights_from_a_file(tmp_path):
+    torch.manual_seed(3)
+    donor = timm.create_model("resnet18")
+    save_file(donor.state_dict(), tmp_path / "weights.safetensors")
+    torch.save({"state_dict": donor.state_dict()}, tmp_path / "weights.pth")
+    for file in ("weights.safetensors", "weights.pth"):
+        model = build_model("pan-lite-r18", classes=5, spec=SMALL, pretrained_path=tmp_path / file)
+        own = model.state_dict()
+        torch.testing.assert_close(own["backbone.conv1.weight"], widen(donor.conv1.weight.detach(), 5))
+        torch.testing.assert_close(own["backbone.layer4.1.conv1.net.weight"], donor.layer4[1].conv1.weight.detach())
+    assert model.persistence.weight.std().item() == pytest.approx(0.001, rel=0.1)  # type: ignore[union-attr]
+
+
+def test_foreign_weights_are_refused(tmp_path):
+    save_file(timm.create_model("resnet34").state_dict(), tmp_path / "other.safetensors")
+    save_file({"conv1.weight": torch.zeros(1)}, tmp_path / "shapes.safetensors")
+    (tmp_path / "text.pth").write_text("not weights")
+    for name in ("other.safetensors", "shapes.safetensors", "text.pth", "missing.pth"):
+        with pytest.raises(FlowlessError, match=name):
+            build_model("tsn-r18", classes=5, spec=SMALL, pretrained_path=tmp_path / name)
+
+
+def test_wrong_requests_are_refused():
+    with pytest.raises(FlowlessError, match=r"'i3d'.*pan-lite-r50"):
+        build_model("i3d", classes=5, spec=SMALL)
+    with pytest.raises(FlowlessError, match="frames_per_segment is 1"):
+        build_model("pan-lite-r18", classes=5, spec=ClipSpec(frames_per_segment=1))
+    with pytest.raises(FlowlessError, match=r"width is 0\.5"):
+        build_model("tsn-r18", classes=5, spec=SMALL, width=0.5, pretrained=True)
+    model = build_model("tsn-r18", classes=5, spec=SMALL, width=0.25)
+    with pytest.raises(FlowlessError, match=r"float32 \[2, 4, 3, 32, 32, 3\]"):
+        model(clips(SMALL).float())
+    with pytest.raises(FlowlessError, match=r"\[2, 4, 3, 16, 32, 3\]"):
+        model(clips(SMALL)[:, :, :, :16])
+
+
+def test_every_name_builds():
+    assert len(MODELS) == 12
+    with torch.device("meta"):
+        for name in MODELS:
+            build_model(name, classes=2, spec=ClipSpec())

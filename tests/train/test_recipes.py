@@ -1,0 +1,82 @@
+"""Recipes: the official schedules, and what is refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from flowless.errors import FlowlessError
+from flowless.train.models import MODELS
+from flowless.train.recipes import MODEL_NAMES, RECIPES, Recipe, find_recipe
+
+
+def test_official_schedule():
+    recipe = find_recipe("pan-lite-r50/something-v1")
+    assert (recipe.epochs, recipe.batch_size, recipe.momentum, recipe.weight_decay) == (80, 64, 0.9, 1e-4)
+    assert (recipe.dropout, recipe.clip_gradient, recipe.label_smoothing, recipe.partial_bn) == (0.5, 20, 0, False)
+    rates = [recipe.rate_at(epoch) for epoch in (0, 29.99, 30, 59.99, 60, 79)]
+    assert rates == pytest.approx([0.01, 0.01, 1e-3, 1e-3, 1e-4, 1e-4])
+    assert not recipe.flip
+    assert find_recipe("pan-lite-r50/kinetics400").flip
+    rgb = find_recipe("tsn-r50/something-v1")
+    assert (rgb.epochs, rgb.steps) == (50, (20, 40))
+
+
+def test_rate_scales_with_the_batch():
+    assert find_recipe("pan-lite-r50/something-v1", batch_size=256).rate_at(0) == pytest.approx(0.04)
+
+
+def test_one_cycle():
+    recipe = Recipe(schedule="one-cycle", lr=0.1, lr_batch=20, batch_size=20, epochs=10, warm_up=0.3)
+    assert recipe.rate_at(0) == pytest.approx(0.004)
+    assert recipe.rate_at(1.5) == pytest.approx(0.052)
+    assert recipe.rate_at(3) == pytest.approx(0.1)
+    assert recipe.rate_at(10) == pytest.approx(4e-7)
+    assert recipe.rate_at(11) == pytest.approx(4e-7)
+    rates = [recipe.rate_at(epoch / 10) for epoch in range(101)]
+    assert rates.index(max(rates)) == 30
+
+
+def test_names_are_the_models():
+    assert set(MODEL_NAMES) == set(MODELS)
+    for name, recipe in RECIPES.items():
+        assert recipe.name == name
+        assert recipe.model == name.split("/")[0]
+        assert recipe.spec.shape[0] == 8
+
+
+def test_dictionary_round_trip():
+    recipe = find_recipe("pan-lite-r50/custom", flip=True, flip_labels={"left": "right"}, pretrained_path="weights.pth")
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+    with pytest.raises(FlowlessError, match="speed"):
+        Recipe.from_dict({"speed": 1})
+
+
+def test_unknown_recipe_lists_the_known():
+    with pytest.raises(FlowlessError, match=r"'pan/jester'.*pan-lite-r50.*jester.*moving-shapes"):
+        find_recipe("pan/jester")
+
+
+def test_all_problems_in_one_error():
+    with pytest.raises(FlowlessError) as caught:
+        replace(Recipe(), epochs=0, lr=-1.0, dropout=1.0, scales=(2.0,), batch_size=10, accumulate=3)
+    for part in ("epochs is 0", "lr is -1.0", "dropout is 1.0", "scales is (2.0,)", "accumulate is 3"):
+        assert part in str(caught.value)
+
+
+def test_no_heavy_library_for_help():
+    code = (
+        "import sys; from flowless.train.commands import train, evaluate\n"
+        "for command in (lambda: train(['tsn-r18/tiny', '--help']), lambda: evaluate(['--help']), lambda: train(['--help'])):\n"
+        "    try: command()\n"
+        "    except SystemExit: pass\n"
+        "heavy = {'torch', 'lightning', 'timm', 'safetensors', 'nvidia.dali', 'matplotlib', 'onnx'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--layer-rates" in done.stdout
+    assert "pan-lite-r50" in done.stdout
