@@ -192,9 +192,12 @@ def _by_time_stamp(
             try:
                 for frame in _decode_run(video, timeline, run, drops=drops, first=number == 0):
                     sound = sound or (frame.pts == run.key and frame.pict_type == PictureType.I)
-                    ordinal = run.wanted.get(frame.pts) if sound and frame.pts is not None else None
-                    if ordinal is not None and not frame.is_corrupt:
-                        yield ordinal, frame
+                    if not sound or frame.pts is None:
+                        continue
+                    if frame.is_corrupt:
+                        return  # and later frames may be made from this one, though no decoder says so
+                    if frame.pts in run.wanted:
+                        yield run.wanted[frame.pts], frame
             except av.error.InvalidDataError:
                 return  # decoding in order says whether this is damage, and where
 
