@@ -49,12 +49,12 @@ def predict(words: Sequence[str]) -> int:
     if ask.top < 1:
         raise FlowlessError(f"--top is {ask.top}; it must be at least 1.")
     engine = load(ask.bundle, ask.target, ask.precision, threads=ask.threads, hint=ask.hint)
-    log.print(engine.why, markup=False)
+    log.print(engine.why, markup=False, soft_wrap=True)
     predictions = []
     for prediction in engine.predict_many(ask.videos, ask.top):
         predictions.append(prediction)
         if prediction.error:
-            log.print(f"flowless: {prediction.error}", style="red", markup=False)
+            log.print(f"flowless: {prediction.error}", style="red", markup=False, soft_wrap=True)
     emit([item.to_dict() for item in predictions], _table(predictions), as_json=ask.json)
     return 1 if any(item.error for item in predictions) else 0
 

@@ -50,7 +50,8 @@ def build(bundle: str | os.PathLike[str], *, target: Target, precision: str = "f
     there = manifest.artefact(target, precision)
     if there and not options.force and _same_options(there, options):
         manifest.check(there.files)
-        log.print(f"{manifest.folder}: {target} {precision} is there already ({there.status}); --force builds it again", markup=False)
+        already = f"{target} {precision} is there already ({there.status}); --force builds it again"
+        log.print(f"{manifest.folder}: {already}", markup=False, soft_wrap=True)
         return there
     manifest.check([manifest.graph, manifest.reference])
     proto = with_precision(read_graph(manifest.path_of(manifest.graph)), precision)
@@ -69,7 +70,7 @@ def build(bundle: str | os.PathLike[str], *, target: Target, precision: str = "f
         record = add_artefact(manifest.folder, target, precision, make).artefact(target, precision)
         assert record is not None
     difference = "" if record.max_abs_diff is None else f"; differs from PyTorch by {record.max_abs_diff:.2g}"
-    log.print(f"{manifest.folder}: {target} {precision}: {record.status}{difference}", markup=False)
+    log.print(f"{manifest.folder}: {target} {precision}: {record.status}{difference}", markup=False, soft_wrap=True)
     return record
 
 
@@ -90,7 +91,7 @@ def build_all(
         reason = why_not(target) if target != "tensorrt-rtx" else _missing_library(target)
         if reason:
             left_out[target] = reason
-            log.print(f"{bundle}: {target} left out: {reason}", markup=False)
+            log.print(f"{bundle}: {target} left out: {reason}", markup=False, soft_wrap=True)
         else:
             built.append(build(bundle, target=target, precision=precision, options=options))
     return built, left_out

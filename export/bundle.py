@@ -87,7 +87,7 @@ def export_bundle(
         manifest = manifest.with_artefact(replace(engine, max_abs_diff=result.max_abs_diff))
         manifest.write()
     found = f"{result.max_abs_diff:.2g} ({result.allowed:.2g} allowed) on {len(clips)} clips"
-    log.print(f"{folder}: exported; ONNX Runtime agrees with PyTorch to {found}", markup=False)
+    log.print(f"{folder}: exported; ONNX Runtime agrees with PyTorch to {found}", markup=False, soft_wrap=True)
     return replace(manifest, folder=folder)
 
 

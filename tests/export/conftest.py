@@ -26,12 +26,12 @@ def make_checkpoint(path: Path, name: str, *, size: int = 48, sampling: str = "c
         if isinstance(module, torch.nn.BatchNorm2d):
             module.weight.data.uniform_(0.5, 1.0)
             module.bias.data.normal_(0, 0.1)
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.8, 1.5)
+            module.get_buffer("running_mean").normal_(0, 0.1)
+            module.get_buffer("running_var").uniform_(0.8, 1.5)
         if isinstance(module, torch.nn.Linear):
             module.weight.data.normal_(0, 0.3)
     if hasattr(model, "persistence"):
-        model.persistence.weight.data.normal_(0, 0.05)
+        model.get_parameter("persistence.weight").data.normal_(0, 0.05)
     return save_checkpoint(path, model, model_name=name, recipe={}, spec=spec, labels=LABELS, metrics={})
 
 

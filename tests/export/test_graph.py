@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+
 from flowless.errors import FlowlessError
 from flowless.export import graph
 from flowless.export.pa_function import pa_nodes
@@ -67,6 +68,7 @@ def test_no_path_of_this_machine(exported):
 def test_the_baselines_export_too(name, tmp_path):
     import onnxruntime
     import torch
+
     from flowless.train.models import build_model
 
     spec = ClipSpec(segments=2, frames_per_segment=2, height=32, width=32, short_side=32)
@@ -78,7 +80,7 @@ def test_the_baselines_export_too(name, tmp_path):
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
     with torch.inference_mode():
         expected = model(torch.from_numpy(clip)).numpy()
-    np.testing.assert_allclose(session.run(None, {"clip": clip})[0], expected, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(np.asarray(session.run(None, {"clip": clip})[0]), expected, rtol=1e-4, atol=1e-7)
 
 
 def test_what_is_no_graph(tmp_path):

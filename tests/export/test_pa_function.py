@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
+
 from flowless.export.graph import inlined
 from flowless.export.pa_function import DOMAIN, OP, OPSET, pa_function, reference_motion
-from onnx import TensorProto, helper, numpy_helper
 
 
 def model_of(shape, weight, *, eps=1e-6, eps_inside=False):
@@ -35,7 +36,7 @@ def run_onnxruntime(model, clip):
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session.run(None, {"clip": clip})[0]
+    return np.asarray(session.run(None, {"clip": clip})[0])
 
 
 def run_openvino(model, clip):
@@ -43,7 +44,7 @@ def run_openvino(model, clip):
 
     core = openvino.Core()
     compiled = core.compile_model(core.read_model(inlined(model).SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return compiled({0: clip})[0]
+    return np.asarray(compiled({0: clip})[0])
 
 
 def frames(kind, shape):
@@ -89,8 +90,9 @@ def test_other_filters_and_two_frames():
 
 
 def test_reference_agrees_with_the_training_op():
-    import flowless.train.persistence  # noqa: F401
     import torch
+
+    import flowless.train.persistence  # noqa: F401
 
     clip, weight = frames("noise", (2, 2, 4, 3, 15, 18)).astype(np.float64), weights().astype(np.float64)
     found = torch.ops.flowless.persistence(torch.from_numpy(clip), torch.from_numpy(weight), 1e-6)

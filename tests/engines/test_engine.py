@@ -1,0 +1,239 @@
+"""Loading the best engine, running it, and predicting videos."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import flowless
+from flowless.engines import backends, loading
+from flowless.engines.engine import Engine
+from flowless.engines.manifest import read_manifest
+from flowless.engines.video import timed_clip
+from flowless.errors import FlowlessError
+from flowless.pipeline.preprocess import load_clip
+
+
+@pytest.fixture(scope="module")
+def engine(built):
+    return flowless.load(built, target="openvino")
+
+
+def random_clips(spec, count=3):
+    return np.random.default_rng(0).integers(0, 256, (count, *spec.shape), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
+def test_scores_are_pytorchs(target, built, checkpoint):
+    import torch
+
+    from flowless.train.checkpoints import load_checkpoint
+
+    loaded = load_checkpoint(checkpoint)
+    clip = random_clips(loaded.spec)
+    with torch.inference_mode():
+        expected = loaded.model(torch.from_numpy(clip)).numpy()
+    found = flowless.load(built, target=target)(clip)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * expected.std())
+
+
+def test_the_best_engine_that_runs_here(built, monkeypatch):
+    monkeypatch.setattr(backends.cuda_driver, "compute_capability", lambda: None)
+    engine = flowless.load(built)
+    assert (engine.target, engine.precision, engine.device) == ("openvino", "fp32", "CPU")
+    assert "the fastest engine of this bundle that runs here (verified)" in engine.why
+    assert "not tensorrt-rtx: there is no NVIDIA GPU here" in engine.why
+    assert "not tensorrt: the bundle has no such engine" in engine.why
+    assert flowless.load(built, "onnxruntime").why.startswith("onnxruntime fp32: asked for")
+
+
+def test_without_openvino_the_next_is_taken(built, monkeypatch):
+    monkeypatch.setattr(backends.cuda_driver, "compute_capability", lambda: None)
+    find = backends.importlib.util.find_spec
+    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None if name == "openvino" else find(name))
+    engine = flowless.load(built)
+    assert engine.target == "onnxruntime"
+    assert "not openvino: openvino is not installed (pip install openvino)" in engine.why
+
+
+def test_a_gpu_that_the_engine_was_not_built_for(built, monkeypatch):
+    monkeypatch.setattr(backends.cuda_driver, "compute_capability", lambda: (9, 0))
+    manifest = read_manifest(built)
+    artefact = manifest.artefact("tensorrt-rtx", "fp32")
+    assert artefact is not None
+    assert backends.why_not("tensorrt-rtx", artefact) is None
+    chosen = replace(artefact, options={"compute_capabilities": [86, 89]})
+    assert backends.why_not("tensorrt-rtx", chosen) == "it was built for compute capability 86, 89 and the GPU here has 90"
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"target": "cuda"}, "target is 'cuda'; it must be one of tensorrt, tensorrt-rtx, openvino, onnxruntime"),
+        ({"target": "openvino", "precision": "int8"}, "no engine openvino int8 that runs here.*flowless build"),
+        ({"hint": "f8"}, "hint is 'f8'"),
+        ({"target": "onnxruntime", "hint": "bf16"}, "only openvino takes a hint"),
+        ({"threads": 0}, "threads is 0"),
+    ],
+)
+def test_what_load_refuses(asked, says, built):
+    with pytest.raises(FlowlessError, match=says):
+        flowless.load(built, **asked)
+
+
+def test_tensorrt_rtx_without_a_gpu(built):
+    if loading.runnable()["tensorrt-rtx"] is None:
+        pytest.skip("there is a GPU here")
+    with pytest.raises(FlowlessError, match="not tensorrt-rtx: there is no NVIDIA GPU here"):
+        flowless.load(built, "tensorrt-rtx")
+
+
+@pytest.mark.gpu
+def test_tensorrt_rtx_is_pytorchs_on_a_gpu(built):
+    clip = random_clips(read_manifest(built).spec, 9)
+    expected = flowless.load(built, "openvino")(clip)
+    found = flowless.load(built, "tensorrt-rtx")(clip)
+    np.testing.assert_allclose(found, expected, atol=3e-3 * expected.std())
+
+
+@pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
+def test_a_batch_is_its_clips(target, built):
+    engine = flowless.load(built, target)
+    clip = random_clips(engine.spec, 5)
+    together = engine(clip)
+    assert together.shape == (5, len(engine.labels))
+    apart = np.concatenate([engine(clip[index : index + 1]) for index in range(5)])
+    np.testing.assert_allclose(together, apart, atol=1e-5)
+    strided = np.concatenate([clip, clip])[::2]
+    np.testing.assert_allclose(engine(strided), engine(np.ascontiguousarray(strided)), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("clip", "says"),
+    [
+        (np.zeros((1, 4, 3, 48, 49, 3), np.float32), "the clip is float32"),
+        ([[0]], "the clip is list"),
+        (np.zeros((4, 3, 48, 49, 3), np.uint8), r"takes \[B, 4, 3, 48, 49, 3\]"),
+        (np.zeros((1, 4, 3, 49, 48, 3), np.uint8), r"shape \[1, 4, 3, 49, 48, 3\]"),
+        (np.zeros((0, 4, 3, 48, 49, 3), np.uint8), "B of at least 1"),
+    ],
+)
+def test_a_clip_of_another_kind(clip, says, engine):
+    with pytest.raises(FlowlessError, match=says):
+        engine(clip)
+
+
+def test_answers_stay_when_the_engine_runs_again(engine):
+    first, second = random_clips(engine.spec, 2)
+    kept = engine(first[None])
+    copy = kept.copy()
+    engine(second[None])
+    np.testing.assert_array_equal(kept, copy)
+
+
+def test_many_threads_one_engine(engine):
+    clips = random_clips(engine.spec, 12)
+    expected = engine(clips)
+    with ThreadPoolExecutor(4) as pool:
+        found = np.concatenate(list(pool.map(lambda index: engine(clips[index : index + 1]), range(12))))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_the_bf16_hint_is_named(built):
+    engine = flowless.load(built, hint="bf16")
+    assert (engine.target, engine.precision) == ("openvino", "bf16")
+    assert "computing in bf16" in engine.why
+    clip = random_clips(engine.spec)
+    exact = flowless.load(built, "openvino")(clip)
+    np.testing.assert_allclose(engine(clip), exact, atol=0.2 * exact.std())
+
+
+def test_the_timed_clip_is_the_pipelines_clip(engine, videos):
+    for path in videos:
+        made = timed_clip(path, engine.spec)
+        np.testing.assert_array_equal(made.clip, load_clip(path, engine.spec))
+        assert made.decode > 0
+        assert made.preprocess > 0
+
+
+def test_a_prediction(engine, videos):
+    prediction = engine.predict(videos[0], top=3)
+    scores = engine(load_clip(videos[0], engine.spec)).mean(0)
+    shares = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
+    assert [item.index for item in prediction.top] == list(np.argsort(-shares)[:3])
+    np.testing.assert_allclose([item.score for item in prediction.top], np.sort(shares)[::-1][:3], rtol=1e-5)
+    assert [item.label for item in prediction.top] == [engine.labels[item.index] for item in prediction.top]
+    assert len(engine.predict(videos[0], top=100).top) == len(engine.labels)
+    assert set(prediction.seconds) == {"decode", "preprocess", "engine"}
+    with pytest.raises(FlowlessError, match="top is 0"):
+        engine.predict(videos[0], top=0)
+
+
+def test_views_are_averaged(built, videos):
+    """A bundle that samples two clips a video scores each and averages before the softmax."""
+    manifest = read_manifest(built)
+    spec = replace(manifest.spec, sampling="two-clip")
+    artefact = manifest.artefact("openvino", "fp32")
+    assert artefact is not None
+    backend = backends.open_backend(artefact, manifest.path_of(artefact.files[0]), classes=len(manifest.labels))
+    engine = Engine(backend, manifest=replace(manifest, spec=spec), target="openvino", precision="fp32", why="")
+    clip = load_clip(videos[0], spec)
+    assert len(clip) == 2
+    scores = engine.predict(videos[0]).scores
+    assert scores is not None
+    np.testing.assert_allclose(scores, engine(clip).mean(0), rtol=1e-5)
+
+
+def test_many_videos_in_their_order(engine, videos, tmp_path):
+    (tmp_path / "text.mp4").write_text("not a video")
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    paths = [videos[0], tmp_path / "text.mp4", videos[1], tmp_path / "missing.mp4", tmp_path / "empty.mp4", videos[2]]
+    found = list(engine.predict_many(paths, 2))
+    assert [item.video for item in found] == [str(path) for path in paths]
+    assert [item.error is None for item in found] == [True, False, True, False, False, True]
+    assert all(str(path) in item.error for path, item in zip(paths, found, strict=True) if item.error)
+    np.testing.assert_array_equal(found[0].scores, engine.predict(videos[0]).scores)
+    assert list(engine.predict_many([])) == []
+
+
+def test_decoding_goes_on_while_the_engine_runs(engine, videos):
+    """The engine waits, at its first clip, until another video has been decoded: without overlap this would never end."""
+    decoded = threading.Semaphore(0)
+    held = []
+
+    class Waiting:
+        device = "CPU"
+
+        def __call__(self, clip):
+            if not held:
+                held.append(decoded.acquire(timeout=20) and decoded.acquire(timeout=20))
+            return np.zeros((len(clip), len(engine.labels)), np.float32)
+
+    import flowless.engines.engine as module
+
+    real = module.timed_clip
+
+    def counting(path, spec):
+        made = real(path, spec)
+        decoded.release()
+        return made
+
+    module.timed_clip = counting
+    try:
+        slow = Engine(Waiting(), manifest=engine.manifest, target="openvino", precision="fp32", why="")
+        assert len(list(slow.predict_many(videos * 2, workers=2))) == 6
+    finally:
+        module.timed_clip = real
+    assert held == [True]
+
+
+def test_what_stops_early_leaves_no_thread(engine, videos):
+    before = threading.active_count()
+    for _ in engine.predict_many(videos * 4, workers=2):
+        break
+    assert threading.active_count() <= before

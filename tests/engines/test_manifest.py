@@ -1,0 +1,124 @@
+"""Damaged and foreign bundles: each gets a clear error that names the file."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import flowless
+from flowless.engines.manifest import read_manifest
+from flowless.errors import FlowlessError
+
+
+def edit(bundle, change):
+    path = bundle / "manifest.json"
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+def refused(bundle, says):
+    with pytest.raises(FlowlessError, match=says) as caught:
+        flowless.load(bundle, target="openvino")
+    assert str(bundle) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_it_comes_back_as_it_was(bundle):
+    manifest = read_manifest(bundle)
+    before = (bundle / "manifest.json").read_bytes()
+    manifest.write()
+    assert (bundle / "manifest.json").read_bytes() == before
+
+
+def test_no_bundle(tmp_path):
+    refused(tmp_path / "nowhere", "no such folder")
+    refused(tmp_path, r"it has no manifest\.json")
+    file = tmp_path / "file"
+    file.write_text("x")
+    refused(file, "not a folder")
+
+
+def test_not_json(bundle):
+    (bundle / "manifest.json").write_text("{")
+    refused(bundle, "not JSON")
+    (bundle / "manifest.json").write_bytes(b"\xff\xfe\x00\x80")
+    refused(bundle, "not JSON")
+
+
+def test_a_manifest_of_something_else(bundle):
+    (bundle / "manifest.json").write_text('{"manifest_version": 3, "name": "an extension"}')
+    refused(bundle, "not the manifest of a flowless-bundle")
+    (bundle / "manifest.json").write_text("[]")
+    refused(bundle, "not the manifest of a flowless-bundle")
+
+
+def test_a_newer_version(bundle):
+    edit(bundle, lambda document: document.update(version=99))
+    refused(bundle, "version 99.*Update flowless")
+
+
+@pytest.mark.parametrize("name", ["model.xml", "model.bin"])
+def test_an_altered_file(bundle, name):
+    path = bundle / "openvino-fp32" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    refused(bundle, rf"openvino-fp32/{name}: damaged: its SHA-256")
+
+
+def test_a_truncated_file(bundle):
+    path = bundle / "openvino-fp32" / "model.bin"
+    path.write_bytes(path.read_bytes()[:-1])
+    refused(bundle, r"model\.bin: damaged")
+
+
+def test_a_missing_file(bundle):
+    (bundle / "openvino-fp32" / "model.bin").unlink()
+    refused(bundle, r"model\.bin: this file of the bundle is missing")
+
+
+def test_only_what_is_loaded_is_hashed(bundle):
+    (bundle / "tensorrt-rtx-fp32" / "model.engine").write_bytes(b"rubbish")
+    assert flowless.load(bundle, target="openvino").target == "openvino"
+
+
+@pytest.mark.parametrize("name", ["../outside.xml", "/etc/passwd", "openvino-fp32/../../outside.xml", "a\\..\\..\\b", "C:/x", ""])
+def test_a_path_that_leads_out(bundle, name):
+    (bundle.parent / "outside.xml").write_text("x")
+    edit(bundle, lambda document: document["artefacts"][1].update(files=[name]))
+    refused(bundle, "lies outside the bundle")
+
+
+def test_a_link_that_leads_out(bundle):
+    outside = bundle.parent / "outside.xml"
+    path = bundle / "openvino-fp32" / "model.xml"
+    path.rename(outside)
+    path.symlink_to(outside)
+    refused(bundle, "lies outside the bundle")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda document: document.pop("labels"),
+        lambda document: document.update(labels=[]),
+        lambda document: document.update(labels=[1, 2]),
+        lambda document: document.update(surprise=1),
+        lambda document: document.update(files=[]),
+        lambda document: document["artefacts"][0].update(target="coffee"),
+        lambda document: document["artefacts"][0].update(files=[]),
+        lambda document: document["artefacts"][0].update(status="trust me"),
+        lambda document: document["spec"].update(segments=0),
+        lambda document: document["spec"].pop("mean"),
+    ],
+)
+def test_a_manifest_with_wrong_contents(bundle, change):
+    edit(bundle, change)
+    refused(bundle, r"manifest\.json: ")
+
+
+def test_a_file_without_fingerprint(bundle):
+    edit(bundle, lambda document: document["files"].pop("openvino-fp32/model.bin"))
+    refused(bundle, "no fingerprint of 'openvino-fp32/model.bin'")

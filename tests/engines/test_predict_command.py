@@ -1,0 +1,103 @@
+"""`flowless predict`, and that it needs neither PyTorch nor DALI nor ONNX."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from flowless.cli import main
+
+HEAVY = ("torch", "torchvision", "timm", "lightning", "nvidia", "onnx", "onnxscript", "onnx_ir", "safetensors", "matplotlib", "scipy")
+
+
+def test_json(built, videos, capsys):
+    assert main(["predict", str(built), *map(str, videos), "--target", "openvino", "--top", "2", "--json"]) == 0
+    out = capsys.readouterr()
+    document = json.loads(out.out)
+    assert [row["video"] for row in document] == [str(path) for path in videos]
+    for row in document:
+        assert set(row) == {"video", "top", "target", "precision", "seconds"}
+        assert set(row["seconds"]) == {"decode", "preprocess", "engine"}
+        assert (row["target"], row["precision"]) == ("openvino", "fp32")
+        assert len(row["top"]) == 2
+        assert set(row["top"][0]) == {"label", "index", "score"}
+        assert 1 >= row["top"][0]["score"] >= row["top"][1]["score"] >= 0
+    assert "asked for" in out.err
+
+
+def test_a_video_that_cannot_be_read(built, videos, tmp_path, capsys):
+    bad = tmp_path / "bad.mp4"
+    bad.write_text("text")
+    assert main(["predict", str(built), str(bad), str(videos[0]), "--json"]) == 1
+    out = capsys.readouterr()
+    first, second = json.loads(out.out)
+    assert set(first) == {"video", "error"}
+    assert first["video"] == str(bad)
+    assert "bad.mp4" in first["error"]
+    assert second["top"]
+    assert "Traceback" not in out.err
+
+
+def test_a_table_for_people(built, videos, tmp_path, capsys):
+    bad = tmp_path / "bad[red].mp4"
+    bad.write_text("text")
+    assert main(["predict", str(built), str(videos[0]), str(bad)]) == 1
+    out = capsys.readouterr().out
+    assert "action" in out
+    assert "cannot be read" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [(["nowhere", "x.mp4"], 1), (["{bundle}"], 1), (["{bundle}", "x.mp4", "--top", "0"], 1), (["{bundle}", "--wrong"], 2)],
+)
+def test_exit_codes(words, code, built, capsys):
+    words = [word.format(bundle=built) for word in words]
+    if code == 2:
+        with pytest.raises(SystemExit) as stopped:
+            main(["predict", *words])
+        assert stopped.value.code == 2
+    else:
+        assert main(["predict", *words]) == code
+
+
+@pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
+def test_no_heavy_import(target, built, videos):
+    """Blocked libraries fail to import: predict, load and the engine room do without."""
+    code = f"""
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {HEAVY!r}:
+            raise ModuleNotFoundError(f"blocked: {{name}}", name=name)
+sys.meta_path.insert(0, Block())
+try:
+    import torch
+except ModuleNotFoundError:
+    pass
+else:
+    sys.exit("the block does not block")
+from flowless.cli import main
+code = main(["predict", {str(built)!r}, {str(videos[0])!r}, "--target", {target!r}, "--json"])
+import flowless, flowless.engines.loading, flowless.engines.cuda_driver, flowless.engines.backends
+loaded = sorted(name for name in sys.modules if name.partition(".")[0] in {HEAVY!r})
+sys.exit(code or (f"imported: {{loaded}}" if loaded else 0))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)[0]["target"] == target
+
+
+def test_real_clips(built, clips, capsys):
+    """Every real video that plays is predicted by both CPU engines alike; the damaged one is named."""
+    paths = [str(clips / name) for name in ("short_32_frames.mp4", "corrupted.mp4", "rotated_90.mov", "h264_10bits.mp4")]
+    found = {}
+    for target in ("openvino", "onnxruntime"):
+        assert main(["predict", str(built), *paths, "--target", target, "--json"]) == 1
+        found[target] = json.loads(capsys.readouterr().out)
+        assert [set(row) == {"video", "error"} for row in found[target]] == [False, True, False, False]
+    for one, other in zip(found["openvino"], found["onnxruntime"], strict=True):
+        assert [item["index"] for item in one.get("top", [])] == [item["index"] for item in other.get("top", [])]

@@ -1,0 +1,204 @@
+"""Building engines: verified before they are kept, and the bundle never in between."""
+
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from flowless.cli import main
+from flowless.engines.manifest import read_manifest
+from flowless.errors import CheckFailed, FlowlessError
+from flowless.export import build_engine
+from flowless.export import bundle as bundles
+from flowless.export.build_engine import build
+from flowless.export.target_options import BuildOptions
+
+FORCED = BuildOptions(force=True)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_openvino_is_verified(built):
+    manifest = read_manifest(built)
+    engine = manifest.artefact("openvino", "fp32")
+    assert engine is not None
+    assert engine.status == "verified"
+    assert engine.max_abs_diff is not None
+    assert 0 < engine.max_abs_diff < manifest.parity["allowed"]
+    assert engine.files == ("openvino-fp32/model.xml", "openvino-fp32/model.bin")
+    manifest.check(manifest.files)
+
+
+def test_onnxruntime_is_the_graph(exported):
+    engine = read_manifest(exported).artefact("onnxruntime", "fp32")
+    assert engine is not None
+    assert (engine.files, engine.status) == (("model.onnx",), "verified")
+
+
+def test_rtx_claims_no_more_than_it_knows(built):
+    from flowless.engines.backends import why_not
+
+    engine = read_manifest(built).artefact("tensorrt-rtx", "fp32")
+    assert engine is not None
+    if why_not("tensorrt-rtx"):
+        assert (engine.status, engine.max_abs_diff) == ("built, not run here", None)
+    else:
+        assert engine.status == "verified"
+    assert engine.options["batch"] == [1, 1, 8]
+
+
+def test_rtx_for_named_gpus(bundle):
+    options = BuildOptions(compute_capabilities=(86, 89), batch=(1, 2, 4))
+    engine = build(bundle, target="tensorrt-rtx", options=options)
+    assert engine.options == {"batch": [1, 2, 4], "compute_capabilities": [86, 89]}
+    assert (bundle / "tensorrt-rtx-fp32" / "model.engine").stat().st_size > 100_000
+    manifest = read_manifest(bundle)
+    manifest.check(manifest.files)
+
+
+def test_what_is_there_is_not_built_again(bundle, monkeypatch):
+    monkeypatch.setattr(build_engine, "_builder", lambda target: pytest.fail("built again"))
+    before = contents(bundle)
+    assert build(bundle, target="openvino").status == "verified"
+    assert contents(bundle) == before
+
+
+def test_force_builds_again(bundle):
+    (bundle / "openvino-fp32" / "model.bin").write_bytes(b"rubbish")
+    with pytest.raises(FlowlessError, match="damaged"):
+        build(bundle, target="openvino")
+    assert build(bundle, target="openvino", options=FORCED).status == "verified"
+    manifest = read_manifest(bundle)
+    manifest.check(manifest.files)
+
+
+def test_a_wrong_engine_is_not_kept(bundle, monkeypatch):
+    """The target gets a graph with one filter scaled by 1.05: no engine, and the bundle as it was."""
+    from flowless.export import target_openvino
+
+    honest = target_openvino.build_openvino
+
+    def faulty(proto, folder, **rest):
+        changed = onnx.ModelProto()
+        changed.CopyFrom(proto)
+        item = max(changed.graph.initializer, key=lambda item: len(item.raw_data))
+        item.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(item) * 1.05, item.name))
+        return honest(changed, folder, **rest)
+
+    monkeypatch.setattr(target_openvino, "build_openvino", faulty)
+    before = contents(bundle)
+    with pytest.raises(CheckFailed, match="differ from PyTorch"):
+        build(bundle, target="openvino", options=FORCED)
+    assert contents(bundle) == before
+    assert main(["build", str(bundle), "--target", "openvino", "--force"]) == 3
+
+
+def test_a_full_disk_while_an_engine_is_written(bundle, monkeypatch):
+    before = contents(bundle)
+
+    def full(self, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(FlowlessError, match="the disk is full"):
+            build(bundle, target="tensorrt-rtx", options=FORCED)
+    assert contents(bundle) == before
+    assert {path.name for path in bundle.iterdir()} == {
+        "manifest.json",
+        "model.onnx",
+        "reference.npz",
+        "openvino-fp32",
+        "tensorrt-rtx-fp32",
+    }
+
+
+def test_a_full_disk_while_the_manifest_is_written(exported, tmp_path, monkeypatch):
+    import shutil
+
+    bundle = Path(shutil.copytree(exported, tmp_path / "bundle"))
+    before = contents(bundle)
+
+    def full(self, *rest, **more):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(FlowlessError, match=r"manifest\.json: the disk is full"):
+            build(bundle, target="openvino")
+    assert contents(bundle) == before
+
+
+def test_a_full_disk_while_exporting(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(bundles.graph, "_translate", lambda *_: pytest.fail("not reached"))
+
+    def full(*rest, **more):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(bundles.graph, "export_onnx", full)
+    with pytest.raises(FlowlessError, match="the disk is full"):
+        bundles.export_bundle(checkpoint, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_reference_clips(bundle):
+    (bundle / "reference.npz").write_bytes(b"x")
+    with pytest.raises(FlowlessError, match=r"reference\.npz: damaged"):
+        build(bundle, target="openvino", options=FORCED)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--target", "openvino", "--precision", "int8"], "come in a later version"),
+        (["--target", "openvino", "--precision", "fp7"], "must be one of fp32"),
+        (["--target", "tensorrt-rtx", "--compute-capability", "90"], "data-centre GPU"),
+        (["--target", "tensorrt-rtx", "--batch", "4", "2", "1"], "MIN OPT MAX"),
+    ],
+)
+def test_what_build_refuses(words, says, bundle, capsys):
+    before = contents(bundle)
+    assert main(["build", str(bundle), *words]) == 1
+    assert says.replace(" ", "") in "".join(capsys.readouterr().err.split())
+    assert contents(bundle) == before
+
+
+def test_tensorrt_says_what_is_missing(bundle, capsys):
+    import importlib.util
+
+    if importlib.util.find_spec("tensorrt"):
+        pytest.skip("tensorrt is installed here")
+    assert main(["build", str(bundle), "--target", "tensorrt"]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "tensorrt is not installed" in said
+    assert "tensorrt-rtx" in said
+
+
+def test_all_builds_what_can_be_built(exported, tmp_path, capsys):
+    import shutil
+
+    bundle = Path(shutil.copytree(exported, tmp_path / "bundle"))
+    assert main(["build", str(bundle), "--target", "all", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    found = {row["target"]: row for row in document["engines"]}
+    assert {"openvino", "onnxruntime", "tensorrt-rtx"} <= set(found)
+    assert set(found) | set(document["left_out"]) == {"openvino", "onnxruntime", "tensorrt-rtx", "tensorrt"}
+    assert all(row["bytes"] > 0 for row in found.values())
+
+
+def test_the_script_runs_by_its_path(bundle):
+    script = Path(build_engine.__file__)
+    done = subprocess.run(
+        [sys.executable, str(script), str(bundle), "--target", "openvino", "--json"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["engines"][0]["status"] == "verified"
