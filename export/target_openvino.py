@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx
 
 from flowless.engines.manifest import Artefact
+from flowless.errors import FlowlessError
 from flowless.export.graph import inlined
 from flowless.export.target_options import BuildOptions
 
@@ -20,15 +21,30 @@ def build_openvino(proto: onnx.ModelProto, folder: Path, *, precision: str, opti
         folder: Where to write.
         precision: What the graph says, for the record.
         options: Nothing of them concerns OpenVINO: its IR keeps the batch free, and the runtime compiles what it runs.
+
+    Raises:
+        FlowlessError: OpenVINO refuses the graph, or cannot write.
     """
     del options
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import openvino
 
-        model = openvino.Core().read_model(inlined(proto).SerializeToString())
-        # The weights stay as they are: IR would otherwise round them to fp16.
-        openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
+        try:
+            model = openvino.Core().read_model(inlined(proto).SerializeToString())
+        except RuntimeError as error:
+            raise FlowlessError(
+                f"openvino {openvino.__version__} does not take the graph: {_first_line(error)}. Build another target."
+            ) from error
+        try:
+            # The weights stay as they are: IR would otherwise round them to fp16.
+            openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
+        except RuntimeError as error:
+            # OpenVINO writes by itself and tells no reason.
+            raise FlowlessError(
+                f"{folder.parent}: OpenVINO could not write its model there ({_first_line(error)}). Most often the disk is full or a quota "
+                "is reached. Nothing was kept; free some space and run again."
+            ) from error
     return Artefact(
         target="openvino",
         precision=precision,
@@ -36,3 +52,7 @@ def build_openvino(proto: onnx.ModelProto, folder: Path, *, precision: str, opti
         files=("model.xml", "model.bin"),
         versions={"openvino": openvino.__version__},
     )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
