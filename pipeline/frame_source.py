@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -67,9 +68,14 @@ class FrameSource:
         self._index, self._spec, self._seed, self._augmentation = index, spec, seed, augmentation
         self._rule: Rule = rule
         self._by_dali = by_dali
+        self._pyav_only: set[int] = set()
         self._mirror_labels = augmentation.mirrored(index.labels) if augmentation else ()
 
-    def draw(self, number: int, epoch: int, *, by_dali: bool = True) -> Drawn:
+    def leave_to_pyav(self, numbers: Iterable[int]) -> None:
+        """Have PyAV decode these videos from now on, because DALI could not decode one of them."""
+        self._pyav_only |= set(numbers)
+
+    def draw(self, number: int, epoch: int) -> Drawn:
         """Make the sample of a video, or in training of another where it is bad.
 
         The one that stands in is chosen by (seed, epoch, the bad video's id). An evaluation has no stand-in: the bad
@@ -78,7 +84,6 @@ class FrameSource:
         Args:
             number: place of the video in the index.
             epoch: the epoch.
-            by_dali: False has PyAV decode everything, which finds out which file it is that DALI cannot decode.
 
         Raises:
             FlowlessError: the videos that should stand in are bad, too.
@@ -88,7 +93,7 @@ class FrameSource:
         chooser = sample_rng(self._seed, epoch, f"{videos[number].id}\0stands in")
         for _ in range(_TRIES):
             try:
-                return Drawn(sample=self._sample(number, epoch, by_dali), refused=tuple(refused))
+                return Drawn(sample=self._sample(number, epoch), refused=tuple(refused))
             except FlowlessError as error:
                 refused.append(Refused(path=videos[number].path, reason=str(error)))
             if self._augmentation is None:
@@ -100,7 +105,7 @@ class FrameSource:
             "Is the data set's folder where the index says it is? If files have changed, run `flowless scan` again."
         )
 
-    def _sample(self, number: int, epoch: int, by_dali: bool) -> Sample:
+    def _sample(self, number: int, epoch: int) -> Sample:
         record, spec, augmentation = self._index.videos[number], self._spec, self._augmentation
         rng = sample_rng(self._seed, epoch, record.id)
         indices = record.first_frame + clip_indices(
@@ -112,7 +117,7 @@ class FrameSource:
         )
         ordinals, order = np.unique(indices, return_inverse=True)
         path = self._index.path_of(record)
-        if by_dali and trusted_codec(record) in self._by_dali:
+        if number not in self._pyav_only and trusted_codec(record) in self._by_dali:
             width, height, rotation, frames = record.width, record.height, record.rotation, None
             encoded = _bytes_of(path)
         else:

@@ -168,27 +168,28 @@ class ClipLoader:
         except BaseException as error:  # the consumer raises it; a thread's own traceback would reach nobody
             _put(ready, error, stop)
 
-    def _ask(self, decoders: ThreadPoolExecutor, numbers: list[int], epoch: int, *, by_dali: bool = True) -> list[Future[Drawn]]:
-        return [decoders.submit(self._source.draw, number, epoch, by_dali=by_dali) for number in numbers]
+    def _ask(self, decoders: ThreadPoolExecutor, numbers: list[int], epoch: int) -> list[Future[Drawn]]:
+        return [decoders.submit(self._source.draw, number, epoch) for number in numbers]
 
     def _batch(self, drawn: list[Drawn], decoders: ThreadPoolExecutor, epoch: int, numbers: list[int]) -> Batch | None:
         samples = self._accept(drawn)
-        if not samples:
-            return None
-        try:
-            return self._finish(samples)
-        except RuntimeError as error:
-            if all(sample.graph.encoded is None for sample in samples):
-                raise
-            # DALI gives up the whole batch and does not say for whose sake; PyAV finds out, or decodes it after all.
-            log.print(
-                f"flowless: DALI cannot decode a video of a batch; PyAV takes the batch. ({_first_line(error)})",
-                style="yellow",
-                markup=False,
-            )
-            self._graph = None
-            samples = self._accept([future.result() for future in self._ask(decoders, numbers, epoch, by_dali=False)])
-            return self._finish(samples) if samples else None
+        while samples:
+            try:
+                return self._finish(samples)
+            except RuntimeError as error:
+                if all(sample.graph.encoded is None for sample in samples):
+                    raise
+                # DALI gives up the whole batch and does not say for whose sake; PyAV finds out, or decodes it after all. It
+                # keeps these videos, so that a file which only PyAV can decode costs one batch, not one in every epoch.
+                log.print(
+                    f"flowless: DALI cannot decode a video of a batch; PyAV takes the batch. ({_first_line(error)})",
+                    style="yellow",
+                    markup=False,
+                )
+                self._graph, self._frames = None, "both"
+                self._source.leave_to_pyav([*numbers, *(sample.number for sample in samples)])
+                samples = self._accept([future.result() for future in self._ask(decoders, numbers, epoch)])
+        return None
 
     def _accept(self, drawn: list[Drawn]) -> list[Sample]:
         """Count the bad ones, and stop where they are too many."""

@@ -107,8 +107,9 @@ def test_multi_scale_crops_are_the_published_ones() -> None:
     seen = {(int(v.right - v.left), int(v.bottom - v.top)) for v in draws(340, 256)}
     sides = [256, 224, 192, 168]
     assert seen == {(sides[i], sides[j]) for i in range(4) for j in range(4) if abs(i - j) <= 1}
-    places = {(int(v.left), int(v.top)) for v in draws(340, 256) if (v.right - v.left, v.bottom - v.top) == (224, 192)}
-    x, y = (340 - 224) // 4, (256 - 192) // 4
+    places = {(int(v.left), int(v.top)) for v in draws(343, 259) if (v.right - v.left, v.bottom - v.top) == (224, 194)}
+    # Steps of whole pixels: (343 - 224) / 4 is 29.75, (259 - 194) / 4 is 16.25; the last place is 4 steps away, not at the edge.
+    x, y = 29, 16
     assert places == {
         *((0, 0), (4 * x, 0), (0, 4 * y), (4 * x, 4 * y), (2 * x, 2 * y)),
         *((0, 2 * y), (4 * x, 2 * y), (2 * x, 4 * y), (2 * x, 0)),
