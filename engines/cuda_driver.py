@@ -6,6 +6,7 @@ Signatures: the CUDA Driver API reference (`cuInit`, `cuDevicePrimaryCtxRetain`,
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import sys
@@ -60,6 +61,14 @@ class Gpu:
         self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), device)
         self.enter()
         self._call("cuStreamCreate", ctypes.byref(self._stream), 1)  # 1: does not wait for the default stream
+
+    def __del__(self) -> None:
+        # At the interpreter's end the driver may be gone already; its memory goes with the process then.
+        with contextlib.suppress(Exception):
+            self.enter()
+            for address, _ in self._buffers.values():
+                self._call("cuMemFree_v2", address)
+            self._call("cuStreamDestroy_v2", self._stream)
 
     @property
     def stream(self) -> int:
