@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import io
 import shutil
 import subprocess
 import sys
@@ -85,7 +86,7 @@ class OfficialCode:
 
     def pan_lite(self, *, backbone: str, classes: int, segments: int, frames: int) -> torch.nn.Module:
         """Build the official PAN-Lite with VAP and random weights, in evaluation mode."""
-        with _chatter_to_stderr():
+        with _hushed():
             model = self.models.PAN(
                 classes,
                 segments,
@@ -119,7 +120,7 @@ class OfficialCode:
             official.ToTorchFormatTensor(div=True),
             official.GroupNormalize(model.input_mean, model.input_std),
         ]
-        with _chatter_to_stderr():
+        with _hushed():
             data = self.dataset.PANDataSet(
                 str(folder.parent),
                 str(listing),
@@ -147,7 +148,7 @@ def load_official(path: Path) -> OfficialCode:
             f"{path}: this is no clone of the official PAN code ({', '.join(missing)} not found). "
             f"Make one with: git clone {URL}    and give its folder: --official PAN-PyTorch"
         )
-    with _chatter_to_stderr(), _imported_from(path):
+    with _hushed(), _imported_from(path):
         try:
             modules = {name: importlib.import_module(f"ops.{name}") for name in ("models", "PAN_modules", "transforms", "dataset")}
         except Exception as error:
@@ -238,9 +239,10 @@ def _imported_from(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _chatter_to_stderr() -> Iterator[None]:
-    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its calls are those of 2020
+def _hushed() -> Iterator[None]:
+    """Keep what it prints, and warnings about its calls of 2020, to ourselves."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         yield
 
 

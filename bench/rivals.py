@@ -13,7 +13,7 @@ import numpy as np
 from flowless.bench.timing import time_in_turn
 from flowless.console import log
 from flowless.engines.backends import HINTS, open_backend, why_not
-from flowless.engines.manifest import TARGETS, Manifest, read_manifest
+from flowless.engines.manifest import TARGETS, Manifest, Target, read_manifest
 from flowless.errors import FlowlessError
 from flowless.pipeline.spec import ClipSpec
 
@@ -35,14 +35,14 @@ class Rival:
     run: Run | None = None
 
 
-def bundle_of(model: str, *, spec: ClipSpec, classes: int, width: float, folder: Path) -> Manifest:
-    """Export a network with lively random weights into `folder`, and build what this machine builds.
+def bundle_of(model: str, *, spec: ClipSpec, classes: int, width: float, folder: Path, targets: Sequence[str] = ()) -> Manifest:
+    """Export a network with lively random weights into `folder`, and build the targets, or all that this machine builds.
 
     Returns:
         The bundle's manifest; `folder / "model.safetensors"` is the checkpoint it was made from.
     """
     from flowless.bench.networks import lively_model
-    from flowless.export.build_engine import build_all
+    from flowless.export.build_engine import build, build_all
     from flowless.export.bundle import export_bundle
     from flowless.train.checkpoints import save_checkpoint
 
@@ -50,7 +50,11 @@ def bundle_of(model: str, *, spec: ClipSpec, classes: int, width: float, folder:
     labels = [f"class {number}" for number in range(classes)]
     checkpoint = save_checkpoint(folder / "model.safetensors", network, model_name=model, recipe={}, spec=spec, labels=labels, metrics={})
     export_bundle(checkpoint, folder / "bundle")
-    build_all(folder / "bundle")
+    if targets:
+        for target in _known(targets):
+            build(folder / "bundle", target=target)
+    else:
+        build_all(folder / "bundle")
     return read_manifest(folder / "bundle")
 
 
@@ -63,12 +67,10 @@ def engine_rivals(manifest: Manifest, *, threads: int, targets: Sequence[str] = 
         targets: Only these; none means all that the bundle has.
         hints: Arithmetic that OpenVINO computes its fp32 engine in, besides fp32.
     """
-    unknown = sorted(set(targets) - set(TARGETS))
-    if unknown:
-        raise FlowlessError(f"targets are {', '.join(unknown)}; they must be among {', '.join(TARGETS)}.")
+    wanted = _known(targets)
     rivals = []
     for artefact in manifest.artefacts:
-        if targets and artefact.target not in targets:
+        if wanted and artefact.target not in wanted:
             continue
         extra = [hint for hint in hints if artefact.target == "openvino" and artefact.precision == "fp32"]
         for hint in (None, *extra):
@@ -145,3 +147,10 @@ def open_engine(manifest: Manifest, row: dict[str, Any], *, threads: int) -> Eng
     stored = manifest.artefact(row["target"], row["precision"]) is not None
     hint = None if stored else next(hint for hint, precision in HINTS.items() if precision == row["precision"])
     return flowless.load(manifest.folder, row["target"], row["precision"] if stored else None, threads=threads, hint=hint)
+
+
+def _known(targets: Sequence[str]) -> list[Target]:
+    unknown = sorted(set(targets) - set(TARGETS))
+    if unknown:
+        raise FlowlessError(f"--targets names {', '.join(unknown)}; there are {', '.join(TARGETS)}.")
+    return [target for target in TARGETS if target in targets]

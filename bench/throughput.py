@@ -79,8 +79,10 @@ def measure(settings: Throughput) -> dict[str, Any]:
     """Make what is missing, measure, and return the document."""
     from flowless.bench.environment import environment, usable_cores
     from flowless.bench.networks import torch_threads
+    from flowless.bench.quiet import load_before
 
     threads = settings.threads or usable_cores()
+    load = load_before(threads)
     with ExitStack() as stack:
         stack.enter_context(torch_threads(threads))
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flowless-bench-")))
@@ -103,6 +105,7 @@ def measure(settings: Throughput) -> dict[str, Any]:
             "batch": settings.batch,
             "runs": settings.runs,
             "threads": threads,
+            "load_before": load,
             "videos": "given" if settings.videos else "made: see bench/sample_videos.py",
         },
         "bound": bounds,
@@ -140,7 +143,7 @@ def _network(settings: Throughput, work: Path) -> tuple[Manifest, Path | None]:
         return read_manifest(settings.bundle), None
     log.print(f"exporting {settings.model} and building its engines …", style="dim", markup=False)
     spec = ClipSpec(height=settings.size, width=settings.size, short_side=settings.size * 8 // 7)
-    manifest = bundle_of(settings.model, spec=spec, classes=settings.classes, width=settings.width, folder=work)
+    manifest = bundle_of(settings.model, spec=spec, classes=settings.classes, width=settings.width, folder=work, targets=settings.targets)
     return manifest, work / "model.safetensors"
 
 

@@ -62,7 +62,8 @@ def rows_table(title: str, rows: list[dict[str, Any]], columns: dict[str, str]) 
     """Return rows of a document as a table; `columns` maps keys to headings."""
     table = Table(title=title)
     for key, name in columns.items():
-        table.add_column(name, justify="left" if key in {"name", "stage", "what", "status"} else "right")
+        text = key in {"name", "stage", "what", "status"}
+        table.add_column(name, justify="left" if text else "right", no_wrap=key in {"name", "stage"})
     for row in rows:
         table.add_row(*(_cell(row.get(key)) for key in columns))
     return table

@@ -1,0 +1,113 @@
+"""The throughput benchmark end to end on a tiny network, and the parts that it adds up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flowless.bench.goals import goal
+from flowless.bench.networks import lively_model, random_clips
+from flowless.bench.rivals import Rival, time_rivals
+from flowless.bench.sample_videos import sample_videos
+from flowless.bench.throughput import Throughput, goals, main
+from flowless.bench.video_stages import decode_with_libav_alone, measure_stages
+from flowless.errors import FlowlessError
+from flowless.pipeline.probe import probe
+from flowless.pipeline.spec import ClipSpec
+
+TINY = ClipSpec(segments=4, frames_per_segment=2, height=32, width=32, short_side=36)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return sample_videos(tmp_path_factory.mktemp("videos"), count=2, sizes=((96, 64), (80, 64)), frames=40)
+
+
+def test_sample_videos_are_what_they_say_and_always_the_same(videos: list[Path], tmp_path: Path) -> None:
+    info = probe(videos[0])
+    assert (info.codec, info.width, info.height, info.frames) == ("h264", 96, 64, 40)
+    again = sample_videos(tmp_path, count=1, sizes=((96, 64),), frames=40)[0]
+    assert again.read_bytes() == videos[0].read_bytes()
+    assert videos[0].stat().st_size > 2000  # textured and moving: not a video that compresses to nothing
+
+
+def test_libav_alone_stops_where_it_is_told(videos: list[Path]) -> None:
+    assert decode_with_libav_alone(videos[0], last=17) == 18
+    assert decode_with_libav_alone(videos[0], last=10_000) == 40
+
+
+def test_stages_add_up(videos: list[Path]) -> None:
+    stages = measure_stages(videos, TINY, runs=2)
+    rows = {row["stage"]: row for row in stages.rows()}
+    assert set(rows) == {"libav", "probe", "decode", "preprocess", "load"}
+    assert stages.libav_ratio == pytest.approx(stages.mean_ms("decode") / stages.mean_ms("libav"))
+    assert rows["load"]["clips_per_s"] == pytest.approx(1e3 / rows["load"]["p50_ms"], rel=0.01)
+    assert [row["file"] for row in stages.videos()] == ["sample_0.mp4", "sample_1.mp4"]
+
+
+def test_lively_weights_tell_clips_apart() -> None:
+    model = lively_model("pan-lite-r18", classes=5, spec=TINY, width=0.25)
+    import torch
+
+    with torch.inference_mode():
+        scores = model(torch.from_numpy(random_clips(3, TINY, seed=3))).numpy()
+    assert scores.std(axis=0).mean() > 0.01
+    assert np.abs(scores).max() < 100
+
+
+def test_rivals_are_timed_and_compared_with_the_first() -> None:
+    clip = np.zeros((1, *TINY.shape), np.uint8)
+    rivals = [
+        Rival("exact", "a", "fp32", "runs", lambda clip: np.ones((len(clip), 3), np.float32)),
+        Rival("rounded", "b", "bf16", "runs", lambda clip: np.full((len(clip), 3), 1.25, np.float32)),
+        Rival("elsewhere", "c", "fp32", "there is no GPU here"),
+    ]
+    rows = time_rivals(rivals, clip, runs=3, compare=True)
+    assert [row.get("max_abs_diff") for row in rows] == [0.0, 0.25, None]
+    assert rows[0]["runs"] == 3
+    assert "p50_ms" not in rows[2]
+    assert rows[2]["status"] == "there is no GPU here"
+
+
+def test_goals_are_met_or_not() -> None:
+    assert goal("speed", 6, 6.0)["met"]
+    assert not goal("speed", 6, 5.9)["met"]
+    assert goal("cost", 1.3, 1.3, at_most=True)["met"]
+    assert not goal("cost", 1.3, 1.31, at_most=True)["met"]
+    assert not goal("speed", 6, None)["met"]
+    engines = [
+        {"target": "pytorch", "times_eager": 1.0},
+        {"target": "torch.compile", "times_eager": 9.0},
+        {"target": "openvino", "times_eager": 2.0},
+    ]
+    found = goals(engines, [{"target": "pytorch", "maps_per_s": 9e9}], [], libav_ratio=1.0)
+    assert [row["measured"] for row in found] == [2.0, 1.0, None, None]
+
+
+def test_settings_that_measure_nothing_are_refused() -> None:
+    with pytest.raises(FlowlessError, match=r"batch is 0, runs is -1"):
+        Throughput(batch=0, runs=-1)
+
+
+@pytest.mark.slow
+def test_the_whole_benchmark(videos: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "throughput.json"
+    words = ["--model", "pan-lite-r18", "--width", "0.25", "--size", "49", "--classes", "3", "--runs", "2", "--no-compiled", "--json"]
+    main([*words, "--targets", "openvino", "onnxruntime", "--videos", *map(str, videos), "--out", str(out)])
+    document = json.loads(out.read_text())
+    assert json.loads(capsys.readouterr().out) == document
+    names = [row["name"] for row in document["engines"]]
+    assert names[0] == "pytorch eager"
+    assert {"openvino fp32", "openvino bf16", "onnxruntime fp32"} <= set(names)
+    for row in document["engines"]:
+        assert row["times_eager"] == pytest.approx(document["engines"][0]["p50_ms"] / row["p50_ms"], rel=0.01)
+    exact = {row["name"]: row["max_abs_diff"] for row in document["engines"]}
+    assert max(exact["openvino fp32"], exact["onnxruntime fp32"]) < 1e-3
+    assert {row["maps"] for row in document["motion_maps"]} == {40}
+    assert all(row["share"] > 0 for row in document["end_to_end"])
+    assert {row["goal"] for row in document["goals"]} == {row["goal"] for row in goals([], [], [], libav_ratio=1)}
+    assert {"processor", "cores", "versions"} <= set(document["environment"])
+    assert document["bound"]["gmac_per_clip"] > 0
