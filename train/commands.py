@@ -82,7 +82,7 @@ def train(words: Sequence[str]) -> int:
     )
     index = DatasetIndex.load(options.data)
     val_index = DatasetIndex.load(options.val_data) if options.val_data else None
-    from flowless.train.fit import fit
+    from flowless.train.fit import first_process, fit
 
     result = fit(
         options.recipe,
@@ -92,7 +92,8 @@ def train(words: Sequence[str]) -> int:
         resume=options.resume,
         overwrite=options.overwrite,
     )
-    emit(result.to_dict(), *_fit_tables(result), as_json=options.json)
+    if first_process():
+        emit(result.to_dict(), *_fit_tables(result), as_json=options.json)
     return 0
 
 

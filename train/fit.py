@@ -96,7 +96,7 @@ def fit(
         val_index = relabel(val_index, index.labels, what="validation index")
     _check_machine(recipe)
     # Under DDP Lightning starts this command again for each further process: the first one has claimed the folder.
-    if _first_process():
+    if first_process():
         if resume:
             folder.check_resumable(recipe, index)
         else:
@@ -188,7 +188,8 @@ def _check_machine(recipe: Recipe) -> None:
         )
 
 
-def _first_process() -> bool:
+def first_process() -> bool:
+    """Tell whether this is the process that speaks and writes for all that train together."""
     return all(int(os.environ.get(name, "0") or 0) == 0 for name in ("LOCAL_RANK", "NODE_RANK"))
 
 

@@ -1,0 +1,252 @@
+"""Training on generated videos: what a run leaves, and that it goes on as if it had never stopped."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from flowless.errors import FlowlessError
+from flowless.pipeline.index import DatasetIndex
+from flowless.train.checkpoints import load_checkpoint
+from flowless.train.data import device_batch, relabel
+from flowless.train.fit import fit
+from flowless.train.module import TrainingModule
+from flowless.train.recipes import find_recipe
+from flowless.train.run_folder import best_row
+
+FIELDS = {"segments": 4, "frames_per_segment": 2, "size": 32, "short_side": 32, "epochs": 3, "batch_size": 8, "threads": 1}
+
+
+def small(name="pan-lite-r18/moving-shapes", **changes):
+    return find_recipe(name, **(FIELDS | {"accelerator": "cpu"} | changes))
+
+
+def words(recipe_name, shapes, out, **changes):
+    fields = FIELDS | {"accelerator": "cpu"} | changes
+    options = [part for name, value in fields.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    data = ["--data", str(shapes / "train.index.jsonl"), "--val-data", str(shapes / "val.index.jsonl"), "--out", str(out)]
+    return [sys.executable, "-m", "flowless", "train", recipe_name, *data, *options]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, train_index, val_index):
+    """A run of three epochs."""
+    return fit(small(), index=train_index, val_index=val_index, out=tmp_path_factory.mktemp("whole") / "run")
+
+
+def curve(rows):
+    return [tuple(row[name] for name in ("epoch", "train_loss", "train_top1", "val_loss", "val_top1", "lr")) for row in rows]
+
+
+def test_what_a_run_leaves(whole, train_index):
+    names = {path.name for path in whole.folder.iterdir()}
+    assert names == {"best.safetensors", "last.safetensors", "metrics.csv", "result.json", "resume.ckpt", "run.json", "tensorboard"}
+    assert list((whole.folder / "tensorboard").glob("events.out.tfevents*"))
+    with (whole.folder / "metrics.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert list(rows[0]) == ["epoch", "train_loss", "train_top1", "val_loss", "val_top1", "lr", "seconds"]
+    assert [row["epoch"] for row in rows] == ["0", "1", "2"]
+    assert float(rows[2]["train_loss"]) == pytest.approx(whole.rows[2]["train_loss"], rel=1e-5)
+    last = load_checkpoint(whole.last)
+    assert last.labels == train_index.labels
+    assert last.recipe["name"] == "pan-lite-r18/moving-shapes"
+    assert last.metrics["epoch"] == 2
+    best = load_checkpoint(whole.best)
+    assert best.metrics == best_row(whole.rows)
+    assert json.loads((whole.folder / "result.json").read_text())["best_epoch"] == best.metrics["epoch"]
+
+
+def test_learning_changed_the_weights(whole, train_index):
+    torch.manual_seed(0)
+    last = load_checkpoint(whole.last).model
+    moved = [name for name, value in last.named_parameters() if value.std() > 0 and "TES" not in name]
+    assert moved
+    assert whole.rows[0]["lr"] != whole.rows[1]["lr"]
+
+
+@pytest.mark.parametrize("stop", [1, 2])
+def test_resuming_gives_the_same_curve(tmp_path, whole, train_index, val_index, monkeypatch, stop):
+    class Killed(BaseException):
+        pass
+
+    real = TrainingModule.training_step
+
+    def step(self, batch, batch_idx):
+        if self.current_epoch == stop and batch_idx == 1:
+            raise Killed
+        return real(self, batch, batch_idx)
+
+    monkeypatch.setattr(TrainingModule, "training_step", step)
+    with pytest.raises(Killed):
+        fit(small(), index=train_index, val_index=val_index, out=tmp_path / "run")
+    monkeypatch.undo()
+    torch.manual_seed(12345)
+    resumed = fit(small(), index=train_index, val_index=val_index, out=tmp_path / "run", resume=True)
+    for ours, wanted in zip(curve(resumed.rows), curve(whole.rows), strict=True):
+        assert ours == pytest.approx(wanted, abs=1e-6)
+    for name, value in load_checkpoint(resumed.last).model.state_dict().items():
+        torch.testing.assert_close(value, load_checkpoint(whole.last).model.state_dict()[name], rtol=1e-5, atol=1e-6)
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path, train_index):
+    recipe = small(epochs=1, dropout=0.0)
+    first = fit(recipe, index=train_index, out=tmp_path / "run")
+    weights = first.last.read_bytes()
+    again = fit(recipe, index=train_index, out=tmp_path / "run", resume=True)
+    assert curve(again.rows) == curve(first.rows)
+    assert first.last.read_bytes() == weights
+    assert again.best_top1 is None
+
+
+def wait_for(path: Path, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_killed_run_can_be_resumed(tmp_path, shapes, whole):
+    out = tmp_path / "run"
+    command = words("pan-lite-r18/moving-shapes", shapes, out)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    wait_for(out / "resume.ckpt", process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    done = subprocess.run([*command, "--resume", "--json"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    for ours, wanted in zip(curve(result["history"]), curve(whole.rows), strict=True):
+        assert ours == pytest.approx(wanted, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_ctrl_c_says_how_to_go_on(tmp_path, shapes):
+    out = tmp_path / "run"
+    command = words("tsn-r18/moving-shapes", shapes, out, epochs=200)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(out / "resume.ckpt", process)
+    process.send_signal(signal.SIGINT)
+    printed, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume" in told
+    assert "Traceback" not in told
+    assert printed == ""
+
+
+@pytest.mark.slow
+def test_two_processes_train_together(tmp_path, shapes):
+    out = tmp_path / "run"
+    command = [*words("pan-lite-r18/moving-shapes", shapes, out, epochs=1, devices=2, accumulate=2), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(done.stdout)["history"]
+    assert row["val_loss"] > 0
+    load_checkpoint(out / "last.safetensors")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"precision": "bf16"}, {"accumulate": 2}, {"partial_bn": True}, {"label_smoothing": 0.1, "clip_gradient": 0}]
+)
+def test_options_train(tmp_path, train_index, changes):
+    result = fit(small(epochs=1, **changes), index=train_index, out=tmp_path / "run")
+    assert 0 < result.rows[0]["train_loss"] < 20
+
+
+def test_partial_bn_leaves_the_statistics(tmp_path, train_index):
+    result = fit(small(epochs=1, partial_bn=True), index=train_index, out=tmp_path / "run")
+    state = load_checkpoint(result.last).model.state_dict()
+    assert state["backbone.bn1.running_mean"].abs().max() > 0
+    assert state["backbone.layer4.1.bn2.running_mean"].abs().max() == 0
+
+
+def test_a_taken_folder_is_refused(tmp_path, train_index, whole):
+    with pytest.raises(FlowlessError, match=r"--resume.*--overwrite"):
+        fit(small(), index=train_index, out=whole.folder)
+    (tmp_path / "diary.txt").write_text("mine")
+    with pytest.raises(FlowlessError, match="no run"):
+        fit(small(), index=train_index, out=tmp_path, overwrite=True)
+    assert (tmp_path / "diary.txt").read_text() == "mine"
+
+
+def test_what_cannot_be_resumed(tmp_path, whole, train_index, val_index):
+    with pytest.raises(FlowlessError, match="no run to resume"):
+        fit(small(), index=train_index, out=tmp_path, resume=True)
+    with pytest.raises(FlowlessError, match=r"lr 0\.1 → 0\.2"):
+        fit(small(lr=0.2), index=train_index, out=whole.folder, resume=True)
+    fewer = replace(train_index, videos=train_index.videos[1:])
+    with pytest.raises(FlowlessError, match=r"24 videos.*has 23"):
+        fit(small(), index=fewer, out=whole.folder, resume=True)
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("run.json", "resume.ckpt"):
+        (copy / name).write_bytes((whole.folder / name).read_bytes()[: None if name == "run.json" else 1000])
+    with pytest.raises(FlowlessError, match=r"resume\.ckpt: no readable training state"):
+        fit(small(), index=train_index, val_index=val_index, out=copy, resume=True)
+
+
+def test_indexes_that_do_not_fit(tmp_path, train_index, val_index):
+    one = replace(train_index, videos=tuple(video for video in train_index.videos if video.label == 0))
+    with pytest.raises(FlowlessError, match="1 label; training needs at least 2"):
+        fit(small(), index=one, out=tmp_path / "a")
+    with pytest.raises(FlowlessError, match="24 videos, fewer than batch_size, 64"):
+        fit(small(batch_size=64), index=train_index, out=tmp_path / "b")
+    foreign = replace(val_index, labels=("jumping", *val_index.labels[1:]))
+    with pytest.raises(FlowlessError, match="'jumping'"):
+        fit(small(), index=train_index, val_index=foreign, out=tmp_path / "c")
+    assert not list(tmp_path.iterdir())
+
+
+def test_machines_that_cannot(tmp_path, train_index, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for changes, named in (
+        ({"precision": "fp16"}, "precision is fp16"),
+        ({"accelerator": "gpu"}, "no GPU"),
+        ({"accelerator": "abacus"}, "'abacus'"),
+        ({"devices": "two"}, "'two'"),
+    ):
+        with pytest.raises(FlowlessError, match=named):
+            fit(small(**changes), index=train_index, out=tmp_path / "run")
+
+
+def test_a_run_that_diverges_stops(tmp_path, train_index):
+    with pytest.raises(FlowlessError, match="diverged"):
+        fit(small(lr=1e30, clip_gradient=0, schedule="steps", epochs=60), index=train_index, out=tmp_path / "run")
+
+
+def test_relabel_goes_by_name(train_index):
+    turned = DatasetIndex(root=train_index.root, labels=train_index.labels[::-1], videos=train_index.videos)
+    found = relabel(turned, train_index.labels, what="index")
+    for before, after in zip(turned.videos, found.videos, strict=True):
+        assert turned.labels[before.label] == found.labels[after.label]
+
+
+def test_batches_divide_among_devices():
+    assert device_batch(small(batch_size=64, accumulate=2), 4) == 8
+    with pytest.raises(FlowlessError, match="multiple of 3"):
+        device_batch(small(batch_size=64), 3)
+
+
+def test_bad_videos_are_listed(tmp_path, shapes, train_index):
+    broken = tmp_path / "data"
+    broken.mkdir()
+    (broken / "bad.mp4").write_text("no video")
+    first = train_index.videos[0]
+    absolute = tuple(replace(video, path=str(train_index.path_of(video))) for video in train_index.videos[1:])
+    index = replace(train_index, root=broken, videos=(replace(first, path="bad.mp4"), *absolute))
+    result = fit(small(epochs=1, max_bad_share=0.2), index=index, out=tmp_path / "run")
+    assert [Path(bad.path).name for bad in result.bad_videos] == ["bad.mp4"]
+    assert json.loads((result.folder / "result.json").read_text())["bad_videos"][0]["path"].endswith("bad.mp4")
+    with pytest.raises(FlowlessError, match=r"bad\.mp4|videos"):
+        fit(small(epochs=1, max_bad_share=0.0), index=index, out=tmp_path / "other")
