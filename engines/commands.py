@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ class Predict:
 
 def predict(words: Sequence[str]) -> int:
     """Run `flowless predict`."""
-    ask = tyro.cli(Predict, args=list(words), prog="flowless predict", description=Predict.__doc__)
+    ask = tyro.cli(Predict, args=list(words), prog="flowless predict", description=inspect.getdoc(Predict))
     from flowless.engines.loading import load
     from flowless.errors import FlowlessError
 

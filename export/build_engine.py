@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Sequence
@@ -99,7 +100,7 @@ def build_all(
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run `flowless build`."""
-    ask = tyro.cli(Build, args=list(sys.argv[1:] if words is None else words), prog="flowless build", description=Build.__doc__)
+    ask = tyro.cli(Build, args=list(sys.argv[1:] if words is None else words), prog="flowless build", description=inspect.getdoc(Build))
     options = BuildOptions(batch=ask.batch, compute_capabilities=ask.compute_capability, force=ask.force, threads=ask.threads)
     left_out: dict[str, str] = {}
     if ask.target == "all":

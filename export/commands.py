@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ class Export:
 
 def export(words: Sequence[str]) -> int:
     """Run `flowless export`."""
-    ask = tyro.cli(Export, args=list(words), prog="flowless export", description=Export.__doc__)
+    ask = tyro.cli(Export, args=list(words), prog="flowless export", description=inspect.getdoc(Export))
     if ask.clips and ask.data:
         raise FlowlessError("--clips and --data are both given; they say the same thing twice. Give one.")
     from rich.table import Table
