@@ -48,7 +48,7 @@ def shift(x, segments, divisor=8):
 
 def vap(features, first, second, weight, bias):
     """VAP by Eq. 11 to 15; returns scores, timescale weights and pooled vectors."""
-    batch, n, _ = features.shape
+    n = features.shape[1]
     pooled = []
     scale = 1
     while scale < n:
@@ -61,8 +61,8 @@ def vap(features, first, second, weight, bias):
     logits = hidden @ second.T
     w = np.exp(logits - logits.max(1, keepdims=True))
     w /= w.sum(1, keepdims=True)
-    aggregate = sum(w[:, t, None] * v[:, t] for t in range(v.shape[1]))
-    return aggregate.reshape(batch, -1) @ weight.T + bias, w, v
+    aggregate = np.einsum("bt,btd->bd", w, v)
+    return aggregate @ weight.T + bias, w, v
 
 
 def batch_norm(x, state, name):

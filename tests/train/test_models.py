@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import timm
@@ -26,10 +28,12 @@ def clips(spec, *, batch=2, seed=0):
     return torch.randint(0, 256, (batch, *spec.shape), dtype=torch.uint8, generator=generator)
 
 
-def shaken(model):
+def shaken(model: Any) -> Any:
     """Give batch norms statistics and weights as if trained: a fresh ResNet's residual branches end in zero."""
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
             torch.nn.init.normal_(module.bias, 0, 0.2)
             torch.nn.init.normal_(module.running_mean, 0, 0.2)
@@ -186,7 +190,7 @@ def test_partial_bn_keeps_the_first():
 
 def test_pretrained_weights_from_a_file(tmp_path):
     torch.manual_seed(3)
-    donor = timm.create_model("resnet18")
+    donor: Any = timm.create_model("resnet18")
     save_file(donor.state_dict(), tmp_path / "weights.safetensors")
     torch.save({"state_dict": donor.state_dict()}, tmp_path / "weights.pth")
     for file in ("weights.safetensors", "weights.pth"):

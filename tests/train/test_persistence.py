@@ -79,6 +79,8 @@ def test_identical_frames_have_finite_gradients(inside):
     w = torch.randn(8, 3, 7, 7, requires_grad=True)
     out = op(x, w, OFFICIAL_EPS if inside else EPS, inside)
     out.sum().backward()
+    assert x.grad is not None
+    assert w.grad is not None
     assert torch.isfinite(x.grad).all()
     assert torch.isfinite(w.grad).all()
     # The official code's value on a still: sqrt(8) times its eps.
