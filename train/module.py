@@ -88,7 +88,7 @@ class TrainingModule(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Stop where training has diverged, rather than write a model of NaN."""
-        if self.trainer.global_step % 50 == 0 and not bool(torch.isfinite(self._sums["train"].loss)):
+        if self.trainer.global_step % 10 == 0 and not bool(torch.isfinite(self._sums["train"].loss)):
             raise FlowlessError(
                 f"epoch {self.current_epoch}: the loss is no number any more; training has diverged. Lower --lr (it is {self.recipe.lr:g} "
                 f"for a batch of {self.recipe.lr_batch}), or clip harder with --clip-gradient. The last good epoch is kept."

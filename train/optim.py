@@ -58,12 +58,14 @@ def parameter_groups(model: Recognizer, *, layer_rates: bool = True) -> list[dic
     ]
 
 
-def build_optimizer(model: Recognizer, recipe: Recipe) -> torch.optim.SGD:
-    """Return SGD (no Nesterov) over the model's groups; `set_rate` gives them their rates."""
+def build_optimizer(model: Recognizer, recipe: Recipe) -> torch.optim.Optimizer:
+    """Return the recipe's optimiser over the model's groups: SGD (no Nesterov) or AdamW; `set_rate` gives them their rates."""
     groups = parameter_groups(model, layer_rates=recipe.layer_rates)
     for group in groups:
         group["lr"] = recipe.rate_at(0) * group["lr_factor"]
         group["weight_decay"] = recipe.weight_decay * group["decay_factor"]
+    if recipe.optimiser == "adamw":
+        return torch.optim.AdamW(groups, lr=recipe.rate_at(0), betas=(recipe.momentum, 0.999))
     return torch.optim.SGD(groups, lr=recipe.rate_at(0), momentum=recipe.momentum)
 
 
