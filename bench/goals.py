@@ -6,6 +6,8 @@ from typing import Any
 
 from rich.table import Table
 
+_MET = {True: "yes", False: "[red]no[/red]", None: "not judged: the machine was busy"}
+
 
 def goal(what: str, wanted: float, measured: float | None, *, at_most: bool = False) -> dict[str, Any]:
     """Return one JSON row: what was wanted, what was measured, whether that is enough."""
@@ -18,5 +20,5 @@ def goals_table(goals: list[dict[str, Any]]) -> Table:
     table = Table("goal", "wanted", "measured", "met", title="goals")
     for row in goals:
         measured = "not measured" if row["measured"] is None else f"{row['measured']:g}"
-        table.add_row(row["goal"], row["wanted"], measured, "yes" if row["met"] else "[red]no[/red]")
+        table.add_row(row["goal"], row["wanted"], measured, _MET[row["met"]])
     return table

@@ -80,14 +80,14 @@ def measure(settings: Peers) -> dict[str, Any]:
     from flowless.bench.environment import environment, usable_cores
     from flowless.bench.networks import torch_threads
     from flowless.bench.official import load_official
-    from flowless.bench.quiet import load_before
+    from flowless.bench.quiet import busy_share, judged
     from flowless.bench.rivals import bundle_of
     from flowless.bench.sample_videos import sample_videos
     from flowless.pipeline.spec import ClipSpec
 
     threads = settings.threads or usable_cores()
     official = load_official(settings.official)
-    load = load_before(threads)
+    busy = busy_share()
     spec = ClipSpec()
     with ExitStack() as stack:
         stack.enter_context(torch_threads(threads))
@@ -107,12 +107,12 @@ def measure(settings: Peers) -> dict[str, Any]:
             "weights": "random, the same on both sides",
             "runs": settings.runs,
             "threads": threads,
-            "load_before": load,
+            "busy_before": busy,
         },
         "forward": forward,
         "motion_maps": maps,
         "from_file": files,
-        "goals": goals(forward, maps, files),
+        "goals": judged(goals(forward, maps, files), busy),
     }
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from flowless.console import emit, log
-from flowless.errors import CheckFailed
+from flowless.errors import CheckFailed, FlowlessError
 from flowless.files import whole_folder, write_json
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def main(words: Sequence[str]) -> None:
         source: tyro.conf.Positional[Path],
         *,
         out: Path = Path("runs/bench/reversal.json"),
-        epochs: int = 60,
+        epochs: int = 120,
         size: int = 48,
         depth: str = "r18",
         seed: int = 0,
@@ -84,6 +84,8 @@ def main(words: Sequence[str]) -> None:
             controls: also train two controls: TSM on TSN's frames, and TSN on the first frame of PAN-Lite's stacks.
             json: print one JSON document instead of the table.
         """
+        if size < 16 or size % 2:
+            raise FlowlessError(f"bench reversal: size is {size}; it must be an even number of at least 16.")
         settings = Settings(source=source, epochs=epochs, size=size, depth=depth, seed=seed, controls=controls)
         document = run_reversal(settings, work=out.with_suffix(""))
         write_json(out, document)
@@ -154,8 +156,8 @@ def _recipe(family: str, settings: Settings, *, stacks: bool) -> Recipe:
     from flowless.train.recipes import find_recipe
 
     recipe = find_recipe(f"{family}-{settings.depth}/tiny", epochs=settings.epochs, seed=settings.seed, size=settings.size)
-    short_side = settings.size + settings.size // 6 // 2 * 2
-    return replace(recipe, short_side=short_side, frames_per_segment=recipe.frames_per_segment if stacks else 1)
+    # The films are square and of that size already: pictures are learnt as they are, and only their places in time jitter.
+    return replace(recipe, short_side=settings.size, frames_per_segment=recipe.frames_per_segment if stacks else 1)
 
 
 def _contest(contestant: Contestant, settings: Settings, index: DatasetIndex, work: Path) -> dict[str, Any]:

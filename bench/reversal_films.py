@@ -9,19 +9,17 @@ frames: it looks as if it read time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from flowless.errors import FlowlessError
 from flowless.pipeline.decode import iter_frames
 from flowless.pipeline.encode import write_video
 from flowless.pipeline.index import DatasetIndex, VideoRecord
-from flowless.pipeline.preprocess import load_clip, resized_size
+from flowless.pipeline.preprocess import load_clip, resize_and_crop
 from flowless.pipeline.spec import ClipSpec
 
 #: What a reversed video's class is called.
@@ -129,12 +127,6 @@ def _clip(index: DatasetIndex, record: VideoRecord, spec: ClipSpec) -> NDArray[n
     return load_clip(index.path_of(record), spec, first_frame=record.first_frame, num_frames=record.frames)[0]
 
 
-def _small_frames(path: Path, spec: ClipSpec) -> Sequence[NDArray[np.uint8]]:
-    frames = []
-    for frame in iter_frames(path):
-        width, height = resized_size(frame.shape[1], frame.shape[0], short_side=spec.short_side)
-        # Even sides, which the stored colour format asks for; never below the short side.
-        size = (width + width % 2, height + height % 2)
-        image = Image.fromarray(frame)
-        frames.append(np.asarray(image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)))
-    return frames
+def _small_frames(path: Path, spec: ClipSpec) -> NDArray[np.uint8]:
+    """Return the frames `[K, height, width, 3]` as an evaluation crops them: a training crop then has no place to jitter to."""
+    return np.concatenate([resize_and_crop(frame[None], spec) for frame in iter_frames(path)])

@@ -79,10 +79,10 @@ def measure(settings: Throughput) -> dict[str, Any]:
     """Make what is missing, measure, and return the document."""
     from flowless.bench.environment import environment, usable_cores
     from flowless.bench.networks import torch_threads
-    from flowless.bench.quiet import load_before
+    from flowless.bench.quiet import busy_share, judged
 
     threads = settings.threads or usable_cores()
-    load = load_before(threads)
+    busy = busy_share()
     with ExitStack() as stack:
         stack.enter_context(torch_threads(threads))
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flowless-bench-")))
@@ -105,7 +105,7 @@ def measure(settings: Throughput) -> dict[str, Any]:
             "batch": settings.batch,
             "runs": settings.runs,
             "threads": threads,
-            "load_before": load,
+            "busy_before": busy,
             "videos": "given" if settings.videos else "made: see bench/sample_videos.py",
         },
         "bound": bounds,
@@ -115,7 +115,7 @@ def measure(settings: Throughput) -> dict[str, Any]:
         "engines": engines,
         "motion_maps": maps,
         "end_to_end": whole,
-        "goals": goals(engines, maps, whole, libav_ratio=stages.libav_ratio),
+        "goals": judged(goals(engines, maps, whole, libav_ratio=stages.libav_ratio), busy),
     }
 
 

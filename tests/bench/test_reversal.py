@@ -18,8 +18,8 @@ from flowless.pipeline.sampling import clip_indices, sample_rng
 from flowless.pipeline.scan import scan
 from flowless.pipeline.spec import ClipSpec
 
-SPEC = ClipSpec(segments=4, frames_per_segment=4, height=16, width=16, short_side=20)
-SINGLE = ClipSpec(segments=4, frames_per_segment=1, height=16, width=16, short_side=20)
+SPEC = ClipSpec(segments=4, frames_per_segment=4, height=16, width=16, short_side=16)
+SINGLE = ClipSpec(segments=4, frames_per_segment=1, height=16, width=16, short_side=16)
 
 
 def make_videos(folder: Path, *, count: int = 2, frames: int = 33) -> Path:

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flowless.bench.goals import goal
+from flowless.bench.goals import goal, goals_table
 from flowless.bench.networks import lively_model, random_clips
+from flowless.bench.quiet import busy_share, judged
 from flowless.bench.rivals import Rival, time_rivals
 from flowless.bench.sample_videos import sample_videos
 from flowless.bench.throughput import Throughput, goals, main
@@ -85,6 +86,18 @@ def test_goals_are_met_or_not() -> None:
     ]
     found = goals(engines, [{"target": "pytorch", "maps_per_s": 9e9}], [], libav_ratio=1.0)
     assert [row["measured"] for row in found] == [2.0, 1.0, None, None]
+
+
+def test_a_busy_machine_is_noticed_and_not_judged() -> None:
+    lines = iter(["cpu 100 0 50 800 50 0 0 0 7 0\ncpu0 1 2", "cpu 0 0 0 0 0 0 0 0", "cpu 1 0 0 99 0 0 0 0"])
+    share = busy_share(read=lambda: next(lines), sleep=lambda _: None)
+    assert share == pytest.approx(70 / 200)
+    quiet = busy_share(read=lambda: next(lines), sleep=lambda _: None)
+    assert quiet == pytest.approx(0.01)
+    rows = [goal("speed", 6, 7.0)]
+    assert judged(rows, share)[0]["met"] is None
+    assert judged(rows, quiet) == judged(rows, None) == rows
+    assert goals_table(judged(rows, share)).row_count == 1
 
 
 def test_settings_that_measure_nothing_are_refused() -> None:
