@@ -89,7 +89,8 @@ def test_goals_are_met_or_not() -> None:
 
 
 def test_a_busy_machine_is_noticed_and_not_judged() -> None:
-    lines = iter(["cpu 100 0 50 800 50 0 0 0 7 0\ncpu0 1 2", "cpu 0 0 0 0 0 0 0 0", "cpu 1 0 0 99 0 0 0 0"])
+    used = ["cpu 100 0 50 800 50 0 0 0 7 0\ncpu0 1 2", "cpu 150 10 60 900 80 0 0 0 9 0\n"]
+    lines = iter([*used, "cpu 0 0 0 0 0 0 0 0", "cpu 1 0 0 99 0 0 0 0"])
     share = busy_share(read=lambda: next(lines), sleep=lambda _: None)
     assert share == pytest.approx(70 / 200)
     quiet = busy_share(read=lambda: next(lines), sleep=lambda _: None)
