@@ -5,9 +5,13 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from flowless.errors import FlowlessError
+from flowless.files import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -15,6 +19,9 @@ if TYPE_CHECKING:
 #: One colour a model, the same in every picture; both are told apart by people who do not see red and green alike.
 COLOURS = {"pan-lite": "#0b6e99", "tsn": "#c2571a"}
 INK = "#22303a"
+_FORMATS = (".png", ".svg", ".pdf", ".jpg")
+#: Classes up to which a confusion matrix names them, and up to which it writes the percentages.
+_NAMED_CLASSES, _NUMBERED_CLASSES = 60, 30
 
 
 def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]], *, chance: float, ceiling: float) -> str:
@@ -44,21 +51,45 @@ def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]], *, c
     return _svg(figure)
 
 
-def confusion(matrix: np.ndarray, labels: Sequence[str], *, title: str) -> str:
-    """Draw a confusion matrix `[true, predicted]` of counts as inline SVG, each row as shares of its videos."""
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    figure, axes = _subplots(1, 1, size=(4.9, 4.7))
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for row, column in np.argwhere(shares >= 0.005):
-        share = shares[row, column]
-        axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7, color="white" if share > 0.55 else INK)
-    axes.set_xticks(range(len(labels)), labels, rotation=60, ha="right", fontsize=8)
-    axes.set_yticks(range(len(labels)), labels, fontsize=8)
-    for edge in range(2, len(labels), 2):  # twins are neighbours: a box a pair
-        axes.axhline(edge - 0.5, color="#ddd", lw=0.8)
-        axes.axvline(edge - 0.5, color="#ddd", lw=0.8)
-    axes.set(title=title, xlabel="predicted", ylabel="true")
+def confusion(matrix: np.ndarray, labels: Sequence[str], *, title: str, group: int = 1) -> str:
+    """Draw a confusion matrix `[true, predicted]` of counts as inline SVG, each row as shares of its videos in percent.
+
+    `group` neighbouring classes belong together: lines part the groups.
+    """
+    figure = _confusion_figure(matrix, labels, title=title)
+    for edge in range(group, len(labels), group) if group > 1 else ():
+        figure.axes[0].axhline(edge - 0.5, color="#c9d3da", lw=0.8)
+        figure.axes[0].axvline(edge - 0.5, color="#c9d3da", lw=0.8)
     return _svg(figure)
+
+
+def save_confusion(path: Path, matrix: np.ndarray, labels: Sequence[str], *, title: str) -> None:
+    """Draw a confusion matrix into a file that `check_picture_path` let pass."""
+    with whole_file(path) as draft:
+        _confusion_figure(matrix, labels, title=title).savefig(draft, dpi=120)
+
+
+def check_picture_path(path: Path) -> None:
+    """Refuse a picture's name that no format belongs to, before any work is done for it."""
+    if path.suffix.lower() not in _FORMATS:
+        raise FlowlessError(f"{path}: no picture format ends in {path.suffix!r}. Name a file that ends in {', '.join(_FORMATS)}.")
+
+
+def _confusion_figure(matrix: np.ndarray, labels: Sequence[str], *, title: str) -> Figure:
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    count = len(labels)
+    side = 1.7 + 0.26 * min(max(count, 6), 60)
+    figure, axes = _subplots(1, 1, size=(side, side))
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set(title=title, xlabel="predicted", ylabel="true")
+    if count <= _NAMED_CLASSES:
+        axes.set_xticks(range(count), labels, rotation=60, ha="right", fontsize=8)
+        axes.set_yticks(range(count), labels, fontsize=8)
+    if count <= _NUMBERED_CLASSES:
+        for row, column in np.argwhere(shares >= 0.005):
+            share = shares[row, column]
+            axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7, color="white" if share > 0.55 else INK)
+    return figure
 
 
 def vap_weights(weights: Mapping[str, np.ndarray], *, timescales: Sequence[str]) -> str:

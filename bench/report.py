@@ -20,6 +20,7 @@ class Evidence:
     """What the walk found beyond the summary's figures; the page's pictures and tables are drawn from it."""
 
     labels: tuple[str, ...]
+    """Actions, twins beside each other."""
     counts: Mapping[str, int]
     """Videos of each split."""
     histories: Mapping[str, Sequence[Mapping[str, float]]]
@@ -84,8 +85,8 @@ def _pictures(summary: Mapping[str, Any], evidence: Evidence) -> dict[str, str]:
     return {
         "stages": plots.stage_bars(summary["seconds"]),
         "curves": plots.learning_curves(evidence.histories, chance=chance, ceiling=0.5),
-        "confusion_tsn": plots.confusion(evidence.confusions["tsn"], evidence.labels, title="TSN"),
-        "confusion_pan": plots.confusion(evidence.confusions["pan-lite"], evidence.labels, title="PAN-Lite"),
+        "confusion_tsn": plots.confusion(evidence.confusions["tsn"], evidence.labels, title="TSN", group=2),
+        "confusion_pan": plots.confusion(evidence.confusions["pan-lite"], evidence.labels, title="PAN-Lite", group=2),
         "vap": plots.vap_weights(evidence.vap_weights, timescales=evidence.timescales),
     }
 

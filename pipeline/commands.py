@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
+from rich.markup import escape
 from rich.table import Table
 
 from flowless import console
 from flowless.errors import FlowlessError
 from flowless.pipeline.moving_shapes import CLASSES, ShapesOptions, generate
 from flowless.pipeline.scan import ScanReport, run_scan
-
-#: Refused files that the printed table shows; the index lists all.
-_SHOWN = 40
+from flowless.pipeline.tables import refused_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +89,7 @@ def shapes(words: Sequence[str]) -> None:
     splits = {split: {"videos": count, "index": str(folder / f"{split}.index.jsonl")} for split, count in videos.items()}
     table = Table("split", "videos", "index", title=f"Moving Shapes, {len(CLASSES)} actions")
     for split, told in splits.items():
-        table.add_row(split, str(told["videos"]), _plain(str(told["index"])))
+        table.add_row(split, str(told["videos"]), escape(str(told["index"])))
     document = {"folder": str(folder), "labels": list(CLASSES), "splits": splits}
     console.emit(document, table, as_json=chosen.json)
 
@@ -113,23 +112,11 @@ def _scan_document(report: ScanReport, out: Path) -> dict[str, object]:
 def _scan_tables(report: ScanReport, out: Path) -> list[Table]:
     document = _scan_document(report, out)
     summary = Table(show_header=False)
-    summary.add_row("index", _plain(str(out)))
+    summary.add_row("index", escape(str(out)))
     for name in ("videos", "frames", "ignored", "resumed", "seconds"):
         summary.add_row(name, str(document[name]))
     summary.add_row("labels", str(len(report.index.labels)))
     codecs = Counter(video.codec for video in report.index.videos)
     summary.add_row("codecs", ", ".join(f"{codec} {count}" for codec, count in codecs.most_common()))
     summary.add_row("refused", str(len(report.index.refused)))
-    if not report.index.refused:
-        return [summary]
-    refused = Table("refused", "reason", title=f"Refused: {len(report.index.refused)}")
-    for item in report.index.refused[:_SHOWN]:
-        # Square brackets in a file's name are no markup.
-        refused.add_row(_plain(item.path), _plain(item.reason))
-    if len(report.index.refused) > _SHOWN:
-        refused.add_row("…", f"and {len(report.index.refused) - _SHOWN} more, all in the index")
-    return [summary, refused]
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", r"\[")
+    return [summary, *refused_table(report.index.refused, title="Refused")]

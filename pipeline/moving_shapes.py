@@ -46,7 +46,7 @@ class ShapesOptions:
     """Side of the square frame, in pixels; even, at least 16."""
     frames: int = 32
     """Frames of each video, at least 4; 25 a second."""
-    train_videos: int = 2000
+    train_videos: int = 2400
     """Training videos in all, twins included."""
     val_videos: int = 480
     """Validation videos in all, twins included; their scenes and backgrounds are their own."""

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from flowless.pipeline.index import DatasetIndex
+from flowless.pipeline.moving_shapes import ShapesOptions, generate
+
 
 @pytest.fixture(scope="session")
 def clips() -> Path:
@@ -18,6 +21,23 @@ def clips() -> Path:
     if not folder.is_dir():
         pytest.fail(f"FLOWLESS_CLIPS is {named!r}, which is not a folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few Moving Shapes: 24 training and 12 validation videos of 32 x 32 pixels and 16 frames."""
+    folder = tmp_path_factory.mktemp("shapes") / "data"
+    return generate(folder, options=ShapesOptions(size=32, frames=16, train_videos=24, val_videos=12), workers=1)
+
+
+@pytest.fixture(scope="session")
+def train_index(shapes: Path) -> DatasetIndex:
+    return DatasetIndex.load(shapes / "train.index.jsonl")
+
+
+@pytest.fixture(scope="session")
+def val_index(shapes: Path) -> DatasetIndex:
+    return DatasetIndex.load(shapes / "val.index.jsonl")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,11 +1,11 @@
-"""The learning stage's subcommands: `flowless train` and `flowless evaluate`. PyTorch is imported only when they run."""
+"""The learning stage's subcommand, `flowless train`. PyTorch is imported only when it runs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import tyro
 from rich.console import RenderableType
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from flowless.console import emit, log
 from flowless.pipeline.index import DatasetIndex
-from flowless.train.evaluation import EvaluationOptions
+from flowless.pipeline.tables import refused_table
 from flowless.train.recipes import DATA_NAMES, MODEL_NAMES, Recipe, find_recipe
 
 if TYPE_CHECKING:
@@ -35,8 +35,6 @@ Train a recipe on an index that `flowless scan` wrote.
 
 `flowless train RECIPE --help` shows every field of a recipe with its value, and each can be overridden."""
 
-#: Classes up to which the whole confusion matrix is printed.
-_MATRIX_CLASSES = 30
 #: Epochs that the printed history shows; metrics.csv has all.
 _ROWS = 20
 
@@ -97,41 +95,6 @@ def train(words: Sequence[str]) -> int:
     return 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvaluateWords:
-    """Measure a checkpoint or a bundle on labelled videos: top-1, top-5, mean class accuracy, confusion matrix."""
-
-    model: tyro.conf.Positional[Path]
-    """A checkpoint (a .safetensors file of `flowless train`) or a bundle (a folder of `flowless export`)."""
-    data: Path
-    """Index of the videos, from `flowless scan`; its labels must be among the model's."""
-    options: tyro.conf.OmitArgPrefixes[EvaluationOptions] = field(default_factory=EvaluationOptions)
-    """How to run."""
-    plot: Path | None = None
-    """Also draw the confusion matrix into this picture (.png, .svg, .pdf)."""
-    json: bool = False
-    """Print one JSON document, with every prediction, instead of tables."""
-
-
-def evaluate(words: Sequence[str]) -> int:
-    """Run `flowless evaluate`."""
-    options = tyro.cli(EvaluateWords, args=words, prog="flowless evaluate")
-    from flowless.train.evaluate import evaluate as run
-
-    if options.plot is not None:
-        from flowless.train.plots import check_plot_path
-
-        check_plot_path(options.plot)
-    evaluation = run(options.model, DatasetIndex.load(options.data), options=options.options)
-    if options.plot is not None:
-        from flowless.train.plots import plot_confusion
-
-        plot_confusion(evaluation, options.plot)
-    document = evaluation.to_dict()
-    emit(document, *_evaluation_tables(document), as_json=options.json)
-    return 0
-
-
 def _fit_tables(result: FitResult) -> list[RenderableType]:
     table = Table("epoch", "training loss", "top-1", "validation loss", "top-1", "rate", "seconds", title=str(result.folder))
     shown = result.rows if len(result.rows) <= _ROWS else [result.rows[0], *result.rows[1 - _ROWS :]]
@@ -144,48 +107,7 @@ def _fit_tables(result: FitResult) -> list[RenderableType]:
             f"{row['seconds']:.0f}",
         )
     lines = f"best: {result.best} (epoch {result.best_epoch})\nlast: {result.last}\n{result.seconds:.0f} s"
-    return [table, lines, *_bad_table([{"path": bad.path, "reason": bad.reason} for bad in result.bad_videos])]
-
-
-def _evaluation_tables(document: dict[str, Any]) -> list[RenderableType]:
-    table = Table("figure", "value", title=f"{document['model']} by {document['target']}, {document['views']}")
-    for name in ("videos", "top1", "top5", "mean_class_accuracy"):
-        value = document[name]
-        table.add_row(name.replace("_", " "), str(value) if name == "videos" else f"{value:.2%}")
-    table.add_row("seconds", f"{document['seconds']:.1f}")
-    small = len(document["labels"]) <= _MATRIX_CLASSES
-    confusion = _matrix_table(document) if small else _confused_table(document)
-    return [table, confusion, *_bad_table(document["bad_videos"])]
-
-
-def _matrix_table(document: dict[str, Any]) -> Table:
-    table = Table("true \\ predicted", *(str(number) for number in range(len(document["labels"]))), title="confusion matrix")
-    for number, (label, row) in enumerate(zip(document["labels"], document["confusion"], strict=True)):
-        table.add_row(f"{number} {label}", *(str(count) if count else "·" for count in row))
-    return table
-
-
-def _confused_table(document: dict[str, Any]) -> Table:
-    labels = document["labels"]
-    pairs = [
-        (count, row, column)
-        for row, counts in enumerate(document["confusion"])
-        for column, count in enumerate(counts)
-        if count and row != column
-    ]
-    table = Table("videos", "true", "predicted", title="most often confused")
-    for count, row, column in sorted(pairs, reverse=True)[:15]:
-        table.add_row(str(count), labels[row], labels[column])
-    return table
-
-
-def _bad_table(bad: list[dict[str, str]]) -> list[RenderableType]:
-    if not bad:
-        return []
-    table = Table("video", "reason", title=f"{len(bad)} videos could not be read")
-    for item in bad[:40]:
-        table.add_row(item["path"], item["reason"])
-    return [table]
+    return [table, lines, *refused_table(result.bad_videos, title="could not be read")]
 
 
 def _number(value: float | None) -> str:

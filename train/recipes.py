@@ -196,7 +196,7 @@ _DATA: dict[str, dict[str, Any]] = {
     "ucf101": {"flip": True, "sampling": "two-clip", "epochs": 40, "steps": (15, 30)},
     "hmdb51": {"flip": True, "sampling": "two-clip", "epochs": 40, "steps": (15, 30)},
     "custom": {"epochs": 40, "steps": (15, 30), "batch_size": 16},
-    "moving-shapes": {**_SMALL, "epochs": 4, "dropout": 0.2, "precision": "bf16"},
+    "moving-shapes": {**_SMALL, "epochs": 4, "dropout": 0.2},
     "tiny": {**_SMALL, "epochs": 160, "batch_size": 14, "dropout": 0.0, "short_side": 56, "validate_every": 20},
 }
 #: TSN and TSM train as the official RGB branch does: 50 epochs, steps at 20 and 40.

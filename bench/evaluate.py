@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 import flowless
+from flowless.bench.evaluation import Evaluation, EvaluationOptions
 from flowless.console import progress
 from flowless.errors import FlowlessError
 from flowless.pipeline.index import DatasetIndex, Refused, VideoRecord
 from flowless.pipeline.preprocess import load_clip
 from flowless.pipeline.spec import ClipSpec
 from flowless.train.data import relabel
-from flowless.train.evaluation import Evaluation, EvaluationOptions
 
 if TYPE_CHECKING:
     from flowless.engines import Engine
@@ -50,7 +50,7 @@ def evaluate(
         if Path(model).is_dir():
             model = flowless.load(Path(model), target=options.target, precision=options.precision)
     if isinstance(model, str | os.PathLike) or not callable(model):
-        from flowless.train.evaluate_checkpoint import evaluate_checkpoint
+        from flowless.bench.evaluate_checkpoint import evaluate_checkpoint
 
         return evaluate_checkpoint(model, index, options=options)
     return _evaluate_engine(model, index, options)

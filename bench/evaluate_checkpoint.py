@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from flowless.bench.evaluation import Evaluation, EvaluationOptions
 from flowless.console import progress
 from flowless.errors import FlowlessError
 from flowless.pipeline.index import DatasetIndex
 from flowless.train.checkpoints import Checkpoint, load_checkpoint
 from flowless.train.data import Place, evaluation_loader, relabel
-from flowless.train.evaluation import Evaluation, EvaluationOptions
 
 
 def evaluate_checkpoint(

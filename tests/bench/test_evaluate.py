@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from flowless.bench.evaluate import evaluate
+from flowless.bench.evaluation import EvaluationOptions
 from flowless.cli import main
 from flowless.errors import FlowlessError
 from flowless.pipeline.preprocess import load_clip
 from flowless.pipeline.spec import ClipSpec
 from flowless.train.checkpoints import load_checkpoint, save_checkpoint
-from flowless.train.evaluate import evaluate
-from flowless.train.evaluation import EvaluationOptions
 from flowless.train.models import build_model
 
 SPEC = ClipSpec(segments=4, frames_per_segment=2, height=32, width=32, short_side=32)

@@ -1,0 +1,161 @@
+"""`flowless demo`: the whole way on generated videos, measured stage by stage, and reported on one page."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flowless.bench.demo_engines import engine_rows, watch_videos
+from flowless.bench.environment import instruction_sets
+from flowless.bench.report import Evidence, write_report
+from flowless.console import log
+from flowless.files import write_json
+from flowless.pipeline.index import DatasetIndex
+from flowless.pipeline.moving_shapes import PAIRS, ShapesOptions, generate
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from flowless.train.fit import FitResult
+
+#: Name in the summary -> the recipe that it is trained by.
+MODELS = {"pan-lite": "pan-lite-r18/moving-shapes", "tsn": "tsn-r18/moving-shapes"}
+
+
+class Stages:
+    """Times the stages and says which one is running."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Run one stage."""
+        log.print(f"[bold]{len(self.seconds) + 1}. {name}[/]")
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 2)
+
+
+def run_demo(out: Path, *, seed: int = 0, quick: bool = False) -> dict[str, Any]:
+    """Generate, train, evaluate, export, build, predict and report.
+
+    Args:
+        out: folder for everything that is made; what an older demo left there is replaced.
+        seed: seed of the videos and of the training.
+        quick: few videos and two epochs.
+
+    Returns:
+        The content of `OUT/summary.json`: `accuracy` by model, `engines`, `seconds` by stage.
+    """
+    from flowless.bench.demo_insight import look_inside
+    from flowless.bench.evaluate import evaluate
+    from flowless.train.metrics import confusion_matrix
+
+    stages = Stages()
+    bundle = out / "bundle"
+    with stages("generate videos"):
+        train, val = _videos(out / "videos", seed=seed, quick=quick)
+    runs: dict[str, FitResult] = {}
+    for name in MODELS:
+        with stages(f"train {name}"):
+            runs[name] = _train(name, out / name, indexes=(train, val), seed=seed, quick=quick)
+    with stages("evaluate checkpoints"):
+        evaluations = {name: evaluate(run.best, val) for name, run in runs.items()}
+    with stages("export"):
+        _export(runs["pan-lite"].best, bundle, val)
+    with stages("build engines"):
+        refused = _build(bundle)
+    with stages("evaluate engines"):
+        engines = engine_rows(bundle, val, refused=refused)
+    with stages("predict from files"):
+        predictions = watch_videos(bundle, val)
+    summary: dict[str, Any] = {
+        "accuracy": {name: round(result.top1, 4) for name, result in evaluations.items()},
+        "engines": engines,
+        "seconds": stages.seconds,
+    }
+    labels = tuple(label for pair in PAIRS for label in pair)
+    order = [val.labels.index(label) for label in labels]
+    with stages("report"):
+        evidence = Evidence(
+            labels=labels,
+            counts={"train": len(train.videos), "val": len(val.videos)},
+            histories={name: run.rows for name, run in runs.items()},
+            confusions={name: confusion_matrix(result.scores, result.labels)[np.ix_(order, order)] for name, result in evaluations.items()},
+            **look_inside(runs["pan-lite"].best, val),
+            predictions=predictions,
+            seed=seed,
+            commands=_commands(out),
+        )
+        write_report(out / "report.html", summary, evidence)
+    write_json(out / "summary.json", summary)
+    log.print(f"[bold green]Done.[/] Open {out / 'report.html'}; all figures are in {out / 'summary.json'}.")
+    return summary
+
+
+def _videos(folder: Path, *, seed: int, quick: bool) -> tuple[DatasetIndex, DatasetIndex]:
+    options = ShapesOptions(seed=seed)
+    if quick:
+        options = replace(options, train_videos=options.train_videos // 10 // 2 * 2, val_videos=48)
+    generate(folder, options=options)
+    return DatasetIndex.load(folder / "train.index.jsonl"), DatasetIndex.load(folder / "val.index.jsonl")
+
+
+def _train(name: str, folder: Path, *, indexes: tuple[DatasetIndex, DatasetIndex], seed: int, quick: bool) -> FitResult:
+    from flowless.train.fit import fit
+    from flowless.train.recipes import find_recipe
+
+    recipe = find_recipe(MODELS[name], seed=seed, precision=_quick_precision(), **({"epochs": 2} if quick else {}))
+    return fit(recipe, index=indexes[0], val_index=indexes[1], out=folder, overwrite=True)
+
+
+def _quick_precision() -> str:
+    """The faster arithmetic of training here: mixed bf16 where the processor multiplies in it, else fp32."""
+    return "bf16" if {"avx512_bf16", "amx_bf16"} & set(instruction_sets()) else "fp32"
+
+
+def _export(checkpoint: Path, bundle: Path, val: DatasetIndex) -> None:
+    from flowless.export.bundle import export_bundle
+
+    one_each = {video.label: val.path_of(video) for video in val.videos}
+    export_bundle(checkpoint, bundle, videos=list(one_each.values())[:4])
+
+
+def _build(bundle: Path) -> dict[str, str]:
+    """Build every target that this machine can build; return the others, each with its reason."""
+    from flowless.export.build_engine import build_all
+
+    return build_all(bundle)[1]
+
+
+def summary_table(summary: dict[str, Any]) -> Table:
+    """Return the summary as a table for people."""
+    from rich.table import Table
+
+    accuracy = ", ".join(f"{name} {100 * top1:.1f} %" for name, top1 in summary["accuracy"].items())
+    columns = ("target", "precision", "status", "top-1", "largest difference", "latency, ms", "clips/s", "MB")
+    table = Table(*columns, title=f"validation top-1: {accuracy}; {sum(summary['seconds'].values()):.0f} s")
+    forms = {"top1": "%.3f", "max_abs_diff": "%.1e", "latency_ms_p50": "%.2f", "clips_per_s": "%.0f", "megabytes": "%.2f"}
+    for row in summary["engines"]:
+        figures = ["" if row[key] is None else form % row[key] for key, form in forms.items()]
+        table.add_row(row["target"], row["precision"], row["status"], *figures)
+    return table
+
+
+def _commands(out: Path) -> str:
+    return "\n".join(
+        [
+            f"flowless predict {out / 'bundle'} {out / 'videos'}/val/left/*.mp4",
+            f"flowless evaluate {out / 'pan-lite' / 'best.safetensors'} --data {out / 'videos' / 'val.index.jsonl'}",
+            f"flowless evaluate {out / 'bundle'} --data {out / 'videos' / 'val.index.jsonl'}",
+            "flowless scan MY_VIDEOS --format folder --out my.index.jsonl     # your own: a folder per class",
+            "flowless train pan-lite-r50/custom --data my.index.jsonl --out runs/mine",
+        ]
+    )

@@ -1,0 +1,98 @@
+"""What the demo's engines do: accuracy and speed of each one that runs here, and predictions from the files."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import flowless
+from flowless.bench.timing import time_in_turn
+from flowless.console import log, progress
+from flowless.engines import Engine
+from flowless.engines.backends import why_not
+from flowless.engines.manifest import Manifest, read_manifest
+from flowless.pipeline.index import DatasetIndex
+from flowless.pipeline.preprocess import load_clip
+
+#: Clips in one call when throughput is measured.
+BATCH = 8
+
+
+def engine_rows(bundle: Path, val: DatasetIndex, *, refused: dict[str, str]) -> list[dict[str, Any]]:
+    """Evaluate and time every engine of a bundle that this machine runs.
+
+    Returns:
+        One row an engine, as `summary.json` holds them; what was not built, or cannot run here, has None for its figures.
+    """
+    manifest = read_manifest(bundle)
+    clips, truth = _clips(val, manifest)
+    engines: dict[tuple[str, str], Engine] = {}
+    rows = []
+    for artefact in manifest.artefacts:
+        key = (artefact.target, artefact.precision)
+        row = {"target": key[0], "precision": key[1], "status": artefact.status, **_no_figures()}
+        row["megabytes"] = round(sum(manifest.files[name].bytes for name in artefact.files) / 1e6, 3)
+        row["max_abs_diff"] = artefact.max_abs_diff
+        if not why_not(artefact.target, artefact):
+            engine = engines[key] = flowless.load(bundle, *key)
+            scores = np.concatenate([engine(clips[start : start + BATCH]) for start in range(0, len(clips), BATCH)])
+            row["top1"] = round(float((scores.argmax(axis=1) == truth).mean()), 4)
+        rows.append(row)
+    _time(engines, clips, rows)
+    rows += [{"target": target, "precision": "fp32", "status": f"not built: {why}", **_no_figures()} for target, why in refused.items()]
+    return rows
+
+
+def _no_figures() -> dict[str, Any]:
+    return dict.fromkeys(("top1", "max_abs_diff", "clips_per_s", "latency_ms_p50", "megabytes"))
+
+
+def _clips(val: DatasetIndex, manifest: Manifest) -> tuple[np.ndarray, np.ndarray]:
+    """Decode every validation clip once, for all engines: uint8 `[V, N, m, H, W, 3]` and labels `[V]`."""
+    with progress() as bar:
+        videos = bar.track(val.videos, description="decode validation videos")
+        clips = [load_clip(val.path_of(video), manifest.spec)[0] for video in videos]
+    return np.stack(clips), np.array([video.label for video in val.videos])
+
+
+def _time(engines: dict[tuple[str, str], Engine], clips: np.ndarray, rows: list[dict[str, Any]]) -> None:
+    """Fill in latency at batch 1 and throughput at batch `BATCH`, the engines taken in turn."""
+    single = time_in_turn({str(key): lambda engine=engine: engine(clips[:1]) for key, engine in engines.items()}, runs=30, warm_up=3)
+    batch = time_in_turn({str(key): lambda engine=engine: engine(clips[:BATCH]) for key, engine in engines.items()}, runs=8, warm_up=2)
+    for row in rows:
+        key = str((row["target"], row["precision"]))
+        if key in single:
+            row["latency_ms_p50"] = single[key].p50_ms
+            row["clips_per_s"] = round(batch[key].per_second(min(BATCH, len(clips))), 1)
+
+
+def watch_videos(bundle: Path, val: DatasetIndex, *, shown: int = 24) -> dict[str, Any]:
+    """Predict the validation videos from their files with the best engine; return what the report shows of it."""
+    engine = flowless.load(bundle)
+    log.print(engine.why, markup=False)
+    paths = [val.path_of(video) for video in val.videos]
+    start = time.perf_counter()
+    with progress() as bar:
+        predictions = list(bar.track(engine.predict_many(paths), total=len(paths), description=f"predict with {engine.target}"))
+    seconds = time.perf_counter() - start
+    rows = [
+        {
+            "video": video.path,
+            "true": val.labels[video.label],
+            "predicted": prediction.top[0].label,
+            "score": prediction.top[0].score,
+            "seconds": prediction.seconds,
+        }
+        for video, prediction in zip(val.videos, predictions, strict=True)
+        if prediction.error is None
+    ]
+    return {
+        "target": f"{engine.target} {engine.precision}",
+        "total": len(paths),
+        "right": sum(row["true"] == row["predicted"] for row in rows),
+        "videos_per_s": len(paths) / seconds,
+        "rows": rows[:: max(1, len(rows) // shown)][:shown],
+    }

@@ -1,0 +1,89 @@
+"""`flowless evaluate`: accuracy of a checkpoint or a bundle on labelled videos."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import RenderableType
+from rich.table import Table
+
+from flowless.bench.evaluation import EvaluationOptions
+from flowless.console import emit
+from flowless.pipeline.index import DatasetIndex, Refused
+from flowless.pipeline.tables import refused_table
+
+#: Classes up to which the whole confusion matrix is printed.
+_MATRIX_CLASSES = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateWords:
+    """Measure a checkpoint or a bundle on labelled videos: top-1, top-5, mean class accuracy, confusion matrix."""
+
+    model: tyro.conf.Positional[Path]
+    """A checkpoint (a .safetensors file of `flowless train`) or a bundle (a folder of `flowless export`)."""
+    data: Path
+    """Index of the videos, from `flowless scan`; its labels must be among the model's."""
+    options: tyro.conf.OmitArgPrefixes[EvaluationOptions] = field(default_factory=EvaluationOptions)
+    """How to run."""
+    plot: Path | None = None
+    """Also draw the confusion matrix into this picture (.png, .svg, .pdf)."""
+    json: bool = False
+    """Print one JSON document, with every prediction, instead of tables."""
+
+
+def main(words: Sequence[str]) -> int:
+    """Run `flowless evaluate`."""
+    options = tyro.cli(EvaluateWords, args=words, prog="flowless evaluate")
+    from flowless.bench.evaluate import evaluate
+
+    if options.plot is not None:
+        from flowless.bench.plots import check_picture_path
+
+        check_picture_path(options.plot)
+    evaluation = evaluate(options.model, DatasetIndex.load(options.data), options=options.options)
+    if options.plot is not None:
+        from flowless.bench.plots import save_confusion
+        from flowless.train.metrics import confusion_matrix
+
+        title = f"{evaluation.model}, {evaluation.target}: top-1 {evaluation.top1:.1%}"
+        save_confusion(options.plot, confusion_matrix(evaluation.scores, evaluation.labels), evaluation.names, title=title)
+    document = evaluation.to_dict()
+    emit(document, *_evaluation_tables(document), as_json=options.json)
+    return 0
+
+
+def _evaluation_tables(document: dict[str, Any]) -> list[RenderableType]:
+    table = Table("figure", "value", title=f"{document['model']} by {document['target']}, {document['views']}")
+    for name in ("videos", "top1", "top5", "mean_class_accuracy"):
+        value = document[name]
+        table.add_row(name.replace("_", " "), str(value) if name == "videos" else f"{value:.2%}")
+    table.add_row("seconds", f"{document['seconds']:.1f}")
+    small = len(document["labels"]) <= _MATRIX_CLASSES
+    confusion = _matrix_table(document) if small else _confused_table(document)
+    return [table, confusion, *refused_table([Refused(**item) for item in document["bad_videos"]], title="could not be read")]
+
+
+def _matrix_table(document: dict[str, Any]) -> Table:
+    table = Table("true \\ predicted", *(str(number) for number in range(len(document["labels"]))), title="confusion matrix")
+    for number, (label, row) in enumerate(zip(document["labels"], document["confusion"], strict=True)):
+        table.add_row(f"{number} {label}", *(str(count) if count else "·" for count in row))
+    return table
+
+
+def _confused_table(document: dict[str, Any]) -> Table:
+    labels = document["labels"]
+    pairs = [
+        (count, row, column)
+        for row, counts in enumerate(document["confusion"])
+        for column, count in enumerate(counts)
+        if count and row != column
+    ]
+    table = Table("videos", "true", "predicted", title="most often confused")
+    for count, row, column in sorted(pairs, reverse=True)[:15]:
+        table.add_row(str(count), labels[row], labels[column])
+    return table
