@@ -58,6 +58,7 @@ def render(summary: Mapping[str, Any], evidence: Evidence) -> str:
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
+    found = {name: _pair_shares(matrix) for name, matrix in evidence.confusions.items()}
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(
         Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     )
@@ -66,6 +67,8 @@ def render(summary: Mapping[str, Any], evidence: Evidence) -> str:
     return template.render(
         summary=summary,
         plots=pictures,
+        pairs={name: share[0] for name, share in found.items()},
+        twins={name: share[1] for name, share in found.items()},
         strips=strips,
         labels=evidence.labels,
         counts=evidence.counts,
@@ -89,6 +92,13 @@ def _pictures(summary: Mapping[str, Any], evidence: Evidence) -> dict[str, str]:
         "confusion_pan": plots.confusion(evidence.confusions["pan-lite"], evidence.labels, title="PAN-Lite", group=2),
         "vap": plots.vap_weights(evidence.vap_weights, timescales=evidence.timescales),
     }
+
+
+def _pair_shares(confusion: np.ndarray) -> tuple[float, float]:
+    """Share of videos whose pair of twins is named, and, of these, of those whose right twin is; classes 2i and 2i + 1 are twins."""
+    pairs = confusion.reshape(len(confusion) // 2, 2, len(confusion) // 2, 2)
+    named = float(np.einsum("iaib->", pairs))
+    return named / max(1, int(confusion.sum())), float(np.trace(confusion)) / max(1.0, named)
 
 
 def _number(value: float | None, form: str) -> str:

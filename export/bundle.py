@@ -58,13 +58,8 @@ def export_bundle(
     versions = {**_versions("torch", "timm", "onnx", "onnxscript"), "flowless": _flowless_version()}
     with whole_folder(folder) as draft:
         graph.export_onnx(source.model, draft / "model.onnx", spec=spec, labels=source.labels, name=source.name, versions=versions)
-        engine = Artefact(
-            target="onnxruntime",
-            precision="fp32",
-            status="verified",
-            files=("model.onnx",),
-            versions=_versions("onnxruntime-gpu", "onnxruntime"),
-        )
+        ort = _versions("onnxruntime-gpu", "onnxruntime")
+        engine = Artefact(target="onnxruntime", precision="fp32", status="verified", files=("model.onnx",), versions=ort)
         backend = open_backend(engine, draft / "model.onnx", classes=len(source.labels))
         result = parity.check(backend, clips, reference.scores, precision="fp32", what=f"{folder.name}/model.onnx")
         reference.save(draft / "reference.npz", spec)

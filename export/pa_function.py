@@ -31,7 +31,7 @@ def pa_function(*, filters: int = 8, kernel: int = 7, eps_inside: bool = False) 
     Args:
         filters: Filters of the op's weight.
         kernel: Rows and columns of a filter, an odd number.
-        eps_inside: Add eps to every filter's difference instead of under the root, as the official code does.
+        eps_inside: Add eps to every filter's difference, earlier less later frame, instead of under the root, as the official code does.
 
     Returns:
         Function of `clip [B, N, m, C, H, W]` and `weight [filters, C, kernel, kernel]` (one floating type) to
@@ -40,18 +40,7 @@ def pa_function(*, filters: int = 8, kernel: int = 7, eps_inside: bool = False) 
     low = kernel // 2
     sums = np.kron(np.eye(4, dtype=np.float32), np.ones((1, filters), np.float32))[:, :, None, None]
     nodes = [
-        # differences of neighbouring frames, as one batch of images
-        *(
-            _constant(name, value)
-            for name, value in (("zero", [0]), ("one", [1]), ("end", [_END]), ("minus_one", [-1]), ("frame_axis", [-4]))
-        ),
-        _node("Slice", "clip one end frame_axis", "later"),
-        _node("Slice", "clip zero minus_one frame_axis", "earlier"),
-        _node("Sub", "later earlier", "difference"),
-        _node("Shape", "difference", "image_shape", start=-3),
-        _node("Shape", "difference", "lead_shape", end=-3),
-        _node("Concat", "minus_one image_shape", "images_shape", axis=0),
-        _node("Reshape", "difference images_shape", "images"),
+        *_differences(),
         # the filter placed at the four phases: [4 filters, C, kernel + 1, kernel + 1]
         *(node for row in (0, 1) for column in (0, 1) for node in _placed(row, column)),
         _node("Concat", "phase_00 phase_01 phase_10 phase_11", "phases", axis=0),
@@ -89,31 +78,21 @@ def pa_nodes(model: onnx.ModelProto) -> list[NodeProto]:
     return [node for node in model.graph.node if node.domain == DOMAIN and node.op_type == OP]
 
 
-def reference_motion(clip: np.ndarray, weight: np.ndarray, *, eps: float, eps_inside: bool = False) -> np.ndarray:
-    """Compute the PA op as the paper writes it (Eq. 4 and 5), in float64, one tap at a time: what all bodies are held against.
-
-    Args:
-        clip: `[..., m, C, H, W]`.
-        weight: `[F, C, k, k]`.
-        eps: Under the root, or with `eps_inside` added to every filter's difference.
-        eps_inside: The official code's place of eps.
-
-    Returns:
-        float64 `[..., m-1, H, W]`.
-    """
-    clip, weight = clip.astype(np.float64), weight.astype(np.float64)
-    size, (rows, columns) = weight.shape[-1], clip.shape[-2:]
-    pad = [(0, 0)] * (clip.ndim - 2) + [(size // 2, size // 2)] * 2
-    padded = np.pad(clip, pad)
-    features = np.zeros((*clip.shape[:-3], weight.shape[0], rows, columns))
-    for y in range(size):
-        for x in range(size):
-            window = padded[..., y : y + rows, x : x + columns]
-            features += np.einsum("fc,...chw->...fhw", weight[:, :, y, x], window)
-    difference = features[..., 1:, :, :, :] - features[..., :-1, :, :, :]
-    if eps_inside:
-        return np.sqrt(((difference + eps) ** 2).sum(-3))
-    return np.sqrt((difference**2).sum(-3) + eps)
+def _differences() -> list[NodeProto]:
+    """Differences of neighbouring frames, as one batch of images."""
+    return [
+        *(
+            _constant(name, value)
+            for name, value in (("zero", [0]), ("one", [1]), ("end", [_END]), ("minus_one", [-1]), ("frame_axis", [-4]))
+        ),
+        _node("Slice", "clip one end frame_axis", "later"),
+        _node("Slice", "clip zero minus_one frame_axis", "earlier"),
+        _node("Sub", "later earlier", "difference"),
+        _node("Shape", "difference", "image_shape", start=-3),
+        _node("Shape", "difference", "lead_shape", end=-3),
+        _node("Concat", "minus_one image_shape", "images_shape", axis=0),
+        _node("Reshape", "difference images_shape", "images"),
+    ]
 
 
 def _lengths(sums: np.ndarray, *, eps_inside: bool) -> list[NodeProto]:
@@ -128,7 +107,8 @@ def _lengths(sums: np.ndarray, *, eps_inside: bool) -> list[NodeProto]:
     ]
     if eps_inside:
         nodes += [
-            _node("Add", "features eps_like", "shifted"),
+            # The official code's difference is the earlier frame less the later one; ours is its negative.
+            _node("Sub", "features eps_like", "shifted"),
             _node("Mul", "shifted shifted", "squares"),
             _node("Conv", "squares sums", "energy", kernel_shape=[1, 1]),
         ]

@@ -152,9 +152,11 @@ def _background(side: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
     mean_colour = rng.uniform(50, 205, 3).astype(np.float32)
     picture = np.tile(mean_colour, (side, side, 1))
     for points in _BACKGROUND_GRIDS:
-        grid = rng.normal(0, rng.uniform(8, 22), (points, points, 3)).astype(np.float32)
+        grid = rng.normal(0, rng.uniform(8, 22), (points, points, 3))
         up = _stretch(points, side)
-        picture += np.einsum("yi,ijc,xj->yxc", up, grid, up, optimize=True)
+        # In double precision: the order in which a matrix product sums depends on machine and memory, and in single
+        # precision that changes a pixel here and there.
+        picture += np.einsum("yi,ijc,xj->yxc", up, grid, up, optimize=True).astype(np.float32)
     picture += rng.normal(0, rng.uniform(1, 4), (side, side, 1)).astype(np.float32)
     film = picture[None]
     still = np.zeros((1, 2), np.int64)
@@ -167,10 +169,10 @@ def _background(side: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
 
 
 @lru_cache(maxsize=32)
-def _stretch(points: int, side: int) -> Floats:
+def _stretch(points: int, side: int) -> NDArray[np.float64]:
     """Matrix `[side, points]` that interpolates `points` values linearly over `side` pixels."""
     at = np.linspace(0, points - 1, side)
-    return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(points))).astype(np.float32)
+    return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(points)))
 
 
 def _paint(film: Floats, shape: Shape, *, shift: NDArray[np.int64]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -21,6 +23,17 @@ def clips() -> Path:
     if not folder.is_dir():
         pytest.fail(f"FLOWLESS_CLIPS is {named!r}, which is not a folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def reference() -> ModuleType:
+    """The models' arithmetic in NumPy float64: what every body of an op is held against."""
+    spec = importlib.util.spec_from_file_location("numpy_reference", Path(__file__).with_name("numpy_reference.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

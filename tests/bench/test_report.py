@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flowless.bench.report import Evidence, render
+from flowless.bench.report import Evidence, _pair_shares, render
 
 LABELS = ("left", "right<script>")
 
@@ -60,3 +60,9 @@ def test_the_page_is_self_contained_and_escapes(summary: dict[str, Any], evidenc
     assert "<script>" not in page
     outside = re.findall(r"""(?:src|href)\s*=\s*["'](?!data:|#)([^"']+)""", page)
     assert outside == []
+
+
+def test_twins_are_told_apart_from_pairs() -> None:
+    # Two pairs, ten videos a class: the first pair is always found, its twins by a coin; half of the second is lost.
+    confusion = np.array([[5, 5, 0, 0], [5, 5, 0, 0], [5, 0, 5, 0], [0, 5, 0, 5]])
+    assert _pair_shares(confusion) == (30 / 40, 20 / 30)

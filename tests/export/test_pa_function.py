@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from flowless.export.graph import inlined
-from flowless.export.pa_function import DOMAIN, OP, OPSET, pa_function, reference_motion
+from flowless.export.pa_function import DOMAIN, OP, OPSET, pa_function
 
 
 def model_of(shape, weight, *, eps=1e-6, eps_inside=False):
@@ -66,45 +66,47 @@ def weights(filters=8, kernel=7):
 @pytest.mark.parametrize("run", [run_onnxruntime, run_openvino])
 @pytest.mark.parametrize("size", [(16, 16), (15, 17), (8, 9), (7, 7), (1, 1), (2, 5)])
 @pytest.mark.parametrize("kind", ["noise", "still", "impulse"])
-def test_body_is_the_papers_formula(run, size, kind):
+def test_body_is_the_papers_formula(run, size, kind, reference):
     clip = frames(kind, (2, 3, 4, 3, *size))
     weight = weights()
-    expected = reference_motion(clip, weight, eps=1e-6)
+    expected = reference.persistence(clip, weight, None, 1e-6)
     found = run(model_of(clip.shape, weight), clip)
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("run", [run_onnxruntime, run_openvino])
-def test_eps_inside_the_difference(run):
+def test_eps_inside_the_difference(run, reference):
     clip, weight = frames("still", (1, 2, 3, 3, 9, 10)), weights()
     found = run(model_of(clip.shape, weight, eps=1e-3, eps_inside=True), clip)
     np.testing.assert_allclose(found, np.sqrt(8e-6), rtol=1e-5)
-    np.testing.assert_allclose(found, reference_motion(clip, weight, eps=1e-3, eps_inside=True), rtol=1e-5)
+    clip = frames("noise", (1, 2, 3, 3, 9, 10))  # moving: the sign of the difference matters
+    found = run(model_of(clip.shape, weight, eps=1e-3, eps_inside=True), clip)
+    np.testing.assert_allclose(found, reference.persistence(clip, weight, None, 1e-3, eps_inside=True), rtol=1e-5)
 
 
-def test_other_filters_and_two_frames():
+def test_other_filters_and_two_frames(reference):
     clip, weight = frames("noise", (1, 1, 2, 3, 13, 10)), weights(filters=3, kernel=5)
-    expected = reference_motion(clip, weight, eps=1e-12)
+    expected = reference.persistence(clip, weight, None, 1e-12)
     np.testing.assert_allclose(run_onnxruntime(model_of(clip.shape, weight, eps=1e-12), clip), expected, rtol=2e-5, atol=1e-5)
 
 
-def test_reference_agrees_with_the_training_op():
+def test_reference_agrees_with_the_training_op(reference):
     import torch
 
     import flowless.train.persistence  # noqa: F401
 
     clip, weight = frames("noise", (2, 2, 4, 3, 15, 18)).astype(np.float64), weights().astype(np.float64)
     found = torch.ops.flowless.persistence(torch.from_numpy(clip), torch.from_numpy(weight), 1e-6)
-    np.testing.assert_allclose(found.numpy(), reference_motion(clip, weight, eps=1e-6), rtol=1e-9)
+    np.testing.assert_allclose(found.numpy(), reference.persistence(clip, weight, None, 1e-6), rtol=1e-9)
 
 
-def test_reference_sees_a_shifted_filter():
+def test_reference_sees_a_shifted_filter(reference):
     """The reference is no mirror of the body: a filter off by one pixel shows."""
     clip, weight = frames("noise", (1, 1, 2, 3, 12, 12)), weights()
     shifted = np.roll(weight, 1, axis=-1)
     found = run_onnxruntime(model_of(clip.shape, shifted), clip)
-    assert np.abs(found - reference_motion(clip, weight, eps=1e-6)).max() > 0.1
+    assert np.abs(found - reference.persistence(clip, weight, None, 1e-6)).max() > 0.1
 
 
 def test_tensorrt_rtx_takes_the_function():

@@ -14,7 +14,16 @@ LIGHT = (
     *("pipeline.spec", "pipeline.index", "pipeline.sampling", "pipeline.probe", "pipeline.decode", "pipeline.preprocess"),
     *("pipeline.scan", "pipeline.encode", "pipeline.moving_shapes", "pipeline.augment", "pipeline.commands"),
     *("train.recipes", "train.metrics", "train.commands", "export.commands", "export.build_engine"),
-    *("engines", "engines.manifest", "engines.commands", "bench.commands", "bench.doctor", "bench.environment"),
+    *(
+        "engines",
+        "engines.manifest",
+        "engines.commands",
+        "bench.commands",
+        "bench.evaluate_command",
+        "bench.evaluate",
+        "bench.doctor",
+        "bench.environment",
+    ),
 )
 
 

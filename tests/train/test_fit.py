@@ -183,7 +183,7 @@ def test_a_taken_folder_is_refused(tmp_path, train_index, whole):
 def test_what_cannot_be_resumed(tmp_path, whole, train_index, val_index):
     with pytest.raises(FlowlessError, match="no run to resume"):
         fit(small(), index=train_index, out=tmp_path, resume=True)
-    with pytest.raises(FlowlessError, match=r"lr 0\.1 → 0\.2"):
+    with pytest.raises(FlowlessError, match=r"lr 0\.004 → 0\.2"):
         fit(small(lr=0.2), index=train_index, out=whole.folder, resume=True)
     fewer = replace(train_index, videos=train_index.videos[1:])
     with pytest.raises(FlowlessError, match=r"24 videos.*has 23"):

@@ -1,4 +1,4 @@
-"""The learning stage's arithmetic once more, in NumPy float64, from the papers' formulas: slow and plain on purpose."""
+"""The models' arithmetic once more, in NumPy float64, from the papers' formulas: slow and plain on purpose."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def conv2d(x, weight, *, stride=1, padding=0, bias=None):
 
 
 def persistence(frames, weight, bias, eps, *, eps_inside=False):
-    """PA as the paper writes it: convolve every frame, with bias, subtract, square, sum, root. `[S, m, 3, H, W]`."""
+    """PA as the paper writes it: convolve every frame, with bias, subtract, square, sum, root. `[..., m, C, H, W]`."""
+    lead, frames = frames.shape[:-4], frames.reshape(-1, *frames.shape[-4:]).astype(np.float64)
     stacks, m = frames.shape[:2]
     features = conv2d(frames.reshape(-1, *frames.shape[2:]), weight, padding=weight.shape[-1] // 2, bias=bias)
     features = features.reshape(stacks, m, *features.shape[1:])
@@ -32,7 +33,8 @@ def persistence(frames, weight, bias, eps, *, eps_inside=False):
         else:
             change = features[:, i + 1] - features[:, i]
             maps.append(np.sqrt((change**2).sum(1) + eps))
-    return np.stack(maps, 1)
+    maps = np.stack(maps, 1)
+    return maps.reshape(*lead, *maps.shape[1:])
 
 
 def shift(x, segments, divisor=8):
