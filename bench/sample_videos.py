@@ -12,7 +12,7 @@ from PIL import Image
 
 #: What x264 is asked for: its defaults spelt out, with a key frame every ten seconds, as data sets and phones have them.
 #: But for one: its look-ahead by macroblock trees gives other bytes each time on processors with AVX-512.
-ENCODER = {"g": "250", "bf": "3", "crf": "23", "preset": "medium", "x264-params": "mbtree=0"}
+ENCODER = {"g": "250", "bf": "3", "crf": "23", "preset": "medium"}
 
 
 #: Columns and rows of one video after the other: data sets store them small, phones and cameras do not.

@@ -16,6 +16,10 @@ from numpy.typing import NDArray
 from flowless.errors import FlowlessError
 from flowless.files import whole_file
 
+#: Encoder -> options without which the same frames are not always the same bytes: x264's macroblock tree rounds by where its
+#: buffers lie in memory, on processors with AVX-512.
+_STEADY = {"libx264": {"x264-params": "mbtree=0"}}
+
 
 def write_video(
     path: str | os.PathLike[str],
@@ -47,7 +51,7 @@ def write_video(
         try:
             # Bit-exact writing leaves out the date and the library's version.
             with av.open(os.fspath(draft), "w", container_options={"fflags": "+bitexact"}) as container:
-                stream: VideoStream = container.add_stream(codec, rate=fps, options=dict(options or {}))  # type: ignore[assignment]
+                stream: VideoStream = container.add_stream(codec, rate=fps, options={**_STEADY.get(codec, {}), **(options or {})})  # type: ignore[assignment]
                 stream.pix_fmt = pixel_format
                 # x264's bytes depend on the number of threads; generators run one process a core instead.
                 stream.thread_count = 1
