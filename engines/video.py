@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
 
-from flowless.pipeline.decode import read_frames
-from flowless.pipeline.preprocess import resize_and_crop
-from flowless.pipeline.probe import probe
-from flowless.pipeline.sampling import clip_indices
+from flowless.pipeline.preprocess import load_clip
 from flowless.pipeline.spec import ClipSpec
 
 
@@ -34,16 +30,6 @@ def timed_clip(path: str | os.PathLike[str], spec: ClipSpec) -> TimedClip:
     Raises:
         FlowlessError: The file cannot be read.
     """
-    started = time.perf_counter()
-    info = probe(path)
-    indices = clip_indices(info.frames, segments=spec.segments, frames_per_segment=spec.frames_per_segment, rule=spec.sampling)
-    wanted, places = np.unique(indices, return_inverse=True)
-    small = np.empty((len(wanted), spec.height, spec.width, 3), np.uint8)
-    resizing = 0.0
-    with closing(read_frames(path, wanted.tolist(), info=info)) as frames:
-        for ordinal, frame in frames:
-            before = time.perf_counter()
-            small[np.searchsorted(wanted, ordinal)] = resize_and_crop(frame[None], spec)[0]
-            resizing += time.perf_counter() - before
-    clip = small[places.reshape(indices.shape)]
-    return TimedClip(clip, time.perf_counter() - started - resizing, resizing)
+    started, resizing = time.perf_counter(), []
+    clip = load_clip(path, spec, resizing=resizing)
+    return TimedClip(clip, time.perf_counter() - started - sum(resizing), sum(resizing))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -64,6 +65,7 @@ def load_clip(
     num_frames: int | None = None,
     info: VideoInfo | None = None,
     threads: int = 1,
+    resizing: list[float] | None = None,
 ) -> NDArray[np.uint8]:
     """Make the evaluation clip of a video, or of a part of one: sample, decode, resize, crop.
 
@@ -74,6 +76,7 @@ def load_clip(
         num_frames: Frames of the part; None means all to the end, which takes a look at the file.
         info: What `probe` said of this file, if it is known.
         threads: With more than one, frames are resized in that many threads while the next ones are decoded.
+        resizing: Gets the seconds of each frame's resize and crop appended.
 
     Returns:
         uint8 `[views, N, m, H, W, 3]`, RGB.
@@ -92,7 +95,10 @@ def load_clip(
     small = np.empty((len(wanted), spec.height, spec.width, 3), np.uint8)
 
     def keep(ordinal: int, frame: NDArray[np.uint8]) -> None:
+        started = time.perf_counter()
         small[np.searchsorted(wanted, ordinal)] = _one(frame, spec)
+        if resizing is not None:
+            resizing.append(time.perf_counter() - started)
 
     # Frame by frame: a clip of large frames never lies in memory at full size.
     with closing(read_frames(path, wanted.tolist(), info=info, threads=threads)) as frames:
