@@ -137,15 +137,20 @@ def _build(bundle: Path) -> dict[str, str]:
 
 def summary_table(summary: dict[str, Any]) -> Table:
     """Return the summary as a table for people."""
+    from rich.markup import escape
     from rich.table import Table
 
     accuracy = ", ".join(f"{name} {100 * top1:.1f} %" for name, top1 in summary["accuracy"].items())
     columns = ("target", "precision", "status", "top-1", "largest difference", "latency, ms", "clips/s", "MB")
     table = Table(*columns, title=f"validation top-1: {accuracy}; {sum(summary['seconds'].values()):.0f} s")
     forms = {"top1": "%.3f", "max_abs_diff": "%.1e", "latency_ms_p50": "%.2f", "clips_per_s": "%.0f", "megabytes": "%.2f"}
+    left_out = []
     for row in summary["engines"]:
+        status, _, reason = row["status"].partition(": ")
+        left_out += [f"{row['target']} {status}: {reason}"] if reason else []
         figures = ["" if row[key] is None else form % row[key] for key, form in forms.items()]
-        table.add_row(row["target"], row["precision"], row["status"], *figures)
+        table.add_row(row["target"], row["precision"], status, *figures)
+    table.caption = escape("\n".join(left_out))
     return table
 
 
