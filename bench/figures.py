@@ -1,0 +1,90 @@
+"""The README's figures, rendered from `bench/results/`, so that no number there is typed by hand: `python bench/figures.py`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from flowless.errors import FlowlessError
+from flowless.files import whole_file
+
+ROOT = Path(__file__).parent.parent
+BEGIN, END = "<!-- figures: from bench/results by bench/figures.py -->\n", "<!-- end of figures -->\n"
+
+
+def render(results: Path) -> str:
+    """Return the README's part on measured figures, in Markdown."""
+    throughput, peers, reversal = (json.loads((results / f"{name}.json").read_text(encoding="utf-8")) for name in _NAMES)
+    where = throughput["environment"]
+    return "\n".join(
+        [
+            f"PAN-Lite ResNet-50, 8 × 4 frames of 224 × 224, batch 1, on {where['cores']} cores of an {where['processor']} processor"
+            f" ({', '.join(where['instruction_sets'])}), no GPU; medians of one run each.",
+            "",
+            *_forward(throughput, peers),
+            "",
+            *_sentences(throughput, peers, reversal),
+            "",
+        ]
+    )
+
+
+_NAMES = ("throughput", "peers", "reversal")
+
+
+def _forward(throughput: dict[str, Any], peers: dict[str, Any]) -> list[str]:
+    official = {row["name"]: row for row in peers["forward"]}
+    columns = ("forward", "ms", "× PyTorch eager", "× official code, same run", "× official, its slow norm rewritten")
+    lines = [f"| {' | '.join(columns)} |", "|---|---|---|---|---|"]
+    for row in throughput["engines"]:
+        if "p50_ms" in row and row["p50_ms"] is not None:
+            beside = official.get(row["name"], {})
+            ratios = [beside.get("times_official"), beside.get("times_official_rewritten")]
+            told = ["" if ratio is None else f"{ratio:.1f}" for ratio in ratios]
+            lines.append(f"| {row['name']} | {row['p50_ms']:.0f} | {row['times_eager']:.1f} | {told[0]} | {told[1]} |")
+    return lines
+
+
+def _sentences(throughput: dict[str, Any], peers: dict[str, Any], reversal: dict[str, Any]) -> list[str]:
+    maps = {row["name"]: row["maps_per_s"] for row in peers["motion_maps"] if row.get("maps_per_s")}
+    ours = max(value for name, value in maps.items() if not name.startswith("official"))
+    theirs = maps["official, norm as-published"]
+    path = max(peers["from_file"]["times_official"].values())
+    shares = [row["share"] for row in throughput["end_to_end"]]
+    top1 = {row["model"]: row["top1"] for row in reversal["models"]}
+    return [
+        f"- From the video file to the scores: {path:.1f}× the official path (JPEG extraction, PIL, eager; its"
+        f" norm {peers['from_file']['official_norm']}).",
+        f"- PA alone: {ours:.0f} maps/s, {ours / theirs:.1f}× the official PA.",
+        f"- Decoding exactly the clip's frames takes {throughput['libav_ratio']:.2f} of the time in which libav alone reaches them.",
+        f"- End to end over several videos, {100 * min(shares):.0f} to {100 * max(shares):.0f} % of the slower of decoding and engine,"
+        " which share the cores.",
+        f"- Real gestures played forwards and backwards, training accuracy: PAN-Lite {100 * top1['pan-lite']:.0f} %,"
+        f" TSN {100 * top1['tsn']:.0f} % (half is all that it can reach).",
+    ]
+
+
+def replaced(readme: str, figures: str) -> str:
+    """Return the README with its figures replaced."""
+    head, found, rest = readme.partition(BEGIN)
+    _, closed, tail = rest.partition(END)
+    if not found or not closed:
+        lines = f"{BEGIN.strip()!r} and {END.strip()!r}"
+        raise FlowlessError(f"README.md: the lines {lines} must both be there; put them where the figures belong.")
+    return f"{head}{BEGIN}{figures}{END}{tail}"
+
+
+def main() -> None:
+    """Write the figures into README.md."""
+    readme = ROOT / "README.md"
+    text = replaced(readme.read_text(encoding="utf-8"), render(ROOT / "bench" / "results"))
+    with whole_file(readme) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    from flowless.cli import run_command
+
+    sys.exit(run_command(main))
