@@ -57,7 +57,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return 0
     name, rest = words[0], words[1:]
     if name not in COMMANDS:
-        log.print(f"flowless: no command {name!r}. The commands are: {', '.join(COMMANDS)}.", style="red", markup=False)
+        log.print(f"flowless: no command {name!r}. The commands are: {', '.join(COMMANDS)}.", style="red", markup=False, soft_wrap=True)
         return 2
     return run_command(lambda: _function(name)(rest))
 
@@ -84,7 +84,7 @@ def run_command(command: Callable[[], int | None]) -> int:
     try:
         return command() or 0
     except FlowlessError as error:
-        log.print(f"flowless: {error}", style="red", markup=False)
+        log.print(f"flowless: {error}", style="red", markup=False, soft_wrap=True)
         return error.exit_code
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]

@@ -68,7 +68,7 @@ def bench(words: Sequence[str]) -> int | None:
         return 0 if words else 2
     name, rest = words[0], words[1:]
     if name not in BENCHMARKS:
-        log.print(f"flowless bench: no benchmark {name!r}. There are: {', '.join(BENCHMARKS)}.", style="red", markup=False)
+        log.print(f"flowless bench: no benchmark {name!r}. There are: {', '.join(BENCHMARKS)}.", style="red", markup=False, soft_wrap=True)
         return 2
     module, _, function = BENCHMARKS[name][0].partition(":")
     return getattr(importlib.import_module(module), function)(rest)

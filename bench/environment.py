@@ -8,6 +8,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from flowless.machine import usable_cores
+
 LIBRARIES = (
     *("numpy", "av", "pillow", "openvino", "onnxruntime-gpu", "onnx", "onnxscript", "torch", "torchvision", "timm", "lightning"),
     *("nvidia-dali-cuda120", "tensorrt-rtx", "tensorrt", "flowless"),
@@ -65,14 +67,6 @@ def instruction_sets() -> list[str]:
     """Return those of `INSTRUCTION_SETS` that the processor has."""
     flags = next((set(value.split()) for key, value in _cpuinfo() if key in {"flags", "Features"}), set())
     return [name for name in INSTRUCTION_SETS if name in flags]
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may run on."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:
-        return os.cpu_count() or 1
 
 
 def memory_gib() -> float:

@@ -18,6 +18,7 @@ import flowless
 from flowless.bench.evaluation import Evaluation, EvaluationOptions
 from flowless.console import progress
 from flowless.errors import FlowlessError
+from flowless.machine import usable_cores
 from flowless.pipeline.index import DatasetIndex, Refused, VideoRecord
 from flowless.pipeline.preprocess import load_clip
 from flowless.pipeline.spec import ClipSpec
@@ -74,7 +75,7 @@ def _evaluate_engine(engine: Engine, index: DatasetIndex, options: EvaluationOpt
 
     with progress() as bar:
         task = bar.add_task("evaluating", total=len(index.videos))
-        for record, clip in _clips(index, spec, options.threads or os.cpu_count() or 1):
+        for record, clip in _clips(index, spec, options.threads or usable_cores()):
             if isinstance(clip, FlowlessError):
                 bad.append(Refused(path=record.path, reason=str(clip)))
             else:

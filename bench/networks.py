@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from flowless.bench.environment import usable_cores
+from flowless.machine import usable_cores
 from flowless.pipeline.spec import ClipSpec
 from flowless.train.models import Recognizer, build_model
 

@@ -14,6 +14,7 @@ import tyro
 from flowless.console import emit, log
 from flowless.errors import FlowlessError
 from flowless.files import write_json
+from flowless.machine import usable_cores
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -77,7 +78,7 @@ def measure(settings: Peers) -> dict[str, Any]:
     Raises:
         FlowlessError: There is no clone at `settings.official`, or a video cannot be read.
     """
-    from flowless.bench.environment import environment, usable_cores
+    from flowless.bench.environment import environment
     from flowless.bench.networks import torch_threads
     from flowless.bench.official import load_official
     from flowless.bench.quiet import busy_share, judged

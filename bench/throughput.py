@@ -15,6 +15,7 @@ import tyro
 from flowless.console import emit, log
 from flowless.errors import FlowlessError
 from flowless.files import write_json
+from flowless.machine import usable_cores
 
 if TYPE_CHECKING:
     from flowless.bench.video_stages import VideoStages
@@ -77,7 +78,7 @@ def main(words: Sequence[str]) -> None:
 
 def measure(settings: Throughput) -> dict[str, Any]:
     """Make what is missing, measure, and return the document."""
-    from flowless.bench.environment import environment, usable_cores
+    from flowless.bench.environment import environment
     from flowless.bench.networks import torch_threads
     from flowless.bench.quiet import busy_share, judged
 

@@ -17,6 +17,7 @@ from flowless.engines.backends import Backend
 from flowless.engines.manifest import Manifest
 from flowless.engines.video import TimedClip, timed_clip
 from flowless.errors import FlowlessError
+from flowless.machine import usable_cores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +138,7 @@ class Engine:
             top: Number of classes to name.
             workers: Threads that decode; by default one a core, at most four. At most one clip more than that waits.
         """
-        workers = workers or min(4, _cores())
+        workers = workers or min(4, usable_cores())
         remaining = iter(paths)
         waiting: deque[tuple[str, Future[TimedClip]]] = deque()
         with ThreadPoolExecutor(workers, thread_name_prefix="flowless-decode") as pool:
@@ -182,8 +183,3 @@ class Engine:
             precision=self.precision,
             seconds={"decode": made.decode, "preprocess": made.preprocess, "engine": spent},
         )
-
-
-def _cores() -> int:
-    count = getattr(os, "sched_getaffinity", None)
-    return len(count(0)) if count else os.cpu_count() or 1

@@ -12,7 +12,6 @@ out. Either way it is listed in `bad_videos`, and above `max_bad_share` of the v
 from __future__ import annotations
 
 import math
-import os
 import queue
 import threading
 from collections.abc import Callable, Generator
@@ -25,6 +24,7 @@ import torch
 
 from flowless.console import log
 from flowless.errors import FlowlessError
+from flowless.machine import usable_cores
 from flowless.pipeline.augment import LoaderOptions
 from flowless.pipeline.dali_graph import ClipGraph, Frames
 from flowless.pipeline.frame_source import Drawn, FrameSource, Sample, decoders_for
@@ -224,7 +224,7 @@ class ClipLoader:
     def _threads(self) -> int:
         if self.options.threads is not None:
             return self.options.threads
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return usable_cores()
 
 
 def _put(ready: queue.Queue[Any], item: object, stop: threading.Event) -> bool:

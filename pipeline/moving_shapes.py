@@ -19,6 +19,7 @@ from typing import Literal
 from flowless.console import progress
 from flowless.errors import FlowlessError
 from flowless.files import whole_folder, write_json
+from flowless.machine import usable_cores
 from flowless.pipeline.encode import write_video
 from flowless.pipeline.index import DatasetIndex, VideoRecord
 from flowless.pipeline.shapes_scene import CLASSES, PAIRS, TWIN, scene_frames
@@ -95,7 +96,7 @@ def generate(out: str | os.PathLike[str], *, options: ShapesOptions | None = Non
         FlowlessError: `out` is something else than Moving Shapes, it cannot be written, or the disk is full.
     """
     options, target = options or ShapesOptions(), Path(out)
-    workers = _processors() if workers is None else workers
+    workers = usable_cores() if workers is None else workers
     if workers < 1:
         raise FlowlessError(f"Moving Shapes: workers is {workers}; it must be at least 1.")
     if target.exists() and not _replaceable(target):
@@ -113,11 +114,6 @@ def generate(out: str | os.PathLike[str], *, options: ShapesOptions | None = Non
 
 def _replaceable(target: Path) -> bool:
     return target.is_dir() and ((target / MARK).is_file() or not any(target.iterdir()))
-
-
-def _processors() -> int:
-    # The processors that this process may use, which in a container are fewer than the machine's.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _scenes(split: Split, options: ShapesOptions) -> Iterator[tuple[int, tuple[str, ...]]]:

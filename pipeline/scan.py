@@ -10,6 +10,7 @@ from pathlib import Path
 
 from flowless.console import progress
 from flowless.errors import FlowlessError
+from flowless.machine import usable_cores
 from flowless.pipeline.index import DatasetIndex, Refused, VideoRecord
 from flowless.pipeline.scan_jobs import Found, Job, run_jobs
 from flowless.pipeline.scan_journal import Journal
@@ -84,7 +85,7 @@ def run_scan(
         resumed = len(jobs) - len(waiting)
         with progress() as bar:
             task = bar.add_task("scanning", total=len(jobs), completed=resumed)
-            for job, finding in run_jobs(waiting, workers=workers or _cores()):
+            for job, finding in run_jobs(waiting, workers=workers or usable_cores()):
                 found[job] = finding
                 journal.note(job, finding)
                 bar.advance(task)
@@ -162,7 +163,3 @@ def _name(root: Path, path: Path) -> str:
 
 def _range(item: Item) -> str:
     return f"from {item.start or 0:g} s" + ("" if item.end is None else f" to {item.end:g} s")
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -10,7 +10,7 @@ import pytest
 
 #: Modules that a runtime install lives on; each must import where PyTorch, DALI, ONNX and the rest are not installed.
 LIGHT = (
-    *("cli", "console", "errors", "files"),
+    *("cli", "console", "errors", "files", "machine"),
     *("pipeline.spec", "pipeline.index", "pipeline.sampling", "pipeline.probe", "pipeline.decode", "pipeline.preprocess"),
     *("pipeline.scan", "pipeline.encode", "pipeline.moving_shapes", "pipeline.augment", "pipeline.commands"),
     *("train.recipes", "train.metrics", "train.commands", "export.commands", "export.build_engine"),

@@ -327,3 +327,19 @@ def test_damaged_real_clip_is_refused_and_the_rest_goes_on(clips, tmp_path):
     assert [(item.path, item.reason) for item in index.refused] == [("things/corrupted.mp4", "the stream is damaged near frame 28")]
     loaded = DatasetIndex.load(tmp_path / "i.jsonl")
     assert np.array_equal(decode_frames(loaded.path_of(loaded.videos[1]), [2]), decode_frames(clips / "unordered.mov", [2]))
+
+
+def test_a_full_disk_is_told_and_nothing_half_written_stays(tree, tmp_path):
+    """The system itself refuses: no file may grow beyond a few bytes."""
+    program = (
+        "import resource, signal, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))\n"
+        "from flowless.cli import main\n"
+        f"sys.exit(main(['scan', {str(tree)!r}, '--out', {str(tmp_path / 'out' / 'index.jsonl')!r}, '--workers', '1']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "index.jsonl" in done.stderr
+    assert not (tmp_path / "out" / "index.jsonl").exists()
