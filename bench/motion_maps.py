@@ -13,6 +13,7 @@ from flowless.bench.rivals import Rival
 from flowless.engines.backends import HINTS, open_backend, why_not
 from flowless.engines.manifest import Artefact
 from flowless.export.graph import export_onnx, inlined, read_graph
+from flowless.export.layout import differences_first
 from flowless.pipeline.spec import ClipSpec
 from flowless.train.models import MotionRecognizer
 
@@ -63,7 +64,9 @@ def motion_rivals(spec: ClipSpec, *, threads: int, folder: Path) -> tuple[Motion
     graph = folder / "motion.onnx"
     export_onnx(Motion(model).eval(), graph, spec=spec, labels=["motion"], name="persistence", versions={})
     flat = folder / "motion-inlined.onnx"
-    flat.write_bytes(inlined(read_graph(graph)).SerializeToString())
+    proto = inlined(read_graph(graph))
+    differences_first(proto)
+    flat.write_bytes(proto.SerializeToString())
     for target, hint in ENGINES:
         precision = HINTS[hint] if hint else "fp32"
         name, reason = f"{target} {precision}", why_not(target)

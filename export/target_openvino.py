@@ -10,6 +10,7 @@ import onnx
 from flowless.engines.manifest import Artefact
 from flowless.errors import FlowlessError
 from flowless.export.graph import inlined
+from flowless.export.layout import differences_first
 from flowless.export.target_options import BuildOptions
 
 
@@ -31,7 +32,9 @@ def build_openvino(proto: onnx.ModelProto, folder: Path, *, precision: str, opti
         import openvino
 
         try:
-            model = openvino.Core().read_model(inlined(proto).SerializeToString())
+            flat = inlined(proto)
+            differences_first(flat)
+            model = openvino.Core().read_model(flat.SerializeToString())
         except RuntimeError as error:
             raise FlowlessError(
                 f"openvino {openvino.__version__} does not take the graph: {_first_line(error)}. Build another target."

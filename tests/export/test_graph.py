@@ -11,6 +11,7 @@ import pytest
 
 from flowless.errors import FlowlessError
 from flowless.export import graph
+from flowless.export.layout import differences_first
 from flowless.export.pa_function import pa_nodes
 from flowless.pipeline.spec import ClipSpec
 
@@ -88,3 +89,18 @@ def test_what_is_no_graph(tmp_path):
     path.write_bytes(b"\xff\xff nothing of the kind")
     with pytest.raises(FlowlessError, match=r"model\.onnx: not a readable ONNX file"):
         graph.read_graph(path)
+
+
+def test_differences_before_layout_are_the_same_numbers(proto):
+    """The rewrite for OpenVINO finds PA's difference, and changes no score."""
+    import onnxruntime
+
+    before, after = graph.inlined(proto), graph.inlined(proto)
+    assert differences_first(after) == 1
+    assert len(after.graph.node) == len(before.graph.node) + 1
+    clip = np.random.default_rng(0).integers(0, 256, (2, 4, 3, 48, 49, 3), dtype=np.uint8)
+    scores = [
+        np.asarray(onnxruntime.InferenceSession(flat.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"clip": clip})[0])
+        for flat in (before, after)
+    ]
+    np.testing.assert_allclose(scores[1], scores[0], rtol=1e-5, atol=1e-6)

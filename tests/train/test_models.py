@@ -121,7 +121,7 @@ def test_motion_maps_are_what_the_network_sees():
     clip = clips(SMALL)
     with torch.inference_mode():
         maps = model.motion(clip)
-        seen = model._seen_in_pixels(model.as_frames(clip))
+        seen = model._seen_in_pixels(clip.float())
     assert maps.shape == (2, 4, 2, 32, 32)
     torch.testing.assert_close(seen[:, :, 3:], maps)
     torch.testing.assert_close(seen[:, :, :3], model.normalise(model.as_frames(clip[:, :, 0])))

@@ -38,7 +38,8 @@ class Recognizer(nn.Module):
     def forward(self, clip: Tensor) -> Tensor:
         """Recognise pixels: uint8 `[B, N, m, H, W, 3]` to scores `[B, classes]`."""
         self._check(clip, torch.uint8, self.spec.shape)
-        return self.head(self._encode(self._seen_in_pixels(self.as_frames(clip))))
+        # The cast comes first: TensorRT neither cuts nor transposes bytes.
+        return self.head(self._encode(self._seen_in_pixels(clip.float())))
 
     def forward_frames(self, x: Tensor) -> Tensor:
         """Recognise normalised frames `[B, N, m, 3, H, W]`: scores `[B, classes]`."""
@@ -49,10 +50,7 @@ class Recognizer(nn.Module):
         return self._encode(self._seen(x))
 
     def as_frames(self, clip: Tensor) -> Tensor:
-        """Turn uint8 `[..., H, W, 3]` into float32 `[..., 3, H, W]`, values 0 to 255.
-
-        The cast comes first: TensorRT cannot transpose bytes.
-        """
+        """Turn uint8 `[..., H, W, 3]` into float32 `[..., 3, H, W]`, values 0 to 255."""
         return clip.float().movedim(-1, -3)
 
     def normalise(self, frames: Tensor) -> Tensor:
@@ -63,9 +61,10 @@ class Recognizer(nn.Module):
         """What the backbone sees of normalised frames: `[B, N, C, H, W]`."""
         return x[:, :, 0]
 
-    def _seen_in_pixels(self, frames: Tensor) -> Tensor:
-        """What the backbone sees of frames of values 0 to 255: `[B, N, C, H, W]`."""
-        return self.normalise(frames[:, :, 0])
+    def _seen_in_pixels(self, pixels: Tensor) -> Tensor:
+        """What the backbone sees of float pixels `[B, N, m, H, W, 3]` of values 0 to 255: `[B, N, C, H, W]`."""
+        # Cut before transposing, so that an engine moves one frame of a segment and not all of them.
+        return self.normalise(pixels[:, :, 0].movedim(-1, -3))
 
     def _encode(self, seen: Tensor) -> Tensor:
         return self.backbone(seen.flatten(0, 1)).unflatten(0, (-1, self.spec.segments))
@@ -98,7 +97,8 @@ class MotionRecognizer(Recognizer):
         maps = self.persistence(x, self.persistence.motion(x))
         return torch.cat([x[:, :, 0], maps.to(x.dtype)], dim=2)
 
-    def _seen_in_pixels(self, frames: Tensor) -> Tensor:
+    def _seen_in_pixels(self, pixels: Tensor) -> Tensor:
+        frames = pixels.movedim(-1, -3)
         if self.persistence.encoding == "e2":
             return self._seen(self.normalise(frames))
-        return torch.cat([self.normalise(frames[:, :, 0]), self._motion_in_pixels(frames)], dim=2)
+        return torch.cat([super()._seen_in_pixels(pixels), self._motion_in_pixels(frames)], dim=2)
