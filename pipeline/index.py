@@ -88,6 +88,8 @@ class DatasetIndex:
         source = Path(path)
         try:
             lines = source.read_text(encoding="utf-8").splitlines()
+            if not lines:
+                raise ValueError("the file is empty")
             header = json.loads(lines[0])
             if header.get("format") != FORMAT or header.get("version") != VERSION:
                 raise ValueError(f"its first line is not the header of a {FORMAT} of version {VERSION}")

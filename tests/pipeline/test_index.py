@@ -1,0 +1,40 @@
+"""The index file: what is written is read again, and what is no index is told."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from flowless.errors import FlowlessError
+from flowless.pipeline.index import DatasetIndex, Refused, VideoRecord
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> DatasetIndex:
+    video = VideoRecord(id="wave/a.mp4", path="wave/a.mp4", label=1, frames=12, width=8, height=6, key_frames=(0, 6))
+    refused = (Refused(path="clap/b.mp4", reason="the file is empty"),)
+    return DatasetIndex(root=tmp_path / "data", labels=("clap", "wave"), videos=(video,), refused=refused)
+
+
+def test_what_is_written_is_read_again_from_wherever_it_lies(small: DatasetIndex, tmp_path: Path) -> None:
+    small.save(tmp_path / "elsewhere" / "index.jsonl")
+    assert DatasetIndex.load(tmp_path / "elsewhere" / "index.jsonl") == small
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("", "the file is empty"), ("a video\n", "not a readable index"), ("{}\n", "not the header"), ("[]\n", "not a readable index")],
+)
+def test_what_is_no_index_is_told(text: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "index.jsonl").write_text(text)
+    with pytest.raises(FlowlessError, match=rf"index\.jsonl.*{reason}"):
+        DatasetIndex.load(tmp_path / "index.jsonl")
+
+
+def test_a_label_that_the_index_does_not_know_is_refused(small: DatasetIndex, tmp_path: Path) -> None:
+    wrong = replace(small, videos=(replace(small.videos[0], label=2),))
+    wrong.save(tmp_path / "index.jsonl")
+    with pytest.raises(FlowlessError, match=r"wave/a\.mp4 has label 2.*2 labels"):
+        DatasetIndex.load(tmp_path / "index.jsonl")
