@@ -20,6 +20,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "scan": ("flowless.pipeline.commands:scan", "index a data set: frames, fps, rotation, label; every refused file with its reason"),
     "shapes": ("flowless.pipeline.commands:shapes", "generate Moving Shapes, the benchmark that needs no download"),
     "train": ("flowless.train.commands:train", "train a recipe, such as pan-lite-r50/something-v1"),
+    "import": ("flowless.train.import_command:import_official", "read a checkpoint of the official PAN code"),
+    "fuse": ("flowless.train.fuse_command:fuse", "put separately trained branches into one PAN-Full or PAN-En"),
     "evaluate": ("flowless.bench.evaluate_command:main", "top-1, top-5, mean class accuracy, confusion matrix of a checkpoint or bundle"),
     "export": ("flowless.export.commands:export", "a bundle with model.onnx, checked against PyTorch"),
     "build": ("flowless.export.build_engine:main", "build an engine into a bundle; verified before it is kept"),

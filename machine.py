@@ -1,10 +1,23 @@
-"""What this process may use of the machine."""
+"""What this process may use of the machine, and which libraries are installed."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
 
 
 def usable_cores() -> int:
     """Return how many cores this process may run on, which in a container are fewer than the machine's."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def installed_versions(names: Iterable[str]) -> dict[str, str]:
+    """Return the version of each distribution that is installed, in the order asked for; the others are left out."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -2,7 +2,47 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
+
+
+class PaCase(NamedTuple):
+    """Frames `[S, m, 3, H, W]` and a weight `[8, 3, 7, 7]`, both float64, on which bodies of the PA op like to differ."""
+
+    name: str
+    frames: np.ndarray
+    weight: np.ndarray
+    eps: float
+    #: The frames are whole numbers from 0 to 255, so uint8 holds them too.
+    pixels: bool
+
+
+def pa_cases():
+    """What every body of the PA op is tried on. float16 holds all values and lengths; cast first, then compare with the cast."""
+    random = np.random.default_rng(7)
+
+    def weight(size=0.1):
+        return random.standard_normal((8, 3, 7, 7)) * size
+
+    def pixels(*shape):
+        return random.integers(0, 256, shape).astype(np.float64)
+
+    one = np.full((1, 2, 3, 13, 9), 100.0)
+    one[0, 1, 1, 6, 4] = 101.0
+    still = np.repeat(random.standard_normal((1, 1, 3, 10, 12)), 3, axis=1)
+    return [
+        PaCase("random", random.standard_normal((2, 3, 3, 12, 18)), weight(), 0.01, pixels=False),
+        PaCase("constant in time", still, weight(), 1e-6, pixels=False),
+        PaCase("one pixel changes by one", one, weight(), 1e-3, pixels=True),
+        PaCase("one pixel large", pixels(2, 3, 3, 1, 1), weight(), 1e-3, pixels=True),
+        PaCase("odd sides", pixels(1, 3, 3, 7, 11), weight(), 1e-3, pixels=True),
+        PaCase("one row, wider than a tile", pixels(1, 2, 3, 1, 67), weight(), 1e-3, pixels=True),
+        PaCase("more than one tile, ragged", pixels(1, 2, 3, 21, 37), weight(), 1e-3, pixels=True),
+        # Normalisation's scale folded into filters: their values are below float16's normal numbers, 6.1e-5.
+        PaCase("pixels with scaled filters", pixels(1, 2, 3, 9, 14), weight(2e-5), 1e-12, pixels=True),
+        PaCase("large magnitude", random.standard_normal((1, 3, 3, 9, 8)) * 2e3, weight(), 1e-3, pixels=False),
+    ]
 
 
 def conv2d(x, weight, *, stride=1, padding=0, bias=None):

@@ -14,7 +14,7 @@ from rich.table import Table
 from flowless.console import emit, log
 from flowless.pipeline.index import DatasetIndex
 from flowless.pipeline.tables import refused_table
-from flowless.train.recipes import DATA_NAMES, MODEL_NAMES, Recipe, find_recipe
+from flowless.train.recipes import DATA_NAMES, FAMILY_NAMES, Recipe, find_recipe
 
 if TYPE_CHECKING:
     from flowless.train.fit import FitResult
@@ -24,11 +24,12 @@ _TRAIN_HELP = f"""usage: flowless train RECIPE --data INDEX [--val-data INDEX] [
 Train a recipe on an index that `flowless scan` wrote.
 
   A recipe is MODEL/DATA:
-    MODEL  {", ".join(MODEL_NAMES)}
+    MODEL  one of {", ".join(FAMILY_NAMES)}, with -r18, -r34, -r50 or -r101 behind it
     DATA   {", ".join(DATA_NAMES)}
 
   custom fine-tunes ImageNet weights on data of your own; tiny learns a handful of videos from scratch;
   moving-shapes is for the videos of `flowless shapes`.
+  pan-full and pan-en train their branches together; pan-rgb, pan-pa and pan-lite trained apart are joined by `flowless fuse`.
 
   flowless train pan-lite-r18/moving-shapes --data shapes/train.index.jsonl --val-data shapes/val.index.jsonl
   flowless train pan-lite-r50/custom --data index.jsonl --epochs 20 --batch-size 8

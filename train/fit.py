@@ -109,6 +109,7 @@ def fit(
         width=recipe.width,
         dropout=recipe.dropout,
         pa_encoding=recipe.pa_encoding,
+        pa_depth=recipe.pa_depth,
         pretrained=recipe.pretrained and not resume,
         pretrained_path=None if resume else recipe.pretrained_path,
     )

@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 from flowless.pipeline.spec import ClipSpec
 from flowless.train.models import Recognizer
 
-#: PA's filters, and the weights of each.
-_FILTERS, _TAPS = 8, 3 * 7 * 7
+#: PA's filters, and the weights of each: of the first layer and of the further ones.
+_FILTERS, _TAPS, _DEEPER_TAPS = 8, 3 * 7 * 7, 8 * 7 * 7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,20 +25,28 @@ class Size:
     macs: int
 
 
-def paper_pa_macs(spec: ClipSpec, *, encoding: str = "e1") -> int:
+def pa_parameters(depth: int = 1) -> int:
+    """Count PA's parameters as the paper does: weights and biases of `depth` layers of eight 7x7 filters (1,184 for one)."""
+    return _FILTERS * (_TAPS + 1) + (depth - 1) * _FILTERS * (_DEEPER_TAPS + 1) if depth else 0
+
+
+def paper_pa_macs(spec: ClipSpec, *, encoding: str = "e1", depth: int = 1) -> int:
     """Count PA as the paper does: every frame convolved with bias, eight squares a map; e2 adds the mean over the filters.
 
-    For 8 segments of 6 frames of 224 x 224 this gives the paper's Table I: 2.868 G (e1) and 2.884 G (e2).
+    For 8 segments of 6 frames of 224 x 224 this gives the paper's Table I: 2.868 G (e1) and 2.884 G (e2). A depth of 0
+    squares, and averages, the three colours.
     """
     pixels = spec.segments * spec.height * spec.width
     maps = pixels * (spec.frames_per_segment - 1)
-    return pixels * spec.frames_per_segment * _FILTERS * (_TAPS + 1) + maps * _FILTERS * (2 if encoding == "e2" else 1)
+    channels = _FILTERS if depth else 3
+    return pixels * spec.frames_per_segment * pa_parameters(depth) + maps * channels * (2 if encoding == "e2" else 1)
 
 
-def pa_macs(spec: ClipSpec) -> int:
-    """Count PA as this code's formula reads: m - 1 convolutions of differences without bias, eight squares a map."""
+def pa_macs(spec: ClipSpec, *, depth: int = 1) -> int:
+    """Count PA (e1) as this code's formula reads: m - 1 stacks of convolutions without bias, eight squares a map."""
     maps = spec.segments * (spec.frames_per_segment - 1) * spec.height * spec.width
-    return maps * _FILTERS * (_TAPS + 1)
+    weights = pa_parameters(depth) - depth * _FILTERS
+    return maps * (weights + (_FILTERS if depth else 3))
 
 
 @register_flop_formula(torch.ops.flowless.persistence)

@@ -40,19 +40,21 @@ class TrainingModule(pl.LightningModule):
         self._loaders: list[EpochBatches] = []
         self._sums = {"train": _Sums(), "val": _Sums()}
         self._started = 0.0
-        if recipe.partial_bn:
-            freeze_batch_norm(model)
+        self._freeze()
 
     def train(self, mode: bool = True) -> TrainingModule:
         """Switch to training or evaluation; frozen batch norms stay in evaluation."""
         super().train(mode)
-        if mode and self.recipe.partial_bn:
-            freeze_batch_norm(self.model)
+        if mode:
+            self._freeze()
         return self
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return SGD over the official groups."""
-        return build_optimizer(self.model, self.recipe)
+        """Return the recipe's optimiser over the official groups of every network."""
+        first, *others = (build_optimizer(network, self.recipe) for network in self.model.networks)
+        for group in (group for other in others for group in other.param_groups):
+            first.add_param_group(group)
+        return first
 
     def train_dataloader(self) -> EpochBatches:
         """Return this process's share of the training batches."""
@@ -76,10 +78,15 @@ class TrainingModule(pl.LightningModule):
         return self._keep(EpochBatches(loader, epoch=lambda: 0))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Learn from uint8 clips `[B, 1, N, m, H, W, 3]`."""
-        scores = self.model(batch.clips.squeeze(1)).float()
-        loss = F.cross_entropy(scores, batch.labels, label_smoothing=self.recipe.label_smoothing)
-        self._sums["train"].add(loss, scores, batch.labels)
+        """Learn from uint8 clips `[B, 1, N, m, H, W, 3]`: every network by its own loss, as if it were trained alone.
+
+        The losses are added up, so that each network's gradient is its own; the loss that is reported is their mean.
+        (The gradient's norm is clipped over all networks together.)
+        """
+        branches = self.model.branch_scores(batch.clips.squeeze(1)).float()
+        losses = [F.cross_entropy(scores, batch.labels, label_smoothing=self.recipe.label_smoothing) for scores in branches]
+        loss = torch.stack(losses).sum()
+        self._sums["train"].add(loss / len(losses), branches.mean(0), batch.labels)
         return loss
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -126,6 +133,12 @@ class TrainingModule(pl.LightningModule):
         """Return every video that could not be read, once each."""
         found = {bad.path: bad for loader in self._loaders for bad in loader.source.bad_videos}
         return [found[path] for path in sorted(found)]
+
+    def _freeze(self) -> None:
+        """Keep what the recipe freezes frozen: with partial_bn, every batch norm but each network's first."""
+        if self.recipe.partial_bn:
+            for network in self.model.networks:
+                freeze_batch_norm(network)
 
     def _begin_epoch(self, epoch: int) -> None:
         self._started = time.perf_counter()

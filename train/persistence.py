@@ -2,10 +2,17 @@
 
 The op keeps neither the eight feature maps nor the differences for the backward pass: it computes them again, a chunk of
 planes at a time. Plain autograd would store eight planes for each plane of motion.
+
+Two bodies do the work. On NVIDIA GPUs (compute capability 8.0 and later) the Triton kernels of `persistence_triton`, which hold
+feature maps in registers alone; everywhere else, and for what those kernels are not written for (float64, filters other than
+`[8, 3, 7, 7]`), PyTorch's convolutions. `FLOWLESS_PA=torch` or `FLOWLESS_PA=triton` in the environment demands one of them.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import os
 from typing import Literal
 
 import torch
@@ -43,20 +50,24 @@ def persistence(x: Tensor, weight: Tensor, eps: float, eps_inside: bool = False)
     """Persistence of Appearance of stacks of frames (paper, Eq. 4 and 5).
 
     Args:
-        x: `[..., m, C, H, W]` floating, the frames of a stack in time order.
-        weight: `[F, C, k, k]`, the same type; the paper's is `[8, 3, 7, 7]`.
+        x: `[..., m, C, H, W]`, the frames of a stack in time order: floating, or uint8 pixels.
+        weight: `[F, C, k, k]`, of the type of `x`; floating, for pixels. The paper's is `[8, 3, 7, 7]`.
         eps: Added under the root; with `eps_inside`, the official code's addition to every channel's difference.
         eps_inside: Use the official code's rule, for its checkpoints.
 
     Returns:
-        `[..., m-1, H, W]`: how much each place changed from frame i to frame i+1.
+        `[..., m-1, H, W]` of the weight's type: how much each place changed from frame i to frame i+1.
     """
     _check(x, weight)
+    if body(x, weight) == "triton":
+        from flowless.train import persistence_triton
+
+        return persistence_triton.forward(x, weight, eps, eps_inside=eps_inside)
     stacks = x.reshape(-1, *x.shape[-4:])
-    out = x.new_empty((stacks.shape[0], *motion_shape(stacks[0])))
+    out = weight.new_empty((stacks.shape[0], *motion_shape(x)[-3:]))
     form = _form(x)
     for part in _chunks(stacks, weight):
-        change = features(differences(stacks[part]), weight, form)
+        change = features(differences(stacks[part].to(weight.dtype)), weight, form)
         length = lengths(change, weight.shape[0], eps, eps_inside=eps_inside)
         maps = interleave(length, *x.shape[-2:]) if form == "phases" else length[:, 0]
         out[part] = maps.unflatten(0, (-1, x.shape[-4] - 1))
@@ -70,6 +81,11 @@ def persistence_backward(ratio: Tensor, x: Tensor, weight: Tensor, eps: float, e
     `ratio` `[..., m-1, H, W]` is the gradient at the output divided by the output: d out / d feature = feature / out, so
     this one plane serves all filters.
     """
+    if body(x, weight) == "triton":
+        from flowless.train import persistence_triton_backward as triton_backward
+
+        frames, kernel = triton_backward.backward(ratio, x, weight, eps if eps_inside else 0.0, need_x=need_x)
+        return x.new_empty(0) if frames is None else frames, kernel
     stacks = x.reshape(-1, *x.shape[-4:])
     ratio = ratio.reshape(-1, *ratio.shape[-3:])
     grad_weight = torch.zeros_like(weight)
@@ -77,7 +93,7 @@ def persistence_backward(ratio: Tensor, x: Tensor, weight: Tensor, eps: float, e
     form = _form(x)
     with torch.autocast(x.device.type, enabled=False):
         for part in _chunks(stacks, weight):
-            change, kernel = _chunk_backward(stacks[part], ratio[part], weight, (eps if eps_inside else 0.0, form, need_x))
+            change, kernel = _chunk_backward(stacks[part].to(weight.dtype), ratio[part], weight, (eps if eps_inside else 0.0, form, need_x))
             grad_weight += kernel
             if need_x:
                 by_stack = change.unflatten(0, (-1, x.shape[-4] - 1))
@@ -120,6 +136,49 @@ def _chunk_backward(stacks: Tensor, ratio: Tensor, weight: Tensor, how: tuple[fl
     return grad_difference[..., :height, :width] if need_x else change, grad_weight
 
 
+def body(x: Tensor, weight: Tensor) -> Literal["torch", "triton"]:
+    """Choose what computes PA of these tensors, or obey `FLOWLESS_PA`.
+
+    Raises FlowlessError where `FLOWLESS_PA` is neither of the two, or demands Triton where it cannot serve.
+    """
+    wish = os.environ.get("FLOWLESS_PA", "")
+    if wish not in {"", "torch", "triton"}:
+        raise FlowlessError(f"FLOWLESS_PA is {wish!r}; it must be 'torch' or 'triton', or not be set, to choose the faster one.")
+    if wish == "torch" or (wish != "triton" and not x.is_cuda):
+        return "torch"
+    reason = _why_not_triton(x, weight)
+    if wish == "triton" and reason:
+        raise FlowlessError(f"FLOWLESS_PA=triton: {reason}. Leave FLOWLESS_PA unset, to use PyTorch there.")
+    return "torch" if reason else "triton"
+
+
+def _why_not_triton(x: Tensor, weight: Tensor) -> str:
+    """Say why the Triton kernels cannot serve these tensors, or nothing."""
+    if not _has_triton():
+        return "Triton is not installed (PyTorch brings it on Linux)"
+    from flowless.train.persistence_triton import INTERPRETED, takes
+
+    if not takes(x, weight):
+        return (
+            f"its kernels take float32, float16, bfloat16 or uint8 frames and a weight [8, 3, 7, 7], not {x.dtype} and {list(weight.shape)}"
+        )
+    if not x.is_cuda:
+        return "" if INTERPRETED else f"the frames are on {x.device}, and Triton needs a GPU (or its interpreter: TRITON_INTERPRET=1)"
+    if torch.version.hip or _capability(x.device.index) < (8, 0):
+        return "its kernels need an NVIDIA GPU of compute capability 8.0 or later"
+    return ""
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def _capability(index: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
+
+
 def _form(x: Tensor) -> Form:
     """Choose the faster form: phases, but for maps so small that the 8x8 windows are mostly padding."""
     return "phases" if min(x.shape[-2:]) >= _SMALLEST else "pixels"
@@ -134,10 +193,13 @@ def _chunks(stacks: Tensor, weight: Tensor) -> list[slice]:
 
 
 def _check(x: Tensor, weight: Tensor) -> None:
-    if x.dim() < 4 or x.shape[-4] < 2 or not x.is_floating_point():
+    if x.dim() < 4 or x.shape[-4] < 2 or not (x.is_floating_point() or x.dtype == torch.uint8):
         raise FlowlessError(
-            f"persistence: frames are {x.dtype} {list(x.shape)}; they must be floating [..., m, C, H, W] with m of at least 2."
+            f"persistence: frames are {x.dtype} {list(x.shape)}; they must be floating or uint8 [..., m, C, H, W] with m of at least 2."
         )
+    if not weight.is_floating_point() or (x.is_floating_point() and x.dtype != weight.dtype):
+        wanted = f"{x.dtype}, as the frames are" if x.is_floating_point() else "floating"
+        raise FlowlessError(f"persistence: the weight is {weight.dtype}; it must be {wanted}.")
     if weight.dim() != 4 or weight.shape[1] != x.shape[-3] or weight.shape[-1] != weight.shape[-2] or not weight.shape[-1] % 2:
         raise FlowlessError(
             f"persistence: the weight is {list(weight.shape)}; for frames of {x.shape[-3]} channels it must be "
@@ -147,7 +209,7 @@ def _check(x: Tensor, weight: Tensor) -> None:
 
 @persistence.register_fake
 def _(x: Tensor, weight: Tensor, eps: float, eps_inside: bool = False) -> Tensor:
-    return x.new_empty(motion_shape(x))
+    return weight.new_empty(motion_shape(x))
 
 
 @persistence_backward.register_fake
@@ -162,7 +224,9 @@ def _setup_context(ctx, inputs: tuple[Tensor, Tensor, float, bool], output: Tens
 
 def _backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
     x, weight, out = ctx.saved_tensors
-    grad_x, grad_weight = persistence_backward(gradient / out, x, weight, ctx.eps, ctx.eps_inside, ctx.needs_input_grad[0])
+    # The root of eps is as small as float16 gets: dividing by it there would overflow.
+    ratio = gradient.to(torch.promote_types(out.dtype, torch.float32)) / out
+    grad_x, grad_weight = persistence_backward(ratio, x, weight, ctx.eps, ctx.eps_inside, ctx.needs_input_grad[0])
     return grad_x if ctx.needs_input_grad[0] else None, grad_weight, None, None
 
 

@@ -21,13 +21,15 @@ class Recipe:
     name: str = "custom"
     """The recipe's name, model/data set."""
     model: str = "pan-lite-r50"
-    """tsn, tsm or pan-lite, and r18, r34, r50 or r101."""
+    """tsn, tsm, pan-lite, pan-rgb, pan-pa, pan-full or pan-en, and r18, r34, r50 or r101."""
     width: float = 1.0
     """Factor on the backbone's channels; 0.25 gives 16, 32, 64, 128."""
     dropout: float = 0.5
     """Share of the features dropped before the last layer."""
     pa_encoding: Literal["e1", "e2"] = "e1"
-    """PAN-Lite: motion maps as channels (e1), or as attention on the mean feature map (e2)."""
+    """Models with motion maps: the maps as channels (e1), or as attention on the mean feature map (e2)."""
+    pa_depth: int = 1
+    """Models with motion maps: layers of 7x7 convolutions whose change is measured, 0 to 8 (the paper's choice is 1)."""
     pretrained: bool = True
     """Start from ImageNet weights, which timm downloads or finds in its cache."""
     pretrained_path: str | None = None
@@ -110,6 +112,7 @@ class Recipe:
             (("lr",), lambda x: 0 < x < math.inf, "above 0"),
             (("momentum", "label_smoothing", "dropout"), lambda x: 0 <= x < 1, "in [0, 1)"),
             (("weight_decay", "clip_gradient", "seed"), lambda x: 0 <= x < math.inf, "at least 0"),
+            (("pa_depth",), lambda x: 0 <= x <= 8, "from 0 to 8"),
             (("warm_up",), lambda x: 0 < x < 1, "between 0 and 1"),
             (("step_factor", "max_bad_share", "colour_jitter"), lambda x: 0 <= x <= 1, "in [0, 1]"),
             (("scales",), lambda x: len(x) > 0 and all(0 < scale <= 1 for scale in x), "numbers in (0, 1]"),
@@ -199,20 +202,27 @@ _DATA: dict[str, dict[str, Any]] = {
     "moving-shapes": {**_SMALL, "epochs": 5, "dropout": 0.2},
     "tiny": {**_SMALL, "epochs": 160, "batch_size": 14, "dropout": 0.0, "short_side": 56, "validate_every": 20},
 }
-#: TSN and TSM see one frame a segment, and train as the official RGB branch does: 50 epochs, steps at 20 and 40.
+#: What sees one frame a segment trains as the official RGB branch does: 50 epochs, steps at 20 and 40. (In PAN-Full and
+#: PAN-En that branch learns with the others, by their longer schedule; train it apart and `flowless fuse` for the paper's.)
 _RGB: dict[str, Any] = {"epochs": 50, "steps": (20, 40)}
+_ONE_FRAME = ("tsm", "tsn", "pan-rgb")
 _PUBLIC = ("something-v1", "something-v2", "jester", "kinetics400")
 
 
 def _recipe(model: str, data: str) -> Recipe:
     changes = dict(_DATA[data])
-    if not model.startswith("pan-"):
+    family = model.rpartition("-")[0]
+    if family in _ONE_FRAME:
         changes |= {"frames_per_segment": 1} | (_RGB if data in _PUBLIC else {})
+    if family == "pan-en":
+        changes["sampling"] = "two-clip"
     return Recipe(name=f"{model}/{data}", model=model, **changes)
 
 
+FAMILY_NAMES = ("pan-lite", "pan-full", "pan-en", "pan-rgb", "pan-pa", "tsm", "tsn")
+DEPTH_NAMES = ("r50", "r18", "r34", "r101")
 #: Models and data sets that recipes are named after.
-MODEL_NAMES = tuple(f"{family}-{depth}" for family in ("pan-lite", "tsm", "tsn") for depth in ("r50", "r18", "r34", "r101"))
+MODEL_NAMES = tuple(f"{family}-{depth}" for family in FAMILY_NAMES for depth in DEPTH_NAMES)
 DATA_NAMES = tuple(_DATA)
 RECIPES: dict[str, Recipe] = {f"{model}/{data}": _recipe(model, data) for model in MODEL_NAMES for data in DATA_NAMES}
 

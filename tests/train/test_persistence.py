@@ -32,6 +32,60 @@ def test_every_form_is_the_papers_formula(reference, shape, inside):
     np.testing.assert_allclose(op(x.float(), w.float(), eps, inside), wanted, rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16", "uint8"])
+@pytest.mark.parametrize("inside", [False, True])
+def test_hard_cases_in_every_type(reference, dtype, inside):
+    for case in reference.pa_cases():
+        if dtype == "uint8" and not case.pixels:
+            continue
+        x = torch.from_numpy(case.frames).to(getattr(torch, dtype))
+        w = torch.from_numpy(case.weight).to(torch.float32 if dtype == "uint8" else x.dtype)
+        wanted = reference.persistence(x.double().numpy(), w.double().numpy(), np.zeros(8), case.eps, eps_inside=inside)
+        ours = op(x, w, case.eps, inside)
+        assert ours.dtype == w.dtype
+        allowed = forms.TOLERANCES[dtype] * wanted.max() + torch.finfo(ours.dtype).tiny * torch.finfo(ours.dtype).eps
+        assert np.abs(ours.double().numpy() - wanted).max() <= allowed, case.name
+
+
+def test_pixels_are_taken_as_they_are():
+    clip = torch.randint(0, 256, (2, 3, 4, 9, 10, 3), dtype=torch.uint8)
+    x, w = clip.movedim(-1, -3), torch.randn(8, 3, 7, 7, requires_grad=True)
+    out, wanted = op(x, w, EPS), op(x.float(), w, EPS)
+    torch.testing.assert_close(out, wanted, rtol=0, atol=0)
+    for ours, theirs in zip(torch.autograd.grad(out.sum(), w), torch.autograd.grad(wanted.sum(), w), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_gradient_of_a_still_is_finite_in_half_precision():
+    # 1 / sqrt(EPS) is beyond float16.
+    x, w = torch.zeros(1, 2, 3, 9, 9, dtype=torch.float16), torch.randn(8, 3, 7, 7).half().requires_grad_()
+    (gradient,) = torch.autograd.grad(op(x, w, EPS).sum(), w)
+    assert gradient.dtype == torch.float16
+    assert not gradient.any()
+
+
+def test_the_body_can_be_demanded(monkeypatch):
+    x, w = torch.randn(1, 2, 3, 8, 8), torch.randn(8, 3, 7, 7)
+    monkeypatch.delenv("FLOWLESS_PA", raising=False)
+    assert module.body(x, w) == "torch"
+    monkeypatch.setenv("FLOWLESS_PA", "torch")
+    assert module.body(x, w) == "torch"
+    monkeypatch.setenv("FLOWLESS_PA", "cuda")
+    with pytest.raises(FlowlessError, match=r"'cuda'.*'torch' or 'triton'"):
+        op(x, w, EPS)
+    monkeypatch.setenv("FLOWLESS_PA", "triton")
+    monkeypatch.setattr(module, "_has_triton", lambda: False)
+    with pytest.raises(FlowlessError, match="not installed"):
+        op(x, w, EPS)
+
+
+def test_triton_is_refused_on_a_cpu(monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setenv("FLOWLESS_PA", "triton")
+    with pytest.raises(FlowlessError, match="on cpu"):
+        op(torch.randn(1, 2, 3, 8, 8), torch.randn(8, 3, 7, 7), EPS)
+
+
 def test_leading_dimensions_are_kept():
     x, w = torch.randn(2, 5, 4, 3, 12, 10), torch.randn(8, 3, 7, 7)
     out = op(x, w, EPS)
@@ -60,6 +114,8 @@ def test_op_is_registered_as_torch_wants_it():
     w = torch.randn(8, 3, 7, 7, requires_grad=True)
     torch.library.opcheck(op.default, (x, w, 1e-6))
     torch.library.opcheck(op.default, (x, w, 1e-6, True))
+    pixels = torch.randint(0, 256, x.shape, dtype=torch.uint8)
+    torch.library.opcheck(op.default, (pixels, w, 1e-6))
 
 
 def test_chunks_do_not_change_the_result(monkeypatch):
@@ -152,7 +208,9 @@ def test_phase_weight_places_the_kernel_at_four_offsets():
     ("x", "weight", "named"),
     [
         (torch.zeros(1, 1, 3, 8, 8), torch.zeros(8, 3, 7, 7), r"\[1, 1, 3, 8, 8\]"),
-        (torch.zeros(1, 2, 3, 8, 8, dtype=torch.uint8), torch.zeros(8, 3, 7, 7), "uint8"),
+        (torch.zeros(1, 2, 3, 8, 8, dtype=torch.int32), torch.zeros(8, 3, 7, 7), "int32"),
+        (torch.zeros(1, 2, 3, 8, 8), torch.zeros(8, 3, 7, 7).half(), "float16.*must be torch.float32"),
+        (torch.zeros(1, 2, 3, 8, 8, dtype=torch.uint8), torch.zeros(8, 3, 7, 7, dtype=torch.uint8), "must be floating"),
         (torch.zeros(1, 2, 3, 8, 8), torch.zeros(8, 4, 7, 7), r"\[8, 4, 7, 7\]"),
         (torch.zeros(1, 2, 3, 8, 8), torch.zeros(8, 3, 6, 6), "k odd"),
     ],

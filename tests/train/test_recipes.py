@@ -25,6 +25,18 @@ def test_official_schedule():
     assert (rgb.epochs, rgb.steps) == (50, (20, 40))
 
 
+def test_schedules_of_the_family():
+    for model in ("pan-lite", "pan-pa", "pan-full", "pan-en"):
+        recipe = find_recipe(f"{model}-r50/something-v1")
+        assert (recipe.epochs, recipe.steps, recipe.frames_per_segment) == (80, (30, 60), 4)
+        assert recipe.sampling == ("two-clip" if model == "pan-en" else "centre")
+    rgb = find_recipe("pan-rgb-r101/jester")
+    assert (rgb.epochs, rgb.steps, rgb.frames_per_segment) == (50, (20, 40), 1)
+    assert find_recipe("pan-pa-r50/jester", pa_depth=0).pa_depth == 0
+    with pytest.raises(FlowlessError, match="pa_depth is 9"):
+        find_recipe("pan-pa-r50/jester", pa_depth=9)
+
+
 def test_rate_scales_with_the_batch():
     assert find_recipe("pan-lite-r50/something-v1", batch_size=256).rate_at(0) == pytest.approx(0.04)
 

@@ -80,6 +80,15 @@ def _load_file(model: nn.Module, path: Path, depth: str) -> None:
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read named tensors from a safetensors or PyTorch file; nothing is ever unpickled but plain tensors."""
+    weights = read_document(path)
+    weights = weights.get("state_dict", weights) if isinstance(weights, dict) else weights
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise FlowlessError(f"{path}: holds no table of named tensors. Give a .safetensors file, or a .pth of tensors.")
+    return weights
+
+
+def read_document(path: Path) -> Any:
+    """Read what a safetensors or PyTorch file holds, on the CPU; nothing is ever unpickled but tensors and plain values."""
     import pickle
 
     from safetensors import SafetensorError
@@ -88,16 +97,18 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise FlowlessError(f"{path}: no such file of weights.") from None
-    except (OSError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError as error:
+        # PyTorch's own text would have the user switch the check off.
+        raise FlowlessError(
+            f"{path}: not a readable file of weights: no PyTorch file, or one that holds more than tensors and plain values, which is "
+            f"never run. Give a .safetensors or .pth of tensors."
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FlowlessError(f"{path}: not a readable file of weights ({reason}). Give a .safetensors or .pth of tensors.") from error
-    weights = weights.get("state_dict", weights) if isinstance(weights, dict) else weights
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise FlowlessError(f"{path}: holds no table of named tensors. Give a .safetensors file, or a .pth of tensors.")
-    return weights
 
 
 def _shapes_fit(model: nn.Module, weights: dict[str, Tensor]) -> bool:

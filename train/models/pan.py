@@ -1,48 +1,96 @@
-"""PAN-Lite: motion from the change of shallow features, in the same network as appearance."""
+"""The PAN family: motion from the change of shallow features, beside appearance or in the same network.
+
+Zhang et al., PAN: Towards Fast Action Recognition via Learning Persistence of Appearance, 2020.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import nn
 
-from flowless.errors import FlowlessError
-from flowless.pipeline.spec import ClipSpec
 from flowless.train.models.backbone import widen_first_conv
-from flowless.train.models.recognizer import MotionRecognizer
+from flowless.train.models.plan import Plan
+from flowless.train.models.recognizer import FusedRecognizer, MotionOnlyRecognizer, MotionRecognizer, Network
 from flowless.train.models.shift import add_temporal_shift
 from flowless.train.models.vap import VariousTimescaleAggregationPooling
-from flowless.train.persistence import PersistenceOfAppearance
-
-#: Start of the PA filters without pretrained weights: large enough that motion outweighs the RGB channels beside it. (Moving
-#: Shapes, 1,200 videos, 3 epochs: 66 % of unseen videos right; with 0.03, a map about as bright as the pixels, chance.)
-SCRATCH_STD = 0.5
 
 
-def pan_lite(
-    backbone: nn.Module,
-    *,
-    features: int,
-    classes: int,
-    spec: ClipSpec,
-    dropout: float,
-    pa_encoding: Literal["e1", "e2"],
-    from_pretrained: bool,
-) -> MotionRecognizer:
+def pan_lite(plan: Plan) -> MotionRecognizer:
     """PAN-Lite: RGB and Persistence of Appearance in one TSM ResNet, and various-timescale aggregation pooling.
 
     Model card:
-        Paper: Zhang et al., PAN: Towards Fast Action Recognition via Learning Persistence of Appearance, 2020.
+        Paper: section IV-A, Eq. 10.
         Sees: all m frames of each segment; RGB of the first, and the m - 1 PA maps between them, as 3 + (m - 1) channels.
         Size: ResNet-50, 174 classes: 23.9 M parameters. The paper counts 35.7 GMAC for 8 x 4 frames of 224 x 224; a
             convolution of differences (m - 1 of them for m frames) saves 0.5 of those.
         Variant: temporal shift as in TSM, VAP with expansion 4, dropout before the last layer.
     """
-    if spec.frames_per_segment < 2:
-        raise FlowlessError(f"pan-lite: frames_per_segment is {spec.frames_per_segment}; PA needs at least 2 frames (the paper: 4).")
-    add_temporal_shift(backbone, segments=spec.segments)
-    widen_first_conv(backbone, 3 + spec.frames_per_segment - 1, from_pretrained=from_pretrained)
-    head = VariousTimescaleAggregationPooling(features, segments=spec.segments, classes=classes, dropout=dropout)
-    # The official start is made for pretrained weights and long training; from scratch the maps would stay invisible.
-    persistence = PersistenceOfAppearance(encoding=pa_encoding, std=0.001 if from_pretrained else SCRATCH_STD)
-    return MotionRecognizer(spec=spec, backbone=backbone, head=head, persistence=persistence)
+    backbone, head = _parts(plan, channels=3 + plan.maps)
+    return MotionRecognizer(spec=plan.spec, backbone=backbone, head=head, persistence=plan.persistence())
+
+
+def pan_rgb(plan: Plan) -> Network:
+    """PAN-Full's RGB branch: a TSM ResNet with various-timescale aggregation pooling, without motion maps.
+
+    Model card:
+        Paper: section IV-A, Eq. 8.
+        Sees: the first frame of each segment (a clip of its own needs m = 1).
+        Size: ResNet-50, 174 classes: 23.9 M parameters, 32.7 GMAC for 8 frames of 224 x 224.
+        Variant: as PAN-Lite.
+    """
+    backbone, head = _parts(plan, channels=3)
+    return Network(spec=plan.spec, backbone=backbone, head=head)
+
+
+def pan_pa(plan: Plan) -> MotionOnlyRecognizer:
+    """PAN-Full's PA branch: the same network over the motion maps alone.
+
+    Model card:
+        Paper: section IV-A, Eq. 9.
+        Sees: the m - 1 PA maps of each segment; no appearance. With m = 4 the maps take the place of red, green and blue, and a
+            pretrained first convolution stays as it is (official code); other m widen it.
+        Size: ResNet-50, 174 classes: 23.9 M parameters, 34.1 GMAC for 8 x 4 frames of 224 x 224.
+        Variant: as PAN-Lite.
+    """
+    backbone, head = _parts(plan, channels=plan.maps)
+    return MotionOnlyRecognizer(spec=plan.spec, backbone=backbone, head=head, persistence=plan.persistence())
+
+
+def pan_full(plan: Plan) -> FusedRecognizer:
+    """PAN-Full: the RGB branch and the PA branch side by side, the mean of their scores.
+
+    Model card:
+        Paper: section IV-A and Fig. 3-B; official code: Full = (RGB + PA) / 2, on logits.
+        Sees: all m frames of each segment: RGB of the first (branch rgb), the PA maps (branch pa). The official code samples
+            the branches apart, which moves RGB's frames by up to m - 1; here both see one clip, in one call of one graph.
+        Size: ResNet-50, 174 classes: 47.7 M parameters. The paper counts 67.7 GMAC for 8 x 4 frames of 224 x 224.
+        Training: together, each branch by its own loss; or apart as in the paper, then `flowless fuse`.
+    """
+    return FusedRecognizer(spec=plan.spec, branches={"rgb": pan_rgb(plan), "pa": pan_pa(plan)})
+
+
+def pan_en(plan: Plan) -> FusedRecognizer:
+    """PAN-En: PAN-Lite and PAN-Full together, the mean of their three networks' scores.
+
+    Model card:
+        Paper: section V-D and Table V; official code: En = (Lite + RGB + PA) / 3, on logits.
+        Sees: as PAN-Full; PAN-Lite has PA filters of its own. The paper shows it two clips of 256 x 256.
+        Size: ResNet-50, 174 classes: 71.6 M parameters. The paper counts 135 GMAC for 8 x 4 frames of 256 x 256.
+        Training: as PAN-Full.
+    """
+    return FusedRecognizer(spec=plan.spec, branches={"lite": pan_lite(plan), "rgb": pan_rgb(plan), "pa": pan_pa(plan)})
+
+
+def _parts(plan: Plan, *, channels: int) -> tuple[nn.Module, VariousTimescaleAggregationPooling]:
+    """Return backbone and head; the first convolution is widened where its input is not 3 channels."""
+    backbone = plan.backbone()
+    segments = plan.spec.segments
+    add_temporal_shift(backbone, segments=segments)
+    if channels != 3:
+        widen_first_conv(backbone, channels, from_pretrained=plan.from_pretrained)
+    head = VariousTimescaleAggregationPooling(
+        backbone.num_features,  # type: ignore[arg-type]
+        segments=segments,
+        classes=plan.classes,
+        dropout=plan.dropout,
+    )
+    return backbone, head

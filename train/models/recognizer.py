@@ -1,53 +1,65 @@
-"""What every recogniser shares: pixels in, normalisation inside, a frame encoder, a head over segments."""
+"""What every recogniser shares: pixels in, normalisation inside, scores out; and the networks that see one view of a clip."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from flowless.errors import FlowlessError
 from flowless.pipeline.spec import ClipSpec
-from flowless.train.persistence import PersistenceOfAppearance
+
+if TYPE_CHECKING:
+    from flowless.train.models.plan import PAModule
+
+#: Fewest rows and columns of a frame: the last stage of a ResNet sees one pixel of 32.
+LEAST_SIDE = 32
 
 
 class Recognizer(nn.Module):
-    """A 2D network over the first frame of each segment, and a head over the segments.
+    """Clips to scores, by one network or by several whose scores are averaged.
 
     Attributes:
-        spec: What a clip is.
-        backbone: Frame encoder, `[K, 3, H, W]` to `[K, D]`.
-        head: `[B, N, D]` to scores `[B, classes]`.
+        spec: What a clip is. A model takes other heights and widths too: its networks are convolutional.
         config: The arguments that `build_model` made it with, for the checkpoint.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, *, spec: ClipSpec, backbone: nn.Module, head: nn.Module) -> None:
+    def __init__(self, *, spec: ClipSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.backbone = backbone
-        self.head = head
         self.config: dict[str, Any] = {}
         # Constants, not weights: they come from the ClipSpec, so no file of weights stores them.
         self.register_buffer("mean", 255 * torch.tensor(spec.mean), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(spec.std), persistent=False)
 
+    @property
+    def networks(self) -> tuple[Network, ...]:
+        """The networks whose scores are averaged, each a recogniser by itself."""
+        raise NotImplementedError
+
     def forward(self, clip: Tensor) -> Tensor:
         """Recognise pixels: uint8 `[B, N, m, H, W, 3]` to scores `[B, classes]`."""
-        self._check(clip, torch.uint8, self.spec.shape)
+        return self.branch_scores(clip).mean(0)
+
+    def branch_scores(self, clip: Tensor) -> Tensor:
+        """Return every network's own scores of pixels: uint8 `[B, N, m, H, W, 3]` to `[networks, B, classes]`."""
+        self._check(clip)
         # The cast comes first: TensorRT neither cuts nor transposes bytes.
-        return self.head(self._encode(self._seen_in_pixels(clip.float())))
+        pixels = clip.float()
+        return torch.stack([network.scores_of_pixels(pixels) for network in self.networks])
 
     def forward_frames(self, x: Tensor) -> Tensor:
         """Recognise normalised frames `[B, N, m, 3, H, W]`: scores `[B, classes]`."""
-        return self.head(self.features(x))
+        scores = [network.head(network.features(x)) for network in self.networks]
+        return scores[0] if len(scores) == 1 else torch.stack(scores).mean(0)
 
     def features(self, x: Tensor) -> Tensor:
-        """Encode normalised frames `[B, N, m, 3, H, W]`: one vector a segment, `[B, N, D]`."""
-        return self._encode(self._seen(x))
+        """Encode normalised frames `[B, N, m, 3, H, W]`: one vector a segment, `[B, N, D]`, the networks' one after another."""
+        return torch.cat([network.features(x) for network in self.networks], dim=2)
 
     def as_frames(self, clip: Tensor) -> Tensor:
         """Turn uint8 `[..., H, W, 3]` into float32 `[..., 3, H, W]`, values 0 to 255."""
@@ -56,6 +68,50 @@ class Recognizer(nn.Module):
     def normalise(self, frames: Tensor) -> Tensor:
         """Normalise frames `[..., 3, H, W]` of values 0 to 255 by the ClipSpec's mean and standard deviation."""
         return (frames - self.mean.view(3, 1, 1)) / self.std.view(3, 1, 1)
+
+    def _check(self, clip: Tensor) -> None:
+        segments, frames, height, width, _ = self.spec.shape
+        least = min(LEAST_SIDE, height, width)
+        fits = clip.dtype == torch.uint8 and clip.dim() == 6
+        fits = fits and tuple(clip.shape[1:3]) == (segments, frames) and clip.shape[5] == 3
+        if not fits or clip.shape[3] < least or clip.shape[4] < least:
+            raise FlowlessError(
+                f"the clip is {str(clip.dtype).removeprefix('torch.')} {list(clip.shape)}; this model takes uint8 "
+                f"[B, {segments}, {frames}, H, W, 3] (clip, segments, frames, rows, columns, RGB), H and W at least {least}; "
+                f"it was made for {height} x {width}."
+            )
+
+
+class Network(Recognizer):
+    """A 2D network over the first frame of each segment, and a head over the segments.
+
+    Attributes:
+        backbone: Frame encoder, `[K, 3, H, W]` to `[K, D]`.
+        head: `[B, N, D]` to scores `[B, classes]`.
+    """
+
+    def __init__(self, *, spec: ClipSpec, backbone: nn.Module, head: nn.Module) -> None:
+        super().__init__(spec=spec)
+        self.backbone = backbone
+        self.head = head
+
+    @property
+    def networks(self) -> tuple[Network, ...]:
+        """This network."""
+        return (self,)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """Recognise pixels: uint8 `[B, N, m, H, W, 3]` to scores `[B, classes]`."""
+        self._check(clip)
+        return self.scores_of_pixels(clip.float())
+
+    def scores_of_pixels(self, pixels: Tensor) -> Tensor:
+        """Recognise float pixels `[B, N, m, H, W, 3]` of values 0 to 255: scores `[B, classes]`."""
+        return self.head(self._encode(self._seen_in_pixels(pixels)))
+
+    def features(self, x: Tensor) -> Tensor:
+        """Encode normalised frames `[B, N, m, 3, H, W]`: one vector a segment, `[B, N, D]`."""
+        return self._encode(self._seen(x))
 
     def _seen(self, x: Tensor) -> Tensor:
         """What the backbone sees of normalised frames: `[B, N, C, H, W]`."""
@@ -69,36 +125,68 @@ class Recognizer(nn.Module):
     def _encode(self, seen: Tensor) -> Tensor:
         return self.backbone(seen.flatten(0, 1)).unflatten(0, (-1, self.spec.segments))
 
-    def _check(self, clip: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-        if clip.dtype != dtype or tuple(clip.shape[1:]) != shape:
-            raise FlowlessError(
-                f"the clip is {str(clip.dtype).removeprefix('torch.')} {list(clip.shape)}; this model takes "
-                f"{str(dtype).removeprefix('torch.')} [B, {', '.join(map(str, shape))}] (clip, segments, frames, rows, columns, RGB)."
-            )
 
+class MotionRecognizer(Network):
+    """A network whose backbone also sees the PA maps of each segment, as further channels behind RGB."""
 
-class MotionRecognizer(Recognizer):
-    """A recogniser whose backbone also sees the PA maps of each segment, as further channels behind RGB."""
-
-    def __init__(self, *, spec: ClipSpec, backbone: nn.Module, head: nn.Module, persistence: PersistenceOfAppearance) -> None:
+    def __init__(self, *, spec: ClipSpec, backbone: nn.Module, head: nn.Module, persistence: PAModule) -> None:
         super().__init__(spec=spec, backbone=backbone, head=head)
         self.persistence = persistence
 
     def motion(self, clip: Tensor) -> Tensor:
         """Return the PA maps of pixels: uint8 `[B, N, m, H, W, 3]` to `[B, N, m-1, H, W]`."""
-        self._check(clip, torch.uint8, self.spec.shape)
+        self._check(clip)
         return self._motion_in_pixels(self.as_frames(clip))
 
     def _motion_in_pixels(self, frames: Tensor) -> Tensor:
         # The mean cancels in the difference, so only the scale is applied, to 1,176 weights instead of every frame.
         return self.persistence.motion(frames, scale=self.std.reciprocal())
 
+    def _maps(self, x: Tensor) -> Tensor:
+        """Encode the motion of normalised frames `[B, N, m, 3, H, W]`: `[B, N, m-1, H, W]`."""
+        return self.persistence(x, self.persistence.motion(x)).to(x.dtype)
+
+    def _maps_of_pixels(self, pixels: Tensor) -> Tensor:
+        frames = pixels.movedim(-1, -3)
+        return self._maps(self.normalise(frames)) if self.persistence.encoding == "e2" else self._motion_in_pixels(frames)
+
     def _seen(self, x: Tensor) -> Tensor:
-        maps = self.persistence(x, self.persistence.motion(x))
-        return torch.cat([x[:, :, 0], maps.to(x.dtype)], dim=2)
+        return torch.cat([super()._seen(x), self._maps(x)], dim=2)
 
     def _seen_in_pixels(self, pixels: Tensor) -> Tensor:
-        frames = pixels.movedim(-1, -3)
-        if self.persistence.encoding == "e2":
-            return self._seen(self.normalise(frames))
-        return torch.cat([super()._seen_in_pixels(pixels), self._motion_in_pixels(frames)], dim=2)
+        return torch.cat([super()._seen_in_pixels(pixels), self._maps_of_pixels(pixels)], dim=2)
+
+
+class MotionOnlyRecognizer(MotionRecognizer):
+    """A network whose backbone sees the PA maps of each segment and nothing else."""
+
+    def _seen(self, x: Tensor) -> Tensor:
+        return self._maps(x)
+
+    def _seen_in_pixels(self, pixels: Tensor) -> Tensor:
+        return self._maps_of_pixels(pixels)
+
+
+class FusedRecognizer(Recognizer):
+    """Several networks that see the same clip; the mean of their scores is the fused score.
+
+    Trained together, each network learns as if alone: `branch_scores` gives each its own loss.
+
+    Attributes:
+        branches: Name -> network.
+    """
+
+    def __init__(self, *, spec: ClipSpec, branches: dict[str, Network]) -> None:
+        super().__init__(spec=spec)
+        self.branches = nn.ModuleDict(branches)
+
+    @property
+    def networks(self) -> tuple[Network, ...]:
+        """The branches' networks."""
+        return tuple(self.branches.values())  # type: ignore[arg-type]
+
+    def motion(self, clip: Tensor) -> Tensor:
+        """Return the PA maps of pixels, by the PA branch: uint8 `[B, N, m, H, W, 3]` to `[B, N, m-1, H, W]`."""
+        branch = self.branches["pa"]
+        assert isinstance(branch, MotionRecognizer)
+        return branch.motion(clip)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from torch import nn
-
-from flowless.pipeline.spec import ClipSpec
-from flowless.train.models.recognizer import Recognizer
+from flowless.train.models.plan import Plan
+from flowless.train.models.recognizer import Network
 from flowless.train.models.shift import add_temporal_shift
-from flowless.train.models.vap import AverageHead
+from flowless.train.models.tsn import tsn
 
 
-def tsm(backbone: nn.Module, *, features: int, classes: int, spec: ClipSpec, dropout: float) -> Recognizer:
+def tsm(plan: Plan) -> Network:
     """Temporal Shift Module: TSN whose residual blocks first trade channels with the neighbouring segments.
 
     Model card:
@@ -19,5 +17,6 @@ def tsm(backbone: nn.Module, *, features: int, classes: int, spec: ClipSpec, dro
         Size: as TSN, 23.9 M parameters and 32.7 GMAC with ResNet-50 and 8 frames of 224 x 224: a shift computes nothing.
         Variant: blockres, an eighth of the channels each way, offline (both directions).
     """
-    add_temporal_shift(backbone, segments=spec.segments)
-    return Recognizer(spec=spec, backbone=backbone, head=AverageHead(features, classes=classes, dropout=dropout))
+    model = tsn(plan)
+    add_temporal_shift(model.backbone, segments=plan.spec.segments)
+    return model

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from torch import nn
-
-from flowless.pipeline.spec import ClipSpec
-from flowless.train.models.recognizer import Recognizer
+from flowless.train.models.plan import Plan
+from flowless.train.models.recognizer import Network
 from flowless.train.models.vap import AverageHead
 
 
-def tsn(backbone: nn.Module, *, features: int, classes: int, spec: ClipSpec, dropout: float) -> Recognizer:
+def tsn(plan: Plan) -> Network:
     """Temporal Segment Network: a ResNet on one frame a segment, and the segments' scores averaged.
 
     Model card:
@@ -18,4 +16,6 @@ def tsn(backbone: nn.Module, *, features: int, classes: int, spec: ClipSpec, dro
         Size: ResNet-50, 174 classes: 23.9 M parameters, 32.7 GMAC for 8 frames of 224 x 224.
         Use: the baseline. What another model gains over it is temporal modelling.
     """
-    return Recognizer(spec=spec, backbone=backbone, head=AverageHead(features, classes=classes, dropout=dropout))
+    backbone = plan.backbone()
+    head = AverageHead(backbone.num_features, classes=plan.classes, dropout=plan.dropout)  # type: ignore[arg-type]
+    return Network(spec=plan.spec, backbone=backbone, head=head)

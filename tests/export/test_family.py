@@ -1,0 +1,64 @@
+"""Every model of the PAN family as one graph: exported, run by ONNX Runtime, and held against PyTorch by the bundle's own gate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from flowless.export.pa_function import pa_nodes
+from flowless.pipeline.spec import ClipSpec
+
+
+def checkpoint(name: str, **options: Any):
+    """Return a small model as if trained: its answers depend on all of its branches."""
+    import torch
+
+    from flowless.train.checkpoints import Checkpoint
+    from flowless.train.models import build_model
+
+    spec = ClipSpec(segments=4, frames_per_segment=3, height=48, width=48, short_side=56)
+    torch.manual_seed(7)
+    model = build_model(name, classes=5, spec=spec, width=0.25, **options).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.0)
+            torch.nn.init.normal_(module.bias, 0, 0.1)
+        if isinstance(module, torch.nn.Linear):
+            torch.nn.init.normal_(module.weight, 0, 0.3)
+    return Checkpoint(model=model, name=name, spec=spec, labels=tuple("abcde"), recipe={}, versions={}, metrics={})
+
+
+CASES = [
+    ("pan-pa-r18", {"pa_depth": 3}, 0),  # other depths are plain operators
+    *(
+        pytest.param(name, options, nodes, marks=pytest.mark.slow)
+        for name, options, nodes in (
+            ("pan-rgb-r18", {}, 0),
+            ("pan-pa-r18", {}, 1),
+            ("pan-full-r18", {}, 1),
+            ("pan-en-r18", {}, 2),
+            ("pan-full-r50", {}, 1),
+            # As imported from the official code: eps inside the norm, in both nodes' one body.
+            ("pan-en-r18", {"eps_inside": True}, 2),
+            ("pan-en-r18", {"pa_encoding": "e2"}, 2),
+            ("pan-lite-r18", {"pa_depth": 0}, 0),
+            ("pan-full-r18", {"pa_depth": 2, "pa_encoding": "e2"}, 0),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "nodes"), CASES)
+def test_one_graph_with_pytorchs_scores(tmp_path: Path, name: str, options: dict[str, Any], nodes: int) -> None:
+    from flowless.export.bundle import export_bundle
+
+    manifest = export_bundle(checkpoint(name, **options), tmp_path / "bundle")
+    proto = onnx.load(tmp_path / "bundle" / "model.onnx")
+    assert (manifest.model, [item.name for item in proto.graph.output]) == (name, ["scores"])
+    assert len(pa_nodes(proto)) == nodes
+    assert len(proto.functions) == min(1, nodes)
+    # The gate is a thousandth of the spread; what is left here is the order of additions.
+    assert manifest.parity["max_abs_diff"] < 1e-4 * manifest.parity["spread"]

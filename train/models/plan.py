@@ -1,0 +1,91 @@
+"""What is asked of a model: checked once, and written into the checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from flowless.errors import FlowlessError
+from flowless.pipeline.spec import ClipSpec
+from flowless.train.models.backbone import resnet
+from flowless.train.models.deep_persistence import DeepPersistence, PixelPersistence
+from flowless.train.persistence import PersistenceOfAppearance
+
+#: Start of the PA filters without pretrained weights: large enough that motion outweighs the RGB channels beside it. (Moving
+#: Shapes, 1,200 videos, 3 epochs: 66 % of unseen videos right; with 0.03, a map about as bright as the pixels, chance.)
+SCRATCH_STD = 0.5
+#: The official start, made for pretrained weights and long training; from scratch the maps would stay invisible.
+OFFICIAL_STD = 0.001
+#: Most layers of PA that the paper tried (section III-B).
+MOST_DEPTH = 8
+
+PAModule = PersistenceOfAppearance | PixelPersistence
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What `build_model` was asked for; see there."""
+
+    name: str
+    classes: int
+    spec: ClipSpec
+    width: float = 1.0
+    dropout: float = 0.5
+    pretrained: bool = False
+    pretrained_path: str | Path | None = None
+    pa_encoding: Literal["e1", "e2"] = "e1"
+    pa_depth: int = 1
+    eps_inside: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be built."""
+        if self.classes < 1 or not 0 < self.width <= 4 or not 0 <= self.dropout < 1:
+            raise FlowlessError(
+                f"{self.name}: classes {self.classes}, width {self.width}, dropout {self.dropout}; "
+                f"they must be at least 1, in (0, 4], in [0, 1)."
+            )
+        if not isinstance(self.pa_depth, int) or not 0 <= self.pa_depth <= MOST_DEPTH:
+            raise FlowlessError(
+                f"{self.name}: pa_depth is {self.pa_depth!r}; it must be a whole number from 0 (differences of pixels) to {MOST_DEPTH} "
+                f"(the paper's choice: 1)."
+            )
+        if self.eps_inside and self.pa_depth != 1:
+            raise FlowlessError(f"{self.name}: eps_inside is the official code's rule, whose PA has depth 1; pa_depth is {self.pa_depth}.")
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Return the arguments that a checkpoint keeps: what `build_model` needs beside the name and the ClipSpec."""
+        names = ("classes", "width", "dropout", "pa_encoding", "pa_depth", "eps_inside")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def from_pretrained(self) -> bool:
+        """Whether the backbone starts from ImageNet weights."""
+        return self.pretrained or self.pretrained_path is not None
+
+    def backbone(self) -> nn.Module:
+        """Build one backbone, `[K, 3, H, W]` to `[K, backbone.num_features]`."""
+        depth = self.name.rpartition("-")[2]
+        return resnet(depth, width=self.width, pretrained=self.pretrained, pretrained_path=self.pretrained_path)
+
+    @property
+    def maps(self) -> int:
+        """Motion maps of a segment, m - 1."""
+        frames = self.spec.frames_per_segment
+        if frames < 2:
+            raise FlowlessError(
+                f"{self.name.rpartition('-')[0]}: frames_per_segment is {frames}; PA needs at least 2 frames (the paper: 4)."
+            )
+        return frames - 1
+
+    def persistence(self) -> PAModule:
+        """Build one PA module."""
+        std = OFFICIAL_STD if self.from_pretrained else SCRATCH_STD
+        if self.pa_depth == 1:
+            return PersistenceOfAppearance(encoding=self.pa_encoding, eps_inside=self.eps_inside, std=std)
+        if self.pa_depth == 0:
+            return PixelPersistence(encoding=self.pa_encoding)
+        return DeepPersistence(depth=self.pa_depth, encoding=self.pa_encoding, std=std)
