@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,8 @@ from flowless.console import progress
 from flowless.errors import FlowlessError
 from flowless.machine import usable_cores
 from flowless.pipeline.index import DatasetIndex, Refused, VideoRecord
-from flowless.pipeline.preprocess import load_clip
+from flowless.pipeline.preprocess import ClipViews, load_views
+from flowless.pipeline.protocols import SAME_SIZE
 from flowless.pipeline.spec import ClipSpec
 from flowless.train.data import relabel
 
@@ -59,38 +59,16 @@ def evaluate(
 
 def _evaluate_engine(engine: Engine, index: DatasetIndex, options: EvaluationOptions) -> Evaluation:
     index = relabel(index, engine.labels, what="index")
-    spec = replace(engine.spec, sampling=options.views or engine.spec.sampling)
-    scores: list[NDArray[np.float32]] = []
-    kept: list[VideoRecord] = []
-    bad: list[Refused] = []
+    name, spec = options.cut(engine.spec)
+    _check_size(engine, name, spec)
     start = time.perf_counter()
-    waiting: list[tuple[VideoRecord, NDArray[np.uint8]]] = []
-
-    def run() -> None:
-        if waiting:
-            clips = np.concatenate([clip for _, clip in waiting])
-            scores.append(engine(clips).reshape(len(waiting), -1, len(engine.labels)).mean(1))
-            kept.extend(record for record, _ in waiting)
-            waiting.clear()
-
-    with progress() as bar:
-        task = bar.add_task("evaluating", total=len(index.videos))
-        for record, clip in _clips(index, spec, options.threads or usable_cores()):
-            if isinstance(clip, FlowlessError):
-                bad.append(Refused(path=record.path, reason=str(clip)))
-            else:
-                waiting.append((record, clip))
-            if sum(len(clip) for _, clip in waiting) >= options.batch_size:
-                run()
-            bar.advance(task)
-        run()
-    if not kept:
-        raise FlowlessError(f"not one of {len(index.videos)} videos could be read; the first: {bad[0].reason}")
+    scores, kept, bad = score_videos(engine, index, spec, options=options)
     return Evaluation(
         model=engine.model,
         target=f"{engine.target} {engine.precision}",
-        views=spec.sampling,
-        scores=np.concatenate(scores),
+        views=name,
+        spec=spec,
+        scores=scores,
         labels=np.array([record.label for record in kept], np.int64),
         names=engine.labels,
         ids=tuple(record.id for record in kept),
@@ -99,20 +77,114 @@ def _evaluate_engine(engine: Engine, index: DatasetIndex, options: EvaluationOpt
     )
 
 
-def _clips(index: DatasetIndex, spec: ClipSpec, threads: int) -> Iterator[tuple[VideoRecord, NDArray[np.uint8] | FlowlessError]]:
-    """Yield each video's clip, or why there is none, in order; a few videos ahead are decoded meanwhile."""
+def score_videos(
+    score: Callable[[NDArray[np.uint8]], NDArray[np.float32]], index: DatasetIndex, spec: ClipSpec, *, options: EvaluationOptions
+) -> tuple[NDArray[np.float32], list[VideoRecord], list[Refused]]:
+    """Score every video of an index once, each the average over its views.
 
-    def read(record: VideoRecord) -> NDArray[np.uint8] | FlowlessError:
+    Args:
+        score: From uint8 `[B, N, m, H, W, 3]` to float32 `[B, classes]`; an engine, for one.
+        index: The videos.
+        spec: How to cut their views.
+        options: Says how many views run together, at most, and how many threads decode.
+
+    Returns:
+        Scores float32 `[videos, classes]`, the videos that they belong to, and those that could not be read.
+
+    Raises:
+        FlowlessError: No video can be read.
+    """
+    averages = ViewAverages(score, batch_size=options.batch_size)
+    kept: list[VideoRecord] = []
+    bad: list[Refused] = []
+    with progress() as bar:
+        task = bar.add_task("evaluating", total=len(index.videos))
+        for record, views in _views(index, spec, options.threads or usable_cores()):
+            if isinstance(views, FlowlessError):
+                bad.append(Refused(path=record.path, reason=str(views)))
+            else:
+                averages.add(views)
+                kept.append(record)
+            bar.advance(task)
+    if not kept:
+        raise FlowlessError(f"not one of {len(index.videos)} videos could be read; the first: {bad[0].reason}")
+    return averages.scores(), kept, bad
+
+
+class ViewAverages:
+    """The scores of videos, each the average over its views.
+
+    Views run in batches that are full, whatever videos they belong to, and are cut when their batch is: so memory holds one
+    batch, however many views a video has.
+    """
+
+    def __init__(self, score: Callable[[NDArray[np.uint8]], NDArray[np.float32]], *, batch_size: int) -> None:
+        """Say what scores.
+
+        Args:
+            score: From uint8 `[B, N, m, H, W, 3]` to float32 `[B, classes]`; an engine, for one.
+            batch_size: Views that run together, at most.
+        """
+        self._score, self._room, self._most = score, batch_size, batch_size
+        self._waiting: list[tuple[int, NDArray[np.uint8]]] = []
+        self._counts: list[int] = []
+        self._sums: list[NDArray[np.float64] | float] = []
+
+    def add(self, views: ClipViews) -> None:
+        """Add a video."""
+        video, done = len(self._counts), 0
+        self._counts.append(len(views))
+        self._sums.append(0.0)
+        while done < len(views):
+            part = views.cut(done, done + self._room)
+            self._waiting.append((video, part))
+            self._room -= len(part)
+            done += len(part)
+            if self._room == 0:
+                self._run()
+
+    def scores(self) -> NDArray[np.float32]:
+        """Return float32 `[videos, classes]` of the videos added, in their order."""
+        if self._waiting:
+            self._run()
+        return (np.array(self._sums) / np.array(self._counts)[:, None]).astype(np.float32)
+
+    def _run(self) -> None:
+        parts = [part for _, part in self._waiting]
+        rows = self._score(parts[0] if len(parts) == 1 else np.concatenate(parts))
+        for video, part in self._waiting:
+            own, rows = rows[: len(part)], rows[len(part) :]
+            self._sums[video] = self._sums[video] + own.sum(axis=0, dtype=np.float64)
+        self._waiting, self._room = [], self._most
+
+
+def _check_size(engine: Engine, name: str, spec: ClipSpec) -> None:
+    """Refuse a protocol that needs frames of a size that the bundle's graph does not take."""
+    if spec.shape == engine.spec.shape:
+        return
+    raise FlowlessError(
+        f"views is {name!r}, which takes frames of {spec.height} x {spec.width}; the graph of {engine.manifest.folder} has a fixed "
+        f"size, {engine.spec.height} x {engine.spec.width}. Export one of the other size: flowless export CHECKPOINT --out BUNDLE "
+        f"--views {name}; or evaluate the checkpoint; or choose views of this size: {', '.join(SAME_SIZE)}."
+    )
+
+
+def _views(index: DatasetIndex, spec: ClipSpec, threads: int) -> Iterator[tuple[VideoRecord, ClipViews | FlowlessError]]:
+    """Yield each video's views, or why there are none, in order; a few videos ahead are decoded meanwhile."""
+    # A video of many views has many frames, so fewer such videos wait.
+    most = threads + max(1, threads // spec.views)
+
+    def read(record: VideoRecord) -> ClipViews | FlowlessError:
         try:
-            return load_clip(index.path_of(record), spec, first_frame=record.first_frame, num_frames=record.frames)
+            return load_views(index.path_of(record), spec, first_frame=record.first_frame, num_frames=record.frames)
         except FlowlessError as error:
             return error
 
     with ThreadPoolExecutor(threads) as pool:
-        ahead: deque[tuple[VideoRecord, Future[NDArray[np.uint8] | FlowlessError]]] = deque()
+        ahead: deque[tuple[VideoRecord, Future[ClipViews | FlowlessError]]] = deque()
         for record in index.videos:
             ahead.append((record, pool.submit(read, record)))
-            if len(ahead) > 2 * threads:
+            if len(ahead) > most:
                 first, future = ahead.popleft()
                 yield first, future.result()
         for record, future in ahead:

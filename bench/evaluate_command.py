@@ -58,7 +58,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _evaluation_tables(document: dict[str, Any]) -> list[RenderableType]:
-    table = Table("figure", "value", title=f"{document['model']} by {document['target']}, {document['views']}")
+    table = Table("figure", "value", title=f"{document['model']} by {document['target']}, {_views(document)}")
     for name in ("videos", "top1", "top5", "mean_class_accuracy"):
         value = document[name]
         table.add_row(name.replace("_", " "), str(value) if name == "videos" else f"{value:.2%}")
@@ -66,6 +66,11 @@ def _evaluation_tables(document: dict[str, Any]) -> list[RenderableType]:
     small = len(document["labels"]) <= _MATRIX_CLASSES
     confusion = _matrix_table(document) if small else _confused_table(document)
     return [table, confusion, *refused_table([Refused(**item) for item in document["bad_videos"]], title="could not be read")]
+
+
+def _views(document: dict[str, Any]) -> str:
+    count, frame = document["views_per_video"], document["frame"]
+    return f"{document['views']}: {count} view{'' if count == 1 else 's'} of {frame['height']} x {frame['width']}"
 
 
 def _matrix_table(document: dict[str, Any]) -> Table:

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowless.pipeline.index import Refused
-from flowless.pipeline.spec import EvaluationRule
+from flowless.pipeline.protocols import ALIASES, Views, protocol_name, protocol_spec
+from flowless.pipeline.spec import ClipSpec
 from flowless.train import metrics
 
 
@@ -17,16 +18,24 @@ from flowless.train import metrics
 class EvaluationOptions:
     """How an evaluation runs."""
 
-    views: EvaluationRule | None = None
-    """Clips taken from a video: centre (1), two-clip (2) or dense (10), scores averaged. Default: as the model says."""
+    views: Views | None = None
+    """Test protocol; the scores of a video's views are averaged. Of the model's own frame size: one-view (or centre), two-clip,
+    dense (10 clips), three-crop. As large as the resized frame's short side (256): full-resolution (2 clips), thirty-view
+    (3 crops x 10 clips). Default: as the model says."""
     batch_size: int = 16
-    """Clips that run together."""
+    """Views that run together; those of one video go in several batches where they are more."""
     threads: int | None = None
     """Threads that decode; by default one a processor core."""
     target: str | None = None
     """Bundles only: which engine; by default the best that this machine can run."""
     precision: str | None = None
     """Bundles only: the engine's precision."""
+
+    def cut(self, spec: ClipSpec) -> tuple[str, ClipSpec]:
+        """Return the test protocol's name and how it cuts the views of a model that was trained on `spec`."""
+        if self.views is None:
+            return protocol_name(spec), spec
+        return ALIASES.get(self.views, self.views), protocol_spec(spec, self.views)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +47,9 @@ class Evaluation:
     target: str
     """What ran it: pytorch, or the engine's target and precision."""
     views: str
-    """Sampling rule; the scores of its views are averaged."""
+    """Test protocol; the scores of its views are averaged."""
+    spec: ClipSpec
+    """How it cut the views."""
     scores: NDArray[np.float32]
     """`[videos, classes]`, before any softmax."""
     labels: NDArray[np.int64]
@@ -64,6 +75,8 @@ class Evaluation:
             "model": self.model,
             "target": self.target,
             "views": self.views,
+            "views_per_video": self.spec.views,
+            "frame": {"height": self.spec.height, "width": self.spec.width},
             "seconds": self.seconds,
             **metrics.summary(self.scores, self.labels, names=self.names),
             "predictions": [

@@ -1,4 +1,4 @@
-"""From a video file to the clip that the engine sees, with the time that each part took."""
+"""From a video file to the views that the engine sees, with the time that each part took."""
 
 from __future__ import annotations
 
@@ -8,28 +8,33 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flowless.pipeline.preprocess import load_clip
+from flowless.pipeline.preprocess import ClipViews, load_views
 from flowless.pipeline.spec import ClipSpec
 
 
 @dataclass(frozen=True)
 class TimedClip:
-    """A clip, and how long it took to make."""
+    """A video's views, and how long it took to make them."""
 
-    clip: np.ndarray
-    """uint8 `[views, N, m, H, W, 3]`."""
+    views: ClipViews
+    """The views, cut when they are asked for."""
     decode: float
     """Seconds of reading, decoding and conversion to RGB."""
     preprocess: float
-    """Seconds of resizing and cropping."""
+    """Seconds of resizing; cutting the views comes on top."""
+
+    @property
+    def clip(self) -> np.ndarray:
+        """All views at once, uint8 `[views, N, m, H, W, 3]`."""
+        return self.views.cut()
 
 
 def timed_clip(path: str | os.PathLike[str], spec: ClipSpec) -> TimedClip:
-    """Make the clip that `flowless.pipeline.preprocess.load_clip` makes, and time its parts.
+    """Make the views that `flowless.pipeline.preprocess.load_clip` makes, and time its parts.
 
     Raises:
         FlowlessError: The file cannot be read.
     """
     started, resizing = time.perf_counter(), []
-    clip = load_clip(path, spec, resizing=resizing)
-    return TimedClip(clip, time.perf_counter() - started - sum(resizing), sum(resizing))
+    views = load_views(path, spec, resizing=resizing)
+    return TimedClip(views, time.perf_counter() - started - sum(resizing), sum(resizing))

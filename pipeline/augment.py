@@ -13,7 +13,6 @@ from typing import Literal
 import numpy as np
 
 from flowless.errors import FlowlessError
-from flowless.pipeline.preprocess import crop_corner, resized_size
 from flowless.pipeline.spec import ClipSpec
 
 #: Scale-index distance that a crop's two sides may differ by: 1 of the four scales bends the picture by up to 1.33.
@@ -170,14 +169,6 @@ def training_view(rng: np.random.Generator, *, width: int, height: int, spec: Cl
     mirror = augmentation.flip and bool(rng.integers(2))
     ends = (left + w, left) if mirror else (left, left + w)
     return View(top=top, left=ends[0], bottom=top + h, right=ends[1], colour=_colour(rng, augmentation))
-
-
-def evaluation_view(*, width: int, height: int, spec: ClipSpec) -> View:
-    """Return the part of the frame that ClipSpec's resize and centre crop show, in pixels of the unresized frame."""
-    across, down = resized_size(width, height, short_side=spec.short_side)
-    left, top = crop_corner(across, down, spec)
-    x, y = width / across, height / down
-    return View(top=top * y, left=left * x, bottom=(top + spec.height) * y, right=(left + spec.width) * x)
 
 
 def _colour(rng: np.random.Generator, augmentation: Augmentation) -> tuple[float, float, float, float]:

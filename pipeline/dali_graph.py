@@ -2,9 +2,9 @@
 
 A crop, a resize, a flip and an evaluation's centre crop are all one thing: a part of the frame, stretched over the
 network's picture (DALI's resize takes a region, and mirrors it where its ends are swapped). The graph therefore has no rules
-in it; each sample brings its own numbers, from `augment.training_view` or `augment.evaluation_view`, and nothing is
+in it; each sample brings its own numbers, from `augment.training_view` or `frame_source.evaluation_views`, and nothing is
 drawn inside. The filter is ClipSpec's: a triangle as wide as the scale. It may reach over the edge of the part, not of the
-frame.
+frame. Several crops of a frame are several parts of it, decoded once.
 
 Rotation is applied exactly once: PyAV's frames arrive upright; where DALI decodes, which does not turn frames, the part
 is named in the stored frame's axes and the small pictures are transposed.
@@ -35,6 +35,10 @@ TOLERANCE_MAX = 1
 TOLERANCE_MEAN = 0.15
 #: The same average for pure noise, the worst case.
 TOLERANCE_MEAN_NOISE = 0.25
+#: Any pixel of a picture's outermost rows and columns where the crop reaches the frame's edge (full resolution, three crops) and
+#: the frame is made smaller: of the filter's weight, up to an eighth lies beyond the edge; Pillow leaves it out, DALI gives it to
+#: the last pixel. Measured: 8 on real clips, 13 on noise.
+TOLERANCE_EDGE = 16
 
 #: FFmpeg's names of the codecs that DALI decodes, by device (DALI 2.4).
 DALI_CODECS: dict[Literal["cpu", "gpu"], frozenset[str]] = {
@@ -51,15 +55,16 @@ class GraphInput:
     """One sample's numbers for the graph."""
 
     start: NDArray[np.float32]
-    """First row and column of the part, in pixels of the frame as the graph sees it."""
+    """`[crops, 2]`: first row and column of each part, in pixels of the frame as the graph sees it."""
     end: NDArray[np.float32]
-    """Row and column where the part ends; before `start` where the axis is mirrored."""
+    """`[crops, 2]`: row and column where each part ends; before `start` where the axis is mirrored."""
     size: NDArray[np.float32]
     """Rows and columns of the picture, before the transposition."""
     turned: bool
     """Whether the picture is transposed at the end."""
     order: NDArray[np.int32]
-    """For each picture of the clip, its place among the different frames."""
+    """For each picture of the clip, its place among the pictures of the K different frames: all of the first part, then of the
+    next."""
     colour: NDArray[np.float32]
     """Factors of brightness, contrast and saturation, and degrees of hue."""
     frames: NDArray[np.uint8] | None = None
@@ -70,30 +75,31 @@ class GraphInput:
     """Presentation ordinals of the K different frames, where DALI decodes."""
 
 
-def place(view: View, spec: ClipSpec, *, width: int, height: int, rotation: int = 0) -> dict[str, Any]:
+def place(views: Sequence[View], spec: ClipSpec, *, width: int, height: int, rotation: int = 0) -> dict[str, Any]:
     """Return `start`, `end`, `size` and `turned` of a GraphInput.
 
     Args:
-        view: the part, in pixels of the upright frame.
+        views: the parts, in pixels of the upright frame.
         spec: says the picture's size.
         width: columns of the upright frame.
         height: rows of the upright frame.
         rotation: clockwise degrees by which the frame that the graph sees has still to be turned.
     """
-    y, x = (view.top, view.bottom), (view.left, view.right)
+    x = np.array([(view.left, view.right) for view in views])
+    y = np.array([(view.top, view.bottom) for view in views])
     size = (spec.height, spec.width)
     # Turned clockwise by 90 degrees, the upright frame's row y lies in the stored frame's column y, and its column x in
     # the stored row width - x, counted over the stored frame's rows, which are as many as the upright frame's columns.
     rows, columns = {
         0: (y, x),
-        90: ((width - x[0], width - x[1]), y),
-        180: ((height - y[0], height - y[1]), (width - x[0], width - x[1])),
-        270: (x, (height - y[0], height - y[1])),
+        90: (width - x, y),
+        180: (height - y, width - x),
+        270: (x, height - y),
     }[rotation]
     turned = rotation in {90, 270}
     return {
-        "start": np.array([rows[0], columns[0]], np.float32),
-        "end": np.array([rows[1], columns[1]], np.float32),
+        "start": np.stack([rows[:, 0], columns[:, 0]], axis=1).astype(np.float32),
+        "end": np.stack([rows[:, 1], columns[:, 1]], axis=1).astype(np.float32),
         "size": np.array(size[::-1] if turned else size, np.float32),
         "turned": turned,
     }
@@ -102,7 +108,7 @@ def place(view: View, spec: ClipSpec, *, width: int, height: int, rotation: int 
 class ClipGraph:
     """The graph, made ready at its first batch."""
 
-    def __init__(self, *, batch_size: int, threads: int, frames: Frames, colour: bool, device_id: int | None) -> None:
+    def __init__(self, *, batch_size: int, threads: int, frames: Frames, colour: bool, device_id: int | None, crops: int = 1) -> None:
         """Say what the graph is for.
 
         Args:
@@ -111,6 +117,7 @@ class ClipGraph:
             frames: who decodes.
             colour: whether colours are changed; without it the graph has no such step.
             device_id: the GPU's number, or None for the CPU.
+            crops: parts of each frame.
         """
         self._inputs = {"start", "end", "size", "order"}
         self._inputs |= {"pyav": {"frames"}, "dali": {"encoded", "ordinals", "turned"}}.get(
@@ -121,6 +128,7 @@ class ClipGraph:
         self.pipeline: Pipeline = _graph(
             frames,
             colour,
+            crops,
             gpu=device_id is not None,
             batch_size=batch_size,
             num_threads=threads,
@@ -154,7 +162,7 @@ def _feed(item: GraphInput, name: str) -> NDArray[Any]:
 
 
 @pipeline_def(enable_conditionals=True)
-def _graph(frames: Frames, colour: bool, *, gpu: bool) -> Any:
+def _graph(frames: Frames, colour: bool, crops: int, *, gpu: bool) -> Any:
     """The graph's definition. DALI's own conditions (`by_dali`, `turned`) take each sample of a batch its own way."""
     if frames == "pyav":
         pictures = _upright(gpu)
@@ -166,14 +174,12 @@ def _graph(frames: Frames, colour: bool, *, gpu: bool) -> Any:
             pictures = _decoded(encoded, gpu)
         else:
             pictures = upright
-    pictures = fn.resize(
-        pictures,
-        roi_start=_input("start", 1, _dali.FLOAT),
-        roi_end=_input("end", 1, _dali.FLOAT),
-        size=_input("size", 1, _dali.FLOAT),
-        interp_type=_dali.INTERP_LINEAR,
-        antialias=True,
-    )
+    start, end, size = _input("start", 2, _dali.FLOAT), _input("end", 2, _dali.FLOAT), _input("size", 1, _dali.FLOAT)
+    parts = [
+        fn.resize(pictures, roi_start=start[crop], roi_end=end[crop], size=size, interp_type=_dali.INTERP_LINEAR, antialias=True)
+        for crop in range(crops)
+    ]
+    pictures = parts[0] if crops == 1 else fn.cat(*parts, axis=0)
     if frames != "pyav":
         turned = _input("turned", 0, _dali.BOOL)
         if turned:

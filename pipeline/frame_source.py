@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowless.errors import FlowlessError
-from flowless.pipeline.augment import Augmentation, View, evaluation_view, training_view
+from flowless.pipeline.augment import Augmentation, View, training_view
 from flowless.pipeline.dali_graph import DALI_CODECS, Frames, GraphInput, place
 from flowless.pipeline.decode import decode_frames
 from flowless.pipeline.index import DatasetIndex, Refused, VideoRecord
+from flowless.pipeline.preprocess import crop_corners, resized_size
 from flowless.pipeline.sampling import clip_indices, sample_rng
 from flowless.pipeline.spec import ClipSpec, Rule
 
@@ -31,7 +32,7 @@ class Sample:
     label: int
     """Its label's position, after a flip that changes it."""
     views: int
-    """Clips of the video."""
+    """Views of the video."""
     graph: GraphInput
     """What the graph makes it from."""
 
@@ -123,25 +124,37 @@ class FrameSource:
         else:
             frames, encoded, rotation = decode_frames(path, ordinals), None, 0
             height, width = frames.shape[1:3]
-        view = self._view(rng, width, height)
+        parts = self._parts(rng, width, height)
+        # Crops outside, clips inside; the graph lays the pictures of one crop behind those of the other.
+        order = np.concatenate([order.reshape(-1) + crop * len(ordinals) for crop in range(len(parts))])
         return Sample(
             number=number,
-            label=self._mirror_labels[record.label] if view.mirrored else record.label,
-            views=len(indices),
+            label=self._mirror_labels[record.label] if parts[0].mirrored else record.label,
+            views=len(parts) * len(indices),
             graph=GraphInput(
-                **place(view, spec, width=width, height=height, rotation=rotation),
-                order=order.reshape(-1).astype(np.int32),
-                colour=np.array(view.colour, np.float32),
+                **place(parts, spec, width=width, height=height, rotation=rotation),
+                order=order.astype(np.int32),
+                colour=np.array(parts[0].colour, np.float32),
                 frames=frames,
                 encoded=encoded,
                 ordinals=None if encoded is None else ordinals.astype(np.int32),
             ),
         )
 
-    def _view(self, rng: np.random.Generator, width: int, height: int) -> View:
+    def _parts(self, rng: np.random.Generator, width: int, height: int) -> Sequence[View]:
         if self._augmentation is None:
-            return evaluation_view(width=width, height=height, spec=self._spec)
-        return training_view(rng, width=width, height=height, spec=self._spec, augmentation=self._augmentation)
+            return evaluation_views(width=width, height=height, spec=self._spec)
+        return [training_view(rng, width=width, height=height, spec=self._spec, augmentation=self._augmentation)]
+
+
+def evaluation_views(*, width: int, height: int, spec: ClipSpec) -> tuple[View, ...]:
+    """Return the parts of a frame that ClipSpec's resize and crops show, in pixels of the upright, unresized frame."""
+    across, down = resized_size(width, height, short_side=spec.short_side)
+    x, y = width / across, height / down
+    return tuple(
+        View(top=top * y, left=left * x, bottom=(top + spec.height) * y, right=(left + spec.width) * x)
+        for left, top in crop_corners(across, down, spec)
+    )
 
 
 def trusted_codec(record: VideoRecord) -> str:

@@ -29,7 +29,7 @@ from flowless.pipeline.augment import LoaderOptions
 from flowless.pipeline.dali_graph import ClipGraph, Frames
 from flowless.pipeline.frame_source import Drawn, FrameSource, Sample, decoders_for
 from flowless.pipeline.index import DatasetIndex, Refused
-from flowless.pipeline.spec import ClipSpec, Rule
+from flowless.pipeline.spec import CROPS, ClipSpec, Rule
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -213,6 +213,7 @@ class ClipLoader:
                 frames=self._frames,
                 colour=self.training and self.options.augmentation.colour,
                 device_id=self.options.device_id if self.options.device == "gpu" else None,
+                crops=1 if self.training else CROPS[self.spec.crop],
             )
         pictures = torch.from_dlpack(self._graph.run([sample.graph for sample in samples]))
         return Batch(

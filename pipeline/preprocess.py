@@ -1,13 +1,14 @@
-"""From decoded frames to the clip that the network sees: ClipSpec's one resize and crop rule, by Pillow."""
+"""From decoded frames to the views that the network sees: ClipSpec's one resize and crop rule, by Pillow."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from flowless.errors import FlowlessError
 from flowless.pipeline.decode import read_frames
 from flowless.pipeline.probe import VideoInfo, probe
 from flowless.pipeline.sampling import clip_indices
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.spec import CROPS, ClipSpec
 
 
 def resized_size(width: int, height: int, *, short_side: int) -> tuple[int, int]:
@@ -29,9 +30,24 @@ def resized_size(width: int, height: int, *, short_side: int) -> tuple[int, int]
     return (short_side, scaled) if width <= height else (scaled, short_side)
 
 
-def crop_corner(width: int, height: int, spec: ClipSpec) -> tuple[int, int]:
-    """Return `(left, top)` of the centre crop in a resized frame; halves round to even, as Python's `round` does."""
-    return round((width - spec.width) / 2.0), round((height - spec.height) / 2.0)
+def crop_corners(width: int, height: int, spec: ClipSpec) -> tuple[tuple[int, int], ...]:
+    """Return `(left, top)` of every crop in a resized frame, in the order of the views.
+
+    Three crops lie at whole quarter steps, as in PAN's published code: both ends of the frame, then its middle. They follow
+    the long side. (The published code always goes from left to right, which on a portrait video gives one crop three times.)
+    Of a centre crop halves round to even, as Python's `round` does and the published code relies on.
+
+    Args:
+        width: Columns of the resized frame.
+        height: Rows of the resized frame.
+        spec: Says the crop's size and rule.
+    """
+    if spec.crop == "centre":
+        return ((round((width - spec.width) / 2.0), round((height - spec.height) / 2.0)),)
+    across, down = (width - spec.width) // 4, (height - spec.height) // 4
+    if width >= height:
+        return (0, 2 * down), (4 * across, 2 * down), (2 * across, 2 * down)
+    return (2 * across, 0), (2 * across, 4 * down), (2 * across, 2 * down)
 
 
 def resize_and_crop(frames: NDArray[np.uint8], spec: ClipSpec) -> NDArray[np.uint8]:
@@ -42,7 +58,7 @@ def resize_and_crop(frames: NDArray[np.uint8], spec: ClipSpec) -> NDArray[np.uin
         spec: Says sizes; the filter is Pillow's BILINEAR, a triangle as wide as the scale.
 
     Returns:
-        uint8 `[K, spec.height, spec.width, 3]`.
+        uint8 `[crops * K, spec.height, spec.width, 3]`: all frames of the first crop, then of the next.
 
     Raises:
         FlowlessError: The frames are not of that shape and type, or have no pixels.
@@ -51,10 +67,59 @@ def resize_and_crop(frames: NDArray[np.uint8], spec: ClipSpec) -> NDArray[np.uin
         raise FlowlessError(
             f"resize_and_crop: frames are {frames.dtype} {list(frames.shape)}; they must be uint8 [K, H, W, 3] with at least one pixel."
         )
-    result = np.empty((len(frames), spec.height, spec.width, 3), np.uint8)
+    result = np.empty((CROPS[spec.crop], len(frames), spec.height, spec.width, 3), np.uint8)
     for place, frame in enumerate(frames):
-        result[place] = _one(frame, spec)
-    return result
+        small = _small(frame, spec)
+        for crop in range(len(result)):
+            result[crop, place] = small.crop(crop, spec)
+    return result.reshape(-1, spec.height, spec.width, 3)
+
+
+@dataclass(frozen=True)
+class _Small:
+    """A resized frame, cut to the part that its crops share."""
+
+    pixels: NDArray[np.uint8]
+    corners: tuple[tuple[int, int], ...]
+    """`(left, top)` of each crop in `pixels`."""
+
+    def crop(self, number: int, spec: ClipSpec) -> NDArray[np.uint8]:
+        left, top = self.corners[number]
+        return self.pixels[top : top + spec.height, left : left + spec.width]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ClipViews:
+    """The views of one video. Its frames are decoded and resized; views are cut from them only when they are asked for.
+
+    Thirty views of 8 x 4 frames of 256 x 256 are 190 MB; the frames that they are cut from, at most 320 of 455 x 256, 112 MB.
+    """
+
+    spec: ClipSpec
+    """What a view is."""
+    frames: list[_Small]
+    """The different frames of all clips, each once."""
+    places: NDArray[np.int64]
+    """`[clips, N, m]`: for each picture of a clip, its place in `frames`."""
+
+    def __len__(self) -> int:
+        """Number of views: crops x clips."""
+        return CROPS[self.spec.crop] * len(self.places)
+
+    def cut(self, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
+        """Return the views from `start` to before `stop`, uint8 `[views, N, m, H, W, 3]`; without arguments all of them."""
+        wanted = range(len(self))[start:stop]
+        clips = np.empty((len(wanted), *self.spec.shape), np.uint8)
+        for clip, view in zip(clips, wanted, strict=True):
+            crop, number = divmod(view, len(self.places))
+            for picture, place in zip(clip.reshape(-1, *clip.shape[2:]), self.places[number].flat, strict=True):
+                picture[:] = self.frames[place].crop(crop, self.spec)
+        return clips
+
+    def parts(self, size: int) -> Iterator[NDArray[np.uint8]]:
+        """Yield all views in their order, at most `size` at a time."""
+        for start in range(0, len(self), size):
+            yield self.cut(start, start + size)
 
 
 def load_clip(
@@ -67,19 +132,39 @@ def load_clip(
     threads: int = 1,
     resizing: list[float] | None = None,
 ) -> NDArray[np.uint8]:
-    """Make the evaluation clip of a video, or of a part of one: sample, decode, resize, crop.
+    """Make the evaluation clip of a video, or of a part of one: sample, decode, resize, crop; all views at once.
+
+    The arguments and errors are those of `load_views`.
+
+    Returns:
+        uint8 `[views, N, m, H, W, 3]`, RGB; crops outside, clips inside.
+    """
+    return load_views(path, spec, first_frame=first_frame, num_frames=num_frames, info=info, threads=threads, resizing=resizing).cut()
+
+
+def load_views(
+    path: str | os.PathLike[str],
+    spec: ClipSpec,
+    *,
+    first_frame: int = 0,
+    num_frames: int | None = None,
+    info: VideoInfo | None = None,
+    threads: int = 1,
+    resizing: list[float] | None = None,
+) -> ClipViews:
+    """Make the evaluation views of a video, or of a part of one: sample, decode and resize each frame once.
 
     Args:
         path: The file.
-        spec: What a clip is; `spec.sampling` says which frames.
+        spec: What a clip is; `spec.sampling` says which frames, `spec.crop` where they are cropped.
         first_frame: Presentation ordinal of the part's first frame.
         num_frames: Frames of the part; None means all to the end, which takes a look at the file.
         info: What `probe` said of this file, if it is known.
         threads: With more than one, frames are resized in that many threads while the next ones are decoded.
-        resizing: Gets the seconds of each frame's resize and crop appended.
+        resizing: Gets the seconds of each frame's resize appended.
 
     Returns:
-        uint8 `[views, N, m, H, W, 3]`, RGB.
+        The views; nothing is cut yet.
 
     Raises:
         FlowlessError: The file cannot be read or has no such part.
@@ -92,11 +177,11 @@ def load_clip(
         raise FlowlessError(f"{os.fspath(path)}: a part of {num_frames} frames from frame {first_frame} on was asked for{known}.")
     indices = first_frame + clip_indices(num_frames, segments=spec.segments, frames_per_segment=spec.frames_per_segment, rule=spec.sampling)
     wanted, places = np.unique(indices, return_inverse=True)
-    small = np.empty((len(wanted), spec.height, spec.width, 3), np.uint8)
+    small: dict[int, _Small] = {}
 
     def keep(ordinal: int, frame: NDArray[np.uint8]) -> None:
         started = time.perf_counter()
-        small[np.searchsorted(wanted, ordinal)] = _one(frame, spec)
+        small[ordinal] = _small(frame, spec)
         if resizing is not None:
             resizing.append(time.perf_counter() - started)
 
@@ -107,7 +192,7 @@ def load_clip(
         else:
             for ordinal, frame in frames:
                 keep(ordinal, frame)
-    return small[places.reshape(indices.shape)]
+    return ClipViews(spec, [small[ordinal] for ordinal in wanted.tolist()], places.reshape(indices.shape))
 
 
 def _in_threads(keep: Callable[[int, NDArray[np.uint8]], None], frames: Iterable[tuple[int, NDArray[np.uint8]]], threads: int) -> None:
@@ -122,11 +207,12 @@ def _in_threads(keep: Callable[[int, NDArray[np.uint8]], None], frames: Iterable
             future.result()
 
 
-def _one(frame: NDArray[np.uint8], spec: ClipSpec) -> NDArray[np.uint8]:
+def _small(frame: NDArray[np.uint8], spec: ClipSpec) -> _Small:
     height, width = frame.shape[:2]
     size = resized_size(width, height, short_side=spec.short_side)
-    left, top = crop_corner(*size, spec)
-    if size == (width, height):
-        return frame[top : top + spec.height, left : left + spec.width]
-    resized = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR))
-    return resized[top : top + spec.height, left : left + spec.width]
+    corners = crop_corners(*size, spec)
+    (left, right), (top, bottom) = ((min(edges), max(edges)) for edges in zip(*corners, strict=True))
+    resized = frame if size == (width, height) else np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR))
+    # A copy, so that what is cut away does not stay in memory.
+    pixels = resized[top : bottom + spec.height, left : right + spec.width].copy()
+    return _Small(pixels, tuple((x - left, y - top) for x, y in corners))

@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowless.errors import FlowlessError
-from flowless.pipeline.spec import Rule
+from flowless.pipeline.spec import CLIPS, Rule
 
 #: Consecutive frames that dense sampling spreads a clip over.
 DENSE_SPAN = 64
 #: Clips that dense sampling takes of a video when testing.
-DENSE_VIEWS = 10
+DENSE_VIEWS = CLIPS["dense"]
 
 
 def clip_indices(

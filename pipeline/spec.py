@@ -11,6 +11,12 @@ from flowless.errors import FlowlessError
 Rule = Literal["train", "centre", "two-clip", "dense"]
 #: What a stored ClipSpec may say: a runtime samples by it, and never jitters.
 EvaluationRule = Literal["centre", "two-clip", "dense"]
+#: Where an evaluation crops: once from the centre, or three times along the frame's long side.
+CropRule = Literal["centre", "three"]
+
+#: Clips that an evaluation takes of a video, and crops that it takes of a frame: views are all pairs of the two.
+CLIPS: dict[EvaluationRule, int] = {"centre": 1, "two-clip": 2, "dense": 10}
+CROPS: dict[CropRule, int] = {"centre": 1, "three": 3}
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -23,8 +29,9 @@ class ClipSpec:
     A clip is uint8 `[views, segments, frames_per_segment, height, width, 3]`, RGB, values 0 to 255.
     Evaluation resizes the upright frame so that its short side is `short_side` (antialiased bilinear, Pillow's
     BILINEAR; the long side is `int(short_side * long / short)`, and a frame whose short side is right already is left
-    alone), then crops `height` x `width` from the centre. `mean` and `std` are in units of the range 0 to 1 and are
-    applied inside the network.
+    alone), then crops `height` x `width` from the centre, or three times along the long side. Views lie in the order of PAN's
+    published code: all clips of the first crop, then all of the second. `mean` and `std` are in units of the range 0 to 1 and
+    are applied inside the network.
     """
 
     segments: int = 8
@@ -45,8 +52,8 @@ class ClipSpec:
     """Which frames an evaluation takes."""
     resize: Literal["antialiased-bilinear"] = "antialiased-bilinear"
     """The one resize rule: a triangle filter as wide as the scale."""
-    crop: Literal["centre"] = "centre"
-    """Where an evaluation crops."""
+    crop: CropRule = "centre"
+    """Where an evaluation crops: the centre; or three places, first and last end of the long side, then its middle."""
     colour: Literal["RGB"] = "RGB"
     """Channel order."""
     pixel: Literal["uint8"] = "uint8"
@@ -65,9 +72,10 @@ class ClipSpec:
             value = getattr(self, name)
             if len(value) != 3 or any(not least <= x <= 1.0 for x in value):
                 problems.append(f"{name} is {value!r}; it must be three numbers from {least:g} to 1 (R, G, B)")
-        if self.sampling not in get_args(EvaluationRule):
-            problems.append(f"sampling is {self.sampling!r}; it must be one of {', '.join(get_args(EvaluationRule))}")
-        for name, only in (("resize", "antialiased-bilinear"), ("crop", "centre"), ("colour", "RGB"), ("pixel", "uint8")):
+        for name, rules in (("sampling", EvaluationRule), ("crop", CropRule)):
+            if getattr(self, name) not in get_args(rules):
+                problems.append(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(get_args(rules))}")
+        for name, only in (("resize", "antialiased-bilinear"), ("colour", "RGB"), ("pixel", "uint8")):
             if getattr(self, name) != only:
                 problems.append(f"{name} is {getattr(self, name)!r}; this version knows only {only!r}")
         if problems:
@@ -77,6 +85,11 @@ class ClipSpec:
     def shape(self) -> tuple[int, int, int, int, int]:
         """Shape of one view: `(segments, frames_per_segment, height, width, 3)`."""
         return (self.segments, self.frames_per_segment, self.height, self.width, 3)
+
+    @property
+    def views(self) -> int:
+        """Views that an evaluation makes of a video, and whose scores it averages: crops x clips."""
+        return CROPS[self.crop] * CLIPS[self.sampling]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, the form that the manifest spells out."""

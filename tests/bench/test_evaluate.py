@@ -11,13 +11,21 @@ import numpy as np
 import pytest
 import torch
 
+import flowless
+from flowless.bench import evaluate_checkpoint
 from flowless.bench.evaluate import evaluate
 from flowless.bench.evaluation import EvaluationOptions
 from flowless.cli import main
 from flowless.errors import FlowlessError
+from flowless.export.build_engine import build
+from flowless.export.bundle import export_bundle
+from flowless.pipeline.encode import write_video
 from flowless.pipeline.preprocess import load_clip
+from flowless.pipeline.protocols import protocol_spec
+from flowless.pipeline.scan import scan
 from flowless.pipeline.spec import ClipSpec
 from flowless.train.checkpoints import load_checkpoint, save_checkpoint
+from flowless.train.data import relabel
 from flowless.train.models import build_model
 
 SPEC = ClipSpec(segments=4, frames_per_segment=2, height=32, width=32, short_side=32)
@@ -33,9 +41,6 @@ def checkpoint(tmp_path_factory, train_index):
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory, checkpoint):
-    from flowless.export.build_engine import build
-    from flowless.export.bundle import export_bundle
-
     folder = tmp_path_factory.mktemp("bundle") / "model"
     export_bundle(checkpoint, folder)
     build(folder, target="onnxruntime")
@@ -62,6 +67,132 @@ def test_views_are_averaged(checkpoint, val_index):
         wanted = load_checkpoint(checkpoint).model(torch.from_numpy(clips)).numpy().mean(0)
     np.testing.assert_allclose(result.scores[0], wanted, atol=0.02)
     assert result.views == "two-clip"
+
+
+@pytest.fixture(scope="module")
+def wide_index(tmp_path_factory, train_index):
+    """Landscape, portrait and square videos, whose crops differ; 70 frames, so that dense clips differ, too."""
+    folder = tmp_path_factory.mktemp("wide")
+    rng = np.random.default_rng(0)
+    for number, (label, height, width) in enumerate((("up", 40, 66), ("down", 70, 42), ("left", 48, 48))):
+        coarse = rng.integers(0, 256, (70, height // 6 + 1, width // 6 + 1, 3)).astype(np.uint8).repeat(6, 1).repeat(6, 2)
+        (folder / label).mkdir()
+        write_video(folder / label / f"{number}.mp4", coarse[:, :height, :width])
+    return relabel(scan(folder, out=folder / "index.jsonl", workers=1), train_index.labels, what="index")
+
+
+@pytest.fixture(scope="module")
+def roomy(tmp_path_factory, train_index):
+    """A model of 32 x 32 crops of frames whose short side is 40, so that full resolution is another size."""
+    torch.manual_seed(1)
+    spec = replace(SPEC, short_side=40)
+    model = build_model("pan-lite-r18", classes=12, spec=spec, width=0.25)
+    path = tmp_path_factory.mktemp("roomy") / "best.safetensors"
+    return save_checkpoint(path, model, model_name="pan-lite-r18", recipe={}, spec=spec, labels=train_index.labels, metrics={})
+
+
+@pytest.fixture(scope="module")
+def roomy_bundle(tmp_path_factory, roomy):
+    folder = tmp_path_factory.mktemp("roomy-bundle") / "model"
+    export_bundle(roomy, folder)
+    return folder
+
+
+def scores_view_by_view(model, index, spec):
+    """What an average over views must be, from NumPy: each view alone through the model."""
+    rows = []
+    for video in index.videos:
+        clip = load_clip(index.path_of(video), spec)
+        with torch.inference_mode():
+            rows.append(np.stack([model(torch.from_numpy(view[None]))[0].numpy() for view in clip]))
+    return np.stack(rows)
+
+
+SIDES = {"full-resolution": 40, "thirty-view": 40}
+
+
+@pytest.mark.parametrize(
+    ("name", "views"), [("one-view", 1), ("two-clip", 2), ("dense", 10), ("three-crop", 3), ("full-resolution", 2), ("thirty-view", 30)]
+)
+def test_protocols_average_their_views_in_flat_memory(name, views, roomy, wide_index):
+    checkpoint = load_checkpoint(roomy)
+    seen = []
+    handle = checkpoint.model.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    result = evaluate(checkpoint, wide_index, options=EvaluationOptions(views=name, batch_size=7))
+    handle.remove()
+    assert sum(seen) == 3 * views
+    assert max(seen) <= 7, "never more than batch_size views at once"
+    side = SIDES.get(name, 32)
+    assert result.to_dict()["views"] == name
+    assert result.to_dict()["views_per_video"] == views
+    assert result.to_dict()["frame"] == {"height": side, "width": side}
+    alone = scores_view_by_view(checkpoint.model, wide_index, protocol_spec(checkpoint.spec, name))
+    assert alone.shape == (3, views, 12)
+    difference = np.abs(result.scores - alone.mean(1)).max()
+    assert difference <= 0.02 * alone.std()
+    assert views == 1 or np.ptp(alone, axis=1).max() > 10 * difference, "the views differ"
+
+
+@pytest.mark.parametrize("name", ["full-resolution", "thirty-view"])
+def test_the_loader_gives_the_same_averages(name, roomy, wide_index, monkeypatch):
+    """On a GPU every protocol comes by the loader; here it is made to."""
+    options = EvaluationOptions(views=name, batch_size=7)
+    expected = evaluate(roomy, wide_index, options=options)
+    checkpoint, seen = load_checkpoint(roomy), []
+    checkpoint.model.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    monkeypatch.setattr(evaluate_checkpoint, "_LOADER_VIEWS", 30)
+    result = evaluate(checkpoint, wide_index, options=options)
+    np.testing.assert_allclose(result.scores, expected.scores, atol=0.02 * expected.scores.std())
+    assert (result.ids, result.labels.tolist()) == (expected.ids, expected.labels.tolist())
+    assert max(seen) <= 7
+
+
+@pytest.mark.parametrize("name", ["dense", "three-crop"])
+def test_a_bundle_runs_the_protocols_of_its_size(name, roomy, roomy_bundle, wide_index):
+    engine, seen = flowless.load(roomy_bundle, "onnxruntime"), []
+    backend = engine._backend
+
+    class Counting:
+        device = "CPU"
+
+        def __call__(self, clip):
+            seen.append(len(clip))
+            return backend(clip)
+
+    engine._backend = Counting()
+    result = evaluate(engine, wide_index, options=EvaluationOptions(views=name, batch_size=4))
+    total = 3 * result.spec.views
+    assert seen == [4] * (total // 4) + [total % 4] * (total % 4 > 0), "full batches, whatever videos they are of"
+    alone = scores_view_by_view(load_checkpoint(roomy).model, wide_index, result.spec)
+    np.testing.assert_allclose(result.scores, alone.mean(1), atol=1e-4)
+    assert result.views == name
+
+
+@pytest.mark.parametrize("name", ["full-resolution", "thirty-view"])
+def test_a_bundle_of_another_size_says_how_to_get_one(name, roomy_bundle, wide_index):
+    with pytest.raises(FlowlessError, match=rf"frames of 40 x 40; .* 32 x 32\. .*flowless export .* --views {name}.* three-crop"):
+        evaluate(roomy_bundle, wide_index, options=EvaluationOptions(views=name))
+
+
+@pytest.mark.slow
+def test_a_bundle_exported_for_a_protocol_runs_it(roomy, wide_index, tmp_path, capsys):
+    checkpoint = load_checkpoint(roomy)
+    large = tmp_path / "large"
+    export_bundle(replace(checkpoint, spec=protocol_spec(checkpoint.spec, "thirty-view")), large)
+    result = evaluate(large, wide_index)
+    assert (result.views, result.spec.views, result.spec.shape) == ("thirty-view", 30, (4, 2, 40, 40, 3))
+    by_torch = evaluate(roomy, wide_index, options=EvaluationOptions(views="thirty-view"))
+    np.testing.assert_allclose(result.scores, by_torch.scores, atol=0.02 * by_torch.scores.std())
+    videos = [wide_index.path_of(video) for video in wide_index.videos]
+    for item, scores in zip(flowless.load(large).predict_many(videos), result.scores, strict=True):
+        assert item.scores is not None
+        np.testing.assert_allclose(item.scores, scores, atol=1e-4)
+    capsys.readouterr()
+    assert main(["predict", str(large), *map(str, videos), "--top", "1", "--json"]) == 0
+    said = [row["top"][0]["index"] for row in json.loads(capsys.readouterr().out)]
+    assert said == result.scores.argmax(1).tolist()
+    other = evaluate(large, wide_index, options=EvaluationOptions(views="full-resolution"))
+    assert other.spec.views == 2, "of the same size"
 
 
 def test_bundle_and_checkpoint_agree(checkpoint, bundle, val_index):
@@ -98,8 +229,16 @@ def test_command(checkpoint, shapes, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "confusion matrix" in printed
     assert "mean class accuracy" in printed
+    assert "one-view: 1 view of 32 x 32" in " ".join(printed.split())
+    assert main(["evaluate", str(checkpoint), *data, "--views", "centre", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["views"] == "one-view"
+    with pytest.raises(SystemExit) as stopped:
+        main(["evaluate", str(checkpoint), *data, "--views", "ten-crop"])
+    assert stopped.value.code == 2
+    assert "thirty-view" in capsys.readouterr().err
     assert main(["evaluate", str(checkpoint), *data, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
+    assert (document["views"], document["views_per_video"], document["frame"]) == ("one-view", 1, {"height": 32, "width": 32})
     assert {"top1", "top5", "mean_class_accuracy", "confusion", "labels", "predictions", "bad_videos"} <= set(document)
     assert sum(map(sum, document["confusion"])) == 12
     assert main(["evaluate", str(checkpoint), *data, "--plot", "matrix.doc"]) == 1

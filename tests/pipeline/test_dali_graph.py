@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from flowless.errors import FlowlessError
-from flowless.pipeline.augment import Augmentation, LoaderOptions, View, evaluation_view, training_view
+from flowless.pipeline.augment import Augmentation, LoaderOptions, View, training_view
 from flowless.pipeline.decode import decode_frames, iter_frames
 from flowless.pipeline.encode import write_video
 from flowless.pipeline.preprocess import resize_and_crop
@@ -20,6 +20,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("nvidia.dali")
 
 from flowless.pipeline.dali_graph import (  # noqa: E402
+    TOLERANCE_EDGE,
     TOLERANCE_MAX,
     TOLERANCE_MEAN,
     TOLERANCE_MEAN_NOISE,
@@ -29,28 +30,38 @@ from flowless.pipeline.dali_graph import (  # noqa: E402
     _graph,
     place,
 )
+from flowless.pipeline.frame_source import evaluation_views  # noqa: E402
 
 PLAIN = np.array([1, 1, 1, 0], np.float32)
 SPEC = ClipSpec()
+FULL = ClipSpec(height=256, width=256)
+THREE = ClipSpec(crop="three")
+FULL_THREE = ClipSpec(height=256, width=256, crop="three")
 
 
-def graph(frames: Frames = "pyav", *, colour: bool = False, device_id: int | None = None) -> ClipGraph:
-    return ClipGraph(batch_size=4, threads=2, frames=frames, colour=colour, device_id=device_id)
+def graph(frames: Frames = "pyav", *, colour: bool = False, crops: int = 1, device_id: int | None = None) -> ClipGraph:
+    return ClipGraph(batch_size=4, threads=2, frames=frames, colour=colour, crops=crops, device_id=device_id)
 
 
 def pictures(*inputs: GraphInput, frames: Frames = "pyav", colour: bool = False) -> np.ndarray:
-    return torch.from_dlpack(graph(frames, colour=colour).run(inputs)).numpy().astype(int)
+    made = graph(frames, colour=colour, crops=len(inputs[0].start))
+    return torch.from_dlpack(made.run(inputs)).numpy().astype(int)
 
 
-def from_frames(frames: np.ndarray, view: View, spec: ClipSpec, **changes: Any) -> GraphInput:
+def from_frames(frames: np.ndarray, views: View | tuple[View, ...], spec: ClipSpec, **changes: Any) -> GraphInput:
     height, width = frames.shape[1:3]
-    given = {"order": np.arange(len(frames), dtype=np.int32), "colour": PLAIN, "frames": frames, **changes}
-    return GraphInput(**place(view, spec, width=width, height=height), **given)
+    views = (views,) if isinstance(views, View) else views
+    given = {"order": np.arange(len(views) * len(frames), dtype=np.int32), "colour": PLAIN, "frames": frames, **changes}
+    return GraphInput(**place(views, spec, width=width, height=height), **given)
 
 
 def evaluated(frames: np.ndarray, spec: ClipSpec) -> np.ndarray:
     height, width = frames.shape[1:3]
-    return pictures(from_frames(frames, evaluation_view(width=width, height=height, spec=spec), spec))[0]
+    return pictures(from_frames(frames, evaluation_views(width=width, height=height, spec=spec), spec))[0]
+
+
+def reaches_the_edge(spec: ClipSpec) -> bool:
+    return spec.crop == "three" or spec.short_side in {spec.height, spec.width}
 
 
 def noise(height: int, width: int, count: int = 2) -> np.ndarray:
@@ -71,11 +82,18 @@ def smooth(height: int, width: int, count: int = 2) -> np.ndarray:
     ("height", "width"),
     [(480, 640), (640, 480), (1080, 1921), (257, 999), (300, 256), (333, 257), (720, 406), (90, 161), (200, 120), (1, 1), (40, 31)],
 )
-@pytest.mark.parametrize("spec", [SPEC, ClipSpec(height=112, width=96, short_side=128)], ids=["224", "112x96"])
+@pytest.mark.parametrize(
+    "spec",
+    [SPEC, ClipSpec(height=112, width=96, short_side=128), FULL, THREE, FULL_THREE],
+    ids=["224", "112x96", "full-resolution", "three-crop", "three-crop-full-resolution"],
+)
 def test_evaluation_agrees_with_pillow(height: int, width: int, spec: ClipSpec) -> None:
     frames = noise(height, width)
-    difference = np.abs(evaluated(frames, spec) - resize_and_crop(frames, spec))
-    assert difference.max() <= TOLERANCE_MAX
+    expected = resize_and_crop(frames, spec)
+    difference = np.abs(evaluated(frames, spec) - expected)
+    assert difference.shape == expected.shape
+    assert difference[:, 1:-1, 1:-1].max() <= TOLERANCE_MAX
+    assert difference.max() <= (TOLERANCE_EDGE if reaches_the_edge(spec) else TOLERANCE_MAX)
     assert difference.mean() <= TOLERANCE_MEAN_NOISE
 
 
@@ -91,9 +109,10 @@ def test_a_frame_of_the_right_size_is_cropped_untouched(height: int, width: int)
 def test_evaluation_agrees_on_real_clips(clips: Path) -> None:
     for name, last in (("gestures/book.mkv", 76), ("rotated_90.mov", 2), ("bt709_full_range.mp4", 2), ("nasa_13013.mp4", 20)):
         frames = decode_frames(clips / name, [0, last])
-        for spec in (SPEC, ClipSpec(height=112, width=112, short_side=128)):
+        for spec in (SPEC, ClipSpec(height=112, width=112, short_side=128), FULL_THREE):
             difference = np.abs(evaluated(frames, spec) - resize_and_crop(frames, spec))
-            assert difference.max() <= TOLERANCE_MAX, name
+            assert difference[:, 1:-1, 1:-1].max() <= TOLERANCE_MAX, name
+            assert difference.max() <= (TOLERANCE_EDGE if reaches_the_edge(spec) else TOLERANCE_MAX), name
             assert difference.mean() <= TOLERANCE_MEAN, name
 
 
@@ -187,7 +206,7 @@ def test_colours() -> None:
 def test_frames_are_repeated_and_ordered_as_the_clip_wants() -> None:
     frames = noise(64, 64, 3)
     spec = ClipSpec(height=64, width=64, short_side=64)
-    view = evaluation_view(width=64, height=64, spec=spec)
+    view = evaluation_views(width=64, height=64, spec=spec)
     result = pictures(from_frames(frames, view, spec, order=np.array([2, 0, 0, 1], np.int32)))[0]
     assert (result == frames[[2, 0, 0, 1]]).all()
 
@@ -201,11 +220,12 @@ def test_rotation_is_applied_once_by_either_decoder(rotation: int, tmp_path: Pat
     upright = np.stack(list(iter_frames(path)))
     height, width = upright.shape[1:3]
     assert (height, width) == ((160, 120) if rotation in {90, 270} else (120, 160))
-    spec, ordinals = ClipSpec(height=80, width=64, short_side=96), np.array([0, 2, 5], np.int32)
-    for view in (evaluation_view(width=width, height=height, spec=spec), View(top=20, left=100, bottom=110, right=30)):
-        here = from_frames(upright[ordinals], view, spec)
+    spec, ordinals = ClipSpec(height=80, width=64, short_side=96, crop="three"), np.array([0, 2, 5], np.int32)
+    crops, mirrored = evaluation_views(width=width, height=height, spec=spec), View(top=20, left=100, bottom=110, right=30)
+    for views in (crops, crops[:1], (mirrored,)):
+        here = from_frames(upright[ordinals], views, spec)
         there = GraphInput(
-            **place(view, spec, width=width, height=height, rotation=rotation),
+            **place(views, spec, width=width, height=height, rotation=rotation),
             order=here.order,
             colour=PLAIN,
             encoded=np.fromfile(path, np.uint8),
@@ -213,7 +233,7 @@ def test_rotation_is_applied_once_by_either_decoder(rotation: int, tmp_path: Pat
         )
         by_pyav, by_dali = pictures(here, there, frames="both")
         (alone,) = pictures(there, frames="dali")
-        assert by_pyav.shape == (3, 80, 64, 3)
+        assert by_pyav.shape == (3 * len(views), 80, 64, 3)
         # Two colour conversions; a picture turned wrongly differs by tens of levels.
         assert np.abs(by_pyav - by_dali).mean() < 4
         assert np.abs(by_pyav - by_dali[:, ::-1]).mean() > 12
@@ -222,7 +242,7 @@ def test_rotation_is_applied_once_by_either_decoder(rotation: int, tmp_path: Pat
 
 def test_batches_reach_pytorch_without_a_copy_and_stay() -> None:
     frames, spec = noise(64, 64, 4), ClipSpec(height=64, width=64, short_side=64)
-    view = evaluation_view(width=64, height=64, spec=spec)
+    view = evaluation_views(width=64, height=64, spec=spec)
     item, negative = from_frames(frames, view, spec), from_frames(255 - frames, view, spec)
     one = graph()
     tensor = one.run([item] * 3)
@@ -237,28 +257,30 @@ def test_batches_reach_pytorch_without_a_copy_and_stay() -> None:
 
 @pytest.mark.parametrize("frames", ["pyav", "dali", "both"])
 @pytest.mark.parametrize("colour", [False, True])
-def test_the_gpu_graph_is_one_that_dali_knows(frames: Frames, colour: bool) -> None:
+@pytest.mark.parametrize("crops", [1, 3])
+def test_the_gpu_graph_is_one_that_dali_knows(frames: Frames, colour: bool, crops: int) -> None:
     """Without a device a graph for one can be written down, its operators and arguments checked, but not run."""
-    pipeline = _graph(frames, colour, gpu=True, batch_size=2, num_threads=1, device_id=None, prefetch_queue_depth=1)
+    pipeline = _graph(frames, colour, crops, gpu=True, batch_size=2, num_threads=1, device_id=None, prefetch_queue_depth=1)
     written = pipeline.serialize()
     assert (b"mixed" in written) == (frames != "pyav")
     assert b"gpu" in written
 
 
 @pytest.mark.gpu
-def test_the_gpu_makes_the_same_pictures(tmp_path: Path) -> None:
+@pytest.mark.parametrize("spec", [SPEC, FULL_THREE], ids=["224", "three-crop-full-resolution"])
+def test_the_gpu_makes_the_same_pictures(spec: ClipSpec, tmp_path: Path) -> None:
     path = tmp_path / "film.mp4"
     write_video(path, smooth(240, 320, 12), options={"crf": "10"})
     upright, ordinals = np.stack(list(iter_frames(path))), np.array([1, 4, 11], np.int32)
-    view = evaluation_view(width=320, height=240, spec=SPEC)
-    here = from_frames(upright[ordinals], view, SPEC)
+    views = evaluation_views(width=320, height=240, spec=spec)
+    here = from_frames(upright[ordinals], views, spec)
     there = GraphInput(
-        **place(view, SPEC, width=320, height=240), order=here.order, colour=PLAIN, encoded=np.fromfile(path, np.uint8), ordinals=ordinals
+        **place(views, spec, width=320, height=240), order=here.order, colour=PLAIN, encoded=np.fromfile(path, np.uint8), ordinals=ordinals
     )
-    batch = torch.from_dlpack(graph("both", device_id=0).run([here, there]))
+    batch = torch.from_dlpack(graph("both", crops=len(views), device_id=0).run([here, there]))
     assert batch.device.type == "cuda"
     result = batch.cpu().numpy().astype(int)
-    reference = evaluated(upright[ordinals], SPEC)
+    reference = evaluated(upright[ordinals], spec)
     assert np.abs(result[0] - reference).max() <= TOLERANCE_MAX
     assert np.abs(result[1] - reference).mean() < 4
 

@@ -17,13 +17,14 @@ from flowless.pipeline.encode import write_video
 from flowless.pipeline.index import DatasetIndex
 from flowless.pipeline.moving_shapes import TWIN, ShapesOptions, generate
 from flowless.pipeline.preprocess import load_clip
+from flowless.pipeline.protocols import protocol_spec
 from flowless.pipeline.scan import scan
 from flowless.pipeline.spec import ClipSpec, Rule
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("nvidia.dali")
 
-from flowless.pipeline.dali_graph import TOLERANCE_MAX  # noqa: E402
+from flowless.pipeline.dali_graph import TOLERANCE_EDGE, TOLERANCE_MAX, TOLERANCE_MEAN  # noqa: E402
 from flowless.pipeline.loader import Batch, ClipLoader  # noqa: E402
 
 SPEC = ClipSpec(segments=4, frames_per_segment=2, height=32, width=28, short_side=36)
@@ -82,6 +83,28 @@ def test_evaluation_gives_every_video_once_as_the_runtime_sees_it(index: Dataset
     for video in index.videos[:5]:
         expected = load_clip(index.path_of(video), spec)
         assert np.abs(clips_by_id(batches)[video.id].astype(int) - expected).max() <= TOLERANCE_MAX
+
+
+@pytest.mark.parametrize("name", ["three-crop", "full-resolution", "thirty-view"])
+def test_protocols_give_the_views_that_the_runtime_sees(name: str, tmp_path: Path) -> None:
+    """Portrait, landscape and square, of odd sizes."""
+    rng, spec = np.random.default_rng(1), protocol_spec(SPEC, name)
+    for number, (height, width) in enumerate(((60, 46), (46, 62), (50, 50))):
+        (tmp_path / f"kind {number}").mkdir()
+        coarse = rng.integers(0, 256, (20, 9, 11, 3)).astype(np.uint8).repeat(8, 1).repeat(8, 2)
+        write_video(tmp_path / f"kind {number}" / "film.mp4", coarse[:, :height, :width])
+    films = scan(tmp_path, out=tmp_path / "index.jsonl", workers=1)
+    (batch,) = loader(films, spec=spec, batch_size=3)
+    assert batch.clips.shape == (3, {"three-crop": 3, "full-resolution": 2, "thirty-view": 30}[name], *spec.shape)
+    for video, clip in zip(films.videos, batch.clips.numpy(), strict=True):
+        difference = np.abs(clip.astype(int) - load_clip(films.path_of(video), spec))
+        assert difference[..., 1:-1, 1:-1, :].max() <= TOLERANCE_MAX
+        assert difference.max() <= TOLERANCE_EDGE
+        assert difference.mean() <= TOLERANCE_MEAN
+
+
+def test_training_crops_once_whatever_the_evaluation_does(index: DatasetIndex) -> None:
+    assert next(iter(loader(index, rule="train", spec=replace(SPEC, crop="three")))).clips.shape == (4, 1, *SPEC.shape)
 
 
 def test_the_rule_is_the_specs_own_unless_named(index: DatasetIndex) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import barcode
 import numpy as np
 import pytest
@@ -12,13 +14,15 @@ from PIL import Image
 from flowless.errors import FlowlessError
 from flowless.pipeline import preprocess
 from flowless.pipeline.decode import iter_frames
-from flowless.pipeline.preprocess import crop_corner, load_clip, resize_and_crop, resized_size
+from flowless.pipeline.preprocess import crop_corners, load_clip, load_views, resize_and_crop, resized_size
 from flowless.pipeline.probe import probe
 from flowless.pipeline.sampling import clip_indices
 from flowless.pipeline.spec import ClipSpec
 
 SPEC = ClipSpec()
 SMALL = ClipSpec(height=48, width=48, short_side=56)
+THREE = replace(SMALL, crop="three")
+FULL_THREE = ClipSpec(height=256, width=256, crop="three")
 
 
 @pytest.mark.parametrize(
@@ -37,9 +41,54 @@ def test_sizes(size, expected):
 
 
 def test_halves_round_to_even():
-    assert crop_corner(341, 256, SPEC) == (58, 16)  # 58.5
-    assert crop_corner(343, 256, SPEC) == (60, 16)  # 59.5
-    assert crop_corner(224, 224, SPEC) == (0, 0)
+    assert crop_corners(341, 256, SPEC) == ((58, 16),)  # 58.5
+    assert crop_corners(343, 256, SPEC) == ((60, 16),)  # 59.5
+    assert crop_corners(224, 224, SPEC) == ((0, 0),)
+    assert crop_corners(341, 256, replace(SPEC, height=256, width=256)) == ((42, 0),)  # 42.5
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        # Quarter steps of whole pixels, (341 - 256) // 4 = 21: the last crop ends a pixel before the frame does.
+        ((341, 256), ((0, 0), (84, 0), (42, 0))),
+        ((343, 256), ((0, 0), (84, 0), (42, 0))),  # 87 // 4 = 21, where the centre crop would lie at 44
+        ((344, 256), ((0, 0), (88, 0), (44, 0))),
+        ((455, 256), ((0, 0), (196, 0), (98, 0))),
+        ((256, 341), ((0, 0), (0, 84), (0, 42))),
+        ((256, 256), ((0, 0), (0, 0), (0, 0))),
+        ((259, 256), ((0, 0), (0, 0), (0, 0))),  # 3 // 4 = 0
+    ],
+)
+def test_three_crops_lie_at_both_ends_and_in_the_middle(size, expected):
+    width, height = size
+    assert crop_corners(width, height, FULL_THREE) == expected
+
+
+def test_three_crops_smaller_than_the_short_side():
+    three = replace(SPEC, crop="three")
+    # (341 - 224) // 4 = 29 along, (256 - 224) // 4 = 8 across.
+    assert crop_corners(341, 256, three) == ((0, 16), (116, 16), (58, 16))
+    assert crop_corners(256, 341, three) == ((16, 0), (16, 116), (16, 58))
+    assert crop_corners(256, 256, three) == ((0, 16), (32, 16), (16, 16))
+
+
+@given(width=st.integers(40, 300), height=st.integers(40, 300), seed=st.integers(0, 99))
+def test_three_crops_equal_pillow(width, height, seed):
+    frames = np.random.default_rng(seed).integers(0, 256, (2, height, width, 3), np.uint8)
+    short = min(width, height)
+    size = (int(56 * width / short), int(56 * height / short)) if short != 56 else (width, height)
+    images = [Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR) for frame in frames]
+    step = [(side - 48) // 4 for side in size]
+    along = int(height > width)
+    found = resize_and_crop(frames, THREE)
+    assert found.shape == (6, 48, 48, 3)
+    for number, quarters in enumerate((0, 4, 2)):
+        corner = [2 * step[0], 2 * step[1]]
+        corner[along] = quarters * step[along]
+        left, top = corner
+        expected = np.stack([np.asarray(image.crop((left, top, left + 48, top + 48))) for image in images])
+        assert np.array_equal(found[2 * number : 2 * number + 2], expected)
 
 
 @given(width=st.integers(40, 300), height=st.integers(40, 300), seed=st.integers(0, 99))
@@ -87,6 +136,34 @@ def test_a_clip_is_the_sampled_frames_resized(sampling, threads, barcodes):
     assert np.array_equal(clip, full[indices])
 
 
+@pytest.mark.parametrize("sampling", ["centre", "two-clip", "dense"])
+def test_views_go_by_crop_and_then_by_clip(sampling, barcodes):
+    spec = replace(THREE, sampling=sampling)
+    path = barcodes(barcode.KINDS[0])
+    full = resize_and_crop(np.stack(list(iter_frames(path))), spec).reshape(3, 100, 48, 48, 3)
+    indices = clip_indices(100, segments=8, frames_per_segment=4, rule=sampling)
+    clip = load_clip(path, spec)
+    assert clip.shape == (spec.views, 8, 4, 48, 48, 3)
+    assert spec.views == 3 * len(indices)
+    assert np.array_equal(clip, np.concatenate([full[crop][indices] for crop in range(3)]))
+
+
+def test_views_are_cut_when_asked_for(barcodes):
+    """Thirty views share at most 100 frames, each held once and no larger than its crops together."""
+    spec = replace(THREE, sampling="dense")
+    path = barcodes(barcode.KINDS[0])
+    views = load_views(path, spec)
+    height, width = next(iter_frames(path)).shape[:2]
+    across, _ = resized_size(width, height, short_side=56)
+    assert len(views) == 30
+    assert sum(frame.pixels.nbytes for frame in views.frames) <= 100 * 48 * across * 3 < views.cut().nbytes / 4
+    assert all(frame.pixels.base is None for frame in views.frames), "no larger array stays in memory behind it"
+    parts = list(views.parts(8))
+    assert [len(part) for part in parts] == [8, 8, 8, 6]
+    assert np.array_equal(np.concatenate(parts), views.cut())
+    assert np.array_equal(views.cut(9, 12), views.cut()[9:12])
+
+
 def test_a_part_of_a_video(barcodes):
     path = barcodes(barcode.KINDS[0])
     full = resize_and_crop(np.stack(list(iter_frames(path))), SMALL)
@@ -104,9 +181,9 @@ def test_a_video_shorter_than_a_clip_repeats_its_frames(clips):
 
 def test_each_frame_is_resized_once(barcodes, monkeypatch):
     resized = []
-    inner = preprocess._one
-    monkeypatch.setattr(preprocess, "_one", lambda frame, spec: resized.append(1) or inner(frame, spec))
-    load_clip(barcodes(barcode.KINDS[0]), ClipSpec(height=48, width=48, short_side=56, sampling="dense"))
+    inner = preprocess._small
+    monkeypatch.setattr(preprocess, "_small", lambda frame, spec: resized.append(1) or inner(frame, spec))
+    load_clip(barcodes(barcode.KINDS[0]), replace(THREE, sampling="dense"))
     assert len(resized) <= 100
 
 

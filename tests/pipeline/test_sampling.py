@@ -58,6 +58,9 @@ def test_past_the_end_the_last_frame_repeats():
 def test_two_clip_adds_the_starts_of_the_segments():
     # tick = 297 / 8 = 37.125: 0, 37.125, 74.25, 111.375, 148.5, 185.625, 222.75, 259.875
     assert starts(300, 4, "two-clip") == [CENTRE_300_BY_4, [0, 37, 74, 111, 148, 185, 222, 259]]
+    # tick = 29 / 8 = 3.625: 0, 3.6, 7.25, 10.9, 14.5, 18.1, 21.75, 25.4
+    assert starts(32, 4, "two-clip")[1] == [0, 3, 7, 10, 14, 18, 21, 25]
+    assert starts(1, 4, "two-clip") == [[0] * 8] * 2
 
 
 def test_dense_test_views():
@@ -65,6 +68,28 @@ def test_dense_test_views():
     views = starts(300, 1, "dense")
     assert [view[0] for view in views] == [0, 26, 52, 78, 104, 131, 157, 183, 209, 236]
     assert views[1] == [26, 34, 42, 50, 58, 66, 74, 82]
+
+
+@pytest.mark.parametrize(
+    ("n", "first"),
+    [
+        (300, [0, 26, 52, 78, 104, 131, 157, 183, 209, 236]),  # steps of 236 / 9 = 26.2
+        (70, [0, 0, 1, 2, 2, 3, 4, 4, 5, 6]),  # pos = 7, steps of 6 / 9
+        (64, [0] * 10),  # pos = 1
+    ],
+)
+def test_ten_dense_clips_of_four_adjacent_frames(n, first):
+    """Groups begin at (8 k + start) mod n; the published code counts from 1."""
+    clips = clip_indices(n, segments=8, frames_per_segment=4, rule="dense")
+    assert clips.tolist() == [[[start + 8 * k + j for j in range(4)] for k in range(8)] for start in first]
+
+
+def test_dense_groups_stop_at_the_last_frame():
+    # n = 42: (8 k) mod 42 = 0 8 16 24 32 40 6 14; the group at 40 has two frames and repeats its last.
+    clips = clip_indices(42, segments=8, frames_per_segment=4, rule="dense")
+    assert clips[0, :, 0].tolist() == [0, 8, 16, 24, 32, 40, 6, 14]
+    assert clips[0, 5].tolist() == [40, 41, 41, 41]
+    assert (clips == clips[0]).all()
 
 
 def test_dense_wraps_round_short_videos():
