@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 UV := 0.13.8
 
-.PHONY: help demo test quick check lint types lock clean
+.PHONY: help demo test quick check lint types gpu lock clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -27,6 +27,13 @@ lint: $(READY)  ## ruff
 
 types: $(READY)  ## pyright
 	$(BIN)/pyright
+
+# Both run, whatever the other says; measuring comes first, so that there is a file even where the tests find no GPU. What
+# tests/gpu/test_parts.py runs has then been run.
+gpu: $(READY)  ## everything that needs a GPU: measurements into bench/results/gpu-CARD.json, then the GPU tests
+	@$(BIN)/flowless bench gpu --out bench/results; measured=$$?; \
+	FLOWLESS_REQUIRE_GPU=1 $(BIN)/python -m pytest -m gpu --ignore tests/gpu/test_parts.py; tested=$$?; \
+	exit $$(( measured > tested ? measured : tested ))
 
 # The rooms import as `flowless`: pyright finds that name through a link, Python through the editable install.
 $(READY): requirements/all.txt pyproject.toml

@@ -14,7 +14,9 @@ from flowless.console import emit, log
 BENCHMARKS: dict[str, tuple[str, str]] = {
     "throughput": ("flowless.bench.throughput:main", "decode, preprocess, engine and end to end, every target beside PyTorch"),
     "peers": ("flowless.bench.peers:main", "beside the official PAN code, from your own clone of it"),
+    "export": ("flowless.bench.export_time:main", "minutes from a checkpoint to a verified INT8 bundle, stage by stage"),
     "reversal": ("flowless.bench.reversal:main", "does a model read time? Real videos, forwards and backwards"),
+    "gpu": ("flowless.bench.gpu.command:main", "everything that needs a GPU: kernels, decoder, engines; says what is not here"),
 }
 
 

@@ -3,47 +3,78 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import flowless
-from flowless.bench.timing import time_in_turn
 from flowless.console import log, progress
 from flowless.engines import Engine
 from flowless.engines.backends import why_not
 from flowless.engines.manifest import Manifest, read_manifest
+from flowless.export.precision import PRECISIONS
 from flowless.pipeline.index import DatasetIndex
 from flowless.pipeline.preprocess import load_clip
+from flowless.timing import time_in_turn
 
 #: Clips in one call when throughput is measured.
 BATCH = 8
 
 
-def engine_rows(bundle: Path, val: DatasetIndex, *, refused: dict[str, str]) -> list[dict[str, Any]]:
+def engine_rows(
+    bundle: Path, val: DatasetIndex, *, trials: Sequence[Mapping[str, Any]], left_out: Mapping[str, str]
+) -> list[dict[str, Any]]:
     """Evaluate and time every engine of a bundle that this machine runs.
 
+    Args:
+        bundle: The bundle.
+        val: Labelled videos.
+        trials: What `try_all` found, a row for each precision of each target.
+        left_out: Targets that cannot be built here, and why.
+
     Returns:
-        One row an engine, as `summary.json` holds them; what was not built, or cannot run here, has None for its figures.
+        One row for each precision of each target, as `summary.json` holds them. What was not kept has the figures that were
+        measured until then; what was not built, or cannot run here, has None.
     """
     manifest = read_manifest(bundle)
     clips, truth = _clips(val, manifest)
     engines: dict[tuple[str, str], Engine] = {}
     rows = []
-    for artefact in manifest.artefacts:
-        key = (artefact.target, artefact.precision)
-        row = {"target": key[0], "precision": key[1], "status": artefact.status, **_no_figures()}
-        row["megabytes"] = round(sum(manifest.files[name].bytes for name in artefact.files) / 1e6, 3)
-        row["max_abs_diff"] = artefact.max_abs_diff
-        if not why_not(artefact.target, artefact):
-            engine = engines[key] = flowless.load(bundle, *key)
-            scores = np.concatenate([engine(clips[start : start + BATCH]) for start in range(0, len(clips), BATCH)])
-            row["top1"] = round(float((scores.argmax(axis=1) == truth).mean()), 4)
+    for trial in trials:
+        key = (trial["target"], trial["precision"])
+        row = {"target": key[0], "precision": key[1], "status": trial["status"], **_no_figures()}
+        row |= {name: trial[name] for name in ("top1", "max_abs_diff", "latency_ms_p50")}
+        artefact = manifest.artefact(*key)
+        if trial["kept"] and artefact is not None:
+            row["megabytes"] = round(sum(manifest.files[name].bytes for name in artefact.files) / 1e6, 3)
+            if not why_not(artefact.target, artefact):
+                engine = engines[key] = flowless.load(bundle, *key)
+                scores = np.concatenate([engine(clips[start : start + BATCH]) for start in range(0, len(clips), BATCH)])
+                row["top1"] = round(float((scores.argmax(axis=1) == truth).mean()), 4)
         rows.append(row)
     _time(engines, clips, rows)
-    rows += [{"target": target, "precision": "fp32", "status": f"not built: {why}", **_no_figures()} for target, why in refused.items()]
+    for target, why in left_out.items():
+        rows += [{"target": target, "precision": name, "status": f"not built: {why}", **_no_figures()} for name in PRECISIONS]
     return rows
+
+
+def grouped(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows for people: precisions of one target that share a status and have no figures stand in one row."""
+    groups: dict[tuple[str, ...], dict[str, Any]] = {}
+    for row in rows:
+        key = (row["target"], row["status"]) if is_bare(row) else (row["target"], row["status"], row["precision"])
+        if key in groups:
+            groups[key]["precision"] += f", {row['precision']}"
+        else:
+            groups[key] = dict(row)
+    return list(groups.values())
+
+
+def is_bare(row: Mapping[str, Any]) -> bool:
+    """Whether nothing was measured of an engine."""
+    return all(row[name] is None for name in _no_figures())
 
 
 def _no_figures() -> dict[str, Any]:

@@ -162,9 +162,9 @@ def _running() -> Iterator[Finding]:
 
 
 def _openvino_devices() -> str:
-    import openvino
+    from flowless.engines.openvino_core import openvino_core
 
-    core = openvino.Core()
+    core = openvino_core()
     if not core.available_devices:
         raise RuntimeError("no device")
     described = [f"{device}: {', '.join(core.get_property(device, 'OPTIMIZATION_CAPABILITIES'))}" for device in core.available_devices]

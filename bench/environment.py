@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 from pathlib import Path
 from typing import Any
 
-from flowless.machine import usable_cores
+from flowless.machine import installed_versions, usable_cores
 
 LIBRARIES = (
     *("numpy", "av", "pillow", "openvino", "onnxruntime-gpu", "onnx", "onnxscript", "torch", "torchvision", "timm", "lightning"),
-    *("nvidia-dali-cuda120", "tensorrt-rtx", "tensorrt", "flowless"),
+    *("nvidia-modelopt", "polygraphy", "nvidia-dali-cuda120", "tensorrt-rtx", "tensorrt", "flowless"),
 )
 #: The instruction sets that decide how fast a network runs on a CPU.
 INSTRUCTION_SETS = (
@@ -46,13 +45,7 @@ def environment() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Return the installed versions of the libraries that matter here."""
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return installed_versions(LIBRARIES)
 
 
 def processor() -> str:

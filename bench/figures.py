@@ -18,6 +18,8 @@ def render(results: Path) -> str:
     """Return the README's part on measured figures, in Markdown."""
     throughput, peers, reversal = (json.loads((results / f"{name}.json").read_text(encoding="utf-8")) for name in _NAMES)
     where = throughput["environment"]
+    export = results / "export.json"
+    minutes = json.loads(export.read_text(encoding="utf-8"))["minutes"] if export.is_file() else None
     return "\n".join(
         [
             f"PAN-Lite ResNet-50, 8 × 4 frames of 224 × 224, batch 1, on {where['cores']} cores of an {where['processor']} processor"
@@ -26,6 +28,7 @@ def render(results: Path) -> str:
             *_forward(throughput, peers),
             "",
             *_sentences(throughput, peers, reversal),
+            *_precisions(throughput, minutes),
             "",
         ]
     )
@@ -64,6 +67,26 @@ def _sentences(throughput: dict[str, Any], peers: dict[str, Any], reversal: dict
         f"- Real gestures played forwards and backwards, training accuracy: PAN-Lite {100 * top1['pan-lite']:.0f} %,"
         f" TSN {100 * top1['tsn']:.0f} % (half is all that it can reach).",
     ]
+
+
+def _precisions(throughput: dict[str, Any], minutes: float | None) -> list[str]:
+    """What is said of the lower precisions, as far as they were measured."""
+    lines = []
+    times = {row["name"]: row for row in throughput["engines"] if row.get("p50_ms")}
+    int8, bf16 = times.get("openvino int8"), times.get("openvino bf16")
+    if int8 and bf16:
+        noise = [row.get("snr_db") for row in (int8, bf16)]
+        told = (
+            "; its differences from PyTorch lie {:.0f} dB below the scores' spread (bf16: {:.0f} dB)".format(*noise) if all(noise) else ""
+        )
+        lines.append(f"- INT8 on OpenVINO: {bf16['p50_ms'] / int8['p50_ms']:.2f}× the speed of BF16{told}.")
+    built = [row for row in throughput.get("builds", ()) if row["target"] == "tensorrt-rtx" and row["megabytes"]]
+    if built:
+        sizes = ", ".join(f"{row['precision']} {row['megabytes']:.0f} MB in {row['build_s']:.1f} s" for row in built)
+        lines.append(f"- TensorRT-RTX engines, built here without a GPU and not run: {sizes}.")
+    if minutes is not None:
+        lines.append(f"- From the checkpoint to a verified INT8 bundle, cold: {minutes:.1f} minutes.")
+    return lines
 
 
 def replaced(readme: str, figures: str) -> str:

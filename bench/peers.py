@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from flowless.bench.official import OfficialCode
-    from flowless.bench.timing import Timing
     from flowless.engines.manifest import Manifest
     from flowless.pipeline.spec import ClipSpec
+    from flowless.timing import Timing
 
 _OFFICIAL_BACKBONES = {"r18": "resnet18", "r34": "resnet34", "r50": "resnet50", "r101": "resnet101"}
 
@@ -171,7 +171,7 @@ def measure_files(
     """Time from the video file to the scores: JPEGs, loading and forward on their side, `predict` on ours."""
     from flowless.bench.file_paths import OfficialPath
     from flowless.bench.rivals import open_engine
-    from flowless.bench.timing import time_in_turn
+    from flowless.timing import time_in_turn
 
     settings, threads, best, work = how
     log.print("measuring from the video file …", style="dim")

@@ -115,6 +115,30 @@ def stage_bars(seconds: Mapping[str, float]) -> str:
     return _svg(figure)
 
 
+def engine_bars(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Draw the latency of each engine that was kept and timed as inline SVG, with its top-1 beside it.
+
+    Args:
+        rows: `target`, `precision`, `latency_ms_p50`, `top1`, `kept`, `recommended` of each engine, those of a target adjacent. What was
+            not kept is left out: it was timed at another minute than the others.
+    """
+    timed = [row for row in rows if row["kept"] and row["latency_ms_p50"] is not None]
+    figure, axes = _subplots(1, 1, size=(9.6, 0.8 + 0.32 * len(timed)))
+    longest = max((row["latency_ms_p50"] for row in timed), default=1.0)
+    for place, row in enumerate(timed):
+        colour = COLOURS["tsn"] if row["recommended"] else COLOURS["pan-lite"]
+        value = row["latency_ms_p50"]
+        axes.barh(place, value, color=colour, height=0.62)
+        told = [f"{value:.2f} ms"]
+        told += [] if row["top1"] is None else [f"top-1 {100 * row['top1']:.1f} %"]
+        told += ["recommended"] * row["recommended"]
+        axes.text(value + longest / 100, place, ", ".join(told), va="center", fontsize=8, color=INK)
+    axes.set_yticks(range(len(timed)), [f"{row['target']} {row['precision']}" for row in timed], fontsize=8)
+    axes.invert_yaxis()
+    axes.set(xlabel="ms a clip, median", xlim=(0, longest * 1.4))
+    return _svg(figure)
+
+
 def motion_strip(frames: np.ndarray, maps: np.ndarray, *, scale: int = 2) -> str:
     """Lay frames over their PA maps as one picture, a data address for an `img`.
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from flowless import __version__
 from flowless.bench import plots
+from flowless.bench.demo_engines import grouped, is_bare
 from flowless.bench.environment import environment
 from flowless.files import whole_file
 
@@ -35,6 +36,14 @@ class Evidence:
     """Name of each pooled vector."""
     predictions: Mapping[str, Any]
     """`target`, `total`, `right`, `videos_per_s`, and `rows` of single videos."""
+    trials: Sequence[Mapping[str, Any]]
+    """A row for each precision of each target that was tried, as the bundle's manifest keeps them."""
+    calibration: Mapping[str, Any] | None
+    """How int8 was calibrated, as the bundle's manifest keeps it."""
+    judged_on: int
+    """Validation videos that top-1 was judged on before an engine was kept."""
+    max_drop: float
+    """Points of top-1, of 100, that a lower precision was allowed to lose."""
     seed: int
     commands: str
     """What a reader can type next."""
@@ -78,7 +87,13 @@ def render(summary: Mapping[str, Any], evidence: Evidence) -> str:
         environment=environment(),
         version=__version__,
         total=round(sum(summary["seconds"].values())),
-        kept=sum(not engine["status"].startswith("not built") for engine in summary["engines"]),
+        engines=(engines := engine_table(summary["engines"], evidence.trials)),
+        kept=sum(engine["kept"] for engine in engines),
+        verified=sum(engine["status"] == "verified" for engine in engines),
+        tried=len(evidence.trials),
+        calibration=evidence.calibration,
+        judged_on=evidence.judged_on,
+        max_drop=evidence.max_drop,
         number=_number,
     )
 
@@ -90,8 +105,29 @@ def _pictures(summary: Mapping[str, Any], evidence: Evidence) -> dict[str, str]:
         "curves": plots.learning_curves(evidence.histories, chance=chance, ceiling=0.5),
         "confusion_tsn": plots.confusion(evidence.confusions["tsn"], evidence.labels, title="TSN", group=2),
         "confusion_pan": plots.confusion(evidence.confusions["pan-lite"], evidence.labels, title="PAN-Lite", group=2),
+        "engines": plots.engine_bars(engine_table(summary["engines"], evidence.trials)),
         "vap": plots.vap_weights(evidence.vap_weights, timescales=evidence.timescales),
     }
+
+
+def engine_table(rows: Sequence[Mapping[str, Any]], trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the summary's engines as the page shows them.
+
+    Each row also has `verdict` and `reason` (the status before and behind its colon), `bare` (nothing was measured of it), `kept`,
+    `drop` (points of top-1, of 100, below fp32 on the same videos), `snr_db`, and whether it is `recommended` over all.
+    """
+    exact = {row["target"]: row["top1"] for row in rows if row["precision"] == "fp32"}
+    found = {(trial["target"], trial["precision"]): trial for trial in trials}
+    table = []
+    for row in grouped(rows):
+        verdict, _, reason = row["status"].partition(": ")
+        trial = found.get((row["target"], row["precision"]), {})
+        # What was not kept was evaluated by its gate alone, beside fp32.
+        best = trial.get("fp32_top1") if reason else exact.get(row["target"])
+        drop = None if row["top1"] is None or best is None or row["precision"] == "fp32" else 100 * (best - row["top1"])
+        more = {"verdict": verdict, "reason": reason, "bare": is_bare(row), "kept": not reason, "drop": drop}
+        table.append({**row, **more, "snr_db": trial.get("snr_db"), "recommended": bool(trial.get("recommended"))})
+    return table
 
 
 def _pair_shares(confusion: np.ndarray) -> tuple[float, float]:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flowless.bench.timing import time_in_turn
 from flowless.console import log
 from flowless.engines.backends import HINTS, open_backend, why_not
 from flowless.engines.manifest import TARGETS, Manifest, Target, read_manifest
 from flowless.errors import FlowlessError
 from flowless.pipeline.spec import ClipSpec
+from flowless.timing import time_in_turn
 
 if TYPE_CHECKING:
     from flowless.engines.engine import Engine
@@ -36,41 +36,57 @@ class Rival:
 
 
 def bundle_of(model: str, *, spec: ClipSpec, classes: int, width: float, folder: Path, targets: Sequence[str] = ()) -> Manifest:
-    """Export a network with lively random weights into `folder`, and build the targets, or all that this machine builds.
+    """Export a network with lively random weights into `folder`, and build the targets in fp32, or all that this machine builds.
 
     Returns:
         The bundle's manifest; `folder / "model.safetensors"` is the checkpoint it was made from.
     """
-    from flowless.bench.networks import lively_model
     from flowless.export.build_engine import build, build_all
+
+    bundle = exported(model, spec=spec, classes=classes, width=width, folder=folder).folder
+    if targets:
+        for target in known_targets(targets):
+            build(bundle, target=target)
+    else:
+        build_all(bundle)
+    return read_manifest(bundle)
+
+
+def exported(model: str, *, spec: ClipSpec, classes: int, width: float, folder: Path, videos: Sequence[Path] = ()) -> Manifest:
+    """Export a network with lively random weights into `folder / "bundle"`, compared with PyTorch on `videos`, or on made ones."""
     from flowless.export.bundle import export_bundle
+
+    return export_bundle(random_checkpoint(model, spec=spec, classes=classes, width=width, folder=folder), folder / "bundle", videos=videos)
+
+
+def random_checkpoint(model: str, *, spec: ClipSpec, classes: int, width: float, folder: Path) -> Path:
+    """Write `folder / "model.safetensors"`, a network with lively random weights."""
+    from flowless.bench.networks import lively_model
     from flowless.train.checkpoints import save_checkpoint
 
     network = lively_model(model, classes=classes, spec=spec, width=width)
     labels = [f"class {number}" for number in range(classes)]
-    checkpoint = save_checkpoint(folder / "model.safetensors", network, model_name=model, recipe={}, spec=spec, labels=labels, metrics={})
-    export_bundle(checkpoint, folder / "bundle")
-    if targets:
-        for target in _known(targets):
-            build(folder / "bundle", target=target)
-    else:
-        build_all(folder / "bundle")
-    return read_manifest(folder / "bundle")
+    return save_checkpoint(folder / "model.safetensors", network, model_name=model, recipe={}, spec=spec, labels=labels, metrics={})
 
 
-def engine_rivals(manifest: Manifest, *, threads: int, targets: Sequence[str] = (), hints: Sequence[str] = ("bf16",)) -> list[Rival]:
-    """Open every engine of a bundle: one rival an artefact, OpenVINO once more for each further hint.
+def engine_rivals(manifest: Manifest, *, threads: int, targets: Sequence[str] = (), precisions: Sequence[str] = ()) -> list[Rival]:
+    """Open every engine of a bundle: one rival an artefact.
+
+    Where no precisions are named and the bundle has no bf16 engine of OpenVINO's, its fp32 engine runs once more, computing in bf16.
 
     Args:
         manifest: The bundle.
         threads: CPU threads of each.
         targets: Only these; none means all that the bundle has.
-        hints: Arithmetic that OpenVINO computes its fp32 engine in, besides fp32.
+        precisions: Only these; none means all that the bundle has.
     """
-    wanted = _known(targets)
+    wanted = known_targets(targets)
+    hints = () if precisions or manifest.artefact("openvino", "bf16") else ("bf16",)
     rivals = []
     for artefact in manifest.artefacts:
         if wanted and artefact.target not in wanted:
+            continue
+        if precisions and artefact.precision not in precisions:
             continue
         extra = [hint for hint in hints if artefact.target == "openvino" and artefact.precision == "fp32"]
         for hint in (None, *extra):
@@ -113,7 +129,9 @@ def torch_rivals(checkpoint: Path | None, manifest: Manifest, *, width: float = 
     return rivals
 
 
-def time_rivals(rivals: Sequence[Rival], clip: np.ndarray, *, runs: int, compare: bool) -> list[dict[str, Any]]:
+def time_rivals(
+    rivals: Sequence[Rival], clip: np.ndarray, *, runs: int, compare: bool, probe: np.ndarray | None = None
+) -> list[dict[str, Any]]:
     """Time rivals in turn on one batch.
 
     Args:
@@ -121,12 +139,15 @@ def time_rivals(rivals: Sequence[Rival], clip: np.ndarray, *, runs: int, compare
         clip: uint8 `[B, N, m, H, W, 3]`.
         runs: Rounds.
         compare: Also record each rival's largest difference from the first; only where the weights are the same.
+        probe: Clips of several videos, uint8 `[K, N, m, H, W, 3]`: with `compare`, also record how far below the spread of the first
+            rival's scores over them the differences lie, in decibels (`snr_db`).
 
     Returns:
         One JSON row a rival; rows of rivals that do not run here have no times, and their `status` says why.
     """
     running = {rival.name: rival.run for rival in rivals if rival.run is not None}
     answers = {name: run(clip) for name, run in running.items()} if compare else {}
+    noise = _noise(running, probe) if compare and probe is not None else {}
     timings = time_in_turn({name: partial(run, clip) for name, run in running.items()}, runs=runs)
     first = next(iter(answers.values()), None)
     rows = []
@@ -136,8 +157,28 @@ def time_rivals(rivals: Sequence[Rival], clip: np.ndarray, *, runs: int, compare
             row |= timings[rival.name].to_dict()
         if rival.name in answers and first is not None:
             row["max_abs_diff"] = float(np.abs(answers[rival.name] - first).max())
+        if rival.name in noise:
+            row["snr_db"] = noise[rival.name]
         rows.append(row)
     return rows
+
+
+def _noise(running: dict[str, Run], clips: np.ndarray) -> dict[str, float | None]:
+    """Return each run's `snr_db` against the first; the first's own is None, since nothing differs."""
+    scores = {name: np.concatenate([run(clip[None]) for clip in clips]) for name, run in running.items()}
+    exact = next(iter(scores.values()))
+    return {name: snr_db(found, exact) for name, found in scores.items()}
+
+
+def snr_db(scores: np.ndarray, exact: np.ndarray) -> float | None:
+    """Return the spread of exact scores `[K, classes]` over clips, over the root mean square difference, in decibels.
+
+    None where nothing differs, or a difference is no number.
+    """
+    from flowless.export.parity import spread_of
+
+    error = float(np.sqrt(np.mean((scores.astype(np.float64) - exact) ** 2)))
+    return round(20 * float(np.log10(spread_of(exact.astype(np.float64)) / error)), 1) if error > 0 else None
 
 
 def open_engine(manifest: Manifest, row: dict[str, Any], *, threads: int) -> Engine:
@@ -149,7 +190,8 @@ def open_engine(manifest: Manifest, row: dict[str, Any], *, threads: int) -> Eng
     return flowless.load(manifest.folder, row["target"], row["precision"] if stored else None, threads=threads, hint=hint)
 
 
-def _known(targets: Sequence[str]) -> list[Target]:
+def known_targets(targets: Sequence[str]) -> list[Target]:
+    """Return the targets in the order of `TARGETS`; refuse a name that is none."""
     unknown = sorted(set(targets) - set(TARGETS))
     if unknown:
         raise FlowlessError(f"--targets names {', '.join(unknown)}; there are {', '.join(TARGETS)}.")

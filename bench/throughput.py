@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -40,6 +40,9 @@ class Throughput:
     """Videos to measure with."""
     targets: tuple[str, ...] = ()
     """Only these targets; none: all that the bundle has."""
+    precision: tuple[Literal["all", "fp32", "bf16", "fp16", "int8"], ...] = ()
+    """Precisions to build, compare and measure, int8 calibrated on generated videos; of TensorRT-RTX size and build time. With --bundle:
+    which of its engines to measure. None: fp32, and OpenVINO's fp32 engine computing in bf16."""
     batch: int = 1
     """Clips in one call."""
     runs: int = 15
@@ -87,10 +90,10 @@ def measure(settings: Throughput) -> dict[str, Any]:
     with ExitStack() as stack:
         stack.enter_context(torch_threads(threads))
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flowless-bench-")))
-        manifest, checkpoint = _network(settings, work)
+        manifest, checkpoint, builds, probe = _network(settings, work, threads)
         videos = settings.videos or _made_videos(work)
         stages = _stages(videos, manifest.spec, settings)
-        engines = _engines(manifest, checkpoint, settings, threads)
+        engines = _engines(manifest, (checkpoint, builds, probe or videos), settings, threads)
         maps = _maps(settings, threads, manifest.spec, work)
         whole = _end_to_end(manifest, videos, (engines, stages), settings, threads)
         bounds = _bounds(manifest, settings, threads)
@@ -103,6 +106,7 @@ def measure(settings: Throughput) -> dict[str, Any]:
             "weights": "the bundle's" if settings.bundle else "random",
             "spec": manifest.spec.to_dict(),
             "classes": len(manifest.labels),
+            "precision": list(settings.precision),
             "batch": settings.batch,
             "runs": settings.runs,
             "threads": threads,
@@ -113,6 +117,7 @@ def measure(settings: Throughput) -> dict[str, Any]:
         "videos": shown,
         "stages": stages.rows(),
         "libav_ratio": round(stages.libav_ratio, 3),
+        "builds": builds,
         "engines": engines,
         "motion_maps": maps,
         "end_to_end": whole,
@@ -127,25 +132,65 @@ def goals(engines: list[dict], maps: list[dict], whole: list[dict], *, libav_rat
     times = [row["times_eager"] for row in engines if row["target"] not in {"pytorch", "torch.compile"} and row.get("times_eager")]
     rates = [row["maps_per_s"] for row in maps if row["target"] != "pytorch" and row.get("maps_per_s")]
     shares = [row["share"] for row in whole]
+    lower = [_int8_goal(engines)] if any(row.get("precision") == "int8" for row in engines) else []
     return [
         goal("best CPU target's forward over PyTorch eager", 6.0, max(times, default=None)),
         goal("decoding over what libav alone needs", 1.3, round(libav_ratio, 3), at_most=True),
         goal("PA alone, maps per second", 2000, max(rates, default=None)),
         goal("end to end over the slower of decode and engine, worst engine", 0.8, min(shares, default=None)),
+        *lower,
     ]
 
 
-def _network(settings: Throughput, work: Path) -> tuple[Manifest, Path | None]:
-    from flowless.bench.rivals import bundle_of
+def _int8_goal(engines: list[dict]) -> dict[str, Any]:
+    """INT8 over BF16, asked of processors that multiply 8-bit integers faster; where there is neither, the goal says so."""
+    from flowless.bench.environment import instruction_sets
+    from flowless.bench.goals import goal
+
+    here = sorted({"amx_int8", "avx512_vnni", "avx_vnni"} & set(instruction_sets()))
+    times = {row["precision"]: row.get("p50_ms") for row in engines if row["target"] == "openvino"}
+    bf16, int8 = times.get("bf16"), times.get("int8")
+    ratio = round(bf16 / int8, 2) if bf16 and int8 else None
+    why = f"this one has {', '.join(here)}" if here else "this one has neither, so it is not asked for"
+    return goal(f"INT8 on OpenVINO over BF16 where the processor has AMX or VNNI: {why}", 1.3, ratio)
+
+
+def _network(settings: Throughput, work: Path, threads: int) -> tuple[Manifest, Path | None, list[dict[str, Any]], tuple[Path, ...]]:
+    """Return the bundle, the checkpoint that it was made from if that is at hand, how its builds went, and videos to compare on."""
+    from flowless.bench.precision_builds import build_precisions, cold_cache, made_index, wanted_precisions
+    from flowless.bench.rivals import bundle_of, exported, known_targets
     from flowless.engines.manifest import read_manifest
+    from flowless.export.calibration import Calibration
+    from flowless.export.checks import Checks
+    from flowless.pipeline.index import DatasetIndex
     from flowless.pipeline.spec import ClipSpec
 
+    precisions = wanted_precisions(settings.precision)
     if settings.bundle:
-        return read_manifest(settings.bundle), None
+        manifest = read_manifest(settings.bundle)
+        return manifest, None, [row for row in manifest.trials if not row["kept"] and row["precision"] in precisions], ()
     log.print(f"exporting {settings.model} and building its engines …", style="dim", markup=False)
     spec = ClipSpec(height=settings.size, width=settings.size, short_side=settings.size * 8 // 7)
-    manifest = bundle_of(settings.model, spec=spec, classes=settings.classes, width=settings.width, folder=work, targets=settings.targets)
-    return manifest, work / "model.safetensors"
+    network: dict[str, Any] = {"spec": spec, "classes": settings.classes, "width": settings.width, "folder": work}
+    checkpoint = work / "model.safetensors"
+    if not precisions:
+        return bundle_of(settings.model, **network, targets=settings.targets), checkpoint, [], ()
+    train, val = made_index(work / "varied", spec)
+    index = DatasetIndex.load(val)
+    probe = tuple(index.path_of(video) for video in index.videos)[:8]
+    manifest = exported(settings.model, **network, videos=probe[:3])
+    with cold_cache(work / "cache"):
+        builds = build_precisions(
+            manifest.folder,
+            targets=known_targets(settings.targets),
+            precisions=precisions,
+            calibration=Calibration(index=train, spec=spec),
+            # A slower engine is measured too: that it is slower is what the run shall tell. Noise and edges of full contrast, which the
+            # gate compares on, are foreign to random weights; how far the scores lie off on videos is in every row (`snr_db`).
+            checks=Checks(parity=False, slower=True),
+            threads=threads,
+        )
+    return read_manifest(manifest.folder), checkpoint, builds, probe
 
 
 def _made_videos(work: Path) -> tuple[Path, ...]:
@@ -162,16 +207,27 @@ def _stages(videos: Sequence[Path], spec: ClipSpec, settings: Throughput) -> Vid
     return measure_stages(videos, spec, runs=settings.runs)
 
 
-def _engines(manifest: Manifest, checkpoint: Path | None, settings: Throughput, threads: int) -> list[dict[str, Any]]:
-    from flowless.bench.networks import random_clips
-    from flowless.bench.rivals import engine_rivals, time_rivals, torch_rivals
+def _engines(
+    manifest: Manifest, made: tuple[Path | None, list[dict], Sequence[Path]], settings: Throughput, threads: int
+) -> list[dict[str, Any]]:
+    import numpy as np
 
+    from flowless.bench.networks import random_clips
+    from flowless.bench.precision_builds import wanted_precisions
+    from flowless.bench.rivals import Rival, engine_rivals, time_rivals, torch_rivals
+    from flowless.pipeline.preprocess import load_clip
+
+    checkpoint, builds, videos = made
     log.print("measuring the engines beside PyTorch …", style="dim")
     # PyTorch first: it is what the others are compared with.
     rivals = torch_rivals(checkpoint, manifest, width=settings.width, compiled=settings.compiled)
-    rivals += engine_rivals(manifest, threads=threads, targets=settings.targets)
+    rivals += engine_rivals(manifest, threads=threads, targets=settings.targets, precisions=wanted_precisions(settings.precision))
+    missing = [row for row in builds if manifest.artefact(row["target"], row["precision"]) is None]
+    missing = [row for row in missing if not settings.targets or row["target"] in settings.targets]
+    rivals += [Rival(f"{row['target']} {row['precision']}", row["target"], row["precision"], row["status"]) for row in missing]
     clip = random_clips(settings.batch, manifest.spec, seed=1)
-    rows = time_rivals(rivals, clip, runs=settings.runs, compare=checkpoint is not None)
+    probe = np.concatenate([load_clip(path, manifest.spec)[:1] for path in videos[:8]])
+    rows = time_rivals(rivals, clip, runs=settings.runs, compare=checkpoint is not None, probe=probe)
     eager = rows[0]["p50_ms"]
     for row in rows:
         if "p50_ms" in row:
@@ -237,8 +293,8 @@ def _end_to_end(
 
 
 def _rounds(engine: Any, queue: list[Path], clips: list[Any], *, rounds: int) -> dict[str, float]:
-    from flowless.bench.timing import time_in_turn
     from flowless.pipeline.preprocess import load_clip
+    from flowless.timing import time_in_turn
 
     def whole() -> None:
         failed = [answer.error for answer in engine.predict_many(queue) if answer.error]

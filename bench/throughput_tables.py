@@ -16,6 +16,7 @@ def tables(document: dict[str, Any]) -> list[Table]:
     return [
         _stages(document),
         _engines(document, about),
+        *([_builds(document)] if document["builds"] else []),
         rows_table(
             f"the PA op alone, {document['motion_maps'][0].get('maps', '?')} maps",
             document["motion_maps"],
@@ -53,9 +54,16 @@ def _engines(document: dict[str, Any], about: str) -> Table:
         "clips_per_s": "clips/s",
         "times_eager": "× eager",
         "max_abs_diff": "difference",
+        "snr_db": "dB",
         "status": "",
     }
     return rows_table(f"forward: {about}; this processor's bound: {least}", document["engines"], columns)
+
+
+def _builds(document: dict[str, Any]) -> Table:
+    rows = [{"name": f"{row['target']} {row['precision']}", **row} for row in document["builds"]]
+    columns = {"name": "", "megabytes": "MB", "graph_s": "cast or quantise, s", "build_s": "build with gates, s", "status": ""}
+    return rows_table("building the engines", rows, columns)
 
 
 def rows_table(title: str, rows: list[dict[str, Any]], columns: dict[str, str]) -> Table:

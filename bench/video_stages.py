@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from flowless.bench.timing import Timing, time_in_turn
 from flowless.pipeline.container import open_video
 from flowless.pipeline.decode import decode_frames
 from flowless.pipeline.preprocess import load_clip, resize_and_crop
 from flowless.pipeline.probe import VideoInfo, probe
 from flowless.pipeline.sampling import clip_indices
 from flowless.pipeline.spec import ClipSpec
+from flowless.timing import Timing, time_in_turn
 
 #: Stage -> what it does, for people.
 STAGES = {

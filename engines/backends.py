@@ -9,8 +9,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from flowless.engines import cuda_driver
+from flowless.engines import built_for, cuda_driver
 from flowless.engines.manifest import Artefact
+from flowless.engines.openvino_core import openvino_core
 from flowless.errors import FlowlessError
 
 #: Target -> the module that runs it, and what installs it.
@@ -36,7 +37,7 @@ class Backend(Protocol):
 
 
 def why_not(target: str, artefact: Artefact | None = None) -> str | None:
-    """Say why this machine cannot run a target (or this artefact of it); None where it can."""
+    """Say in one line why this machine cannot run a target (or this artefact of it); None where it can."""
     module, install = LIBRARIES[target]
     if importlib.util.find_spec(module) is None:
         return f"{module} is not installed ({install})"
@@ -45,11 +46,13 @@ def why_not(target: str, artefact: Artefact | None = None) -> str | None:
     capability = cuda_driver.compute_capability()
     if capability is None:
         return "there is no NVIDIA GPU here"
-    chosen = [str(item) for item in (artefact.options.get("compute_capabilities") or [])] if artefact else []
-    here = f"{capability[0]}{capability[1]}"
-    if chosen and here not in chosen:
-        return f"it was built for compute capability {', '.join(chosen)} and the GPU here has {here}"
-    return None
+    if artefact is None:
+        return None
+    try:
+        here = built_for.what_is_here(module, capability)
+    except (ImportError, OSError) as error:  # installed, and its libraries are not
+        return f"{module} cannot be imported ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+    return built_for.mismatch(artefact, here)
 
 
 def open_backend(artefact: Artefact, path: Path, *, classes: int, threads: int | None = None, hint: str | None = None) -> Backend:
@@ -68,22 +71,22 @@ def open_backend(artefact: Artefact, path: Path, *, classes: int, threads: int |
     openers = {"openvino": _OpenVino, "onnxruntime": _OnnxRuntime}
     try:
         if artefact.target in openers:
-            return openers[artefact.target](path, threads=threads, hint=hint)
-        return _TensorRt(path, module=LIBRARIES[artefact.target][0], classes=classes)
+            return openers[artefact.target](path, threads=threads, hint=hint or artefact.options.get("hint"))
+        from flowless.engines.tensorrt_backend import TensorRt
+
+        return TensorRt(path, artefact=artefact, module=LIBRARIES[artefact.target][0], classes=classes)
     except FlowlessError:
         raise
     except Exception as error:  # the libraries raise types of their own, one of them plain RuntimeError
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise FlowlessError(f"{path}: {artefact.target} cannot load it ({first}). Build it again with: flowless build --force") from error
+        raise FlowlessError(f"{path}: {artefact.target} cannot load it ({first}); {built_for.rebuild(artefact)}.") from error
 
 
 class _OpenVino:
     """OpenVINO on the CPU, compiled for batch 1: per clip that is faster than a larger batch on every CPU measured."""
 
     def __init__(self, path: Path, *, threads: int | None, hint: str | None) -> None:
-        import openvino
-
-        core = openvino.Core()
+        core = openvino_core()
         model = core.read_model(path)
         shape = [int(part.get_length()) if part.is_static else 1 for part in model.input(0).partial_shape]
         model.reshape([1, *shape[1:]])
@@ -113,9 +116,12 @@ class _OnnxRuntime:
         options.log_severity_level = 4  # what goes wrong comes as an exception; the rest is noise
         if threads:
             options.intra_op_num_threads = threads
-        providers = ["CPUExecutionProvider"]
+        providers: list[Any] = ["CPUExecutionProvider"]
         if "CUDAExecutionProvider" in onnxruntime.get_available_providers() and cuda_driver.compute_capability():
-            providers.insert(0, "CUDAExecutionProvider")
+            if hasattr(onnxruntime, "preload_dlls"):
+                onnxruntime.preload_dlls()  # CUDA's and cuDNN's libraries as pip installs them
+            # Its default is TF32, 10 bits of mantissa: fp32 means float32.
+            providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": "0"}))
         session = onnxruntime.InferenceSession(path, options, providers=providers)
         self._session = session
         self._input = session.get_inputs()[0].name
@@ -123,46 +129,3 @@ class _OnnxRuntime:
 
     def __call__(self, clip: np.ndarray) -> np.ndarray:
         return np.asarray(self._session.run(None, {self._input: clip})[0], dtype=np.float32)
-
-
-class _TensorRt:
-    """TensorRT and TensorRT-RTX, which share one Python API; device memory through the driver alone."""
-
-    def __init__(self, path: Path, *, module: str, classes: int) -> None:
-        trt = importlib.import_module(module)
-        self._gpu = cuda_driver.Gpu()
-        self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
-        engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
-        if engine is None:
-            raise FlowlessError(
-                f"{path}: {module} {trt.__version__} cannot read this engine on this GPU. "
-                "It was built by another version or for another GPU; build it again with: flowless build --force"
-            )
-        self._engine = engine
-        self._context = engine.create_execution_context()
-        self._classes = classes
-        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        self._input = next(name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT)
-        self._output = next(name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT)
-        self._most = int(engine.get_tensor_profile_shape(self._input, 0)[2][0])
-        self.device = "GPU"
-
-    def __call__(self, clip: np.ndarray) -> np.ndarray:
-        self._gpu.enter()
-        return np.concatenate([self._run(clip[start : start + self._most]) for start in range(0, len(clip), self._most)])
-
-    def _run(self, clip: np.ndarray) -> np.ndarray:
-        scores = np.empty((len(clip), self._classes), np.float32)
-        source = self._gpu.buffer("clip", clip.nbytes)
-        answer = self._gpu.buffer("scores", scores.nbytes)
-        if not self._context.set_input_shape(self._input, clip.shape):
-            raise FlowlessError(
-                f"The engine refuses a clip of shape {clip.shape}. Build it with a profile that allows it: --batch MIN OPT MAX."
-            )
-        self._context.set_tensor_address(self._input, source)
-        self._context.set_tensor_address(self._output, answer)
-        self._gpu.upload(source, clip)
-        if not self._context.execute_async_v3(self._gpu.stream):
-            raise FlowlessError("TensorRT could not run the engine; its own message stands above.")
-        self._gpu.download(scores, answer)
-        return scores

@@ -46,6 +46,17 @@ def compute_capability() -> tuple[int, int] | None:
     return parts[0], parts[1]
 
 
+@functools.cache
+def gpu_name() -> str | None:
+    """Return the first GPU's name, such as `NVIDIA A10`; None where no GPU can be used or the driver does not tell."""
+    cuda, device, text = _library(), ctypes.c_int(0), ctypes.create_string_buffer(256)
+    if cuda is None or compute_capability() is None or cuda.cuDeviceGet(ctypes.byref(device), 0) != 0:
+        return None
+    if cuda.cuDeviceGetName(text, ctypes.c_int(len(text)), device) != 0:
+        return None
+    return text.value.decode(errors="replace").strip() or None
+
+
 class Gpu:
     """The first GPU's primary context, one stream, and buffers that grow as they are needed."""
 

@@ -62,21 +62,34 @@ def load(
 def _choose(manifest: Manifest, target: str | None, precision: str | None) -> tuple[Artefact, str]:
     """Return the engine to open and the sentence that says why."""
     passed_over: list[str] = []
-    for name in (target,) if target else TARGETS:
+    for name in (target,) if target else _order(manifest):
         reason, artefact = _candidate(manifest, name, precision)
         if artefact is not None and reason is None:
             because = "asked for" if target else "the fastest engine of this bundle that runs here"
+            if not target and _recommended(manifest) == (name, artefact.precision):
+                because = "what flowless build --precision auto found the fastest"
             why = f"{name} {artefact.precision}: {because} ({artefact.status})"
             return artefact, "; ".join([why, *passed_over])
         passed_over.append(f"not {name}: {reason}")
     have = ", ".join(f"{item.target} {item.precision}" for item in manifest.artefacts) or "none"
     wanted = " ".join(filter(None, (target, precision)))
     missing = f"no engine {wanted} that runs here" if wanted else "no engine that runs here"
-    build = target or "openvino"
+    build = (target or "openvino") + (f" --precision {precision}" if precision else "")
     raise FlowlessError(
         f"{manifest.folder}: {missing} ({'; '.join(passed_over)}). The bundle's engines: {have}. "
         f"Build one with: flowless build {manifest.folder} --target {build}"
     )
+
+
+def _order(manifest: Manifest) -> list[str]:
+    """Return the targets in the order to try: a GPU's first, and of a processor's the one that was found the faster."""
+    best = _recommended(manifest)
+    return sorted(TARGETS, key=lambda name: (not name.startswith("tensorrt"), best is None or name != best[0], TARGETS.index(name)))
+
+
+def _recommended(manifest: Manifest) -> tuple[str, str] | None:
+    """Return target and precision that `flowless build --precision auto` recommends, where it was run."""
+    return next(((row["target"], row["precision"]) for row in manifest.trials if row.get("recommended")), None)
 
 
 def _candidate(manifest: Manifest, target: str, precision: str | None) -> tuple[str | None, Artefact | None]:
@@ -85,8 +98,9 @@ def _candidate(manifest: Manifest, target: str, precision: str | None) -> tuple[
     if not there:
         return "the bundle has no such engine", None
     rank = {name: place for place, name in enumerate(_PREFERRED)}
+    found_best = _recommended(manifest)
     reasons = []
-    for artefact in sorted(there, key=lambda item: rank.get(item.precision, len(rank))):
+    for artefact in sorted(there, key=lambda item: -1 if (target, item.precision) == found_best else rank.get(item.precision, len(rank))):
         reason = why_not(target, artefact)
         if reason is None:
             return None, artefact

@@ -20,8 +20,9 @@ MANIFEST = "manifest.json"
 Target = Literal["tensorrt", "tensorrt-rtx", "openvino", "onnxruntime"]
 #: All targets, the fastest where it runs first: the order in which `flowless.load` tries them.
 TARGETS: tuple[Target, ...] = get_args(Target)
-#: `verified`: compared with PyTorch when it was built. `built, not run here`: accepted by the builder, never run.
-Status = Literal["verified", "built, not run here"]
+#: `verified`: compared with PyTorch when it was built. `built, not compared`: runs here, its weights are random or the comparison was
+#: switched off. `built, not run here`: accepted by the builder, never run.
+Status = Literal["verified", "built, not compared", "built, not run here"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class Artefact:
     target: Target
     """Library that runs it."""
     precision: str
-    """Arithmetic that the graph asks for: `fp32`."""
+    """Arithmetic that the graph asks for: `fp32`, `bf16`, `fp16` or `int8`."""
     status: Status
     """Whether it was compared with PyTorch when it was built."""
     files: tuple[str, ...]
@@ -51,7 +52,11 @@ class Artefact:
     versions: dict[str, str] = field(default_factory=dict)
     """Version of the library that built it."""
     options: dict[str, Any] = field(default_factory=dict)
-    """How it was built: compute capabilities, batch profile."""
+    """How it was built: compute capabilities, batch profile; OpenVINO: the arithmetic that the runtime is asked for (`hint`)."""
+    figures: dict[str, Any] = field(default_factory=dict)
+    """What its gates measured: parity, accuracy, latency, layers by precision."""
+    key: str = ""
+    """SHA-256 over everything that decides the engine; the same key need not be built again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +82,9 @@ class Manifest:
     parity: dict[str, Any] = field(default_factory=dict)
     """Record of the comparison at export."""
     calibration: dict[str, Any] | None = None
-    """How quantisation was calibrated; None while nothing is quantised."""
+    """How quantisation was calibrated: videos, method, SHA-256 of the scales; None while nothing is quantised."""
+    trials: tuple[dict[str, Any], ...] = ()
+    """What `--precision auto` found of every target and precision: kept, or why not."""
     files: dict[str, FileRecord] = field(default_factory=dict)
     """Every file of the bundle but the manifest."""
     artefacts: tuple[Artefact, ...] = ()
@@ -185,6 +192,7 @@ def fingerprint(path: Path) -> FileRecord:
 def _parse(folder: Path, document: dict[str, Any]) -> Manifest:
     known = {item.name for item in fields(Manifest)} - {"folder"}
     body = {name: value for name, value in document.items() if name not in {"format", "version"}}
+    body.setdefault("trials", [])  # bundles of 0.1 have none
     if set(body) != known:
         raise ValueError(f"fields missing: {sorted(known - set(body))}; unknown: {sorted(set(body) - known)}")
     labels = body["labels"]
@@ -197,6 +205,7 @@ def _parse(folder: Path, document: dict[str, Any]) -> Manifest:
             "spec": ClipSpec.from_dict(body["spec"]),
             "labels": tuple(labels),
             "files": {name: FileRecord(**record) for name, record in body["files"].items()},
+            "trials": tuple(body["trials"]),
             "artefacts": tuple(Artefact(**{**item, "files": tuple(item["files"])}) for item in body["artefacts"]),
         }
     )

@@ -1,82 +1,120 @@
-"""`flowless build`, or `python export/build_engine.py`: an engine for a bundle, compared with PyTorch before it is kept."""
+"""`flowless build`, or `python export/build_engine.py`: an engine for a bundle, verified before it is kept."""
 
 from __future__ import annotations
 
-import inspect
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING
 
-import tyro
-
-from flowless.console import emit, log
-from flowless.engines.backends import LIBRARIES, open_backend, why_not
+from flowless.console import log
+from flowless.engines.backends import LIBRARIES, why_not
 from flowless.engines.manifest import TARGETS, Artefact, Manifest, Target, read_manifest
 from flowless.errors import FlowlessError
+from flowless.export.calibration import Calibration
+from flowless.export.checks import Checks
+from flowless.export.precision import check_precision
 from flowless.export.target_options import BuildOptions
+from flowless.files import sha256_of
+from flowless.machine import installed_versions
+
+if TYPE_CHECKING:
+    import onnx
+
+#: Target -> the distributions whose versions decide its engines.
+_DISTRIBUTIONS = {
+    "openvino": ("openvino",),
+    "onnxruntime": ("onnxruntime-gpu", "onnxruntime"),
+    "tensorrt-rtx": ("tensorrt-rtx",),
+    "tensorrt": ("tensorrt",),
+}
+#: Raised whenever this code makes another engine of the same graph.
+_MAKER = 1
 
 
-def build(bundle: str | os.PathLike[str], *, target: Target, precision: str = "fp32", options: BuildOptions | None = None) -> Artefact:
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is to be built, and what it must pass."""
+
+    target: Target
+    precision: str
+    options: BuildOptions
+    checks: Checks
+    calibration: Calibration | None
+    key: str
+
+
+def build(
+    bundle: str | os.PathLike[str],
+    *,
+    target: Target,
+    precision: str = "fp32",
+    options: BuildOptions | None = None,
+    checks: Checks | None = None,
+    calibration: Calibration | None = None,
+) -> Artefact:
     """Build one engine into a bundle.
 
-    Whatever this machine can run is compared with PyTorch's scores of the bundle's reference clips before it is kept.
-    An engine for a GPU that is not here is kept as `built, not run here`.
+    What this machine can run goes through the gates of `verify.py` before it is kept: layers, parity with PyTorch, top-1 on
+    `checks.data`, speed against the higher precision. An engine for a GPU that is not here is kept as `built, not run here`.
+    For a lower precision the target's fp32 engine is built first, to be the yardstick.
 
     Args:
         bundle: The bundle's folder.
         target: `openvino`, `onnxruntime`, `tensorrt-rtx` or `tensorrt`.
-        precision: `fp32`.
+        precision: `fp32`, `bf16`, `fp16` or `int8`.
         options: How to build.
+        checks: What it must pass.
+        calibration: int8: the videos that its scales are measured on.
 
     Returns:
-        The engine's record in the manifest. One that is there already is returned as it is, unless `options.force`.
+        The engine's record in the manifest. One that is there already, of the same graph, options and versions, is returned
+        as it is, unless `options.force`.
 
     Raises:
         FlowlessError: The bundle is damaged, the target's library is missing, or it refuses the graph.
-        CheckFailed: The engine's scores are not PyTorch's; nothing was kept.
+        EngineRefused: The engine failed a gate; nothing was kept.
     """
-    options = options or BuildOptions()
+    options, checks = options or BuildOptions(), checks or Checks()
     if target not in TARGETS:
         raise FlowlessError(f"target is {target!r}; it must be one of {', '.join(TARGETS)}.")
+    check_precision(precision)
+    options.check(target)
     manifest = read_manifest(bundle)
     _refuse_missing_library(target)
-    from flowless.export.bundle import add_artefact, add_graph_artefact
-    from flowless.export.graph import read_graph
-    from flowless.export.precision import with_precision
-
+    request = Request(
+        target=target,
+        precision=precision,
+        options=options,
+        checks=checks,
+        calibration=calibration,
+        key=engine_key(manifest, target, precision, options, calibration),
+    )
     there = manifest.artefact(target, precision)
-    if there and not options.force and _same_options(there, options):
+    if there and not options.force and there.key == request.key and passed(there, checks):
         manifest.check(there.files)
         already = f"{target} {precision} is there already ({there.status}); --force builds it again"
         log.print(f"{manifest.folder}: {already}", markup=False, soft_wrap=True)
         return there
+    if precision != "fp32" and manifest.artefact(target, "fp32") is None and not why_not(target):
+        build(bundle, target=target, options=options, checks=checks)
+        manifest = read_manifest(bundle)
     manifest.check([manifest.graph, manifest.reference])
-    proto = with_precision(read_graph(manifest.path_of(manifest.graph)), precision)
-    if target == "onnxruntime":
-        record = Artefact(
-            target=target, precision=precision, status="built, not run here", files=(manifest.graph,), versions=_ort_version()
-        )
-        record = _verified(manifest, record, manifest.folder, options)
-        add_graph_artefact(manifest.folder, record)
-    else:
-
-        def make(folder: Path) -> Artefact:
-            made = _builder(target)(proto, folder, precision=precision, options=options)
-            return _verified(manifest, made, folder, options)
-
-        record = add_artefact(manifest.folder, target, precision, make).artefact(target, precision)
-        assert record is not None
-    difference = "" if record.max_abs_diff is None else f"; differs from PyTorch by {record.max_abs_diff:.2g}"
-    log.print(f"{manifest.folder}: {target} {precision}: {record.status}{difference}", markup=False, soft_wrap=True)
+    record = _make(manifest, request)
+    log.print(f"{manifest.folder}: {_told(record)}", markup=False, soft_wrap=True)
     return record
 
 
 def build_all(
-    bundle: str | os.PathLike[str], *, precision: str = "fp32", options: BuildOptions | None = None
+    bundle: str | os.PathLike[str],
+    *,
+    precision: str = "fp32",
+    options: BuildOptions | None = None,
+    checks: Checks | None = None,
+    calibration: Calibration | None = None,
 ) -> tuple[list[Artefact], dict[str, str]]:
     """Build every target that this machine can build.
 
@@ -84,90 +122,127 @@ def build_all(
         The engines' records, and for each target left out the reason.
 
     Raises:
-        CheckFailed: One engine's scores are not PyTorch's.
+        EngineRefused: One engine failed a gate.
     """
     built: list[Artefact] = []
+    targets, left_out = buildable()
+    for target, reason in left_out.items():
+        log.print(f"{bundle}: {target} left out: {reason}", markup=False, soft_wrap=True)
+    for target in targets:
+        suited = (options or BuildOptions()).for_target(target)
+        built.append(build(bundle, target=target, precision=precision, options=suited, checks=checks, calibration=calibration))
+    return built, left_out
+
+
+def buildable() -> tuple[list[Target], dict[str, str]]:
+    """Return the targets that this machine can build, and for each of the others the reason why not."""
+    can: list[Target] = []
     left_out: dict[str, str] = {}
     for target in reversed(TARGETS):
         reason = why_not(target) if target != "tensorrt-rtx" else _missing_library(target)
         if reason:
             left_out[target] = reason
-            log.print(f"{bundle}: {target} left out: {reason}", markup=False, soft_wrap=True)
         else:
-            built.append(build(bundle, target=target, precision=precision, options=options))
-    return built, left_out
+            can.append(target)
+    return can, left_out
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Run `flowless build`."""
-    ask = tyro.cli(Build, args=list(sys.argv[1:] if words is None else words), prog="flowless build", description=inspect.getdoc(Build))
-    options = BuildOptions(batch=ask.batch, compute_capabilities=ask.compute_capability, force=ask.force, threads=ask.threads)
-    left_out: dict[str, str] = {}
-    if ask.target == "all":
-        built, left_out = build_all(ask.bundle, precision=ask.precision, options=options)
-    else:
-        built = [build(ask.bundle, target=ask.target, precision=ask.precision, options=options)]
-    manifest = read_manifest(ask.bundle)
-    rows = [{**asdict(item), "bytes": sum(manifest.files[name].bytes for name in item.files)} for item in built]
-    emit({"bundle": str(ask.bundle), "engines": rows, "left_out": left_out}, _table(rows, left_out), as_json=ask.json)
-    return 0
+def engine_key(manifest: Manifest, target: Target, precision: str, options: BuildOptions, calibration: Calibration | None) -> str:
+    """Return the SHA-256 over everything that decides an engine: graph, precision, calibration, target, options, versions."""
+    from flowless.export.graphs import digest, graph_key
+
+    settings = {
+        name: getattr(options, name)
+        for name in ("batch", "compute_capabilities", "portable", "strip_weights", "workspace", "optimization_level", "pa")
+    }
+    if not target.startswith("tensorrt"):
+        settings = {}
+    versions = installed_versions(_DISTRIBUTIONS[target])
+    return digest([_MAKER, graph_key(manifest, precision, calibration), target, settings, versions])
 
 
-@dataclass(frozen=True, kw_only=True)
-class Build:
-    """Build an engine into a bundle, and compare it with PyTorch before it is kept.
-
-    An engine that this machine can run is run on the bundle's reference clips; scores that are not PyTorch's end with exit
-    code 3, and nothing is kept. An engine for a GPU that is not here is kept as "built, not run here".
-    """
-
-    bundle: tyro.conf.Positional[Path]
-    """The bundle's folder, which flowless export wrote."""
-    target: Annotated[Literal["all", "openvino", "onnxruntime", "tensorrt-rtx", "tensorrt"], tyro.conf.arg()]
-    """openvino: any CPU. onnxruntime: CPU or CUDA. tensorrt-rtx: RTX GPUs, built anywhere. tensorrt: the GPU here. all: every one that
-    can be built here."""
-    precision: str = "fp32"
-    """Arithmetic of the engine; this version builds fp32."""
-    batch: tuple[int, int, int] = (1, 1, 8)
-    """MIN OPT MAX: batches that a TensorRT or TensorRT-RTX engine takes, and the one it is tuned for."""
-    compute_capability: tuple[int, ...] = field(default=())
-    """tensorrt-rtx: GPUs to build for, such as 86 89 (75, 80, 86, 89, 120, 121); none: any."""
-    threads: int | None = None
-    """CPU threads for the comparison; by default the library chooses."""
-    force: bool = False
-    """Build again what is there already."""
-    json: bool = False
-    """Print one JSON document instead of a table."""
+def _told(record: Artefact) -> str:
+    """Return what was built, and what was found, in a line."""
+    difference = "" if record.max_abs_diff is None else f"; differs from PyTorch by {record.max_abs_diff:.2g}"
+    speed = f"; {record.figures['latency_ms_p50']:.3g} ms a clip" if "latency_ms_p50" in record.figures else ""
+    return f"{record.target} {record.precision}: {record.status}{difference}{speed}"
 
 
-def _builder(target: Target):
+def _make(manifest: Manifest, request: Request) -> Artefact:
+    """Make the engine, take it through its gates, and keep it."""
+    from flowless.export.bundle import add_artefact, add_graph_artefact
+    from flowless.export.graphs import precise_graph
+    from flowless.export.target_graphs import graph_for
+    from flowless.export.verify import Candidate, verified
+
+    target, precision = request.target, request.precision
+    graph = precise_graph(manifest, precision, request.calibration)
+    proto = graph_for(graph.proto, target=target, precision=precision)
+
+    def judged(record: Artefact, folder: Path) -> Artefact:
+        candidate = Candidate(
+            record=record,
+            folder=folder,
+            proto=proto,
+            calibration=graph.calibration,
+            index=request.calibration.index if request.calibration else None,
+            threads=request.options.threads,
+        )
+        return replace(verified(manifest, candidate, request.checks), key=request.key)
+
+    def make(folder: Path) -> Artefact:
+        options, extra = _placed(request, proto, folder)
+        record = _builder(target)(proto, folder, precision=precision, options=options)
+        return judged(replace(record, files=(*record.files, *extra)), folder)
+
+    if target == "onnxruntime" and precision == "fp32":
+        versions = installed_versions(_DISTRIBUTIONS[target])
+        record = Artefact(target=target, precision=precision, status="built, not run here", files=(manifest.graph,), versions=versions)
+        record = judged(record, manifest.folder)
+        add_graph_artefact(manifest.folder, record)
+        return record
+    done = add_artefact(manifest.folder, target, precision, make, calibration=graph.calibration)
+    record = done.artefact(target, precision)
+    assert record is not None
+    return record
+
+
+def _placed(request: Request, proto: onnx.ModelProto, folder: Path) -> tuple[BuildOptions, tuple[str, ...]]:
+    """Return the options with the files that a build needs named, and those that were written beside the engine."""
+    options, extra = request.options, ()
+    if request.target == "tensorrt" and options.timing_cache is None:
+        from flowless.export.graphs import cache_folder
+
+        options = replace(options, timing_cache=cache_folder() / "tensorrt" / "timing.cache")
+    if options.strip_weights:
+        options = replace(options, refit_from="../model.onnx" if request.precision == "fp32" else "weights.onnx")
+        if request.precision != "fp32":
+            (folder / "weights.onnx").write_bytes(proto.SerializeToString())
+            extra = ("weights.onnx",)
+    return options, extra
+
+
+def passed(record: Artefact, checks: Checks) -> bool:
+    """Whether an engine that was kept passed at least these gates; one that cannot run here has passed what it can."""
+    if record.status == "built, not run here" or not checks.parity:
+        return True
+    drop = 100 * (record.figures.get("fp32_top1", 0.0) - record.figures.get("top1", 0.0))
+    known = checks.data is None or (record.figures.get("data") == sha256_of(checks.data) and drop <= checks.max_drop + 1e-9)
+    return record.status == "verified" and known
+
+
+def _builder(target: Target) -> Callable[..., Artefact]:
     if target == "openvino":
         from flowless.export.target_openvino import build_openvino
 
         return build_openvino
+    if target == "onnxruntime":
+        from flowless.export.target_onnxruntime import build_onnxruntime
+
+        return build_onnxruntime
     from flowless.export.target_tensorrt import build_tensorrt
 
     return partial(build_tensorrt, target=target)
-
-
-def _verified(manifest: Manifest, record: Artefact, folder: Path, options: BuildOptions) -> Artefact:
-    """Run the engine on the reference clips where this machine can; return its record with what came out."""
-    from flowless.export import parity
-    from flowless.export.reference import Reference
-
-    if why_not(record.target, record):
-        return record
-    reference = Reference.load(manifest.path_of(manifest.reference), manifest.spec)
-    backend = open_backend(record, folder / record.files[0], classes=len(manifest.labels), threads=options.threads)
-    what = f"{manifest.folder.name}: {record.target} {record.precision}"
-    result = parity.check(backend, reference.clips, reference.scores, precision=record.precision, what=what)
-    return replace(record, status="verified", max_abs_diff=result.max_abs_diff)
-
-
-def _same_options(there: Artefact, options: BuildOptions) -> bool:
-    """Whether an engine was built as it would be now."""
-    wanted = {"batch": list(options.batch), "compute_capabilities": list(dict.fromkeys(options.compute_capabilities))}
-    return all(there.options[name] == value for name, value in wanted.items() if name in there.options)
 
 
 def _refuse_missing_library(target: Target) -> None:
@@ -187,23 +262,11 @@ def _missing_library(target: Target) -> str | None:
     return None if importlib.util.find_spec(module) else f"{module} is not installed; add it with: {install}"
 
 
-def _ort_version() -> dict[str, str]:
-    import onnxruntime
+def main(words: list[str] | None = None) -> int:
+    """Run `flowless build`."""
+    from flowless.export.build_command import main as run
 
-    return {"onnxruntime": onnxruntime.__version__}
-
-
-def _table(rows: list[dict], left_out: dict[str, str]):
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table("target", "precision", "status", "largest difference", "MB", title="engines")
-    for row in rows:
-        difference = "" if row["max_abs_diff"] is None else f"{row['max_abs_diff']:.2g}"
-        table.add_row(row["target"], row["precision"], row["status"], difference, f"{row['bytes'] / 1e6:.1f}")
-    for target, reason in left_out.items():
-        table.add_row(target, "", f"left out: {escape(reason)}", "", "")
-    return table
+    return run(words)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,8 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,7 +19,9 @@ from flowless.errors import FlowlessError
 from flowless.export import graph, parity
 from flowless.export.pa_function import OPSET
 from flowless.export.reference import Reference, gather_clips
+from flowless.export.target_options import BuildOptions
 from flowless.files import whole_folder
+from flowless.machine import installed_versions
 
 if TYPE_CHECKING:
     import torch
@@ -47,6 +48,7 @@ def export_bundle(
         FlowlessError: The checkpoint, a video or the place cannot be used.
         CheckFailed: The graph's scores are not PyTorch's. No bundle is written.
     """
+    from flowless.export.build_engine import engine_key
     from flowless.train.checkpoints import Checkpoint, load_checkpoint
 
     folder = Path(out)
@@ -55,10 +57,10 @@ def export_bundle(
     spec = source.spec
     names, clips = gather_clips(spec, videos)
     reference = Reference(names=names, clips=clips, scores=torch_scores(source.model, clips))
-    versions = {**_versions("torch", "timm", "onnx", "onnxscript"), "flowless": _flowless_version()}
+    versions = {**installed_versions(("torch", "timm", "onnx", "onnxscript")), "flowless": _flowless_version()}
     with whole_folder(folder) as draft:
         graph.export_onnx(source.model, draft / "model.onnx", spec=spec, labels=source.labels, name=source.name, versions=versions)
-        ort = _versions("onnxruntime-gpu", "onnxruntime")
+        ort = installed_versions(("onnxruntime-gpu", "onnxruntime"))
         engine = Artefact(target="onnxruntime", precision="fp32", status="verified", files=("model.onnx",), versions=ort)
         backend = open_backend(engine, draft / "model.onnx", classes=len(source.labels))
         result = parity.check(backend, clips, reference.scores, precision="fp32", what=f"{folder.name}/model.onnx")
@@ -79,7 +81,9 @@ def export_bundle(
             },
             files={"reference.npz": fingerprint(draft / "reference.npz")},
         )
-        manifest = manifest.with_artefact(replace(engine, max_abs_diff=result.max_abs_diff))
+        manifest = manifest.with_artefact(engine)
+        key = engine_key(manifest, "onnxruntime", "fp32", BuildOptions(), None)
+        manifest = manifest.with_artefact(replace(engine, max_abs_diff=result.max_abs_diff, key=key))
         manifest.write()
     found = f"{result.max_abs_diff:.2g} ({result.allowed:.2g} allowed) on {len(clips)} clips"
     log.print(f"{folder}: exported; ONNX Runtime agrees with PyTorch to {found}", markup=False, soft_wrap=True)
@@ -94,7 +98,9 @@ def torch_scores(model: torch.nn.Module, clips: np.ndarray) -> np.ndarray:
         return np.concatenate([model(torch.from_numpy(np.ascontiguousarray(clip[None]))).float().numpy() for clip in clips])
 
 
-def add_artefact(bundle: Path, target: str, precision: str, make: Callable[[Path], Artefact]) -> Manifest:
+def add_artefact(
+    bundle: Path, target: str, precision: str, make: Callable[[Path], Artefact], *, calibration: dict[str, Any] | None = None
+) -> Manifest:
     """Add an engine: its folder appears whole, and the manifest names it last.
 
     Whoever reads the bundle meanwhile sees it without this engine or with it, never with half of it.
@@ -104,6 +110,7 @@ def add_artefact(bundle: Path, target: str, precision: str, make: Callable[[Path
         target: The engine's target.
         precision: Its precision.
         make: Writes the engine into the folder it is given, and returns its record with files relative to that folder.
+        calibration: int8: the record of its calibration, for the manifest.
 
     Returns:
         The new manifest.
@@ -121,6 +128,8 @@ def add_artefact(bundle: Path, target: str, precision: str, make: Callable[[Path
                 if had:  # The old files leave with this block: no manifest may name them any longer.
                     before.without_artefact(target, precision).write()
             manifest = before.with_artefact(draft_record[0])
+            if calibration is not None:
+                manifest = replace(manifest, calibration=calibration)
             manifest.write()
         except BaseException:
             if draft_record:
@@ -134,6 +143,15 @@ def add_graph_artefact(bundle: Path, artefact: Artefact) -> Manifest:
     """Record an engine whose one file is the bundle's graph itself."""
     with _locked(bundle):
         manifest = read_manifest(bundle).with_artefact(artefact)
+        manifest.write()
+    return manifest
+
+
+def keep_trials(bundle: str | os.PathLike[str], rows: Sequence[dict[str, Any]]) -> Manifest:
+    """Record what `--precision auto` found."""
+    folder = Path(bundle)
+    with _locked(folder):
+        manifest = replace(read_manifest(folder), trials=tuple(rows))
         manifest.write()
     return manifest
 
@@ -163,14 +181,6 @@ def _locked(bundle: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def _versions(*names: str) -> dict[str, str]:
-    found = {}
-    for name in names:
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
 
 
 def _flowless_version() -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import tyro
 
 from flowless.console import emit
 from flowless.errors import FlowlessError
+from flowless.pipeline.protocols import Views, protocol_spec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,9 @@ class Export:
     """The bundle's folder; an older bundle there is replaced."""
     clips: tuple[Path, ...] = ()
     """Videos to compare on. Without --clips and --data some are generated."""
+    views: Views | None = None
+    """Test protocol that the bundle is made for, where it is not the checkpoint's own; full-resolution and thirty-view take larger
+    frames, which a graph fixes."""
     data: Path | None = None
     """An index of flowless scan whose first videos, one of each of up to 8 classes, are compared on."""
     json: bool = False
@@ -41,8 +45,12 @@ def export(words: Sequence[str]) -> int:
     from rich.table import Table
 
     from flowless.export.bundle import export_bundle
+    from flowless.train.checkpoints import load_checkpoint
 
-    manifest = export_bundle(ask.checkpoint, ask.out, videos=ask.clips or _videos_of(ask.data))
+    checkpoint = load_checkpoint(ask.checkpoint)
+    if ask.views is not None:
+        checkpoint = replace(checkpoint, spec=protocol_spec(checkpoint.spec, ask.views))
+    manifest = export_bundle(checkpoint, ask.out, videos=ask.clips or _videos_of(ask.data))
     document = {
         "bundle": str(ask.out),
         "model": manifest.model,

@@ -8,10 +8,14 @@ from pathlib import Path
 import onnx
 
 from flowless.engines.manifest import Artefact
+from flowless.engines.openvino_core import openvino_core
 from flowless.errors import FlowlessError
 from flowless.export.graph import inlined
 from flowless.export.layout import differences_first
 from flowless.export.target_options import BuildOptions
+
+#: Precision -> what the runtime is asked to compute in; of int8, what is not quantised.
+_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
 
 
 def build_openvino(proto: onnx.ModelProto, folder: Path, *, precision: str, options: BuildOptions) -> Artefact:
@@ -34,7 +38,7 @@ def build_openvino(proto: onnx.ModelProto, folder: Path, *, precision: str, opti
         try:
             flat = inlined(proto)
             differences_first(flat)
-            model = openvino.Core().read_model(flat.SerializeToString())
+            model = openvino_core().read_model(flat.SerializeToString())
         except RuntimeError as error:
             raise FlowlessError(
                 f"openvino {openvino.__version__} does not take the graph: {_first_line(error)}. Build another target."
@@ -54,6 +58,8 @@ def build_openvino(proto: onnx.ModelProto, folder: Path, *, precision: str, opti
         status="built, not run here",
         files=("model.xml", "model.bin"),
         versions={"openvino": openvino.__version__},
+        # The processor's plugin computes in what it is asked for, whatever the graph's types: the artefact asks for its own.
+        options={"hint": _HINTS[precision]},
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -11,6 +12,14 @@ import pytest
 
 from flowless.pipeline.index import DatasetIndex
 from flowless.pipeline.moving_shapes import ShapesOptions, generate
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Graphs that tests make do not end up in the user's cache, nor come from it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLOWLESS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

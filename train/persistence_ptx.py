@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
-
 from flowless.errors import FlowlessError
 from flowless.files import whole_folder, write_json
 
@@ -227,6 +225,8 @@ class Ahead:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command."""
+    import tyro  # not needed to compile, and a GPU host may lack it
+
     ask = tyro.cli(Ahead, args=list(sys.argv[1:] if words is None else words), description=inspect.getdoc(Ahead))
     made = [
         compile_ahead(arch, dtype, kernel=kernel)

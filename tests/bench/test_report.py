@@ -8,23 +8,36 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flowless.bench.report import Evidence, _pair_shares, render
+from flowless.bench.demo import allowed_drop
+from flowless.bench.demo_engines import grouped
+from flowless.bench.report import Evidence, _pair_shares, engine_table, render
 
 LABELS = ("left", "right<script>")
 
 
 @pytest.fixture
 def summary() -> dict[str, Any]:
-    engine = {"precision": "fp32", "top1": 0.95, "max_abs_diff": 1.5e-5, "clips_per_s": 310.0, "latency_ms_p50": 3.2, "megabytes": 1.25}
+    engine = {"top1": 0.95, "max_abs_diff": 1.5e-5, "clips_per_s": 310.0, "latency_ms_p50": 3.2, "megabytes": 1.25}
     none = dict.fromkeys(("top1", "max_abs_diff", "clips_per_s", "latency_ms_p50", "megabytes"))
     return {
         "accuracy": {"pan-lite": 0.9512, "tsn": 0.123},
         "engines": [
-            {"target": "openvino", "status": "verified", **engine},
-            {"target": "tensorrt", "precision": "fp32", "status": "not built: needs its GPU", **none},
+            {"target": "openvino", "precision": "fp32", "status": "verified", **engine},
+            {"target": "openvino", "precision": "bf16", "status": "verified", **engine, "top1": 0.94, "latency_ms_p50": 1.6},
+            {"target": "openvino", "precision": "fp16", "status": "not kept: runs in <bf16>", **none},
+            {"target": "openvino", "precision": "int8", "status": "not kept: no faster", **none, "top1": 0.92, "latency_ms_p50": 9.9},
+            *({"target": "tensorrt", "precision": name, "status": "not built: needs its GPU", **none} for name in ("fp32", "int8")),
         ],
         "seconds": {"generate": 10.4, "train": 60.0},
     }
+
+
+def trials() -> list[dict[str, Any]]:
+    snr = {"fp32": 120.0, "bf16": 47.0, "fp16": None, "int8": 31.0}
+    return [
+        {"target": "openvino", "precision": name, "snr_db": value, "fp32_top1": 0.96, "recommended": name == "bf16"}
+        for name, value in snr.items()
+    ]
 
 
 @pytest.fixture
@@ -42,6 +55,10 @@ def evidence() -> Evidence:
         vap_weights={label: np.full(3, 1 / 3) for label in LABELS},
         timescales=("1", "2a", "2b"),
         predictions={"target": "openvino", "total": 4, "right": 3, "videos_per_s": 100.0, "rows": [prediction]},
+        trials=trials(),
+        calibration={"method": "max", "videos": 32, "used": ["a"] * 31, "skipped": ["b: damaged"]},
+        judged_on=240,
+        max_drop=2.5,
         seed=7,
         commands="flowless predict BUNDLE VIDEO",
     )
@@ -49,17 +66,51 @@ def evidence() -> Evidence:
 
 def test_the_page_holds_the_figures(summary: dict[str, Any], evidence: Evidence) -> None:
     page = render(summary, evidence)
-    for text in ("95.1 %", "12.3 %", "1 of 2", "1.5e-05", "not built: needs its GPU", "1:10", "seed 7", "3 of 4 right"):
+    for text in ("95.1 %", "12.3 %", "2 of 4", "1.5e-05", "needs its GPU", "1:10", "seed 7", "3 of 4 right"):
         assert text in page, text
-    assert page.count("<svg") == 5
+    for text in ("31 training videos (method max, 1 could not be read)", "240 validation videos falls by no more than 2.5 points"):
+        assert text in page, text
+    assert page.count("<svg") == 6
     assert page.count("<img") == 2
 
 
 def test_the_page_is_self_contained_and_escapes(summary: dict[str, Any], evidence: Evidence) -> None:
     page = render(summary, evidence)
     assert "<script>" not in page
+    assert "runs in &lt;bf16&gt;" in page
     outside = re.findall(r"""(?:src|href)\s*=\s*["'](?!data:|#)([^"']+)""", page)
     assert outside == []
+
+
+def test_precisions_stand_side_by_side(summary: dict[str, Any], evidence: Evidence) -> None:
+    rows = {(row["target"], row["precision"]): row for row in engine_table(summary["engines"], trials())}
+    assert list(rows) == [*(("openvino", name) for name in ("fp32", "bf16", "fp16", "int8")), ("tensorrt", "fp32, int8")]
+    assert [row["kept"] for row in rows.values()] == [True, True, False, False, False]
+    assert [row["recommended"] for row in rows.values()] == [False, True, False, False, False]
+    drops = [row["drop"] for row in rows.values()]
+    # Of the one that was not kept: below what fp32 reached in the same gate.
+    assert drops == [None, pytest.approx(1.0), None, pytest.approx(4.0), None]
+    assert [row["bare"] for row in rows.values()] == [False, False, True, False, True]
+    page = render(summary, evidence)
+    assert page.count('class="best') == 1
+    assert "1.60 ms, top-1 94.0 %, recommended" in page
+    # Timed at another minute: in the table, not among the bars.
+    assert "9.90" in page
+    assert "9.90 ms" not in page
+
+
+def test_only_rows_that_say_the_same_are_joined(summary: dict[str, Any]) -> None:
+    rows = summary["engines"]
+    assert [row["precision"] for row in grouped(rows)] == ["fp32", "bf16", "fp16", "int8", "fp32, int8"]
+    assert len(rows) == 6
+    assert rows[-2]["precision"] == "fp32"
+
+
+def test_one_video_never_decides_over_an_engine() -> None:
+    assert allowed_drop(240) == 2.0
+    for videos in (12, 48, 100, 240, 480):
+        assert allowed_drop(videos) > 100 * 2 / videos
+    assert allowed_drop(48) == 6.25
 
 
 def test_twins_are_told_apart_from_pairs() -> None:

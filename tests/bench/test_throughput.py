@@ -10,12 +10,18 @@ import pytest
 
 from flowless.bench.goals import goal, goals_table
 from flowless.bench.networks import lively_model, random_clips
+from flowless.bench.precision_builds import build_precisions, cold_cache, made_index, wanted_precisions
 from flowless.bench.quiet import busy_share, judged
-from flowless.bench.rivals import Rival, time_rivals
+from flowless.bench.rivals import Rival, exported, snr_db, time_rivals
 from flowless.bench.sample_videos import sample_videos
 from flowless.bench.throughput import Throughput, goals, main
 from flowless.bench.video_stages import decode_with_libav_alone, measure_stages
 from flowless.errors import FlowlessError
+from flowless.export.calibration import Calibration
+from flowless.export.checks import Checks
+from flowless.export.graphs import cache_folder
+from flowless.pipeline.index import DatasetIndex
+from flowless.pipeline.preprocess import load_clip
 from flowless.pipeline.probe import probe
 from flowless.pipeline.spec import ClipSpec
 
@@ -59,6 +65,81 @@ def test_lively_weights_tell_clips_apart() -> None:
     assert np.abs(scores).max() < 100
 
 
+def test_lively_weights_hold_in_int8() -> None:
+    """What makes int8 of random weights worth comparing: branches that add little, and a last layer that reads what differs."""
+    import torch
+
+    model = lively_model("pan-full-r18", classes=5, spec=TINY, width=0.25)
+    clips = torch.from_numpy(random_clips(6, TINY, seed=7))
+    with torch.inference_mode():
+        exact = model(clips).numpy()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                steps = module.weight.abs().amax((1, 2, 3), keepdim=True) / 127
+                module.weight.copy_((module.weight / steps).round() * steps)
+        rounded = model(clips).numpy()
+    found = snr_db(rounded, exact)
+    assert found is not None
+    assert found > 25.5
+
+
+def test_decibels_are_of_the_spread_over_clips() -> None:
+    exact = np.array([[0.0, 100.0], [2.0, 102.0]])
+    assert snr_db(exact + 0.1, exact) == pytest.approx(20)
+    assert snr_db(exact + 0.01, exact) == pytest.approx(40)
+    assert snr_db(exact, exact) is None
+
+
+def test_precisions_are_named_in_their_order() -> None:
+    assert wanted_precisions(("all",)) == ("fp32", "bf16", "fp16", "int8")
+    assert wanted_precisions(("int8", "fp32")) == ("fp32", "int8")
+    assert wanted_precisions(()) == ()
+
+
+def test_made_videos_differ_and_are_indexed_rightly(tmp_path: Path) -> None:
+    train, val = made_index(tmp_path, TINY, train=3, val=2)
+    indexes = [DatasetIndex.load(path) for path in (train, val)]
+    clips = []
+    for index, count in zip(indexes, (3, 2), strict=True):
+        assert len(index.videos) == count
+        for record in index.videos:
+            info = probe(index.path_of(record))
+            assert (info.frames, info.width, info.height) == (record.frames, record.width, record.height) == (8, 36, 36)
+            clips.append(load_clip(index.path_of(record), TINY)[0].astype(int))
+    means = [np.abs(one - other).mean() for place, one in enumerate(clips) for other in clips[:place]]
+    assert min(means) > 5
+
+
+@pytest.mark.slow
+def test_what_is_refused_is_told(tmp_path: Path) -> None:
+    train, _ = made_index(tmp_path / "videos", TINY, train=4, val=0)
+    manifest = exported("pan-lite-r18", spec=TINY, classes=3, width=0.25, folder=tmp_path)
+    before = cache_folder()
+    with cold_cache(tmp_path / "cache"):
+        rows = build_precisions(
+            manifest.folder,
+            targets=("onnxruntime",),
+            precisions=("fp16", "int8"),
+            calibration=Calibration(index=train, spec=TINY, videos=4),
+            checks=Checks(parity=False, slower=True),
+            threads=1,
+        )
+        assert len(list((tmp_path / "cache" / "graphs").glob("*.onnx"))) == 2
+    assert cache_folder() == before
+    assert [row["precision"] for row in rows] == ["fp16", "int8"]
+    fp16, int8 = rows
+    # ONNX Runtime has no half-precision convolution on any x86 processor, and computes in fp32.
+    if fp16["gate"]:
+        assert fp16["gate"] == "layers"
+        assert fp16["status"].startswith("not kept: ")
+        assert "convolutions run in fp32" in fp16["status"]
+        assert fp16["megabytes"] is None
+    assert int8["status"] == "built, not compared"
+    assert int8["megabytes"] < 1.5
+    assert int8["graph_s"] > 0
+    assert int8["build_s"] > 0
+
+
 def test_rivals_are_timed_and_compared_with_the_first() -> None:
     clip = np.zeros((1, *TINY.shape), np.uint8)
     rivals = [
@@ -80,12 +161,17 @@ def test_goals_are_met_or_not() -> None:
     assert not goal("cost", 1.3, 1.31, at_most=True)["met"]
     assert not goal("speed", 6, None)["met"]
     engines = [
-        {"target": "pytorch", "times_eager": 1.0},
-        {"target": "torch.compile", "times_eager": 9.0},
-        {"target": "openvino", "times_eager": 2.0},
+        {"target": "pytorch", "precision": "fp32", "times_eager": 1.0},
+        {"target": "torch.compile", "precision": "fp32", "times_eager": 9.0},
+        {"target": "openvino", "precision": "fp32", "times_eager": 2.0},
     ]
     found = goals(engines, [{"target": "pytorch", "maps_per_s": 9e9}], [], libav_ratio=1.0)
     assert [row["measured"] for row in found] == [2.0, 1.0, None, None]
+    engines += [{"target": "openvino", "precision": "bf16", "p50_ms": 30.0}, {"target": "openvino", "precision": "int8", "p50_ms": 20.0}]
+    int8 = goals(engines, [], [], libav_ratio=1.0)[-1]
+    assert "INT8" in int8["goal"]
+    assert (int8["measured"], int8["met"]) == (1.5, True)
+    assert goals([{"target": "openvino", "precision": "int8", "status": "not kept"}], [], [], libav_ratio=1)[-1]["measured"] is None
 
 
 def test_a_busy_machine_is_noticed_and_not_judged() -> None:
@@ -125,3 +211,28 @@ def test_the_whole_benchmark(videos: list[Path], tmp_path: Path, capsys: pytest.
     assert {row["goal"] for row in document["goals"]} == {row["goal"] for row in goals([], [], [], libav_ratio=1)}
     assert {"processor", "cores", "versions"} <= set(document["environment"])
     assert document["bound"]["gmac_per_clip"] > 0
+    assert document["builds"] == []
+
+
+@pytest.mark.slow
+def test_the_benchmark_in_every_precision(videos: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "throughput.json"
+    words = ["--model", "pan-lite-r18", "--width", "0.25", "--size", "49", "--classes", "3", "--runs", "2", "--no-compiled", "--json"]
+    main([*words, "--precision", "all", "--targets", "openvino", "--videos", str(videos[0]), "--out", str(out)])
+    document = json.loads(capsys.readouterr().out)
+    builds = {row["precision"]: row for row in document["builds"]}
+    assert list(builds) == ["fp32", "bf16", "fp16", "int8"]
+    rows = {row["name"]: row for row in document["engines"]}
+    assert next(iter(rows)) == "pytorch eager"
+    # Kept and measured, or refused with its reason: no precision is passed over in silence.
+    for precision, build in builds.items():
+        row = rows[f"openvino {precision}"]
+        if build["megabytes"] is None:
+            assert row["status"] == build["status"] != ""
+            assert "p50_ms" not in row
+        else:
+            assert row["p50_ms"] > 0
+            assert row["snr_db"] > {"fp32": 80, "bf16": 25, "fp16": 25, "int8": 15}[precision]
+    assert builds["int8"]["megabytes"] < 0.6 * builds["fp32"]["megabytes"]
+    goal_names = [row["goal"] for row in document["goals"]]
+    assert any("INT8" in name for name in goal_names)

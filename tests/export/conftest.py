@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+
+if TYPE_CHECKING:
+    from flowless.export.calibration import Calibration
+    from flowless.pipeline.index import DatasetIndex
 
 LABELS = tuple(f"action {index}" for index in range(6))
 
@@ -89,3 +95,56 @@ def videos(shared) -> list[Path]:
             coarse = np.random.default_rng(seed).integers(0, 256, (12, 12, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
             write_video(path, (np.roll(coarse, (seed + 1) * index, axis=seed % 2) for index in range(24)))
     return paths
+
+
+def learn(path: Path, name: str, index: DatasetIndex, *, steps: int = 30) -> Path:
+    """Write a model that has learnt a few videos by heart: its scores mean something, so int8 can be told from rubbish."""
+    import torch
+
+    from flowless.pipeline.preprocess import load_clip
+    from flowless.pipeline.spec import ClipSpec
+    from flowless.train.checkpoints import save_checkpoint
+    from flowless.train.models import build_model
+
+    spec = ClipSpec(segments=4, frames_per_segment=3, height=32, width=32, short_side=32)
+    clips = torch.from_numpy(np.concatenate([load_clip(index.path_of(video), spec)[:1] for video in index.videos]))
+    labels = torch.tensor([video.label for video in index.videos])
+    torch.manual_seed(7)
+    model = build_model(name, classes=len(index.labels), spec=spec, width=0.25, dropout=0.0).train()
+    optimiser = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=3e-3)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        torch.nn.functional.cross_entropy(model(clips), labels).backward()
+        optimiser.step()
+    return save_checkpoint(path, model.eval(), model_name=name, recipe={}, spec=spec, labels=index.labels, metrics={})
+
+
+@pytest.fixture(scope="session")
+def learnt(shared, train_index) -> Callable[[str], Path]:
+    """Give a bundle of a model that has learnt the training videos, by name; made once. Copy it before changing it."""
+
+    def bundle_of(name: str) -> Path:
+        from flowless.export.bundle import export_bundle
+
+        path = shared / f"learnt-{name}"
+        if not path.exists():
+            checkpoint = learn(shared / f"learnt-{name}.safetensors", name, train_index)
+            export_bundle(checkpoint, path, videos=[train_index.path_of(video) for video in train_index.videos[:4]])
+        return path
+
+    return bundle_of
+
+
+@pytest.fixture
+def learnt_bundle(learnt, tmp_path) -> Path:
+    """A bundle of PAN-Lite that has learnt, to build in."""
+    return Path(shutil.copytree(learnt("pan-lite-r18"), tmp_path / "learnt"))
+
+
+@pytest.fixture(scope="session")
+def calibration(shapes, learnt) -> Calibration:
+    """Twelve of the training videos."""
+    from flowless.engines.manifest import read_manifest
+    from flowless.export.calibration import Calibration
+
+    return Calibration(index=shapes / "train.index.jsonl", spec=read_manifest(learnt("pan-lite-r18")).spec, videos=12)

@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from flowless.engines.openvino_core import openvino_core
 from flowless.export.graph import inlined
 from flowless.export.pa_function import DOMAIN, OP, OPSET, pa_function
 
@@ -40,9 +41,7 @@ def run_onnxruntime(model, clip):
 
 
 def run_openvino(model, clip):
-    import openvino
-
-    core = openvino.Core()
+    core = openvino_core()
     compiled = core.compile_model(core.read_model(inlined(model).SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return np.asarray(compiled({0: clip})[0])
 

@@ -10,10 +10,18 @@ import pytest
 
 #: Modules that a runtime install lives on; each must import where PyTorch, DALI, ONNX and the rest are not installed.
 LIGHT = (
-    *("cli", "console", "errors", "files", "machine"),
-    *("pipeline.spec", "pipeline.index", "pipeline.sampling", "pipeline.probe", "pipeline.decode", "pipeline.preprocess"),
-    *("pipeline.scan", "pipeline.encode", "pipeline.moving_shapes", "pipeline.augment", "pipeline.commands"),
-    *("train.recipes", "train.metrics", "train.commands", "export.commands", "export.build_engine"),
+    *("cli", "console", "errors", "files", "machine", "timing"),
+    *(
+        "pipeline.spec",
+        "pipeline.protocols",
+        "pipeline.index",
+        "pipeline.sampling",
+        "pipeline.probe",
+        "pipeline.decode",
+        "pipeline.preprocess",
+    ),
+    *("pipeline.preprocess", "pipeline.scan", "pipeline.encode", "pipeline.moving_shapes", "pipeline.augment", "pipeline.commands"),
+    *("train.recipes", "train.metrics", "train.commands", "export.commands", "export.build_engine", "export.build_command"),
     *(
         "engines",
         "engines.manifest",

@@ -88,7 +88,9 @@ def test_the_wheel_holds_the_tree(tmp_path: Path) -> None:
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     held = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("flowless/")}
     code = {path for path in sources() if "tests" not in path.relative_to(ROOT).parts}
-    data = {path for room in ROOMS for path in (ROOT / room).rglob("*") if path.suffix in {".html", ".css"}}
+    data = {path for room in ROOMS for path in (ROOT / room).rglob("*.html")} | {
+        path for path in (ROOT / "export/plugin").iterdir() if path.is_file()
+    }
     wanted = {f"flowless/{path.relative_to(ROOT).as_posix()}" for path in code | data}
     assert held == wanted
 
@@ -102,5 +104,5 @@ def _copy(tmp_path: Path) -> Path:
     for path in [*ROOT.glob("*.py"), *ROOT.glob("*.toml"), *ROOT.glob("*.md"), ROOT / "LICENSE"]:
         shutil.copy2(path, target)
     for room in ROOMS:
-        shutil.copytree(ROOT / room, target / room, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / room, target / room, ignore=shutil.ignore_patterns("__pycache__", "build"))
     return target

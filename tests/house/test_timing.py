@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flowless.bench.timing import Timing, time_in_turn
+from flowless.timing import Timing, time_in_turn
 
 
 def test_percentiles_and_rates() -> None:

@@ -1,0 +1,1 @@
+"""Everything that needs a GPU, part by part, each in a process of its own: `flowless bench gpu`."""

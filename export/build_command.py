@@ -1,0 +1,152 @@
+"""The command line of `flowless build`."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from flowless.console import emit, log
+from flowless.engines.manifest import Manifest, read_manifest
+from flowless.errors import FlowlessError
+from flowless.export.calibration import Calibration
+from flowless.export.checks import Checks
+from flowless.export.target_options import BuildOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Build:
+    """Build an engine into a bundle, and verify it before it is kept.
+
+    An engine that this machine can run passes four gates, or ends with exit code 3 and is not kept: its layers compute in what was
+    asked for; its scores on real clips are PyTorch's; with --data, its top-1 falls by at most --max-drop points; a lower
+    precision is faster than the one above it. An engine for a GPU that is not here is kept as "built, not run here".
+
+    --precision auto tries them all, keeps what passes, and recommends one.
+    """
+
+    bundle: tyro.conf.Positional[Path]
+    """The bundle's folder, which flowless export wrote."""
+    target: Annotated[Literal["all", "openvino", "onnxruntime", "tensorrt-rtx", "tensorrt"], tyro.conf.arg()]
+    """openvino: any CPU. onnxruntime: CPU or CUDA. tensorrt-rtx: RTX GPUs, built anywhere. tensorrt: the GPU here. all: every one that
+    can be built here."""
+    precision: Literal["fp32", "bf16", "fp16", "int8", "auto"] = "fp32"
+    """Arithmetic of the network's backbone. PA, normalisation, VAP and the classifier stay in fp32. auto: try all, recommend one."""
+    calibrate: Path | None = None
+    """int8: index of videos to measure the scales on, from flowless scan; best of training videos."""
+    calibration_videos: int = 32
+    """int8: videos to measure on, one clip each, taken class by class in turn."""
+    calibration_method: Literal["max", "entropy"] = "max"
+    """int8: max keeps the largest values seen, entropy cuts off rare large ones."""
+    data: Path | None = None
+    """Index of labelled videos, other than those of --calibrate: top-1 on them may fall by at most --max-drop."""
+    max_drop: float = 0.5
+    """Points of top-1, of 100, that a lower precision may lose."""
+    keep_slower: bool = False
+    """Keep a lower precision though it is no faster here."""
+    batch: tuple[int, int, int] = (1, 1, 8)
+    """MIN OPT MAX: batches that a TensorRT or TensorRT-RTX engine takes, and the one it is tuned for."""
+    compute_capability: tuple[int, ...] = field(default=())
+    """tensorrt-rtx: GPUs to build for, such as 86 89 (75, 80, 86, 89, 120, 121); none: any since Ampere."""
+    portable: bool = False
+    """tensorrt: an engine that runs on every GPU since Ampere and in later versions of the same major version, at some speed."""
+    strip_weights: bool = False
+    """tensorrt (tensorrt-rtx where there is a GPU): leave the weights out of the engine; loading takes them from the graph."""
+    pa: Literal["function", "plugin", "quick"] = "function"
+    """tensorrt: Persistence of Appearance as standard operators; plugin: as the C++ plugin's one fused kernel; quick: as the Triton
+    kernel, compiled into the engine, which then needs no library."""
+    workspace: int | None = None
+    """tensorrt, tensorrt-rtx: MiB of GPU memory that a layer may use while it runs; by default all there is."""
+    optimization_level: int | None = None
+    """tensorrt, tensorrt-rtx: 0 builds quickest, 5 searches longest."""
+    threads: int | None = None
+    """CPU threads for the gates; by default the library chooses."""
+    force: bool = False
+    """Build again what is there already."""
+    json: bool = False
+    """Print one JSON document instead of a table."""
+
+    def options(self) -> BuildOptions:
+        """Return how to build."""
+        names = ("batch", "portable", "strip_weights", "pa", "workspace", "optimization_level", "threads", "force")
+        return BuildOptions(compute_capabilities=self.compute_capability, **{name: getattr(self, name) for name in names})
+
+    def checks(self) -> Checks:
+        """Return what an engine must pass."""
+        return Checks(data=self.data, max_drop=self.max_drop, slower=self.keep_slower)
+
+    def calibration(self, manifest: Manifest) -> Calibration | None:
+        """Return what int8 is calibrated on, if anything."""
+        if self.calibrate is None:
+            return None
+        if not self.calibrate.is_file():
+            raise FlowlessError(f"--calibrate {self.calibrate}: no such index. Make one with: flowless scan VIDEOS --out {self.calibrate}")
+        return Calibration(index=self.calibrate, spec=manifest.spec, videos=self.calibration_videos, method=self.calibration_method)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run `flowless build`."""
+    ask = tyro.cli(Build, args=list(sys.argv[1:] if words is None else words), prog="flowless build", description=inspect.getdoc(Build))
+    from flowless.export.build_engine import build, build_all, buildable
+
+    options, checks = ask.options(), ask.checks()
+    calibration = ask.calibration(read_manifest(ask.bundle))
+    how = {"options": options, "checks": checks, "calibration": calibration}
+    left_out: dict[str, str] = {}
+    if ask.precision == "auto":
+        from flowless.export.trials import try_all
+
+        if ask.target == "all":
+            targets, left_out = buildable()
+            rows = try_all(ask.bundle, targets, **how)
+        else:
+            options.check(ask.target)
+            rows = try_all(ask.bundle, (ask.target,), **how)
+    else:
+        if ask.target == "all":
+            built, left_out = build_all(ask.bundle, precision=ask.precision, **how)
+        else:
+            built = [build(ask.bundle, target=ask.target, precision=ask.precision, **how)]
+        rows = [_with_bytes(asdict(item)) for item in built]
+    manifest = read_manifest(ask.bundle)
+    rows = [{**row, "bytes": _bytes(manifest, row)} for row in rows]
+    emit({"bundle": str(ask.bundle), "engines": rows, "left_out": left_out}, _table(rows, left_out), as_json=ask.json)
+    best = next((row for row in rows if row.get("recommended")), None)
+    if best:
+        log.print(f"recommended: {best['target']} {best['precision']}", markup=False)
+    return 0
+
+
+def _with_bytes(row: dict[str, Any]) -> dict[str, Any]:
+    """Bring a kept engine's figures to the top, where a trial's row has them."""
+    return {**row, "kept": True, "recommended": False, "latency_ms_p50": row["figures"].get("latency_ms_p50"), **_accuracy(row["figures"])}
+
+
+def _accuracy(figures: dict[str, Any]) -> dict[str, Any]:
+    return {"top1": figures.get("top1"), "snr_db": figures.get("snr_db")}
+
+
+def _bytes(manifest: Manifest, row: dict[str, Any]) -> int | None:
+    artefact = manifest.artefact(row["target"], row["precision"]) if row["kept"] else None
+    return sum(manifest.files[name].bytes for name in artefact.files) if artefact else None
+
+
+def _table(rows: list[dict[str, Any]], left_out: dict[str, str]):
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("target", "precision", "status", "largest difference", "dB", "top-1", "ms a clip", "MB", title="engines")
+    for row in rows:
+        style = "bold green" if row["recommended"] else None if row["kept"] else "dim"
+        forms = {"max_abs_diff": "%.2g", "snr_db": "%.0f", "top1": "%.3f", "latency_ms_p50": "%.3g"}
+        figures = ["" if row.get(key) is None else form % row[key] for key, form in forms.items()]
+        megabytes = "" if row["bytes"] is None else f"{row['bytes'] / 1e6:.1f}"
+        table.add_row(row["target"], row["precision"], escape(row["status"]), *figures, megabytes, style=style)
+    for target, reason in left_out.items():
+        table.add_row(target, "", f"left out: {escape(reason)}", *[""] * 5, style="dim")
+    return table

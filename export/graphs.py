@@ -1,0 +1,97 @@
+"""The graph of a bundle in each precision, made once and kept in a cache by its content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from flowless.console import log
+from flowless.engines.manifest import Manifest
+from flowless.errors import FlowlessError
+from flowless.export.calibration import Calibration
+from flowless.export.precision import with_precision
+from flowless.files import whole_file, write_json
+from flowless.machine import installed_versions
+
+#: Raised whenever this code makes another graph of the same inputs.
+_MAKER = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreciseGraph:
+    """A graph in its precision."""
+
+    proto: onnx.ModelProto
+    """The graph."""
+    key: str
+    """SHA-256 over everything that decided it."""
+    calibration: dict[str, Any] | None = field(default=None)
+    """int8: the record of its calibration."""
+
+
+def cache_folder() -> Path:
+    """Return where graphs and timing caches are kept: `FLOWLESS_CACHE`, or `flowless` in the user's cache folder."""
+    named = os.environ.get("FLOWLESS_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(named) if named else Path(base) / "flowless"
+
+
+def graph_key(manifest: Manifest, precision: str, calibration: Calibration | None) -> str:
+    """Return the key of the graph that `precise_graph` would make; nothing is loaded but small files."""
+    libraries = ("nvidia-modelopt", "onnx", "onnxruntime-gpu", "onnxruntime") if precision != "fp32" else ()
+    return digest(
+        {
+            "maker": _MAKER,
+            "graph": manifest.files[manifest.graph].sha256,
+            "precision": precision,
+            "calibration": calibration.key if calibration and precision == "int8" else None,
+            "versions": installed_versions(libraries),
+        }
+    )
+
+
+def precise_graph(manifest: Manifest, precision: str, calibration: Calibration | None = None) -> PreciseGraph:
+    """Return a bundle's graph in a precision, from the cache where it has been made before.
+
+    Raises:
+        FlowlessError: The bundle is damaged, int8 has no videos to calibrate on, or ModelOpt refuses the graph.
+    """
+    from flowless.export.graph import read_graph
+    from flowless.export.quantised import scales_hash
+    from flowless.export.reference import Reference
+
+    if precision == "int8" and calibration is None:
+        with_precision(onnx.ModelProto(), precision)  # says what is missing
+    key = graph_key(manifest, precision, calibration)
+    if precision == "fp32":
+        return PreciseGraph(proto=read_graph(manifest.path_of(manifest.graph)), key=key)
+    kept = cache_folder() / "graphs" / f"{key}.onnx"
+    record = kept.with_suffix(".json")
+    if kept.is_file() and record.is_file():
+        try:
+            document = json.loads(record.read_text(encoding="utf-8"))
+            return PreciseGraph(proto=read_graph(kept), key=key, calibration=document["calibration"])
+        except (FlowlessError, ValueError, KeyError):
+            log.print(f"{kept}: damaged; made again", style="yellow", markup=False, soft_wrap=True)
+    clips = Reference.load(manifest.path_of(manifest.reference), manifest.spec).clips
+    proto = with_precision(read_graph(manifest.path_of(manifest.graph)), precision, clips=clips, calibration=calibration)
+    made = PreciseGraph(
+        proto=proto,
+        key=key,
+        calibration={**calibration.record(), "scales": scales_hash(proto)} if calibration and precision == "int8" else None,
+    )
+    with whole_file(kept) as draft:
+        draft.write_bytes(proto.SerializeToString())
+    write_json(record, {"model": manifest.model, "precision": precision, "calibration": made.calibration})
+    return made
+
+
+def digest(document: Any) -> str:
+    """Return the SHA-256 of a JSON document, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True, default=str).encode()).hexdigest()

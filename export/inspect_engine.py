@@ -1,0 +1,69 @@
+"""The layers of a built engine, whatever its target, and which of them do not compute in what the graph asks for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import onnx
+
+from flowless.engines.backends import why_not
+from flowless.engines.manifest import Artefact
+from flowless.errors import FlowlessError
+from flowless.export.inspection import Inspection, Layer, inspection
+from flowless.export.zones import backbone_nodes, kept_exact
+
+
+def inspect(record: Artefact, folder: Path, proto: onnx.ModelProto) -> Inspection:
+    """Inspect an engine.
+
+    Args:
+        record: Its record, files relative to `folder`.
+        folder: Where its files lie.
+        proto: The graph that it was built from.
+
+    Raises:
+        FlowlessError: The library cannot read what it built.
+    """
+    if record.target.startswith("tensorrt"):
+        from flowless.export.inspect_tensorrt import inspect_build
+        from flowless.export.plugin_library import without_function
+
+        kept, library = kept_exact(proto), None
+        if record.options.get("pa") == "plugin":
+            proto, library = without_function(proto), folder / record.files[1]
+        elif record.options.get("pa") == "quick":
+            from flowless.export.quick_plugin import for_quick_plugin
+
+            proto = for_quick_plugin(proto)
+        return inspect_build(proto, folder / record.files[0], artefact=record, kept=kept, plugin_library=library)
+    if why_not(record.target, record):
+        return inspection([])
+    from flowless.export.inspect_cpu import inspect_onnxruntime, inspect_openvino
+
+    path = folder / record.files[0]
+    try:
+        layers = inspect_openvino(path, artefact=record) if record.target == "openvino" else inspect_onnxruntime(path)
+    except Exception as error:  # the libraries raise types of their own, one of them plain RuntimeError
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise FlowlessError(
+            f"{record.target} cannot run a {record.precision} graph on this machine ({first}). Build another precision or target."
+        ) from error
+    return inspection(layers, _too_few(layers, record.precision, proto))
+
+
+def _too_few(layers: list[Layer], precision: str, proto: onnx.ModelProto) -> list[str]:
+    """Name the convolutions in another precision, if fewer than the backbone's run in the one asked for.
+
+    By number, for the libraries rename what they fuse.
+    """
+    backbone = backbone_nodes(proto)
+    wanted = sum(node.op_type == "Conv" and node.name in backbone for node in proto.graph.node)
+    convolutions = [layer for layer in layers if layer.kind == "convolution"]
+    if sum(layer.precision == precision for layer in convolutions) >= wanted:
+        return []
+    others = [layer for layer in convolutions if layer.precision != precision and not layer.name.startswith(("PA_", "_inlfunc_"))]
+    counts = Counter(layer.precision for layer in others)
+    examples = {layer.precision: layer.nodes[0] for layer in reversed(others)}
+    told = [f"{count} of {wanted} convolutions run in {kind}, such as {examples[kind]}" for kind, count in counts.items()]
+    return told or [f"only {len(convolutions)} of {wanted} convolutions can be seen"]

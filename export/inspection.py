@@ -1,0 +1,93 @@
+"""What a built engine really computes in, whatever library built it: one light record for all targets."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+#: Kinds of layers that hold nearly all arithmetic; only these are judged.
+ARITHMETIC = ("convolution", "matrix product")
+#: Precision of a layer that an inspector does not tell.
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer, as a target's inspector tells of it."""
+
+    name: str
+    """The ONNX node that it comes from; of a fused layer all of them, joined by ` + `; in a function's body after the calling
+    node's name and a slash."""
+    kind: str
+    """`convolution`, `matrix product`, `residual add`, or the library's own word in lower case."""
+    precision: str
+    """What its inputs are: `fp32`, `bf16`, `fp16`, `int8`; what is wrong with them, in words; or `unknown`."""
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The ONNX nodes that it comes from."""
+        return tuple(self.name.split(" + "))
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found in an engine, or in the network that it is built from."""
+
+    layers: tuple[Layer, ...]
+    """All layers."""
+    wrong: tuple[str, ...] = ()
+    """One sentence for each layer that does not run in the precision that the graph asks for."""
+    summary: dict[str, int] = field(default_factory=dict)
+    """How many layers of which kind run in which precision, `{"convolution int8": 21}`; of the arithmetic alone."""
+
+
+def inspection(layers: Iterable[Layer], wrong: Iterable[str] = ()) -> Inspection:
+    """Return the record of layers, with its summary."""
+    found = tuple(layers)
+    counts = Counter(f"{layer.kind} {layer.precision}" for layer in found if layer.kind in (*ARITHMETIC, "residual add"))
+    return Inspection(found, tuple(wrong), dict(sorted(counts.items())))
+
+
+def is_kept(layer: Layer, kept: Iterable[str]) -> bool:
+    """Whether a layer comes from nodes that stay exact: itself, or the function's body of such a node."""
+    names = tuple(kept)
+    return any(node in names or node.partition("/")[0] in names for node in layer.nodes)
+
+
+def wrong_layers(layers: Iterable[Layer], precision: str, *, kept: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return a sentence for each layer of the arithmetic that does not run in a precision.
+
+    Args:
+        layers: What an inspector found.
+        precision: What the graph asks for.
+        kept: Names of ONNX nodes that stay exact in this graph: PA, normalisation, VAP, the classifier.
+
+    Returns:
+        Nothing where all is as it should be. A layer of unknown precision is not judged. In an int8 graph additions are
+        judged too: one without a quantised input is computed, and its inputs are stored, in floating point.
+    """
+    judged = (*ARITHMETIC, "residual add") if precision == "int8" else ARITHMETIC
+    return tuple(
+        f"{layer.kind} {layer.name} runs in {layer.precision}, not {precision}"
+        for layer in layers
+        if layer.kind in judged and layer.precision not in {precision, UNKNOWN} and not is_kept(layer, kept)
+    )
+
+
+def unlike(asked: Iterable[Layer], found: Iterable[Layer]) -> tuple[str, ...]:
+    """Return a sentence for each layer that an engine computes in another precision than the graph asked for.
+
+    Args:
+        asked: Layers of the network or the graph, one node each.
+        found: Layers of the engine, fused as they may be.
+
+    Returns:
+        Nothing where all agree. A node that no layer of the engine names, or whose precision it does not tell, is not judged.
+    """
+    runs = {node: layer.precision for layer in found for node in layer.nodes if layer.kind in ARITHMETIC}
+    return tuple(
+        f"{layer.kind} {layer.name} runs in {runs[layer.name]}, and the graph asks for {layer.precision}"
+        for layer in asked
+        if layer.kind in ARITHMETIC and runs.get(layer.name, UNKNOWN) not in {UNKNOWN, layer.precision}
+    )

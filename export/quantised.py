@@ -1,0 +1,79 @@
+"""INT8 by explicit quantisation: ModelOpt puts Q/DQ pairs round the backbone's convolutions, weights per channel.
+
+What lies between two convolutions decides whether a GPU stays in INT8:
+
+- Residual adds: both summands get a pair here, which ONNX Runtime needs. For TensorRT and OpenVINO `shortcuts_only` takes out
+  the one behind the block's last convolution: TensorRT then fuses convolution, addition, activation and the next Q into one
+  INT8 kernel, where a pair on both summands would force the convolution to write and read its result once more.
+- Temporal shift: a block's input is quantised once, before it is cut up, and the shifted tensor once more with the same
+  scale. Slices, padding (zero is exact) and concatenation then move INT8 numbers unchanged, the second rounding
+  changes nothing, and the unshifted shortcut reads the same INT8 tensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tempfile
+from pathlib import Path
+
+import onnx
+from onnx import numpy_helper
+
+from flowless.export.calibration import Calibration
+from flowless.export.modelopt_quiet import modelopt_quiet
+from flowless.export.quantisers import fold_weights, keep_grid_through_shifts
+from flowless.export.zones import backbone_nodes
+
+#: What is quantised: what multiplies, and what would otherwise stand in floating point between two that do.
+_QUANTISED = {"Conv", "Add", "MaxPool"}
+
+
+def quantised(proto: onnx.ModelProto, calibration: Calibration) -> onnx.ModelProto:
+    """Return the graph with its backbone in INT8 by explicit Q/DQ, everything else in float32.
+
+    Args:
+        proto: The float32 graph.
+        calibration: What the scales of activations are measured on, streamed clip by clip.
+
+    Raises:
+        FlowlessError: A video cannot be read, or ModelOpt refuses the graph.
+    """
+    backbone = backbone_nodes(proto)
+    chosen = [node.name for node in proto.graph.node if node.name in backbone and node.op_type in _QUANTISED]
+    with tempfile.TemporaryDirectory(prefix="flowless-int8-") as name, calibration.stream() as clips, modelopt_quiet("int8"):
+        from modelopt.onnx.quantization import quantize
+
+        source, target = Path(name) / "model.onnx", Path(name) / "int8.onnx"
+        onnx.save(proto, source)
+        quantize(
+            str(source),
+            quantize_mode="int8",
+            calibration_method=calibration.method,
+            calibration_data_reader=clips,  # pyright: ignore[reportArgumentType] - any object with get_next
+            calibration_eps=["cpu"],
+            nodes_to_quantize=[f"^{re.escape(node)}$" for node in chosen],
+            high_precision_dtype="fp32",
+            output_path=str(target),
+            log_level="CRITICAL",
+            # It looks for matrix-vector products among what is excluded anyway, at the cost of one more run.
+            enable_gemv_detection_for_trt=False,
+        )
+        result = onnx.load(target)
+    keep_grid_through_shifts(result)
+    fold_weights(result)
+    del result.metadata_props[:]
+    result.metadata_props.extend(proto.metadata_props)
+    result.producer_name, result.producer_version = proto.producer_name, proto.producer_version
+    onnx.checker.check_model(result, full_check=True)
+    return result
+
+
+def scales_hash(proto: onnx.ModelProto) -> str:
+    """Return the SHA-256 of every scale and zero point of a graph, by name: equal hashes, equal quantisation."""
+    names = {name for node in proto.graph.node if node.op_type in {"QuantizeLinear", "DequantizeLinear"} for name in node.input[1:]}
+    digest = hashlib.sha256()
+    for item in sorted((item for item in proto.graph.initializer if item.name in names), key=lambda item: item.name):
+        digest.update(item.name.encode())
+        digest.update(numpy_helper.to_array(item).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,21 @@
+"""What a target needs changed in the graph of a precision; the numbers stay what they are, or become finer."""
+
+from __future__ import annotations
+
+import onnx
+
+from flowless.engines.manifest import Target
+from flowless.export.quantisers import shortcuts_only, unsigned
+
+
+def graph_for(proto: onnx.ModelProto, *, target: Target, precision: str) -> onnx.ModelProto:
+    """Return the graph that a target is built from.
+
+    int8: TensorRT wants signed numbers and float results in front of residual adds (`quantised.py` says why), OpenVINO
+    unsigned numbers and the same adds, ONNX Runtime unsigned numbers and both summands quantised.
+    """
+    if precision != "int8":
+        return proto
+    if target == "onnxruntime":
+        return unsigned(proto)
+    return unsigned(shortcuts_only(proto)) if target == "openvino" else shortcuts_only(proto)

@@ -1,0 +1,209 @@
+"""Which engines fit this machine, told in one line before anything is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flowless.engines import backends, built_for, cuda_driver, tensorrt_backend
+from flowless.engines.built_for import Here, mismatch
+from flowless.engines.manifest import Artefact, read_manifest
+from flowless.errors import FlowlessError
+
+A10 = Here(version="10.13.3.9", capability=86, gpu="NVIDIA A10", platform="linux-x86_64")
+RTX_4090 = Here(version="1.7.1.116", capability=89, gpu="NVIDIA GeForce RTX 4090", platform="linux-x86_64")
+ON_A10 = {"platform": "linux-x86_64", "gpu": "NVIDIA A10", "gpu_compute_capability": 86, "compute_capabilities": [], "portable": False}
+PORTABLE = {**ON_A10, "portable": True}
+ANY_RTX = {"platform": "linux-x86_64", "compute_capabilities": [], "portable": False}
+
+
+def engine(target: str, version: str | None, options: dict) -> Artefact:
+    versions = {} if version is None else {target.replace("-", "_"): version}
+    return Artefact(
+        target=target,  # pyright: ignore[reportArgumentType]
+        precision="fp16",
+        status="built, not run here",
+        files=("x/model.engine",),
+        versions=versions,
+        options=options,
+    )
+
+
+@pytest.mark.parametrize(
+    ("artefact", "here"),
+    [
+        (engine("tensorrt", "10.13.3.9", ON_A10), A10),
+        # what the driver does not tell, and what an older manifest does not record, is not held against an engine
+        (engine("tensorrt", "10.13.3.9", ON_A10), dataclasses.replace(A10, gpu=None)),
+        (engine("tensorrt", None, {}), A10),
+        # portable: later versions of the same major version, TensorRT 11 for those of 10, and any GPU since Ampere
+        (engine("tensorrt", "10.9.0.34", PORTABLE), A10),
+        (engine("tensorrt", "10.13.3.9", PORTABLE), dataclasses.replace(A10, version="11.0.0.1")),
+        (engine("tensorrt", "10.13.3.9", PORTABLE), dataclasses.replace(A10, capability=90, gpu="NVIDIA H100")),
+        # TensorRT-RTX: every GPU since Ampere, or those named; Linux and Windows alike
+        (engine("tensorrt-rtx", "1.7.1.116", ANY_RTX), RTX_4090),
+        (engine("tensorrt-rtx", "1.7.1.116", ANY_RTX), dataclasses.replace(RTX_4090, capability=80)),
+        (engine("tensorrt-rtx", "1.7.1.116", ANY_RTX), dataclasses.replace(RTX_4090, platform="windows-amd64")),
+        (engine("tensorrt-rtx", "1.7.1.116", {**ANY_RTX, "compute_capabilities": [86, 89]}), RTX_4090),
+    ],
+)
+def test_engines_that_fit(artefact, here):
+    assert mismatch(artefact, here) is None
+
+
+@pytest.mark.parametrize(
+    ("artefact", "here", "says"),
+    [
+        (
+            engine("tensorrt", "10.13.3.9", ON_A10),
+            dataclasses.replace(A10, capability=90, gpu="NVIDIA H100"),
+            ["built for compute capability 86 (NVIDIA A10)", "the GPU here has 90 (NVIDIA H100)"],
+        ),
+        (
+            engine("tensorrt", "10.13.3.9", ON_A10),
+            dataclasses.replace(A10, gpu="NVIDIA GeForce RTX 3090"),
+            ["built for NVIDIA A10", "the GPU here is NVIDIA GeForce RTX 3090"],
+        ),
+        (
+            engine("tensorrt", "10.13.3.8", ON_A10),
+            A10,
+            ["built by tensorrt 10.13.3.8 for that version alone", "10.13.3.9 is here"],
+        ),
+        (
+            engine("tensorrt", "10.14.0.1", PORTABLE),
+            A10,
+            ["built by tensorrt 10.14.0.1 for that version and later ones of 10.x", "10.13.3.9 is here"],
+        ),
+        (engine("tensorrt", "11.0.0.1", PORTABLE), A10, ["11.0.0.1", "10.13.3.9 is here"]),
+        (
+            engine("tensorrt", "10.13.3.9", PORTABLE),
+            dataclasses.replace(A10, capability=75, gpu="Tesla T4"),
+            ["compute capability 80 and later", "the GPU here has 75"],
+        ),
+        (
+            engine("tensorrt", "10.13.3.9", PORTABLE),
+            dataclasses.replace(A10, platform="linux-aarch64"),
+            ["built for linux-x86_64", "this is linux-aarch64"],
+        ),
+        (engine("tensorrt-rtx", "1.7.0.9", ANY_RTX), RTX_4090, ["built by tensorrt_rtx 1.7.0.9", "1.7.1.116 is here"]),
+        (
+            engine("tensorrt-rtx", "1.7.1.116", {**ANY_RTX, "compute_capabilities": [86, 120]}),
+            RTX_4090,
+            ["built for compute capability 86, 120", "the GPU here has 89"],
+        ),
+        (
+            engine("tensorrt-rtx", "1.7.1.116", ANY_RTX),
+            dataclasses.replace(RTX_4090, capability=75),
+            ["compute capability 80 and later", "--force --compute-capability 75"],
+        ),
+        # everything that is wrong stands in the one line
+        (
+            engine("tensorrt", "10.9.0.34", ON_A10),
+            dataclasses.replace(A10, capability=90, platform="windows-amd64"),
+            ["10.9.0.34", "has 90", "windows-amd64"],
+        ),
+    ],
+)
+def test_engines_that_do_not_fit(artefact, here, says):
+    line = mismatch(artefact, here)
+    assert line is not None
+    assert "\n" not in line
+    for words in [*says, f"; build it again with: flowless build BUNDLE --target {artefact.target} --precision fp16 --force"]:
+        assert words in line
+
+
+def test_why_not_knows_what_is_here(built, monkeypatch):
+    """The version that is installed and the GPU that the driver names are what a manifest is compared with."""
+    if importlib.util.find_spec("tensorrt_rtx") is None:
+        pytest.skip("tensorrt_rtx is not installed")
+    monkeypatch.setattr(cuda_driver, "compute_capability", lambda: (8, 9))
+    monkeypatch.setattr(cuda_driver, "gpu_name", lambda: "NVIDIA GeForce RTX 4090")
+    artefact = read_manifest(built).artefact("tensorrt-rtx", "fp32")
+    assert artefact is not None
+    assert backends.why_not("tensorrt-rtx", artefact) is None
+    older = dataclasses.replace(artefact, versions={"tensorrt_rtx": "1.6.0.1"})
+    assert "built by tensorrt_rtx 1.6.0.1" in (backends.why_not("tensorrt-rtx", older) or "")
+    monkeypatch.setattr(cuda_driver, "compute_capability", lambda: (7, 5))
+    assert "the GPU here has 75" in (backends.why_not("tensorrt-rtx", artefact) or "")
+
+
+def test_without_a_gpu_nothing_is_imported(built, monkeypatch):
+    monkeypatch.setattr(cuda_driver, "compute_capability", lambda: None)
+    monkeypatch.setattr(built_for, "what_is_here", lambda *_: pytest.fail("asked for the version"))
+    artefact = read_manifest(built).artefact("tensorrt-rtx", "fp32")
+    assert backends.why_not("tensorrt-rtx", artefact) == "there is no NVIDIA GPU here"
+    with pytest.raises(FlowlessError, match="No NVIDIA GPU can be used here"):
+        backends.open_backend(artefact, built / "tensorrt-rtx-fp32" / "model.engine", classes=6)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.fixture
+def runtime():
+    trt = pytest.importorskip("tensorrt_rtx")
+    listener = tensorrt_backend.listener_of(trt)
+    listener.said.clear()
+    return trt, trt.Runtime(listener), listener.said
+
+
+def test_an_engine_that_cannot_be_read(runtime, tmp_path, capfd):
+    """One line, and nothing of TensorRT's own on the screen."""
+    trt, opened, said = runtime
+    path = tmp_path / "model.engine"
+    path.write_bytes(b"no engine at all" * 100)
+    with pytest.raises(FlowlessError) as caught:
+        tensorrt_backend.open_engine(trt, opened, path, artefact=engine("tensorrt-rtx", "1.7.1.116", ANY_RTX), said=said)
+    assert "cannot read this engine here (malformed engine" in str(caught.value)
+    assert "flowless build BUNDLE --target tensorrt-rtx --precision fp16 --force" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", [None, "gone.onnx", "../../outside.onnx"])
+def test_weights_that_are_not_in_the_bundle(name, runtime, tmp_path):
+    trt, opened, said = runtime
+    (tmp_path / "outside.onnx").write_bytes(b"")
+    path = tmp_path / "bundle" / "tensorrt-rtx-fp16" / "model.engine"
+    path.parent.mkdir(parents=True)
+    stripped = engine("tensorrt-rtx", "1.7.1.116", {**ANY_RTX, "stripped": True, "refit_from": name})
+    with pytest.raises(FlowlessError, match="no weights of its own"):
+        tensorrt_backend._refit(trt, opened, None, path, stripped, said)
+
+
+def test_a_plugin_that_is_not_loaded(runtime, monkeypatch):
+    trt, _, _ = runtime
+    artefact = engine("tensorrt-rtx", "1.7.1.116", {**ANY_RTX, "pa": "plugin"})
+    monkeypatch.delenv(tensorrt_backend.PLUGIN_VARIABLE, raising=False)
+    with pytest.raises(FlowlessError, match="FLOWLESS_PA_PLUGIN is not set"):
+        tensorrt_backend._load_plugin(trt, artefact, Path())
+
+
+def test_the_gpu_has_a_name_where_there_is_one():
+    assert (cuda_driver.gpu_name() is None) == (cuda_driver.compute_capability() is None)
+
+
+def test_each_library_has_a_module_of_its_own():
+    """`why_not` finds versions by the rule that a target's module is its name with an underscore."""
+    for target in ("tensorrt", "tensorrt-rtx"):
+        assert backends.LIBRARIES[target][0] == target.replace("-", "_")
+
+
+_TWO_LIVES = """
+import signal, sys
+import flowless
+first = flowless.load(sys.argv[1], "openvino")
+second = flowless.load(sys.argv[1], "openvino")
+del first
+del second
+signal.signal(signal.SIGINT, lambda *_: print("heard"))
+signal.raise_signal(signal.SIGINT)
+"""
+
+
+def test_ctrl_c_after_two_engines_came_and_went(built):
+    """OpenVINO's plugins exchange the stack that signals arrive on; a freed one would end the process."""
+    done = subprocess.run([sys.executable, "-c", _TWO_LIVES, str(built)], check=False, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr

@@ -1,0 +1,218 @@
+"""The gates of a build: each seeded fault is caught by one of them, exit code 3, and nothing is kept."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from flowless.cli import main
+from flowless.engines.manifest import read_manifest
+from flowless.export import graphs, target_openvino, verify
+from flowless.export.build_engine import build
+from flowless.export.checks import Checks, EngineRefused
+from flowless.export.target_options import BuildOptions
+
+KEEP = Checks(slower=True)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def constant(proto, name):
+    return next(item for item in proto.graph.initializer if item.name == name)
+
+
+def change(proto, name, by):
+    item = constant(proto, name)
+    item.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(by(numpy_helper.to_array(item))), name))
+
+
+def shifts_flipped(proto):
+    """The whole network looks forward where it should look back."""
+    concats = [node for node in proto.graph.node if node.op_type == "Concat" and len(node.input) == 3]
+    assert concats
+    for node in concats:
+        node.input[0], node.input[1] = node.input[1], node.input[0]
+
+
+def mean_wrong(proto):
+    """Normalised as for pixels from -1 to 1."""
+    node = next(node for node in proto.graph.node if node.op_type == "Sub")
+    change(proto, node.input[1], np.zeros_like)
+
+
+def weight_transposed(proto):
+    """Square filters with inputs and outputs exchanged."""
+    read = {node.input[1] for node in proto.graph.node if node.op_type == "Conv"}
+    read |= {node.input[0] for node in proto.graph.node if node.op_type == "DequantizeLinear"}
+    square = [item for item in proto.graph.initializer if len(item.dims) == 4 and item.dims[0] == item.dims[1] and item.name in read]
+    assert square
+    for item in square:
+        change(proto, item.name, lambda weight: weight.swapaxes(0, 1))
+
+
+def labels_swapped(proto):
+    """The classifier's first two rows exchanged."""
+    node = [node for node in proto.graph.node if node.op_type == "Gemm"][-1]
+
+    def swapped(value):
+        axis = next(place for place, size in enumerate(value.shape) if size == 12)
+        order = [1, 0, *range(2, 12)]
+        return np.take(value, order, axis)
+
+    for name in node.input[1:]:
+        change(proto, name, swapped)
+
+
+FAULTS = (shifts_flipped, mean_wrong, weight_transposed, labels_swapped)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_a_fault_between_the_graph_and_the_engine_is_caught(fault, precision, learnt_bundle, calibration, monkeypatch):
+    """The graph that the target gets has a fault in it; the yardstick has none."""
+    build(learnt_bundle, target="openvino", checks=KEEP)
+    honest = target_openvino.build_openvino
+
+    def faulty(proto, folder, **rest):
+        changed = onnx.ModelProto()
+        changed.CopyFrom(proto)
+        fault(changed)
+        return honest(changed, folder, **rest)
+
+    monkeypatch.setattr(target_openvino, "build_openvino", faulty)
+    before = contents(learnt_bundle)
+    with pytest.raises(EngineRefused) as caught:
+        build(
+            learnt_bundle,
+            target="openvino",
+            precision=precision,
+            checks=KEEP,
+            calibration=calibration,
+            options=BuildOptions(force=True),
+        )
+    assert caught.value.gate == "parity"
+    assert contents(learnt_bundle) == before
+
+
+@pytest.mark.slow
+def test_int8_is_kept_with_its_calibration_record(learnt_bundle, calibration):
+    record = build(learnt_bundle, target="openvino", precision="int8", checks=KEEP, calibration=calibration)
+    manifest = read_manifest(learnt_bundle)
+    assert record.status == "verified"
+    assert manifest.artefact("openvino", "fp32") is not None, "its yardstick was built first"
+    assert record.figures["layers"]["convolution int8"] >= 20
+    assert record.figures["above"] == "fp32"
+    assert manifest.calibration is not None
+    assert len(manifest.calibration["used"]) == manifest.calibration["videos"] == 12
+    assert manifest.calibration["method"] == "max"
+    assert len(manifest.calibration["scales"]) == 64
+    manifest.check(manifest.files)
+
+
+@pytest.mark.slow
+def test_top1_may_not_fall(learnt_bundle, calibration, shapes, monkeypatch):
+    """An engine that always says the same loses accuracy; parity is loosened so that only the gate of accuracy can tell."""
+    monkeypatch.setattr(verify, "_check_parity", lambda *_: None)
+    honest = target_openvino.build_openvino
+
+    def dull(proto, folder, **rest):
+        changed = onnx.ModelProto()
+        changed.CopyFrom(proto)
+        node = [node for node in changed.graph.node if node.op_type == "Gemm"][-1]
+        change(changed, node.input[1], np.zeros_like)
+        return honest(changed, folder, **rest)
+
+    build(learnt_bundle, target="openvino", checks=KEEP)
+    monkeypatch.setattr(target_openvino, "build_openvino", dull)
+    checks = replace(KEEP, data=shapes / "train.index.jsonl")
+    with pytest.raises(EngineRefused, match=r"top-1 falls from .* on 24 videos, by 91\.7 points") as caught:
+        build(learnt_bundle, target="openvino", precision="int8", checks=checks, calibration=calibration)
+    assert caught.value.gate == "accuracy"
+    kept = build(learnt_bundle, target="openvino", precision="int8", checks=replace(checks, max_drop=95), calibration=calibration)
+    assert (kept.figures["top1"], kept.figures["fp32_top1"], kept.figures["videos"]) == (pytest.approx(2 / 24, abs=1e-4), 1.0, 24)
+
+
+@pytest.mark.slow
+def test_a_stricter_question_is_answered_again(learnt_bundle, shapes):
+    """An engine that was kept without a look at its top-1 is there already, until its top-1 is asked for."""
+    first = build(learnt_bundle, target="openvino")
+    assert "top1" not in first.figures
+    asked = build(learnt_bundle, target="openvino", checks=Checks(data=shapes / "train.index.jsonl"))
+    assert asked.figures["top1"] == 1.0
+    assert build(learnt_bundle, target="openvino", checks=Checks(data=shapes / "train.index.jsonl")) == asked
+
+
+@pytest.mark.slow
+def test_what_is_no_faster_is_not_kept(learnt_bundle, calibration, monkeypatch):
+    """The race is run by the clock; here by one on which the candidate is slow, then quick."""
+    pace = {"it": 9.0, "above": 3.0}
+
+    def race(rivals, **_):
+        from flowless.timing import Timing
+
+        return {name: Timing.of([pace[name] / 1e3]) for name in rivals}
+
+    monkeypatch.setattr(verify, "time_in_turn", race)
+    build(learnt_bundle, target="onnxruntime")
+    before = contents(learnt_bundle)
+    with pytest.raises(EngineRefused, match="no faster here than fp32: 9 ms a clip, fp32 3 ms") as caught:
+        build(learnt_bundle, target="onnxruntime", precision="int8", calibration=calibration)
+    assert caught.value.gate == "speed"
+    assert contents(learnt_bundle) == before
+    assert build(learnt_bundle, target="onnxruntime", precision="int8", checks=KEEP, calibration=calibration).status == "verified"
+    pace["it"] = 2.0
+    kept = build(learnt_bundle, target="onnxruntime", precision="int8", calibration=calibration, options=BuildOptions(force=True))
+    assert (kept.figures["latency_ms_p50"], kept.figures["above_latency_ms_p50"]) == (2.0, 3.0)
+
+
+def test_an_engine_that_computes_in_something_else_is_named(exported, tmp_path, capsys):
+    """ONNX Runtime has no half-precision convolution on x86: it casts back to fp32 without a word."""
+    bundle = Path(shutil.copytree(exported, tmp_path / "bundle"))
+    before = contents(bundle)
+    assert main(["build", str(bundle), "--target", "onnxruntime", "--precision", "fp16"]) == 3
+    said = " ".join(capsys.readouterr().err.split())
+    assert "21 of 21 convolutions run in fp32" in said
+    assert "Nothing was kept" in said
+    assert contents(bundle) == before
+
+
+@pytest.mark.slow
+def test_a_convolution_left_in_floating_point_is_named(learnt_bundle, calibration, monkeypatch):
+    """One convolution's input is not quantised: its layer, and no other, runs in fp32."""
+    from flowless.export import target_graphs
+
+    honest = target_graphs.unsigned
+
+    def half_quantised(proto):
+        result = honest(proto)
+        node = next(node for node in result.graph.node if node.op_type == "Conv" and "DequantizeLinear" in node.input[0])
+        pairs = {node.output[0]: node for node in result.graph.node}
+        node.input[0] = pairs[pairs[node.input[0]].input[0]].input[0]
+        return result
+
+    monkeypatch.setattr(target_graphs, "unsigned", half_quantised)
+    with pytest.raises(EngineRefused, match="1 of 21 convolutions run in fp32") as caught:
+        build(learnt_bundle, target="onnxruntime", precision="int8", checks=KEEP, calibration=calibration)
+    assert caught.value.gate == "layers"
+
+
+@pytest.mark.slow
+def test_the_cache_is_keyed_by_content(learnt, calibration, tmp_path):
+    manifest = read_manifest(learnt("pan-lite-r18"))
+    key = graphs.graph_key(manifest, "int8", calibration)
+    assert key == graphs.graph_key(manifest, "int8", replace(calibration))
+    copied = tmp_path / "elsewhere.jsonl"
+    shutil.copy(calibration.index, copied)
+    assert key == graphs.graph_key(manifest, "int8", replace(calibration, index=copied)), "content, not place"
+    for other in (replace(calibration, videos=11), replace(calibration, method="entropy"), replace(calibration, seed=1)):
+        assert key != graphs.graph_key(manifest, "int8", other)
+    assert key != graphs.graph_key(manifest, "fp16", calibration)

@@ -1,0 +1,87 @@
+"""`--precision auto`: everything tried, one recommended, nothing tried twice."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from flowless.cli import main
+from flowless.engines.loading import load
+from flowless.engines.manifest import read_manifest
+from flowless.export import build_engine, trials
+from flowless.export.checks import Checks
+from flowless.export.trials import recommended, try_all
+
+
+def row(target, precision, *, kept=True, latency=None):
+    return {"target": target, "precision": precision, "kept": kept, "latency_ms_p50": latency}
+
+
+def test_the_quickest_that_runs_here_is_recommended():
+    rows = [row("onnxruntime", "fp32", latency=5.0), row("openvino", "bf16", latency=2.0), row("tensorrt-rtx", "int8")]
+    assert recommended(rows) is rows[1]
+    rows.append(row("openvino", "int8", kept=False, latency=1.0))
+    assert recommended(rows) is rows[1], "what was not kept is not recommended"
+
+
+def test_where_nothing_runs_the_lowest_precision_is():
+    rows = [row("tensorrt-rtx", "fp32"), row("tensorrt-rtx", "int8"), row("tensorrt-rtx", "fp16")]
+    assert recommended(rows) is rows[1]
+    assert recommended([row("openvino", "fp32", kept=False)]) is None
+
+
+@pytest.mark.slow
+def test_auto_tries_all_and_tries_nothing_twice(learnt_bundle, calibration, shapes, capsys, monkeypatch):
+    words = ["build", str(learnt_bundle), "--target", "openvino", "--precision", "auto", "--json"]
+    words += ["--calibrate", str(calibration.index), "--data", str(shapes / "train.index.jsonl"), "--max-drop", "10"]
+    assert main(words) == 0
+    document = json.loads(capsys.readouterr().out)
+    rows = {item["precision"]: item for item in document["engines"]}
+    assert set(rows) == {"fp32", "bf16", "fp16", "int8"}
+    assert rows["fp32"]["kept"]
+    assert rows["fp32"]["top1"] == 1.0
+    assert sum(item["recommended"] for item in rows.values()) == 1
+    for item in rows.values():
+        assert item["kept"] == (item["status"] == "verified")
+        assert (item["bytes"] is not None) == item["kept"]
+        if not item["kept"]:
+            assert item["gate"] in {"layers", "speed", "accuracy", "parity"}
+    manifest = read_manifest(learnt_bundle)
+    assert {item["precision"] for item in manifest.trials} == set(rows)
+    monkeypatch.setattr(build_engine, "_make", lambda *_: pytest.fail("built again"))
+    assert main(words) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again == document
+
+
+@pytest.mark.slow
+def test_without_videos_int8_is_left_out(learnt_bundle):
+    rows = {row["precision"]: row for row in try_all(learnt_bundle, ["onnxruntime"])}
+    assert rows["int8"]["status"] == "not tried: it needs videos, --calibrate INDEX"
+    assert rows["fp32"]["recommended"]
+
+
+@pytest.mark.slow
+def test_what_is_recommended_is_what_loads(learnt_bundle, calibration):
+    rows = try_all(learnt_bundle, ["onnxruntime", "openvino"], checks=Checks(slower=True), calibration=calibration)
+    (best,) = [row for row in rows if row["recommended"]]
+    engine = load(learnt_bundle)
+    assert (engine.target, engine.precision) == (best["target"], best["precision"])
+    assert "--precision auto found the fastest" in engine.why
+    for row in rows:
+        if row["kept"]:
+            assert load(learnt_bundle, row["target"], row["precision"]).precision == row["precision"]
+
+
+@pytest.mark.slow
+def test_other_checks_ask_again(learnt_bundle, monkeypatch):
+    """A trial that was refused under one rule is tried again under another."""
+    try_all(learnt_bundle, ["onnxruntime"])
+    tried = []
+    honest = trials.build
+    monkeypatch.setattr(trials, "build", lambda *a, **k: tried.append(k["precision"]) or honest(*a, **k))
+    try_all(learnt_bundle, ["onnxruntime"])
+    assert tried == ["fp32"], "fp32 is there already; the others were refused, and nothing changed"
+    try_all(learnt_bundle, ["onnxruntime"], checks=Checks(max_drop=2.0))
+    assert tried == ["fp32", "fp32", "bf16", "fp16"]
