@@ -44,7 +44,7 @@ def test_the_distance_is_over_the_channels_with_epsilon_inside(norm: str, monkey
     monkeypatch.setattr(_ChannelDistance, "norm", norm)
     first, second = torch.randn(2, 8, 5), torch.randn(2, 8, 5)
     expected = np.sqrt(((first.double().numpy() - second.double().numpy() + 1e-6) ** 2).sum(1))
-    np.testing.assert_allclose(_ChannelDistance(p=2)(first, second).numpy(), expected, rtol=1e-6)
+    np.testing.assert_allclose(_ChannelDistance(p=2)(first, second).numpy(), expected, rtol=1e-5)
     still = _ChannelDistance(p=2)(first, first)
     np.testing.assert_allclose(still.numpy(), np.sqrt(8) * 1e-6, rtol=1e-3)
 
