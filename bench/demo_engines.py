@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,10 @@ def _clips(val: DatasetIndex, manifest: Manifest) -> tuple[np.ndarray, np.ndarra
 
 def _time(engines: dict[tuple[str, str], Engine], clips: np.ndarray, rows: list[dict[str, Any]]) -> None:
     """Fill in latency at batch 1 and throughput at batch `BATCH`, the engines taken in turn."""
-    single = time_in_turn({str(key): lambda engine=engine: engine(clips[:1]) for key, engine in engines.items()}, runs=30, warm_up=3)
-    batch = time_in_turn({str(key): lambda engine=engine: engine(clips[:BATCH]) for key, engine in engines.items()}, runs=8, warm_up=2)
+    parts = {1: clips[:1], BATCH: clips[:BATCH]}
+    rivals = {size: {str(key): partial(engine, part) for key, engine in engines.items()} for size, part in parts.items()}
+    single = time_in_turn(rivals[1], runs=30, warm_up=3, settle=1)
+    batch = time_in_turn(rivals[BATCH], runs=8, warm_up=2, settle=1)
     for row in rows:
         key = str((row["target"], row["precision"]))
         if key in single:

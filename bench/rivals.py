@@ -148,7 +148,7 @@ def time_rivals(
     running = {rival.name: rival.run for rival in rivals if rival.run is not None}
     answers = {name: run(clip) for name, run in running.items()} if compare else {}
     noise = _noise(running, probe) if compare and probe is not None else {}
-    timings = time_in_turn({name: partial(run, clip) for name, run in running.items()}, runs=runs)
+    timings = time_in_turn({name: partial(run, clip) for name, run in running.items()}, runs=runs, settle=1)
     first = next(iter(answers.values()), None)
     rows = []
     for rival in rivals:

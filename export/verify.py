@@ -185,7 +185,7 @@ def _check_speed(
     rivals = {"it": lambda: backend(clip)}
     if above:
         rivals["above"] = lambda: above[1](clip)
-    found = time_in_turn(rivals, runs=_ROUNDS, warm_up=2)
+    found = time_in_turn(rivals, runs=_ROUNDS, warm_up=2, settle=1)
     figures["latency_ms_p50"] = found["it"].p50_ms
     if above is None:
         return

@@ -27,3 +27,7 @@ def test_rivals_take_turns_and_warm_ups_are_not_counted() -> None:
     assert timings["a"].p50_ms == pytest.approx(10)
     assert timings["b"].p50_ms == pytest.approx(30)
     assert timings["a"].runs == 3
+    calls.clear()
+    timings = time_in_turn({"a": lambda: rival("a", 0.010), "b": lambda: rival("b", 0.030)}, runs=2, settle=1, clock=lambda: now)
+    assert "".join(calls) == "ab" + "aabb" * 2, "each timed call follows an untimed one of its own"
+    assert timings["b"].p50_ms == pytest.approx(30)
