@@ -14,7 +14,7 @@ from flowless.errors import FlowlessError
 from flowless.pipeline.spec import ClipSpec
 from flowless.train.models import MODELS, MotionRecognizer, build_model
 from flowless.train.models.backbone import widen
-from flowless.train.models.shift import ShiftedConv, temporal_shift
+from flowless.train.models.shift import ShiftedConv, earlier, later, temporal_shift, without_last
 from flowless.train.models.vap import VariousTimescaleAggregationPooling
 from flowless.train.optim import build_optimizer, freeze_batch_norm, parameter_groups, set_rate
 from flowless.train.recipes import find_recipe
@@ -45,6 +45,19 @@ def test_shift(reference, channels, segments):
     x = np.random.default_rng(0).standard_normal((2 * segments, channels, 3, 2))
     ours = temporal_shift(torch.from_numpy(x), segments=segments)
     np.testing.assert_array_equal(ours, reference.shift(x, segments))
+
+
+@pytest.mark.parametrize("segments", [1, 2, 5])
+def test_neighbouring_segments(segments):
+    x = np.random.default_rng(0).standard_normal((3, segments, 4, 2, 3))
+    zero = np.zeros_like(x[:, :1])
+    flat = torch.from_numpy(x.reshape(-1, 4, 2, 3))
+    for ours, wanted in (
+        (later, np.concatenate([x[:, 1:], zero], 1)),
+        (earlier, np.concatenate([zero, x[:, :-1]], 1)),
+        (without_last, np.concatenate([x[:, :-1], zero], 1)),
+    ):
+        np.testing.assert_array_equal(ours(flat, segments=segments), wanted.reshape(flat.shape))
 
 
 @pytest.mark.parametrize("segments", [2, 4, 8, 16])

@@ -1,4 +1,4 @@
-"""The temporal shift module (TSM): features of neighbouring segments trade places, at no cost in arithmetic."""
+"""Features of neighbouring segments change places; of some channels, that is the temporal shift module (TSM)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,43 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def later(x: Tensor, *, segments: int) -> Tensor:
+    """Give each segment the next one's features, the last segment zeros.
+
+    Written with slices, padding and a mask on four axes: assignment into slices would export as dozens of scatter nodes, and
+    a fifth axis makes OpenVINO reorder the layout twice a block (a sixth of PAN-Lite's time in bf16).
+
+    Args:
+        x: `[B * N, C, H, W]`, the N segments of a clip adjacent.
+        segments: N.
+
+    Returns:
+        The same shape.
+    """
+    # What crosses from one clip into the next is multiplied with zero.
+    return F.pad(x[1:], (0, 0, 0, 0, 0, 0, 0, 1)) * _not_last(x, segments)
+
+
+def earlier(x: Tensor, *, segments: int) -> Tensor:
+    """Give each segment the previous one's features, the first segment zeros; see `later`."""
+    return F.pad(x[:-1], (0, 0, 0, 0, 0, 0, 1, 0)) * (_segment(x, segments) > 0).to(x.dtype)[:, None, None, None]
+
+
+def without_last(x: Tensor, *, segments: int) -> Tensor:
+    """Make the features of each clip's last segment zero; see `later`."""
+    return x * _not_last(x, segments)
+
+
+def _not_last(x: Tensor, segments: int) -> Tensor:
+    return (_segment(x, segments) < segments - 1).to(x.dtype)[:, None, None, None]
+
+
+def _segment(x: Tensor, segments: int) -> Tensor:
+    return torch.arange(x.shape[0], device=x.device) % segments
+
+
 def temporal_shift(x: Tensor, *, segments: int, divisor: int = 8) -> Tensor:
     """Shift an eighth of the channels a segment back and an eighth a segment on, zeros at the ends.
-
-    Written with slices and padding on four axes: assignment into slices would export as dozens of scatter nodes, and a
-    fifth axis makes OpenVINO reorder the layout twice a block (a sixth of PAN-Lite's time in bf16).
 
     Args:
         x: `[B * N, C, H, W]`, the N segments of a clip adjacent.
@@ -22,13 +54,8 @@ def temporal_shift(x: Tensor, *, segments: int, divisor: int = 8) -> Tensor:
         The same shape.
     """
     fold = x.shape[1] // divisor
-    segment = torch.arange(x.shape[0], device=x.device) % segments
-    # What crosses from one clip into the next is multiplied with zero.
-    not_last = (segment < segments - 1).to(x.dtype)[:, None, None, None]
-    not_first = (segment > 0).to(x.dtype)[:, None, None, None]
-    later = F.pad(x[1:, :fold], (0, 0, 0, 0, 0, 0, 0, 1)) * not_last
-    earlier = F.pad(x[:-1, fold : 2 * fold], (0, 0, 0, 0, 0, 0, 1, 0)) * not_first
-    return torch.cat([later, earlier, x[:, 2 * fold :]], dim=1)
+    on, back = later(x[:, :fold], segments=segments), earlier(x[:, fold : 2 * fold], segments=segments)
+    return torch.cat([on, back, x[:, 2 * fold :]], dim=1)
 
 
 class ShiftedConv(nn.Module):
