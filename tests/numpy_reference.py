@@ -149,3 +149,57 @@ def pan_lite_r18(clip, state, spec):
     features = resnet18(seen, backbone, spec.segments, shifted=True).reshape(clip.shape[0], spec.segments, -1)
     head = [state[f"head.{name}"] for name in ("TES.0.weight", "TES.2.weight", "pred.weight", "pred.bias")]
     return vap(features, *head)[0]
+
+
+def channelwise_temporal(x, weight, segments):
+    """STM's Eq. 1: `G[c, t] = sum over i = -1, 0, 1 of K[c, i] F[c, t + i]`; `x` is `[B * N, C, H, W]`, `weight` `[3, C]`."""
+    clips = x.reshape(-1, segments, *x.shape[1:])
+    out = np.zeros_like(clips)
+    for t in range(segments):
+        for i in (-1, 0, 1):
+            if 0 <= t + i < segments:
+                out[:, t] += weight[i + 1][:, None, None] * clips[:, t + i]
+    return out.reshape(x.shape)
+
+
+def channelwise_motion(x, reduce, move, restore, segments, stride=1):
+    """STM's CMM: 1x1, Eq. 2 (`H[c, t, h, w] = F[c, t, h, w] - sum over i, j of K[c, i, j] F[c, t+1, h+i, w+j]`), zero at the end, 1x1."""
+    x = conv2d(x, reduce)
+    clips = x.reshape(-1, segments, *x.shape[1:])
+    rows, columns = x.shape[2:]
+    out = np.zeros_like(clips)
+    for t in range(segments - 1):
+        following = np.pad(clips[:, t + 1], ((0, 0), (0, 0), (1, 1), (1, 1)))
+        out[:, t] = clips[:, t]
+        for i in (-1, 0, 1):
+            for j in (-1, 0, 1):
+                kernel = move[:, 0, i + 1, j + 1][:, None, None]
+                out[:, t] -= kernel * following[:, :, 1 + i : 1 + i + rows, 1 + j : 1 + j + columns]
+    return conv2d(out.reshape(x.shape), restore, stride=stride)
+
+
+def spatiotemporal_motion(x, state, name, segments, stride=1):
+    """CSTM + CMM with the weights of a state dictionary."""
+    temporal = channelwise_temporal(x, state[f"{name}.temporal.weight"], segments)
+    appearance = conv2d(temporal, state[f"{name}.spatial.weight"], stride=stride, padding=1)
+    motion = [state[f"{name}.motion.{part}.weight"] for part in ("reduce", "move", "restore")]
+    return appearance + channelwise_motion(x, *motion, segments, stride)
+
+
+def stm_block(x, state, segments, *, stride):
+    """STM's Fig. 3 as a bottleneck: 1x1, CSTM + CMM, 1x1, the shortcut; each but the last followed by batch norm and ReLU."""
+    y = np.maximum(batch_norm(conv2d(x, state["conv1.weight"]), state, "bn1"), 0)
+    y = np.maximum(batch_norm(spatiotemporal_motion(y, state, "conv2", segments, stride), state, "bn2"), 0)
+    y = batch_norm(conv2d(y, state["conv3.weight"]), state, "bn3")
+    if "downsample.0.weight" in state:
+        x = batch_norm(conv2d(x, state["downsample.0.weight"], stride=stride), state, "downsample.1")
+    return np.maximum(x + y, 0)
+
+
+def stm_basic_block(x, state, segments, *, stride):
+    """The same in ResNet-18 and -34: 3x3, CSTM + CMM, the shortcut."""
+    y = np.maximum(batch_norm(conv2d(x, state["conv1.weight"], stride=stride, padding=1), state, "bn1"), 0)
+    y = batch_norm(spatiotemporal_motion(y, state, "conv2", segments), state, "bn2")
+    if "downsample.0.weight" in state:
+        x = batch_norm(conv2d(x, state["downsample.0.weight"], stride=stride), state, "downsample.1")
+    return np.maximum(x + y, 0)

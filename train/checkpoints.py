@@ -155,7 +155,9 @@ def _differences(branch: str, part: Checkpoint, base: Checkpoint) -> list[str]:
     told = []
     if part.labels != base.labels:
         told.append(f"its {len(part.labels)} labels are not the same {len(base.labels)} in the same order")
-    free = {"dropout"} | ({"pa_encoding", "pa_depth", "eps_inside"} if branch == "rgb" else set())
+    free = {"dropout", "stm_placement", "stm_fusion", "stm_fixed"} | (
+        {"pa_encoding", "pa_depth", "eps_inside"} if branch == "rgb" else set()
+    )
     ours, theirs = dict(part.model.config), base.model.config
     told += [f"{name} {value!r} instead of {theirs[name]!r}" for name, value in ours.items() if name not in free and value != theirs[name]]
     may = {"frames_per_segment"} if branch == "rgb" else set()

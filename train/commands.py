@@ -24,7 +24,7 @@ _TRAIN_HELP = f"""usage: flowless train RECIPE --data INDEX [--val-data INDEX] [
 Train a recipe on an index that `flowless scan` wrote.
 
   A recipe is MODEL/DATA:
-    MODEL  one of {", ".join(FAMILY_NAMES)}, with -r18, -r34, -r50 or -r101 behind it
+    MODEL  one of {", ".join(FAMILY_NAMES)}, with -r18, -r34, -r50 or -r101 behind it (stm: to -r50)
     DATA   {", ".join(DATA_NAMES)}
 
   custom fine-tunes ImageNet weights on data of your own; tiny learns a handful of videos from scratch;

@@ -108,10 +108,9 @@ def fit(
         spec=recipe.spec,
         width=recipe.width,
         dropout=recipe.dropout,
-        pa_encoding=recipe.pa_encoding,
-        pa_depth=recipe.pa_depth,
         pretrained=recipe.pretrained and not resume,
         pretrained_path=None if resume else recipe.pretrained_path,
+        **recipe.model_options,
     )
     module = TrainingModule(model, recipe, index=index, val_index=val_index)
     start = time.perf_counter()

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from flowless.pipeline.spec import ClipSpec
 from flowless.train.models import Recognizer
+from flowless.train.models.stm import ChannelwiseTemporalConv
 
 #: PA's filters, and the weights of each: of the first layer and of the further ones.
 _FILTERS, _TAPS, _DEEPER_TAPS = 8, 3 * 7 * 7, 8 * 7 * 7
@@ -56,10 +57,18 @@ def _persistence_flops(x_shape: torch.Size, weight_shape: torch.Size, *_: Any, o
 
 
 def count(model: Recognizer) -> Size:
-    """Count a model's parameters, and its MACs for one clip (convolutions, matrix products, PA), without running it."""
+    """Count a model's parameters, and its MACs for one clip (convolutions, matrix products, PA), without running it.
+
+    CSTM's channel-wise temporal convolution is written as products and sums of whole tensors, and counted as the convolution
+    that it is.
+    """
     clip = torch.zeros((1, *model.spec.shape), dtype=torch.uint8, device="meta")
     parameters = sum(parameter.numel() for parameter in model.parameters())
     twin = copy.deepcopy(model).eval().to("meta")
+    temporal: list[int] = []
+    for module in twin.modules():
+        if isinstance(module, ChannelwiseTemporalConv) and module.weight is not None:
+            module.register_forward_hook(lambda hooked, _, out: temporal.append(len(hooked.weight) * out.numel()))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         twin(clip)
-    return Size(parameters=parameters, macs=counter.get_total_flops() // 2)
+    return Size(parameters=parameters, macs=counter.get_total_flops() // 2 + sum(temporal))

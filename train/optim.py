@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from flowless.train.models import MotionRecognizer, Recognizer
+from flowless.train.models.stm import ChannelwiseTemporalConv
 from flowless.train.recipes import Recipe
 
-#: Group -> (factor on the learning rate, factor on the weight decay), as in the official code.
+#: Group -> (factor on the learning rate, factor on the weight decay), as in PAN's official code; channel-wise kernels are ours.
 OFFICIAL_FACTORS = {
     "first_conv_weight": (5.0, 1.0),
     "first_conv_bias": (10.0, 0.0),
@@ -18,13 +19,16 @@ OFFICIAL_FACTORS = {
     "bn": (1.0, 0.0),
     "lr5_weight": (5.0, 1.0),
     "lr10_bias": (10.0, 0.0),
+    "channelwise": (1.0, 0.0),
 }
 
 
 def parameter_groups(model: Recognizer, *, layer_rates: bool = True) -> list[dict[str, Any]]:
     """Sort a model's parameters into the official groups.
 
-    The first convolution is PA's where there is one; a backbone's own first convolution learns like every other.
+    The first convolution is PA's where there is one; a backbone's own first convolution learns like every other. Kernels of one
+    channel each (STM's temporal weights and motion filters) do not decay: they start at 1, as a batch norm's weights do, and
+    say which moment a channel takes; decay would only make them forget.
 
     Args:
         model: What `build_model` made.
@@ -40,6 +44,8 @@ def parameter_groups(model: Recognizer, *, layer_rates: bool = True) -> list[dic
             weight, bias = "first_conv_weight", "first_conv_bias"
         elif isinstance(module, nn.BatchNorm2d):
             weight = bias = "bn"
+        elif isinstance(module, ChannelwiseTemporalConv) or (isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1):
+            weight = bias = "channelwise"
         elif isinstance(module, nn.Linear):
             weight, bias = "lr5_weight", "lr10_bias"
         else:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from flowless.errors import FlowlessError
 from flowless.pipeline.spec import ClipSpec
+from flowless.train.model_options import ModelOptions, PAEncoding, STMFusion, STMPlacement
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,15 +22,21 @@ class Recipe:
     name: str = "custom"
     """The recipe's name, model/data set."""
     model: str = "pan-lite-r50"
-    """tsn, tsm, pan-lite, pan-rgb, pan-pa, pan-full or pan-en, and r18, r34, r50 or r101."""
+    """tsn, tsm, stm, pan-lite, pan-rgb, pan-pa, pan-full or pan-en, and r18, r34, r50 or (but for stm) r101."""
     width: float = 1.0
     """Factor on the backbone's channels; 0.25 gives 16, 32, 64, 128."""
     dropout: float = 0.5
     """Share of the features dropped before the last layer."""
-    pa_encoding: Literal["e1", "e2"] = "e1"
+    pa_encoding: PAEncoding = "e1"
     """Models with motion maps: the maps as channels (e1), or as attention on the mean feature map (e2)."""
     pa_depth: int = 1
     """Models with motion maps: layers of 7x7 convolutions whose change is measured, 0 to 8 (the paper's choice is 1)."""
+    stm_placement: STMPlacement = "all"
+    """STM: which residual blocks are STM blocks: all, the first of every stage, or the first of one stage."""
+    stm_fusion: STMFusion = "sum"
+    """STM: add spatiotemporal and motion features up (sum), or concatenate them and convolve (concat)."""
+    stm_fixed: bool = False
+    """STM: the frequency-degenerated variant, whose temporal and motion kernels are fixed and do not learn."""
     pretrained: bool = True
     """Start from ImageNet weights, which timm downloads or finds in its cache."""
     pretrained_path: str | None = None
@@ -123,6 +130,11 @@ class Recipe:
             for name in names
             if not good(getattr(self, name))
         ]
+        problems += [
+            f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(get_args(words))}"
+            for name, words in (("pa_encoding", PAEncoding), ("stm_placement", STMPlacement), ("stm_fusion", STMFusion))
+            if getattr(self, name) not in get_args(words)
+        ]
         if self.threads is not None and self.threads < 1:
             problems.append(f"threads is {self.threads}; it must be at least 1")
         if self.batch_size % self.accumulate:
@@ -141,6 +153,17 @@ class Recipe:
             short_side=self.short_side,
             sampling=self.sampling,
         )
+
+    @property
+    def model_options(self) -> ModelOptions:
+        """What `build_model` is asked beside the model's name and size."""
+        return {
+            "pa_encoding": self.pa_encoding,
+            "pa_depth": self.pa_depth,
+            "stm_placement": self.stm_placement,
+            "stm_fusion": self.stm_fusion,
+            "stm_fixed": self.stm_fixed,
+        }
 
     @property
     def peak_rate(self) -> float:
@@ -205,7 +228,13 @@ _DATA: dict[str, dict[str, Any]] = {
 #: What sees one frame a segment trains as the official RGB branch does: 50 epochs, steps at 20 and 40. (In PAN-Full and
 #: PAN-En that branch learns with the others, by their longer schedule; train it apart and `flowless fuse` for the paper's.)
 _RGB: dict[str, Any] = {"epochs": 50, "steps": (20, 40)}
-_ONE_FRAME = ("tsm", "tsn", "pan-rgb")
+_ONE_FRAME = ("tsm", "tsn", "stm", "pan-rgb")
+#: STM (section 4.2): batches of 64 clips of 8 frames (8 GPUs x 8), one rate for all layers. (Of 16 frames the paper takes 32
+#: clips at the same rate: batch_size and lr_batch 32.) On UCF101 and HMDB51 it goes on from Kinetics.
+_STM: dict[str, Any] = {"weight_decay": 5e-4, "layer_rates": False}
+_STM_PUBLIC: dict[str, Any] = {"epochs": 70, "steps": (30, 40, 60)}
+_STM_SMALL: dict[str, Any] = {"epochs": 50, "steps": (15, 30, 45), "lr": 0.001}
+_SMALL_SETS = ("ucf101", "hmdb51")
 _PUBLIC = ("something-v1", "something-v2", "jester", "kinetics400")
 
 
@@ -214,15 +243,19 @@ def _recipe(model: str, data: str) -> Recipe:
     family = model.rpartition("-")[0]
     if family in _ONE_FRAME:
         changes |= {"frames_per_segment": 1} | (_RGB if data in _PUBLIC else {})
+    if family == "stm" and data in (*_PUBLIC, *_SMALL_SETS, "custom"):
+        changes |= _STM | (_STM_PUBLIC if data in _PUBLIC else _STM_SMALL if data in _SMALL_SETS else {})
     if family == "pan-en":
         changes["sampling"] = "two-clip"
     return Recipe(name=f"{model}/{data}", model=model, **changes)
 
 
-FAMILY_NAMES = ("pan-lite", "pan-full", "pan-en", "pan-rgb", "pan-pa", "tsm", "tsn")
+FAMILY_NAMES = ("pan-lite", "pan-full", "pan-en", "pan-rgb", "pan-pa", "stm", "tsm", "tsn")
 DEPTH_NAMES = ("r50", "r18", "r34", "r101")
+#: Families that exist in the depths of their paper alone.
+_OWN_DEPTHS = {"stm": ("r50", "r18", "r34")}
 #: Models and data sets that recipes are named after.
-MODEL_NAMES = tuple(f"{family}-{depth}" for family in FAMILY_NAMES for depth in DEPTH_NAMES)
+MODEL_NAMES = tuple(f"{family}-{depth}" for family in FAMILY_NAMES for depth in _OWN_DEPTHS.get(family, DEPTH_NAMES))
 DATA_NAMES = tuple(_DATA)
 RECIPES: dict[str, Recipe] = {f"{model}/{data}": _recipe(model, data) for model in MODEL_NAMES for data in DATA_NAMES}
 

@@ -1,4 +1,4 @@
-"""Every model of the PAN family as one graph: exported, run by ONNX Runtime, and held against PyTorch by the bundle's own gate."""
+"""Every model of the PAN family, and STM, as one graph: exported, run by ONNX Runtime, and held against PyTorch by the bundle's own gate."""
 
 from __future__ import annotations
 
@@ -33,10 +33,13 @@ def checkpoint(name: str, **options: Any):
 
 CASES = [
     ("pan-pa-r18", {"pa_depth": 3}, 0),  # other depths are plain operators
+    ("stm-r18", {}, 0),
     *(
         pytest.param(name, options, nodes, marks=pytest.mark.slow)
         for name, options, nodes in (
             ("pan-rgb-r18", {}, 0),
+            ("stm-r50", {}, 0),
+            ("stm-r18", {"stm_fixed": True, "stm_fusion": "concat"}, 0),
             ("pan-pa-r18", {}, 1),
             ("pan-full-r18", {}, 1),
             ("pan-en-r18", {}, 2),

@@ -4,42 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, TypedDict, Unpack
+from typing import Unpack
 
 from flowless.errors import FlowlessError
 from flowless.pipeline.spec import ClipSpec
+from flowless.train.model_options import ModelOptions
 from flowless.train.models.backbone import DEPTHS
 from flowless.train.models.pan import pan_en, pan_full, pan_lite, pan_pa, pan_rgb
 from flowless.train.models.plan import Plan
 from flowless.train.models.recognizer import FusedRecognizer, MotionOnlyRecognizer, MotionRecognizer, Network, Recognizer
+from flowless.train.models.stm import stm
 from flowless.train.models.tsm import tsm
 from flowless.train.models.tsn import tsn
 
-__all__ = ["FAMILIES", "MODELS", "FusedRecognizer", "MotionOnlyRecognizer", "MotionRecognizer", "Network", "Recognizer", "build_model"]
+__all__ = [
+    "FAMILIES",
+    "MODELS",
+    "FusedRecognizer",
+    "ModelOptions",
+    "MotionOnlyRecognizer",
+    "MotionRecognizer",
+    "Network",
+    "Recognizer",
+    "build_model",
+]
 
 #: Family -> the function whose docstring is its model card.
 FAMILIES: dict[str, Callable[[Plan], Recognizer]] = {
     "tsn": tsn,
     "tsm": tsm,
+    "stm": stm,
     "pan-lite": pan_lite,
     "pan-rgb": pan_rgb,
     "pan-pa": pan_pa,
     "pan-full": pan_full,
     "pan-en": pan_en,
 }
+#: Families that exist in the depths of their paper alone; the others in all.
+OWN_DEPTHS: dict[str, tuple[str, ...]] = {"stm": ("r18", "r34", "r50")}
 #: Every name that `build_model` knows.
-MODELS = tuple(f"{family}-{depth}" for family in FAMILIES for depth in DEPTHS)
-
-
-class PAOptions(TypedDict, total=False):
-    """How models with motion maps make them; the others do not mind."""
-
-    pa_encoding: Literal["e1", "e2"]
-    """PA maps as channels (e1, the default), or as attention on the mean feature map (e2)."""
-    pa_depth: int
-    """Layers whose change PA measures, 0 to 8; the paper's choice, and the default, is 1."""
-    eps_inside: bool
-    """The official code's place of eps, for its checkpoints."""
+MODELS = tuple(f"{family}-{depth}" for family in FAMILIES for depth in OWN_DEPTHS.get(family, tuple(DEPTHS)))
 
 
 def build_model(
@@ -51,7 +55,7 @@ def build_model(
     dropout: float = 0.5,
     pretrained: bool = False,
     pretrained_path: str | Path | None = None,
-    **pa: Unpack[PAOptions],
+    **options: Unpack[ModelOptions],
 ) -> Recognizer:
     """Build a recogniser.
 
@@ -63,7 +67,7 @@ def build_model(
         dropout: Share of the features dropped before the last layer, in training.
         pretrained: Start from ImageNet weights, by timm's own loading.
         pretrained_path: Start from ImageNet weights in this file.
-        **pa: See `PAOptions`: pa_encoding, pa_depth, eps_inside.
+        **options: See `ModelOptions`: how motion maps are made, what an STM block is.
 
     Raises:
         FlowlessError: The name is unknown, or the arguments do not fit each other.
@@ -71,7 +75,14 @@ def build_model(
     if name not in MODELS:
         raise FlowlessError(f"model is {name!r}; it must be one of {', '.join(MODELS)}.")
     plan = Plan(
-        name=name, classes=classes, spec=spec, width=width, dropout=dropout, pretrained=pretrained, pretrained_path=pretrained_path, **pa
+        name=name,
+        classes=classes,
+        spec=spec,
+        width=width,
+        dropout=dropout,
+        pretrained=pretrained,
+        pretrained_path=pretrained_path,
+        **options,
     )
     model = FAMILIES[name.rpartition("-")[0]](plan)
     model.config = plan.config

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 from torch import nn
 
 from flowless.errors import FlowlessError
 from flowless.pipeline.spec import ClipSpec
+from flowless.train.model_options import PAEncoding, STMFusion, STMPlacement
 from flowless.train.models.backbone import resnet
 from flowless.train.models.deep_persistence import DeepPersistence, PixelPersistence
 from flowless.train.persistence import PersistenceOfAppearance
@@ -36,9 +37,12 @@ class Plan:
     dropout: float = 0.5
     pretrained: bool = False
     pretrained_path: str | Path | None = None
-    pa_encoding: Literal["e1", "e2"] = "e1"
+    pa_encoding: PAEncoding = "e1"
     pa_depth: int = 1
     eps_inside: bool = False
+    stm_placement: STMPlacement = "all"
+    stm_fusion: STMFusion = "sum"
+    stm_fixed: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
@@ -54,11 +58,14 @@ class Plan:
             )
         if self.eps_inside and self.pa_depth != 1:
             raise FlowlessError(f"{self.name}: eps_inside is the official code's rule, whose PA has depth 1; pa_depth is {self.pa_depth}.")
+        for name, words in (("stm_placement", get_args(STMPlacement)), ("stm_fusion", get_args(STMFusion))):
+            if getattr(self, name) not in words:
+                raise FlowlessError(f"{self.name}: {name} is {getattr(self, name)!r}; it must be one of {', '.join(words)}.")
 
     @property
     def config(self) -> dict[str, Any]:
         """Return the arguments that a checkpoint keeps: what `build_model` needs beside the name and the ClipSpec."""
-        names = ("classes", "width", "dropout", "pa_encoding", "pa_depth", "eps_inside")
+        names = ("classes", "width", "dropout", "pa_encoding", "pa_depth", "eps_inside", "stm_placement", "stm_fusion", "stm_fixed")
         return {name: getattr(self, name) for name in names}
 
     @property

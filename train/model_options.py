@@ -1,0 +1,28 @@
+"""What a model may be asked beside its name and its size: words that a recipe and a model share. No heavy library here."""
+
+from __future__ import annotations
+
+from typing import Literal, TypedDict
+
+PAEncoding = Literal["e1", "e2"]
+#: Where STM blocks stand (STM, Table 9): all blocks, the first block of every stage, or the first block of one stage.
+STMPlacement = Literal["all", "one-per-stage", "stage2", "stage3", "stage4", "stage5"]
+#: How an STM block joins its two modules (STM, Table 7).
+STMFusion = Literal["sum", "concat"]
+
+
+class ModelOptions(TypedDict, total=False):
+    """What some families can be asked; the others do not mind."""
+
+    pa_encoding: PAEncoding
+    """PA maps as channels (e1, the default), or as attention on the mean feature map (e2)."""
+    pa_depth: int
+    """Layers whose change PA measures, 0 to 8; the paper's choice, and the default, is 1."""
+    eps_inside: bool
+    """The official code's place of eps, for its checkpoints."""
+    stm_placement: STMPlacement
+    """Which residual blocks are STM blocks; by default all."""
+    stm_fusion: STMFusion
+    """Add the two modules' features up (sum, the default), or concatenate them and convolve (concat)."""
+    stm_fixed: bool
+    """STM's frequency-degenerated variant, whose temporal and motion kernels are fixed."""
