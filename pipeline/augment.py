@@ -41,15 +41,22 @@ class Augmentation:
     """Largest change of saturation, as a share. 0 is off."""
     hue: float = 0.0
     """Largest turn of the hue, in degrees. 0 is off."""
+    grey: float = 0.0
+    """Share of the clips that lose their colours. 0 is off."""
+    draws: int = 1
+    """Pictures that training makes of each clip, from one decode of the same frames: each with a crop, a flip and colours of its
+    own, and after a flip that changes it, a label of its own."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be: all problems in one error."""
         problems = []
         if not self.scales or any(not 0 < scale <= 1 for scale in self.scales):
             problems.append(f"scales is {self.scales!r}; it must be one number or more, each above 0 and at most 1")
-        for name, most in (("brightness", 1.0), ("contrast", 1.0), ("saturation", 1.0), ("hue", 180.0)):
+        for name, most in (("brightness", 1.0), ("contrast", 1.0), ("saturation", 1.0), ("hue", 180.0), ("grey", 1.0)):
             if not 0 <= getattr(self, name) <= most:
                 problems.append(f"{name} is {getattr(self, name)!r}; it must be from 0 to {most:g}")
+        if self.draws < 1:
+            problems.append(f"draws is {self.draws}; it must be at least 1")
         if self.flip_labels and not self.flip:
             problems.append("flip_labels is given but flip is off; turn flip on, or leave flip_labels out")
         clashes = [a for a, b in self.flip_labels.items() if self.flip_labels.get(b, a) != a]
@@ -60,8 +67,8 @@ class Augmentation:
 
     @property
     def colour(self) -> bool:
-        """Whether any colour jitter is on."""
-        return any((self.brightness, self.contrast, self.saturation, self.hue))
+        """Whether any change of colours is on."""
+        return any((self.brightness, self.contrast, self.saturation, self.hue, self.grey))
 
     def mirrored(self, labels: Sequence[str]) -> tuple[int, ...]:
         """Return, for each label's position, the position of its mirror image's label.
@@ -175,9 +182,10 @@ def _colour(rng: np.random.Generator, augmentation: Augmentation) -> tuple[float
     if not augmentation.colour:
         return (1.0, 1.0, 1.0, 0.0)
     brightness, contrast, saturation, hue = rng.uniform(-1, 1, 4)
+    coloured = not augmentation.grey or rng.random() >= augmentation.grey
     return (
         1 + float(brightness) * augmentation.brightness,
         1 + float(contrast) * augmentation.contrast,
-        1 + float(saturation) * augmentation.saturation,
+        1 + float(saturation) * augmentation.saturation if coloured else 0.0,
         float(hue) * augmentation.hue,
     )

@@ -66,7 +66,7 @@ class GraphInput:
     """For each picture of the clip, its place among the pictures of the K different frames: all of the first part, then of the
     next."""
     colour: NDArray[np.float32]
-    """Factors of brightness, contrast and saturation, and degrees of hue."""
+    """`[crops, 4]`: each part's factors of brightness, contrast and saturation, and degrees of hue."""
     frames: NDArray[np.uint8] | None = None
     """`[K, H, W, 3]`, upright RGB, where PyAV decoded."""
     encoded: NDArray[np.uint8] | None = None
@@ -179,16 +179,20 @@ def _graph(frames: Frames, colour: bool, crops: int, *, gpu: bool) -> Any:
         fn.resize(pictures, roi_start=start[crop], roi_end=end[crop], size=size, interp_type=_dali.INTERP_LINEAR, antialias=True)
         for crop in range(crops)
     ]
+    if colour:
+        changes = _input("colour", 2, _dali.FLOAT)
+        parts = [_coloured(part, changes[crop]) for crop, part in enumerate(parts)]
     pictures = parts[0] if crops == 1 else fn.cat(*parts, axis=0)
     if frames != "pyav":
         turned = _input("turned", 0, _dali.BOOL)
         if turned:
             pictures = fn.transpose(pictures, perm=[0, 2, 1, 3], transpose_layout=False)
-    if colour:
-        changes = _input("colour", 1, _dali.FLOAT)
-        pictures = fn.color_twist(pictures, brightness=changes[0], contrast=changes[1], saturation=changes[2], hue=changes[3])
     # Last, so that frames that a clip shows more than once are resized once.
     return fn.sequence_rearrange(pictures, new_order=_input("order", 1, _dali.INT32))
+
+
+def _coloured(pictures: Any, changes: Any) -> Any:
+    return fn.color_twist(pictures, brightness=changes[0], contrast=changes[1], saturation=changes[2], hue=changes[3])
 
 
 def _decoded(encoded: Any, gpu: bool) -> Any:

@@ -29,8 +29,8 @@ class Sample:
 
     number: int
     """Place of the video in the index; after a replacement, of the video that stands in."""
-    label: int
-    """Its label's position, after a flip that changes it."""
+    labels: tuple[int, ...]
+    """Its label's position: one for each time that training draws the clip, after a flip that changes it."""
     views: int
     """Views of the video."""
     graph: GraphInput
@@ -129,12 +129,12 @@ class FrameSource:
         order = np.concatenate([order.reshape(-1) + crop * len(ordinals) for crop in range(len(parts))])
         return Sample(
             number=number,
-            label=self._mirror_labels[record.label] if parts[0].mirrored else record.label,
+            labels=self._labels(record.label, parts),
             views=len(parts) * len(indices),
             graph=GraphInput(
                 **place(parts, spec, width=width, height=height, rotation=rotation),
                 order=order.astype(np.int32),
-                colour=np.array(parts[0].colour, np.float32),
+                colour=np.array([part.colour for part in parts], np.float32),
                 frames=frames,
                 encoded=encoded,
                 ordinals=None if encoded is None else ordinals.astype(np.int32),
@@ -144,7 +144,15 @@ class FrameSource:
     def _parts(self, rng: np.random.Generator, width: int, height: int) -> Sequence[View]:
         if self._augmentation is None:
             return evaluation_views(width=width, height=height, spec=self._spec)
-        return [training_view(rng, width=width, height=height, spec=self._spec, augmentation=self._augmentation)]
+        return [
+            training_view(rng, width=width, height=height, spec=self._spec, augmentation=self._augmentation)
+            for _ in range(self._augmentation.draws)
+        ]
+
+    def _labels(self, label: int, parts: Sequence[View]) -> tuple[int, ...]:
+        if self._augmentation is None:
+            return (label,)
+        return tuple(self._mirror_labels[label] if part.mirrored else label for part in parts)
 
 
 def evaluation_views(*, width: int, height: int, spec: ClipSpec) -> tuple[View, ...]:

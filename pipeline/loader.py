@@ -39,7 +39,8 @@ class Batch:
     clips: torch.Tensor
     """uint8 `[B, views, N, m, H, W, 3]`, RGB; memory that DALI wrote, not copied."""
     labels: torch.Tensor
-    """int64 `[B]`, positions in the index's labels, on the CPU."""
+    """int64 `[B]`, positions in the index's labels, on the CPU; `[B, views]` where training draws each clip more than once, since
+    a flip may change the label of one view and not of the other."""
     ids: list[str]
     """The videos' ids; where one stands in for a bad one, the id of the one shown."""
 
@@ -213,12 +214,12 @@ class ClipLoader:
                 frames=self._frames,
                 colour=self.training and self.options.augmentation.colour,
                 device_id=self.options.device_id if self.options.device == "gpu" else None,
-                crops=1 if self.training else CROPS[self.spec.crop],
+                crops=self.options.augmentation.draws if self.training else CROPS[self.spec.crop],
             )
         pictures = torch.from_dlpack(self._graph.run([sample.graph for sample in samples]))
         return Batch(
             clips=pictures.view(len(samples), samples[0].views, *self.spec.shape),
-            labels=torch.tensor([sample.label for sample in samples], dtype=torch.int64),
+            labels=torch.tensor([sample.labels if len(sample.labels) > 1 else sample.labels[0] for sample in samples], dtype=torch.int64),
             ids=[self.index.videos[sample.number].id for sample in samples],
         )
 

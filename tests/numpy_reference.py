@@ -203,3 +203,28 @@ def stm_basic_block(x, state, segments, *, stride):
     if "downsample.0.weight" in state:
         x = batch_norm(conv2d(x, state["downsample.0.weight"], stride=stride), state, "downsample.1")
     return np.maximum(x + y, 0)
+
+
+def cross_entropy(scores, labels):
+    """Mean over the batch of -log softmax at the label."""
+    shifted = scores - scores.max(1, keepdims=True)
+    logs = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    return -np.mean([logs[n, label] for n, label in enumerate(labels)])
+
+
+def twins_correlation(a, b):
+    """STM's Eq. 8, number by number: `[B, classes]` twice to `[classes, classes]`."""
+    matrix = np.zeros((a.shape[1], b.shape[1]))
+    for i in range(a.shape[1]):
+        for j in range(b.shape[1]):
+            matrix[i, j] = sum(a[n, i] * b[n, j] for n in range(len(a)))
+            matrix[i, j] /= np.sqrt(sum(a[:, i] ** 2)) * np.sqrt(sum(b[:, j] ** 2))
+    return matrix
+
+
+def twins_loss(a, b, labels_a, labels_b, *, weight, beta):
+    """STM's Eq. 9 and 10."""
+    matrix = twins_correlation(a, b)
+    same = sum((1 - matrix[i, i]) ** 2 for i in range(len(matrix)))
+    others = sum(matrix[i, j] ** 2 for i in range(len(matrix)) for j in range(len(matrix)) if i != j)
+    return (cross_entropy(a, labels_a) + cross_entropy(b, labels_b)) / 2 + weight * (same + beta * others)

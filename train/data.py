@@ -81,6 +81,8 @@ def training_loader(index: DatasetIndex, recipe: Recipe, *, place: Place) -> Cli
         brightness=recipe.colour_jitter,
         contrast=recipe.colour_jitter,
         saturation=recipe.colour_jitter,
+        grey=recipe.grey,
+        draws=recipe.draws,
     )
     options = LoaderOptions(
         seed=recipe.seed,

@@ -14,6 +14,7 @@ from flowless.errors import FlowlessError
 from flowless.pipeline.index import DatasetIndex
 from flowless.train.data import EpochBatches, Place, evaluation_loader, training_loader
 from flowless.train.models import Recognizer
+from flowless.train.objectives import objective_of
 from flowless.train.optim import build_optimizer, freeze_batch_norm, set_rate
 from flowless.train.recipes import Recipe
 
@@ -37,6 +38,7 @@ class TrainingModule(pl.LightningModule):
         self.index = index
         self.val_index = val_index
         self.rows: list[dict[str, Any]] = []
+        self._objective = objective_of(recipe)
         self._loaders: list[EpochBatches] = []
         self._sums = {"train": _Sums(), "val": _Sums()}
         self._started = 0.0
@@ -78,15 +80,17 @@ class TrainingModule(pl.LightningModule):
         return self._keep(EpochBatches(loader, epoch=lambda: 0))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Learn from uint8 clips `[B, 1, N, m, H, W, 3]`: every network by its own loss, as if it were trained alone.
+        """Learn from uint8 clips `[B, draws, N, m, H, W, 3]`: every network by its own loss, as if it were trained alone.
 
         The losses are added up, so that each network's gradient is its own; the loss that is reported is their mean.
         (The gradient's norm is clipped over all networks together.)
         """
-        branches = self.model.branch_scores(batch.clips.squeeze(1)).float()
-        losses = [F.cross_entropy(scores, batch.labels, label_smoothing=self.recipe.label_smoothing) for scores in branches]
+        # All draws go through the network as one batch: batch norm sees them together.
+        labels = batch.labels.flatten()
+        branches = self.model.branch_scores(batch.clips.flatten(0, 1)).float()
+        losses = [self._objective(scores, labels) for scores in branches]
         loss = torch.stack(losses).sum()
-        self._sums["train"].add(loss / len(losses), branches.mean(0), batch.labels)
+        self._sums["train"].add(loss / len(losses), branches.mean(0), labels)
         return loss
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:

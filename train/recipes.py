@@ -10,6 +10,9 @@ from flowless.errors import FlowlessError
 from flowless.pipeline.spec import ClipSpec
 from flowless.train.model_options import ModelOptions, PAEncoding, STMFusion, STMPlacement
 
+#: What training minimises.
+ObjectiveName = Literal["scores", "twins"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -81,6 +84,13 @@ class Recipe:
     """The official rates by layer: 5 times lr for PA's filters and linear layers, 10 times for their biases."""
     clip_gradient: float = 20.0
     """Largest norm of the gradient; 0 switches clipping off."""
+    objective: ObjectiveName = "scores"
+    """scores: cross entropy. twins: Twins Training, two augmentations of each clip at once, whose scores also have to agree; a
+    step takes the memory and time of twice the batch."""
+    twins_lambda: float = 0.01
+    """Twins: weight of the correlation loss beside the cross entropy."""
+    twins_beta: float = 0.0039
+    """Twins: weight of pairs of different classes in the correlation loss."""
     label_smoothing: float = 0.0
     """Share of the target that is spread over all classes."""
     partial_bn: bool = False
@@ -96,6 +106,8 @@ class Recipe:
     """Sizes of the training crop, relative to the frame's short side."""
     colour_jitter: float = 0.0
     """Largest random change of brightness, contrast and saturation in training, as a share; 0 is off."""
+    grey: float = 0.0
+    """Share of the training clips that lose their colours; 0 is off."""
 
     seed: int = 0
     """Fixes the first weights, the order of videos, the frames and crops taken, and dropout."""
@@ -118,10 +130,10 @@ class Recipe:
             (("epochs", "batch_size", "accumulate", "lr_batch", "validate_every", "num_nodes"), lambda x: x >= 1, "at least 1"),
             (("lr",), lambda x: 0 < x < math.inf, "above 0"),
             (("momentum", "label_smoothing", "dropout"), lambda x: 0 <= x < 1, "in [0, 1)"),
-            (("weight_decay", "clip_gradient", "seed"), lambda x: 0 <= x < math.inf, "at least 0"),
+            (("weight_decay", "clip_gradient", "seed", "twins_lambda", "twins_beta"), lambda x: 0 <= x < math.inf, "at least 0"),
             (("pa_depth",), lambda x: 0 <= x <= 8, "from 0 to 8"),
             (("warm_up",), lambda x: 0 < x < 1, "between 0 and 1"),
-            (("step_factor", "max_bad_share", "colour_jitter"), lambda x: 0 <= x <= 1, "in [0, 1]"),
+            (("step_factor", "max_bad_share", "colour_jitter", "grey"), lambda x: 0 <= x <= 1, "in [0, 1]"),
             (("scales",), lambda x: len(x) > 0 and all(0 < scale <= 1 for scale in x), "numbers in (0, 1]"),
         )
         problems = [
@@ -132,7 +144,12 @@ class Recipe:
         ]
         problems += [
             f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(get_args(words))}"
-            for name, words in (("pa_encoding", PAEncoding), ("stm_placement", STMPlacement), ("stm_fusion", STMFusion))
+            for name, words in (
+                ("pa_encoding", PAEncoding),
+                ("stm_placement", STMPlacement),
+                ("stm_fusion", STMFusion),
+                ("objective", ObjectiveName),
+            )
             if getattr(self, name) not in get_args(words)
         ]
         if self.threads is not None and self.threads < 1:
@@ -153,6 +170,11 @@ class Recipe:
             short_side=self.short_side,
             sampling=self.sampling,
         )
+
+    @property
+    def draws(self) -> int:
+        """How often training augments each clip in one step."""
+        return 2 if self.objective == "twins" else 1
 
     @property
     def model_options(self) -> ModelOptions:

@@ -1,4 +1,4 @@
-"""Every model of the PAN family, and STM, as one graph: exported, run by ONNX Runtime, and held against PyTorch by the bundle's own gate."""
+"""Every model, PAN and STM, as one graph: exported, run by ONNX Runtime, and held against PyTorch by the bundle's own gate."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from flowless.pipeline.dali_graph import (  # noqa: E402
 )
 from flowless.pipeline.frame_source import evaluation_views  # noqa: E402
 
-PLAIN = np.array([1, 1, 1, 0], np.float32)
+PLAIN = np.array([[1, 1, 1, 0]], np.float32)
 SPEC = ClipSpec()
 FULL = ClipSpec(height=256, width=256)
 THREE = ClipSpec(crop="three")
@@ -184,7 +184,7 @@ def test_a_mirrored_view_is_the_mirror_image() -> None:
 def test_one_crop_and_colour_for_all_frames_of_a_clip() -> None:
     frames = np.repeat(smooth(128, 160, 1), 3, axis=0)
     view = training_view(sample_rng(0, 0, "a"), width=160, height=128, spec=SPEC, augmentation=Augmentation(brightness=0.5, hue=40))
-    result = pictures(from_frames(frames, view, SPEC, colour=np.array(view.colour, np.float32)), colour=True)[0]
+    result = pictures(from_frames(frames, view, SPEC, colour=np.array([view.colour], np.float32)), colour=True)[0]
     assert (result == result[0]).all()
 
 
@@ -192,7 +192,7 @@ def test_colours() -> None:
     frames = np.full((2, 64, 64, 3), (60, 90, 120), np.uint8)
     view, spec = View(top=0, left=0, bottom=64, right=64), ClipSpec(height=32, width=32, short_side=32)
     changes = [(1, 1, 1, 0), (1.5, 1, 1, 0), (1, 1, 0, 0), (1, 1, 1, 120)]
-    result = pictures(*(from_frames(frames, view, spec, colour=np.array(c, np.float32)) for c in changes), colour=True)[:, 0, 0, 0]
+    result = pictures(*(from_frames(frames, view, spec, colour=np.array([c], np.float32)) for c in changes), colour=True)[:, 0, 0, 0]
     assert np.abs(result[0] - (60, 90, 120)).max() <= 1
     assert np.abs(result[1] - (90, 135, 180)).max() <= 1
     assert np.ptp(result[2]) <= 1
