@@ -2,5 +2,6 @@
 
 from flowless.engines.engine import Engine, Label, Prediction
 from flowless.engines.loading import load
+from flowless.engines.online import Online
 
-__all__ = ["Engine", "Label", "Prediction", "load"]
+__all__ = ["Engine", "Label", "Online", "Prediction", "load"]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
 from flowless.console import emit, log
+
+if TYPE_CHECKING:
+    from flowless.engines.engine import Engine, Prediction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,11 @@ class Predict:
     """openvino: compute an fp32 engine in this arithmetic."""
     top: int = 5
     """Classes to name for each video."""
+    online: bool = False
+    """Show each video frame by frame, as a camera would: an answer to every frame, from it and the frames before it, and the
+    average of all answers. For models that see one frame a segment (stm, tsm, tsn)."""
+    every: int = 1
+    """online: show every so manieth frame."""
     threads: int | None = None
     """CPU threads of the engine; by default the library chooses."""
     json: bool = False
@@ -47,20 +55,54 @@ def predict(words: Sequence[str]) -> int:
 
     if not ask.videos:
         raise FlowlessError(f"{ask.bundle}: no video was named. Use: flowless predict BUNDLE VIDEO...")
-    if ask.top < 1:
-        raise FlowlessError(f"--top is {ask.top}; it must be at least 1.")
+    if ask.top < 1 or ask.every < 1:
+        raise FlowlessError(f"--top is {ask.top}, --every {ask.every}; both must be at least 1.")
+    if ask.every > 1 and not ask.online:
+        raise FlowlessError(f"--every {ask.every} is for --online; without it the bundle's sampling chooses the frames.")
     engine = load(ask.bundle, ask.target, ask.precision, threads=ask.threads, hint=ask.hint)
     log.print(engine.why, markup=False, soft_wrap=True)
     predictions = []
-    for prediction in engine.predict_many(ask.videos, ask.top):
+    for prediction in _online(engine, ask) if ask.online else engine.predict_many(ask.videos, ask.top):
         predictions.append(prediction)
         if prediction.error:
             log.print(f"flowless: {prediction.error}", style="red", markup=False, soft_wrap=True)
-    emit([item.to_dict() for item in predictions], _table(predictions), as_json=ask.json)
+    tables = [_table(predictions), *([_moments_table(predictions)] if ask.online else [])]
+    emit([item.to_dict() for item in predictions], *tables, as_json=ask.json)
     return 1 if any(item.error for item in predictions) else 0
 
 
-def _table(predictions: Sequence):
+def _online(engine: Engine, ask: Predict) -> Iterator[Prediction]:
+    from flowless.engines.online import Online, OnlinePrediction, predict_online
+    from flowless.errors import FlowlessError
+
+    Online(engine)  # an engine that cannot be shown single frames is no fault of a video
+    for path in ask.videos:
+        try:
+            yield predict_online(engine, path, top=ask.top, every=ask.every)
+        except FlowlessError as error:
+            yield OnlinePrediction(video=str(path), error=str(error))
+
+
+def _moments_table(predictions: Sequence[Prediction]):
+    """When the answer changed."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from flowless.engines.online import OnlinePrediction
+
+    table = Table("video", "from frame", "now", "score", "so far", "ms a frame")
+    for item in predictions:
+        last = None
+        for moment in item.moments if isinstance(item, OnlinePrediction) else ():
+            answer = (moment.now.label, moment.so_far.label)
+            if answer != last:
+                shown = (escape(moment.now.label), f"{moment.now.score:.3f}", escape(moment.so_far.label), f"{1000 * moment.seconds:.1f}")
+                table.add_row("" if last else escape(item.video), str(moment.frame), *shown)
+            last = answer
+    return table
+
+
+def _table(predictions: Sequence[Prediction]):
     from rich.markup import escape
     from rich.table import Table
 

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,6 +60,14 @@ class Prediction:
             return {"video": self.video, "error": self.error}
         top = [{"label": item.label, "index": item.index, "score": item.score} for item in self.top]
         return {"video": self.video, "top": top, "target": self.target, "precision": self.precision, "seconds": self.seconds}
+
+
+def likeliest(scores: np.ndarray, labels: Sequence[str], top: int) -> tuple[Label, ...]:
+    """Return the `top` classes with the highest scores `[classes]`, likeliest first, with their softmax."""
+    shares = np.exp(scores.astype(np.float64) - scores.max())
+    shares /= shares.sum()
+    order = np.argsort(-shares, kind="stable")[:top]
+    return tuple(Label(label=labels[index], index=int(index), score=float(shares[index])) for index in order)
 
 
 class Engine:
@@ -180,12 +188,9 @@ class Engine:
             spent += time.perf_counter() - at
         scores = np.concatenate(rows).mean(axis=0)
         cutting = time.perf_counter() - started - spent
-        shares = np.exp(scores.astype(np.float64) - scores.max())
-        shares /= shares.sum()
-        order = np.argsort(-shares, kind="stable")[:top]
         return Prediction(
             video=name,
-            top=tuple(Label(label=self.labels[index], index=int(index), score=float(shares[index])) for index in order),
+            top=likeliest(scores, self.labels, top),
             scores=scores,
             target=self.target,
             precision=self.precision,

@@ -1,0 +1,185 @@
+"""Online recognition: one frame in, one answer out, from a memory of the frames before it.
+
+Wang et al., Learning SpatioTemporal and Motion Features in a Unified 2D Network for Action Recognition, section 4.6: "we keep a
+memory cache to store the historical seven frames. When recognizing a specific frame, we combine it with the stored frames".
+The network is the offline one. The memory holds pictures and not features: what a segment's features are depends on the segments
+before and after it, all of which move one place on with every frame.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowless.engines.engine import Engine, Label, Prediction, likeliest
+from flowless.errors import FlowlessError
+from flowless.machine import usable_cores
+from flowless.pipeline.decode import iter_frames
+from flowless.pipeline.preprocess import resize_and_crop
+
+
+class Online:
+    """An engine that is shown a film frame by frame. For one film and one thread; make another for another film.
+
+    The clip that the engine sees ends in the newest frame: its N segments are the last N frames that were pushed, the oldest
+    first. Before N frames are there, the first one stands for those before it, as if the film had stood still until it began
+    (the paper does not say). A spec of three crops scores all three, and takes the mean.
+
+    Args:
+        engine: Any engine whose clip is N segments of one frame, such as STM, TSM or TSN.
+
+    Attributes:
+        frames: Number of frames pushed so far.
+
+    Raises:
+        FlowlessError: The engine's segments have more than one frame.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        if engine.spec.frames_per_segment != 1:
+            raise FlowlessError(
+                f"{engine.model}: its segments have {engine.spec.frames_per_segment} frames; online recognition sees one new frame at a "
+                f"time, so it takes an engine whose segments have 1, such as stm, tsm or tsn."
+            )
+        self.engine = engine
+        self.frames = 0
+        self._memory: deque[NDArray[np.uint8]] = deque(maxlen=engine.spec.segments)
+        self._sum = np.zeros(len(engine.labels))
+
+    def push(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """See one more frame.
+
+        Args:
+            frame: uint8 `[H, W, 3]`, RGB, upright, of any size: it is resized and cropped once, by the engine's ClipSpec.
+
+        Returns:
+            float32 `[classes]`: the network's scores of this moment, before any softmax.
+
+        Raises:
+            FlowlessError: The frame has another type or shape; the memory is as it was.
+        """
+        return self.see(self.picture(frame))
+
+    def picture(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return what the engine sees of a frame, uint8 `[crops, height, width, 3]`: what `see` takes, so that it can be timed."""
+        if not isinstance(frame, np.ndarray) or frame.ndim != 3:
+            kind = list(frame.shape) if isinstance(frame, np.ndarray) else type(frame).__name__
+            raise FlowlessError(f"the frame is {kind}; it must be one picture, uint8 [H, W, 3], RGB.")
+        return resize_and_crop(frame[None], self.engine.spec)
+
+    def see(self, picture: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Do what `push` does, with what `picture` made of the frame."""
+        self._memory.append(picture)
+        missing = self.engine.spec.segments - len(self._memory)
+        clip = np.stack([self._memory[0]] * missing + list(self._memory), axis=1)
+        scores = self.engine(clip[:, :, None]).mean(axis=0)
+        self._sum += scores
+        self.frames += 1
+        return scores
+
+    @property
+    def average(self) -> NDArray[np.float32]:
+        """The mean of all moments' scores so far, float32 `[classes]`: the film's own scores, once it has ended.
+
+        Raises:
+            FlowlessError: No frame has been pushed yet.
+        """
+        if not self.frames:
+            raise FlowlessError("no frame has been pushed yet, so there is no average.")
+        return (self._sum / self.frames).astype(np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """What an engine thought when a frame came."""
+
+    frame: int
+    """The frame's ordinal in the film, from 0."""
+    now: Label
+    """Likeliest class by this moment's scores."""
+    so_far: Label
+    """Likeliest class by the average of all scores so far."""
+    seconds: float
+    """From the decoded frame to its scores: resizing and engine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlinePrediction(Prediction):
+    """A film seen frame by frame; `top` and `scores` are those of the average."""
+
+    moments: tuple[Moment, ...] = ()
+    """Every frame that was seen."""
+
+    def to_dict(self) -> dict:
+        """Return the JSON form of `flowless predict --online --json`."""
+        document = super().to_dict()
+        if self.error is None:
+            document["moments"] = [
+                {
+                    "frame": item.frame,
+                    "label": item.now.label,
+                    "score": item.now.score,
+                    "so_far": item.so_far.label,
+                    "seconds": item.seconds,
+                }
+                for item in self.moments
+            ]
+        return document
+
+
+def predict_online(engine: Engine, path: str | os.PathLike[str], *, top: int = 5, every: int = 1) -> OnlinePrediction:
+    """Show a video to an engine frame by frame, as a camera would.
+
+    Args:
+        engine: See `Online`.
+        path: The video.
+        top: Number of classes to name.
+        every: Show every so manieth frame. The engine learnt from frames a segment apart; with 1, neighbours are as near in time as
+            they can be (the paper does not say which frames it takes).
+
+    Raises:
+        FlowlessError: The video cannot be read, has no frame, or the engine is not one for single frames.
+    """
+    if every < 1 or top < 1:
+        raise FlowlessError(f"every is {every} and top {top}; both must be at least 1.")
+    online, moments = Online(engine), []
+    spent = {"decode": 0.0, "preprocess": 0.0, "engine": 0.0}
+    with closing(_timed_frames(path, every, spent)) as frames:
+        for ordinal, frame in frames:
+            started = time.perf_counter()
+            picture = online.picture(frame)
+            resized = time.perf_counter()
+            scores = online.see(picture)
+            ended = time.perf_counter()
+            spent["preprocess"] += resized - started
+            spent["engine"] += ended - resized
+            (now,), (so_far,) = (likeliest(some, engine.labels, 1) for some in (scores, online.average))
+            moments.append(Moment(frame=ordinal, now=now, so_far=so_far, seconds=ended - started))
+    return OnlinePrediction(
+        video=os.fspath(path),
+        top=likeliest(online.average, engine.labels, top),
+        scores=online.average,
+        target=engine.target,
+        precision=engine.precision,
+        seconds=spent,
+        moments=tuple(moments),
+    )
+
+
+def _timed_frames(path: str | os.PathLike[str], every: int, spent: dict[str, float]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Yield every so manieth frame with its ordinal; add what decoding took to `spent`."""
+    started = time.perf_counter()
+    with closing(iter_frames(path, threads=usable_cores())) as frames:
+        for ordinal, frame in enumerate(frames):
+            if ordinal % every == 0:
+                spent["decode"] += time.perf_counter() - started
+                yield ordinal, frame
+                started = time.perf_counter()
+    spent["decode"] += time.perf_counter() - started

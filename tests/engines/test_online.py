@@ -1,0 +1,152 @@
+"""Online recognition: a frame in, an answer out; over a whole film the same numbers as the offline computation on the same clips."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flowless.cli import main
+from flowless.engines.engine import Engine
+from flowless.engines.loading import load
+from flowless.engines.online import Online, predict_online
+from flowless.errors import FlowlessError
+from flowless.pipeline.decode import iter_frames
+from flowless.pipeline.preprocess import resize_and_crop
+from flowless.pipeline.spec import ClipSpec
+
+N = 4
+SPEC = ClipSpec(segments=N, frames_per_segment=1, height=40, width=44, short_side=48)
+LABELS = ("down", "left", "right", "up")
+
+
+@pytest.fixture(scope="module")
+def model():
+    """STM as if trained: its answers depend on the order of frames."""
+    import torch
+
+    from flowless.train.models import build_model
+
+    torch.manual_seed(3)
+    made = build_model("stm-r18", classes=len(LABELS), spec=SPEC, width=0.25).eval()
+    for module in made.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.0)
+            torch.nn.init.normal_(module.bias, 0, 0.1)
+        if isinstance(module, torch.nn.Linear):
+            torch.nn.init.normal_(module.weight, 0, 0.3)
+    return made
+
+
+@pytest.fixture(scope="module")
+def online_bundle(model, tmp_path_factory) -> Path:
+    from flowless.export.build_engine import build
+    from flowless.export.bundle import export_bundle
+    from flowless.train.checkpoints import Checkpoint
+
+    path = tmp_path_factory.mktemp("online") / "bundle"
+    export_bundle(Checkpoint(model=model, name="stm-r18", spec=SPEC, labels=LABELS, recipe={}, versions={}, metrics={}), path)
+    build(path, target="openvino")
+    return path
+
+
+@pytest.fixture(params=["onnxruntime", "openvino"])
+def engine(request, online_bundle) -> Engine:
+    return load(online_bundle, request.param)
+
+
+def windows(pictures: np.ndarray) -> np.ndarray:
+    """Every moment's clip, uint8 `[frames, N, 1, H, W, 3]`, by indices: frame t - 3 to t, the first one for those before it."""
+    places = np.maximum(np.arange(len(pictures))[:, None] + np.arange(1 - N, 1), 0)
+    return pictures[places][:, :, None]
+
+
+def test_online_is_offline_on_the_same_frames(engine, model, videos):
+    import torch
+
+    frames = list(iter_frames(videos[1]))
+    assert len(frames) == 24
+    clips = windows(resize_and_crop(np.stack(frames), SPEC))
+    online = Online(engine)
+    scores = np.stack([online.push(frame) for frame in frames])
+    np.testing.assert_allclose(scores, np.concatenate([engine(clip[None]) for clip in clips]), atol=1e-5)
+    with torch.inference_mode():
+        offline = model(torch.from_numpy(clips)).numpy()
+    np.testing.assert_allclose(scores, offline, atol=1e-4)
+    np.testing.assert_allclose(online.average, offline.mean(0), atol=1e-4)
+    assert online.frames == 24
+    assert np.ptp(scores, axis=0).max() > 0.01, "the film moves, and so do its answers"
+
+
+def test_before_the_memory_is_full_the_first_frame_stands_in(engine, videos):
+    first, second = list(iter_frames(videos[0]))[:2]
+    small = resize_and_crop(np.stack([first, second]), SPEC)
+    online = Online(engine)
+    for clip, frame in (([0, 0, 0, 0], first), ([0, 0, 0, 1], second)):
+        np.testing.assert_allclose(online.push(frame), engine(small[clip][None, :, None])[0], atol=1e-5)
+    still = [online.push(second) for _ in range(N)]
+    np.testing.assert_allclose(still[-1], engine(small[[1, 1, 1, 1]][None, :, None])[0], atol=1e-5)
+
+
+def test_three_crops_are_averaged(engine, videos, monkeypatch):
+    monkeypatch.setattr(engine, "spec", replace(SPEC, crop="three"))
+    frames = list(iter_frames(videos[2]))[:6]
+    online, apart = Online(engine), []
+    scores = [online.push(frame) for frame in frames]
+    for crop in resize_and_crop(np.stack(frames), engine.spec).reshape(3, 6, 40, 44, 3):
+        apart.append(engine(windows(crop)))
+    np.testing.assert_allclose(scores, np.mean(apart, axis=0), atol=1e-5)
+
+
+def test_mistakes_are_told_and_forgotten(engine, built):
+    with pytest.raises(FlowlessError, match="its segments have 3 frames"):
+        Online(load(built))
+    online = Online(engine)
+    with pytest.raises(FlowlessError, match="no frame has been pushed"):
+        _ = online.average
+    frame = np.zeros((50, 60, 3), np.uint8)
+    online.push(frame)
+    for wrong, told in (
+        (frame[None], r"\[1, 50, 60, 3\]"),
+        (frame[..., :1], r"uint8 \[1, 50, 60, 1\]"),
+        (frame / 255, "float64"),
+        ("x", "str"),
+    ):
+        with pytest.raises(FlowlessError, match=told):
+            online.push(wrong)
+    assert online.frames == 1
+    with pytest.raises(FlowlessError, match="every is 0"):
+        predict_online(engine, "film.mp4", every=0)
+
+
+def test_a_film(engine, videos):
+    seen = predict_online(engine, videos[0], top=2, every=3)
+    assert [moment.frame for moment in seen.moments] == list(range(0, 24, 3))
+    online = Online(engine)
+    for frame in list(iter_frames(videos[0]))[::3]:
+        online.push(frame)
+    np.testing.assert_array_equal(seen.scores, online.average)
+    assert [answer.label for answer in seen.top] == [LABELS[index] for index in np.argsort(-online.average)[:2]]
+    assert seen.moments[-1].so_far == seen.top[0]
+    assert all(spent > 0 for spent in seen.seconds.values())
+
+
+def test_command(online_bundle, built, videos, tmp_path, capsys):
+    bad = tmp_path / "bad.mp4"
+    bad.write_text("text")
+    words = ["predict", str(online_bundle), str(videos[0]), str(bad), "--online", "--target", "openvino"]
+    assert main([*words, "--json"]) == 1
+    good, broken = json.loads(capsys.readouterr().out)
+    assert set(good) == {"video", "top", "target", "precision", "seconds", "moments"}
+    assert len(good["moments"]) == 24
+    assert set(good["moments"][0]) == {"frame", "label", "score", "so_far", "seconds"}
+    assert set(broken) == {"video", "error"}
+    assert main(words) == 1
+    assert "from frame" in capsys.readouterr().out
+    assert main(["predict", str(built), str(videos[0]), "--online"]) == 1
+    assert "segments have 3 frames" in " ".join(capsys.readouterr().err.split())
+    assert main(["predict", str(online_bundle), str(videos[0]), "--every", "2"]) == 1
+    assert "--online" in capsys.readouterr().err
