@@ -66,8 +66,8 @@ def likeliest(scores: np.ndarray, labels: Sequence[str], top: int) -> tuple[Labe
     """Return the `top` classes with the highest scores `[classes]`, likeliest first, with their softmax."""
     shares = np.exp(scores.astype(np.float64) - scores.max())
     shares /= shares.sum()
-    order = np.argsort(-shares, kind="stable")[:top]
-    return tuple(Label(label=labels[index], index=int(index), score=float(shares[index])) for index in order)
+    order: list[int] = np.argsort(-shares, kind="stable")[:top].tolist()
+    return tuple(Label(label=labels[index], index=index, score=float(shares[index])) for index in order)
 
 
 class Engine:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -173,7 +173,9 @@ def predict_online(engine: Engine, path: str | os.PathLike[str], *, top: int = 5
     )
 
 
-def _timed_frames(path: str | os.PathLike[str], every: int, spent: dict[str, float]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+def _timed_frames(
+    path: str | os.PathLike[str], every: int, spent: dict[str, float]
+) -> Generator[tuple[int, NDArray[np.uint8]], None, None]:
     """Yield every so manieth frame with its ordinal; add what decoding took to `spent`."""
     started = time.perf_counter()
     with closing(iter_frames(path, threads=usable_cores())) as frames:

@@ -216,10 +216,11 @@ class ClipLoader:
                 device_id=self.options.device_id if self.options.device == "gpu" else None,
                 crops=self.options.augmentation.draws if self.training else CROPS[self.spec.crop],
             )
+        labels = torch.tensor([sample.labels for sample in samples], dtype=torch.int64)
         pictures = torch.from_dlpack(self._graph.run([sample.graph for sample in samples]))
         return Batch(
             clips=pictures.view(len(samples), samples[0].views, *self.spec.shape),
-            labels=torch.tensor([sample.labels if len(sample.labels) > 1 else sample.labels[0] for sample in samples], dtype=torch.int64),
+            labels=labels if labels.shape[1] > 1 else labels[:, 0],
             ids=[self.index.videos[sample.number].id for sample in samples],
         )
 

@@ -162,7 +162,7 @@ def channelwise_temporal(x, weight, segments):
     return out.reshape(x.shape)
 
 
-def channelwise_motion(x, reduce, move, restore, segments, stride=1):
+def channelwise_motion(x, reduce, move, restore, *, segments, stride=1):
     """STM's CMM: 1x1, Eq. 2 (`H[c, t, h, w] = F[c, t, h, w] - sum over i, j of K[c, i, j] F[c, t+1, h+i, w+j]`), zero at the end, 1x1."""
     x = conv2d(x, reduce)
     clips = x.reshape(-1, segments, *x.shape[1:])
@@ -182,8 +182,8 @@ def spatiotemporal_motion(x, state, name, segments, stride=1):
     """CSTM + CMM with the weights of a state dictionary."""
     temporal = channelwise_temporal(x, state[f"{name}.temporal.weight"], segments)
     appearance = conv2d(temporal, state[f"{name}.spatial.weight"], stride=stride, padding=1)
-    motion = [state[f"{name}.motion.{part}.weight"] for part in ("reduce", "move", "restore")]
-    return appearance + channelwise_motion(x, *motion, segments, stride)
+    reduce, move, restore = (state[f"{name}.motion.{part}.weight"] for part in ("reduce", "move", "restore"))
+    return appearance + channelwise_motion(x, reduce, move, restore, segments=segments, stride=stride)
 
 
 def stm_block(x, state, segments, *, stride):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from flowless.pipeline.spec import ClipSpec
@@ -56,6 +57,16 @@ def _persistence_flops(x_shape: torch.Size, weight_shape: torch.Size, *_: Any, o
     return 2 * math.prod(out_shape) * filters * (math.prod(taps) + 1)
 
 
+class _Counted:
+    """A forward hook that notes `taps` multiplications for every number that comes out."""
+
+    def __init__(self, taps: int, noted: list[int]) -> None:
+        self.taps, self.noted = taps, noted
+
+    def __call__(self, module: nn.Module, inputs: Any, out: torch.Tensor) -> None:
+        self.noted.append(self.taps * out.numel())
+
+
 def count(model: Recognizer) -> Size:
     """Count a model's parameters, and its MACs for one clip (convolutions, matrix products, PA), without running it.
 
@@ -68,7 +79,7 @@ def count(model: Recognizer) -> Size:
     temporal: list[int] = []
     for module in twin.modules():
         if isinstance(module, ChannelwiseTemporalConv) and module.weight is not None:
-            module.register_forward_hook(lambda hooked, _, out: temporal.append(len(hooked.weight) * out.numel()))
+            module.register_forward_hook(_Counted(len(module.weight), temporal))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         twin(clip)
     return Size(parameters=parameters, macs=counter.get_total_flops() // 2 + sum(temporal))

@@ -116,7 +116,7 @@ def test_mistakes_are_told_and_forgotten(engine, built):
         ("x", "str"),
     ):
         with pytest.raises(FlowlessError, match=told):
-            online.push(wrong)
+            online.push(wrong)  # type: ignore[arg-type]
     assert online.frames == 1
     with pytest.raises(FlowlessError, match="every is 0"):
         predict_online(engine, "film.mp4", every=0)

@@ -29,8 +29,10 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> DatasetIndex:
     return DatasetIndex.load(folder / "train.index.jsonl")
 
 
-def batches(index: DatasetIndex, *, draws: int = 2, batch_size: int = 4, threads: int = 1, epoch: int = 0, **changes) -> list[Batch]:
-    augmentation = Augmentation(draws=draws, **({"scales": (1.0,)} | changes))
+def batches(
+    index: DatasetIndex, *, draws: int = 2, batch_size: int = 4, threads: int = 1, epoch: int = 0, scales=(1.0,), **changes
+) -> list[Batch]:
+    augmentation = Augmentation(draws=draws, scales=scales, **changes)
     options = LoaderOptions(augmentation=augmentation, threads=threads, seed=2, drop_last=False)
     made = ClipLoader(index, SPEC, rule="train", batch_size=batch_size, options=options)
     made.set_epoch(epoch)

@@ -28,8 +28,7 @@ def test_the_loss_is_the_papers(reference, batch, classes):
     both, labels = scores(2 * batch, classes), torch.arange(2 * batch) % classes
     a, b = both.numpy()[::2], both.numpy()[1::2]
     np.testing.assert_allclose(cross_correlation(both[::2], both[1::2]), reference.twins_correlation(a, b), atol=1e-12)
-    for changes in ({}, {"twins_lambda": 0.7, "twins_beta": 0.2}):
-        recipe = Recipe(objective="twins", **changes)
+    for recipe in (Recipe(objective="twins"), Recipe(objective="twins", twins_lambda=0.7, twins_beta=0.2)):
         weights = {"weight": recipe.twins_lambda, "beta": recipe.twins_beta}
         wanted = reference.twins_loss(a, b, labels.numpy()[::2], labels.numpy()[1::2], **weights)
         assert objective_of(recipe)(both, labels).item() == pytest.approx(wanted, abs=1e-5)

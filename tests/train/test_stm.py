@@ -18,7 +18,7 @@ from flowless.train.fit import fit
 from flowless.train.flops import count
 from flowless.train.models import build_model
 from flowless.train.models.stm import ChannelwiseMotion, ChannelwiseTemporalConv, SpatioTemporalMotion
-from flowless.train.optim import build_optimizer, parameter_groups
+from flowless.train.optim import build_optimizer, parameter_groups, set_rate
 from flowless.train.recipes import Recipe, find_recipe
 
 SPEC = ClipSpec(segments=4, frames_per_segment=1, height=32, width=32, short_side=32)
@@ -76,7 +76,7 @@ def test_equation_2(reference, segments, channels, out, stride):
     x = torch.randn(2 * segments, channels, 6, 5, dtype=torch.double)
     weights = [module.get_parameter(f"{name}.weight").detach().numpy() for name in ("reduce", "move", "restore")]
     ours = module(x).detach()
-    np.testing.assert_allclose(ours, reference.channelwise_motion(x.numpy(), *weights, segments, stride), atol=1e-12)
+    np.testing.assert_allclose(ours, reference.channelwise_motion(x.numpy(), *weights, segments=segments, stride=stride), atol=1e-12)
     assert ours.abs().max() > 0.1
     assert not ours[segments - 1 :: segments].any(), "the last segment has no next one"
 
@@ -129,7 +129,7 @@ def test_the_degenerated_network_is_the_learnable_one_with_those_kernels():
     for block in blocks_of(learnable):
         with torch.no_grad():
             block.temporal.weight.copy_(FIXED_KERNEL.expand_as(block.temporal.weight))
-            block.motion.move.weight.zero_()[:, :, 1, 1] = 1
+            block.motion.get_parameter("move.weight").zero_()[:, :, 1, 1] = 1
     with torch.inference_mode():
         torch.testing.assert_close(learnable(clips()), fixed(clips()))
         assert (fixed(clips()) - fixed(clips().flip(1))).abs().max() > 1e-3
@@ -188,7 +188,9 @@ def test_pretrained_weights_mean_what_they_meant(tmp_path):
     model(clips()).square().sum().backward()
     for block in blocks_of(model):
         assert not block.motion.restore.weight.any()
-        assert block.motion.restore.weight.grad.abs().max() > 0
+        gradient = block.motion.restore.weight.grad
+        assert gradient is not None
+        assert gradient.abs().max() > 0
 
 
 def test_what_decays():
@@ -282,6 +284,38 @@ def test_it_trains_and_comes_back(tmp_path, train_index, val_index, options):
     assert loaded.model.config["stm_fusion"] == options.get("stm_fusion", "sum")
     with torch.inference_mode():
         assert torch.isfinite(loaded.model(clips(loaded.spec))).all()
+
+
+def squares(count, generator):
+    """Squares that move left (0) or right (1) over a still noisy background: the same frames in another order."""
+    clip = torch.randint(60, 120, (count, 1, 1, 32, 32, 3), generator=generator).expand(count, *SPEC.shape).clone()
+    labels = torch.randint(0, 2, (count,), generator=generator)
+    for number, label in enumerate(labels.tolist()):
+        left, top = (int(torch.randint(2, most, (), generator=generator)) for most in (12, 24))
+        colour = torch.randint(150, 256, (3,), generator=generator)
+        for t in range(SPEC.segments):
+            at = left + 3 * (t if label else SPEC.segments - 1 - t)
+            clip[number, t, 0, top : top + 8, at : at + 8] = colour
+    return clip.to(torch.uint8), labels
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"stm_fixed": True}])
+def test_it_learns_direction_from_scratch(options):
+    """60 steps of 20 clips. Measured on 200 unseen: 100 % either way; TSN, which cannot see order, 45 %."""
+    recipe, generator = find_recipe("stm-r18/moving-shapes"), torch.Generator().manual_seed(1)
+    torch.manual_seed(0)
+    model = build_model("stm-r18", classes=2, spec=SPEC, width=0.25, dropout=0.0, **options).train()
+    optimizer = build_optimizer(model, recipe)
+    for step in range(60):
+        set_rate(optimizer, recipe.rate_at(recipe.epochs * step / 60))
+        clip, labels = squares(20, generator)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(clip), labels).backward()
+        optimizer.step()
+    clip, labels = squares(200, generator)
+    with torch.inference_mode():
+        assert (model.eval()(clip).argmax(1) == labels).float().mean() > 0.9
 
 
 def test_mixed_precision_stays_narrow():
