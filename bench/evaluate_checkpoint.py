@@ -17,6 +17,7 @@ from flowless.pipeline.index import DatasetIndex, Refused
 from flowless.pipeline.spec import ClipSpec
 from flowless.train.checkpoints import Checkpoint, load_checkpoint
 from flowless.train.data import Place, evaluation_loader, relabel
+from flowless.train.models.backbone import pixels_together
 
 #: Most views of a video that come by the loader where there is no GPU. It makes them all at once, from frames of full size: thirty
 #: of a 640 x 480 video took 1.3 GB and 3.5 s, cut one after another 0.2 GB and 1.4 s (2 cores).
@@ -32,7 +33,7 @@ def evaluate_checkpoint(
     index = relabel(index, checkpoint.labels, what="index")
     name, spec = options.cut(checkpoint.spec)
     gpu = torch.cuda.is_available()
-    network = checkpoint.model.to("cuda" if gpu else "cpu", memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = pixels_together(checkpoint.model.to("cuda" if gpu else "cpu"))
     start = time.perf_counter()
     with torch.inference_mode():
         if gpu or spec.views <= _LOADER_VIEWS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -228,3 +229,41 @@ def twins_loss(a, b, labels_a, labels_b, *, weight, beta):
     same = sum((1 - matrix[i, i]) ** 2 for i in range(len(matrix)))
     others = sum(matrix[i, j] ** 2 for i in range(len(matrix)) for j in range(len(matrix)) if i != j)
     return (cross_entropy(a, labels_a) + cross_entropy(b, labels_b)) / 2 + weight * (same + beta * others)
+
+
+def gelu(x):
+    """x times the normal distribution's share below x."""
+    return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
+
+def bilinear(x, height, width):
+    """Upsample `[K, C, h, w]`, pixels taken as areas (half-pixel centres), the edge repeated."""
+
+    def weights(size, old):
+        place = np.clip((np.arange(size) + 0.5) * old / size - 0.5, 0, old - 1)
+        low = np.minimum(place.astype(int), old - 1)
+        table = np.zeros((size, old))
+        np.add.at(table, (np.arange(size), low), 1 - (place - low))
+        np.add.at(table, (np.arange(size), np.minimum(low + 1, old - 1)), place - low)
+        return table
+
+    return np.einsum("yi,kcij,xj->kcyx", weights(height, x.shape[2]), x, weights(width, x.shape[3]))
+
+
+def temporal_projection(x, state, subspace):
+    """PWTP's residual (Dynamic Appearance, Eq. 1 to 5) of frames `[K, T, 3, H, W]`, with the matrix inverse of Eq. 1."""
+    stacks, frames, _, height, width = x.shape
+    described = conv2d(x.reshape(-1, *x.shape[2:]), state["describe.weight"], stride=8, padding=4, bias=state["describe.bias"])
+    described = described.reshape(stacks, frames, *described.shape[1:])
+    u = np.stack([(described[:, i] * described[:, j]).mean(1) for i in range(frames) for j in range(i + 1, frames)], 1)
+
+    def connected(y, name):
+        return np.einsum("kihw,oi->kohw", y, state[f"{name}.weight"][:, :, 0, 0]) + state[f"{name}.bias"][:, None, None]
+
+    hidden = gelu(connected(u, "mlp.0"))
+    hidden = hidden + gelu(connected(gelu(connected(batch_norm(hidden, state, "mlp.2.norm"), "mlp.2.reduce")), "mlp.2.restore"))
+    spanning = bilinear(connected(hidden, "mlp.3"), height, width).reshape(stacks, frames, subspace, height, width)
+    a = spanning.transpose(0, 3, 4, 1, 2)
+    pixels = x.transpose(0, 3, 4, 1, 2)
+    static = a @ np.linalg.inv(a.swapaxes(-1, -2) @ a) @ a.swapaxes(-1, -2) @ pixels
+    return (pixels - static).transpose(0, 3, 4, 1, 2)

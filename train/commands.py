@@ -14,6 +14,7 @@ from rich.table import Table
 from flowless.console import emit, log
 from flowless.pipeline.index import DatasetIndex
 from flowless.pipeline.tables import refused_table
+from flowless.train.model_options import BACKBONES
 from flowless.train.recipes import DATA_NAMES, FAMILY_NAMES, Recipe, find_recipe
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ _TRAIN_HELP = f"""usage: flowless train RECIPE --data INDEX [--val-data INDEX] [
 Train a recipe on an index that `flowless scan` wrote.
 
   A recipe is MODEL/DATA:
-    MODEL  one of {", ".join(FAMILY_NAMES)}, with -r18, -r34, -r50 or -r101 behind it (stm: to -r50)
+    MODEL  one of {", ".join(name for name in FAMILY_NAMES if name not in BACKBONES)}, with -r18, -r34, -r50 or -r101
+           behind it; or {", ".join(f"{name}-{backbone}" for name, own in BACKBONES.items() for backbone in own)}
     DATA   {", ".join(DATA_NAMES)}
 
   custom fine-tunes ImageNet weights on data of your own; tiny learns a handful of videos from scratch;

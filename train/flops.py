@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 from flowless.pipeline.spec import ClipSpec
 from flowless.train.models import Recognizer
 from flowless.train.models.stm import ChannelwiseTemporalConv
+from flowless.train.models.temporal_projection import PixelwiseTemporalProjection
 
 #: PA's filters, and the weights of each: of the first layer and of the further ones.
 _FILTERS, _TAPS, _DEEPER_TAPS = 8, 3 * 7 * 7, 8 * 7 * 7
@@ -49,6 +50,19 @@ def pa_macs(spec: ClipSpec, *, depth: int = 1) -> int:
     maps = spec.segments * (spec.frames_per_segment - 1) * spec.height * spec.width
     weights = pa_parameters(depth) - depth * _FILTERS
     return maps * (weights + (_FILTERS if depth else 3))
+
+
+def projection_macs(module: PixelwiseTemporalProjection, *, height: int, width: int) -> int:
+    """Count PWTP for one segment as its paper does: the convolution, the products of Eq. 3 and the MLP's weights.
+
+    Biases, norms, upsampling and the projection itself, a few products a pixel, are not in the paper's tables. `count`
+    leaves out the products of Eq. 3 besides, a hundredth of the module.
+    """
+    stride = module.describe.stride[0]
+    places = math.ceil(height / stride) * math.ceil(width / stride)
+    connected = sum(layer.weight.numel() for layer in module.mlp.modules() if isinstance(layer, torch.nn.Conv2d))
+    pairs = len(module.first) * module.describe.out_channels
+    return places * (module.frames * module.describe.weight.numel() + pairs + connected)
 
 
 @register_flop_formula(torch.ops.flowless.persistence)

@@ -10,6 +10,14 @@ STMPlacement = Literal["all", "one-per-stage", "stage2", "stage3", "stage4", "st
 #: How an STM block joins its two modules (STM, Table 7).
 STMFusion = Literal["sum", "concat"]
 
+#: Families that do not take the ResNets of every depth -> the backbones of their paper.
+BACKBONES: dict[str, tuple[str, ...]] = {
+    "stm": ("r50", "r18", "r34"),
+    "da-tsm": ("r50", "r18"),
+    "da-x3d": ("xs", "m"),
+    "da-vit": ("b",),
+}
+
 
 class ModelOptions(TypedDict, total=False):
     """What some families can be asked; the others do not mind."""
@@ -26,3 +34,5 @@ class ModelOptions(TypedDict, total=False):
     """Add the two modules' features up (sum, the default), or concatenate them and convolve (concat)."""
     stm_fixed: bool
     """STM's frequency-degenerated variant, whose temporal and motion kernels are fixed."""
+    da_subspace: int
+    """Dimensions of the static subspace that dynamic appearance leaves out: 1 (the default) to 3, at most half of the frames."""

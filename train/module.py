@@ -13,7 +13,9 @@ from torch import Tensor
 from flowless.errors import FlowlessError
 from flowless.pipeline.index import DatasetIndex
 from flowless.train.data import EpochBatches, Place, evaluation_loader, training_loader
+from flowless.train.joint import joint_training
 from flowless.train.models import Recognizer
+from flowless.train.models.backbone import pixels_together
 from flowless.train.objectives import objective_of
 from flowless.train.optim import build_optimizer, freeze_batch_norm, set_rate
 from flowless.train.recipes import Recipe
@@ -32,11 +34,11 @@ class TrainingModule(pl.LightningModule):
 
     def __init__(self, model: Recognizer, recipe: Recipe, *, index: DatasetIndex, val_index: DatasetIndex | None) -> None:
         super().__init__()
-        # For convolutions, pixels whose colours lie side by side are the faster layout, as they come from the video.
-        self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model: Recognizer = pixels_together(model)  # type: ignore[assignment]
         self.recipe = recipe
         self.index = index
         self.val_index = val_index
+        self.joint = joint_training(model, recipe)
         self.rows: list[dict[str, Any]] = []
         self._objective = objective_of(recipe)
         self._loaders: list[EpochBatches] = []
@@ -83,11 +85,13 @@ class TrainingModule(pl.LightningModule):
         """Learn from uint8 clips `[B, draws, N, m, H, W, 3]`: every network by its own loss, as if it were trained alone.
 
         The losses are added up, so that each network's gradient is its own; the loss that is reported is their mean.
-        (The gradient's norm is clipped over all networks together.)
+        (The gradient's norm is clipped over all networks together.) A model with a second loss keeps its gradient apart
+        until the optimiser's step.
         """
         # All draws go through the network as one batch: batch norm sees them together.
         labels = batch.labels.flatten()
-        branches = self.model.branch_scores(batch.clips.flatten(0, 1)).float()
+        source = self.joint or self.model
+        branches = source.branch_scores(batch.clips.flatten(0, 1)).float()
         losses = [self._objective(scores, labels) for scores in branches]
         loss = torch.stack(losses).sum()
         self._sums["train"].add(loss / len(losses), branches.mean(0), labels)
@@ -98,7 +102,10 @@ class TrainingModule(pl.LightningModule):
         set_rate(self.optimizers().optimizer, self.recipe.rate_at(self._epochs_done()))  # type: ignore[union-attr]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Stop where training has diverged, rather than write a model of NaN."""
+        """Mix the gradients of two losses where there are two; stop where training has diverged, rather than write a model of NaN."""
+        if self.joint is not None:
+            steps = max(1, self.trainer.num_training_batches // self.recipe.accumulate) * self.recipe.epochs
+            self.joint.mix(step=self.trainer.global_step + 1, steps=int(steps), reduce=self._mean_over_processes)
         if self.trainer.global_step % 10 == 0 and not bool(torch.isfinite(self._sums["train"].loss)):
             raise FlowlessError(
                 f"epoch {self.current_epoch}: the loss is no number any more; training has diverged. Lower --lr (it is {self.recipe.lr:g} "
@@ -122,6 +129,7 @@ class TrainingModule(pl.LightningModule):
         row["seconds"] = time.perf_counter() - self._started
         self.rows.append(row)
         shown = {name: float(value) for name, value in row.items() if name != "epoch" and value is not None}
+        shown |= self.joint.means() if self.joint is not None else {}
         for logger in self.loggers:
             logger.log_metrics(shown, step=row["epoch"])
 
@@ -153,6 +161,9 @@ class TrainingModule(pl.LightningModule):
     def _epochs_done(self) -> float:
         steps = max(1, self.trainer.num_training_batches // self.recipe.accumulate)
         return self.trainer.global_step / steps
+
+    def _mean_over_processes(self, gradient: Tensor) -> Tensor:
+        return self.trainer.strategy.reduce(gradient, reduce_op="mean")  # type: ignore[return-value]
 
     def _place(self) -> Place:
         gpu = self.device.index or 0 if self.device.type == "cuda" else None

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from flowless.train.models import MotionRecognizer, Recognizer
+from flowless.train.models import AppearanceRecognizer, MotionRecognizer, Recognizer
 from flowless.train.models.stm import ChannelwiseTemporalConv
 from flowless.train.recipes import Recipe
 
@@ -16,49 +16,59 @@ OFFICIAL_FACTORS = {
     "first_conv_weight": (5.0, 1.0),
     "first_conv_bias": (10.0, 0.0),
     "normal_weight": (1.0, 1.0),
+    "normal_bias": (2.0, 0.0),
     "bn": (1.0, 0.0),
     "lr5_weight": (5.0, 1.0),
     "lr10_bias": (10.0, 0.0),
     "channelwise": (1.0, 0.0),
 }
+#: Layers whose scale and shift never decay.
+_NORMS = (nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm)
 
 
-def parameter_groups(model: Recognizer, *, layer_rates: bool = True) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: Recognizer, *, layer_rates: bool = True, head_decay: float = 1.0, projection_rate: float = 1.0
+) -> list[dict[str, Any]]:
     """Sort a model's parameters into the official groups.
 
-    The first convolution is PA's where there is one; a backbone's own first convolution learns like every other. Kernels of one
-    channel each (STM's temporal weights and motion filters) do not decay: they start at 1, as a batch norm's weights do, and
-    say which moment a channel takes; decay would only make them forget.
+    The first convolution is PA's where there is one; a backbone's own first convolution learns like every other, and so do
+    the linear layers inside a backbone. PWTP's layers are groups of their own. Kernels of one channel each (STM's temporal
+    weights and motion filters) do not decay: they start at 1, as a batch norm's weights do, and say which moment a channel
+    takes; decay would only make them forget.
 
     Args:
         model: What `build_model` made.
-        layer_rates: False: the same rate everywhere; biases and batch norm still do not decay.
+        layer_rates: False: the same rate everywhere; biases and norms still do not decay.
+        head_decay: Factor on the weight decay of the linear layers behind the backbone.
+        projection_rate: Factor on PWTP's rate, which replaces the factors by layer.
 
     Returns:
         Groups for an optimiser, each with `name`, `params`, `lr_factor`, `decay_factor`; empty groups are left out.
     """
-    groups: dict[str, list[nn.Parameter]] = {name: [] for name in OFFICIAL_FACTORS}
+    factors = {name: (rate if layer_rates else 1.0, decay) for name, (rate, decay) in OFFICIAL_FACTORS.items()}
+    factors["lr5_weight"] = (factors["lr5_weight"][0], head_decay)
+    factors |= {"projection_weight": (projection_rate, 1.0), "projection_bias": (projection_rate, 0.0)}
+    groups: dict[str, list[nn.Parameter]] = {name: [] for name in factors}
     first = model.persistence if isinstance(model, MotionRecognizer) else None
+    projection = set(model.projection.modules()) if isinstance(model, AppearanceRecognizer) else set()
+    backbone = set(model.get_submodule("backbone").modules()) if hasattr(model, "backbone") else set()
     for module in model.modules():
         if module is first:
             weight, bias = "first_conv_weight", "first_conv_bias"
-        elif isinstance(module, nn.BatchNorm2d):
+        elif module in projection:
+            weight, bias = "projection_bias" if isinstance(module, _NORMS) else "projection_weight", "projection_bias"
+        elif isinstance(module, _NORMS):
             weight = bias = "bn"
         elif isinstance(module, ChannelwiseTemporalConv) or (isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1):
             weight = bias = "channelwise"
-        elif isinstance(module, nn.Linear):
+        elif isinstance(module, nn.Linear) and module not in backbone:
             weight, bias = "lr5_weight", "lr10_bias"
         else:
             weight, bias = "normal_weight", "normal_bias"
         for name, parameter in module.named_parameters(recurse=False):
             groups[bias if name == "bias" else weight].append(parameter)
     return [
-        {
-            "name": name,
-            "params": parameters,
-            "lr_factor": OFFICIAL_FACTORS[name][0] if layer_rates else 1.0,
-            "decay_factor": OFFICIAL_FACTORS[name][1],
-        }
+        {"name": name, "params": parameters, "lr_factor": factors[name][0], "decay_factor": factors[name][1]}
         for name, parameters in groups.items()
         if parameters
     ]
@@ -66,7 +76,7 @@ def parameter_groups(model: Recognizer, *, layer_rates: bool = True) -> list[dic
 
 def build_optimizer(model: Recognizer, recipe: Recipe) -> torch.optim.Optimizer:
     """Return the recipe's optimiser over the model's groups: SGD (no Nesterov) or AdamW; `set_rate` gives them their rates."""
-    groups = parameter_groups(model, layer_rates=recipe.layer_rates)
+    groups = parameter_groups(model, layer_rates=recipe.layer_rates, head_decay=recipe.head_decay, projection_rate=recipe.projection_rate)
     for group in groups:
         group["lr"] = recipe.rate_at(0) * group["lr_factor"]
         group["weight_decay"] = recipe.weight_decay * group["decay_factor"]
@@ -83,7 +93,7 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 def freeze_batch_norm(model: nn.Module, *, but_first: bool = True) -> None:
     """Partial BN: let every batch norm but the first use its running statistics and stop learning."""
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in model.modules() if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d))]
     for norm in norms[1:] if but_first else norms:
         norm.eval()
         for parameter in norm.parameters():

@@ -8,7 +8,8 @@ from typing import Any, Literal, get_args
 
 from flowless.errors import FlowlessError
 from flowless.pipeline.spec import ClipSpec
-from flowless.train.model_options import ModelOptions, PAEncoding, STMFusion, STMPlacement
+from flowless.train.model_options import BACKBONES, ModelOptions, PAEncoding, STMFusion, STMPlacement
+from flowless.train.recipes_appearance import appearance_changes
 
 #: What training minimises.
 ObjectiveName = Literal["scores", "twins"]
@@ -25,7 +26,7 @@ class Recipe:
     name: str = "custom"
     """The recipe's name, model/data set."""
     model: str = "pan-lite-r50"
-    """tsn, tsm, stm, pan-lite, pan-rgb, pan-pa, pan-full or pan-en, and r18, r34, r50 or (but for stm) r101."""
+    """A family and its backbone: tsn, tsm, pan-lite and others with r18 to r101; stm-r18 to -r50; da-tsm-r50, da-x3d-xs, da-vit-b."""
     width: float = 1.0
     """Factor on the backbone's channels; 0.25 gives 16, 32, 64, 128."""
     dropout: float = 0.5
@@ -40,6 +41,17 @@ class Recipe:
     """STM: add spatiotemporal and motion features up (sum), or concatenate them and convolve (concat)."""
     stm_fixed: bool = False
     """STM: the frequency-degenerated variant, whose temporal and motion kernels are fixed and do not learn."""
+    da_subspace: int = 1
+    """Models with dynamic appearance: dimensions of the static subspace that is taken out, 1 to 3, at most half of the frames."""
+    joint: Literal["separate", "constant", "schedule", "mgda"] = "mgda"
+    """Models with dynamic appearance: how its own loss and the recognition loss move it. separate: its own alone; constant:
+    joint_alpha of it; schedule: less and less of it (joint_gamma, joint_lambda); mgda: as much as helps both."""
+    joint_alpha: float = 0.5
+    """With joint constant: share of dynamic appearance's own loss, 0 to 1."""
+    joint_gamma: float = 0.2
+    """With joint schedule: share of the training after which joint_lambda is reached."""
+    joint_lambda: float = 0.1
+    """With joint schedule: share of dynamic appearance's own loss that is left then; it falls to nothing by the end."""
     pretrained: bool = True
     """Start from ImageNet weights, which timm downloads or finds in its cache."""
     pretrained_path: str | None = None
@@ -72,16 +84,21 @@ class Recipe:
     """Momentum of SGD; the first moment's decay of AdamW."""
     weight_decay: float = 1e-4
     """Weight decay of convolutions and linear layers (never of biases and batch norm)."""
-    schedule: Literal["steps", "one-cycle"] = "steps"
-    """steps: divide the rate at epochs; one-cycle: rise to lr in warm_up of the time, then fall to nothing."""
+    schedule: Literal["steps", "one-cycle", "cosine"] = "steps"
+    """steps: divide the rate at epochs; one-cycle: rise to lr in warm_up of the time, then fall to nothing; cosine: the same,
+    rising in a straight line."""
     steps: tuple[int, ...] = (30, 60)
     """Epochs at which the schedule `steps` multiplies the rate with step_factor."""
     step_factor: float = 0.1
     """What `steps` multiplies with."""
     warm_up: float = 0.3
-    """Share of the time in which `one-cycle` rises."""
+    """Share of the time in which `one-cycle` and `cosine` rise; 0 starts at lr."""
     layer_rates: bool = True
     """The official rates by layer: 5 times lr for PA's filters and linear layers, 10 times for their biases."""
+    head_decay: float = 1.0
+    """Factor on the weight decay of the linear layers behind the backbone."""
+    projection_rate: float = 1.0
+    """Models with dynamic appearance: factor on its learning rate."""
     clip_gradient: float = 20.0
     """Largest norm of the gradient; 0 switches clipping off."""
     objective: ObjectiveName = "scores"
@@ -130,10 +147,13 @@ class Recipe:
             (("epochs", "batch_size", "accumulate", "lr_batch", "validate_every", "num_nodes"), lambda x: x >= 1, "at least 1"),
             (("lr",), lambda x: 0 < x < math.inf, "above 0"),
             (("momentum", "label_smoothing", "dropout"), lambda x: 0 <= x < 1, "in [0, 1)"),
-            (("weight_decay", "clip_gradient", "seed", "twins_lambda", "twins_beta"), lambda x: 0 <= x < math.inf, "at least 0"),
+            (("weight_decay", "clip_gradient", "seed", "head_decay", "projection_rate"), lambda x: 0 <= x < math.inf, "at least 0"),
+            (("twins_lambda", "twins_beta"), lambda x: 0 <= x < math.inf, "at least 0"),
             (("pa_depth",), lambda x: 0 <= x <= 8, "from 0 to 8"),
-            (("warm_up",), lambda x: 0 < x < 1, "between 0 and 1"),
-            (("step_factor", "max_bad_share", "colour_jitter", "grey"), lambda x: 0 <= x <= 1, "in [0, 1]"),
+            (("da_subspace",), lambda x: 1 <= x <= 3, "from 1 to 3"),
+            (("warm_up",), lambda x: 0 <= x < 1, "at least 0 and below 1"),
+            (("joint_gamma",), lambda x: 0 < x < 1, "between 0 and 1"),
+            (("step_factor", "max_bad_share", "colour_jitter", "grey", "joint_alpha", "joint_lambda"), lambda x: 0 <= x <= 1, "in [0, 1]"),
             (("scales",), lambda x: len(x) > 0 and all(0 < scale <= 1 for scale in x), "numbers in (0, 1]"),
         )
         problems = [
@@ -185,6 +205,7 @@ class Recipe:
             "stm_placement": self.stm_placement,
             "stm_fusion": self.stm_fusion,
             "stm_fixed": self.stm_fixed,
+            "da_subspace": self.da_subspace,
         }
 
     @property
@@ -197,6 +218,8 @@ class Recipe:
         if self.schedule == "steps":
             return self.peak_rate * self.step_factor ** sum(epoch >= step for step in self.steps)
         done = min(1.0, epoch / self.epochs)
+        if done < self.warm_up and self.schedule == "cosine":
+            return self.peak_rate * (1 + 24 * done / self.warm_up) / 25
         if done < self.warm_up:
             return _cosine(self.peak_rate / 25, self.peak_rate, done / self.warm_up)
         return _cosine(self.peak_rate, self.peak_rate / 25e4, (done - self.warm_up) / (1 - self.warm_up))
@@ -269,15 +292,15 @@ def _recipe(model: str, data: str) -> Recipe:
         changes |= _STM | (_STM_PUBLIC if data in _PUBLIC else _STM_SMALL if data in _SMALL_SETS else {})
     if family == "pan-en":
         changes["sampling"] = "two-clip"
+    if family.startswith("da-"):
+        changes |= appearance_changes(model, data)
     return Recipe(name=f"{model}/{data}", model=model, **changes)
 
 
-FAMILY_NAMES = ("pan-lite", "pan-full", "pan-en", "pan-rgb", "pan-pa", "stm", "tsm", "tsn")
+FAMILY_NAMES = ("pan-lite", "pan-full", "pan-en", "pan-rgb", "pan-pa", "tsm", "tsn", "stm", "da-tsm", "da-x3d", "da-vit")
 DEPTH_NAMES = ("r50", "r18", "r34", "r101")
-#: Families that exist in the depths of their paper alone.
-_OWN_DEPTHS = {"stm": ("r50", "r18", "r34")}
 #: Models and data sets that recipes are named after.
-MODEL_NAMES = tuple(f"{family}-{depth}" for family in FAMILY_NAMES for depth in _OWN_DEPTHS.get(family, DEPTH_NAMES))
+MODEL_NAMES = tuple(f"{family}-{backbone}" for family in FAMILY_NAMES for backbone in BACKBONES.get(family, DEPTH_NAMES))
 DATA_NAMES = tuple(_DATA)
 RECIPES: dict[str, Recipe] = {f"{model}/{data}": _recipe(model, data) for model in MODEL_NAMES for data in DATA_NAMES}
 

@@ -57,7 +57,7 @@ def test_names_are_the_models():
     for name, recipe in RECIPES.items():
         assert recipe.name == name
         assert recipe.model == name.split("/")[0]
-        assert recipe.spec.shape[0] == 8
+        assert recipe.spec.shape[0] == 8 or recipe.model.startswith("da-")
 
 
 def test_dictionary_round_trip():

@@ -1,4 +1,4 @@
-"""The recognisers by name. A model is a plain function with its model card; a name is the function and a depth."""
+"""The recognisers by name. A model is a plain function with its model card; a name is the function and a backbone."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Unpack
 
 from flowless.errors import FlowlessError
 from flowless.pipeline.spec import ClipSpec
-from flowless.train.model_options import ModelOptions
+from flowless.train.model_options import BACKBONES, ModelOptions
 from flowless.train.models.backbone import DEPTHS
+from flowless.train.models.dynamic_appearance import AppearanceRecognizer, da_tsm, da_vit, da_x3d
 from flowless.train.models.pan import pan_en, pan_full, pan_lite, pan_pa, pan_rgb
 from flowless.train.models.plan import Plan
 from flowless.train.models.recognizer import FusedRecognizer, MotionOnlyRecognizer, MotionRecognizer, Network, Recognizer
@@ -20,6 +21,7 @@ from flowless.train.models.tsn import tsn
 __all__ = [
     "FAMILIES",
     "MODELS",
+    "AppearanceRecognizer",
     "FusedRecognizer",
     "ModelOptions",
     "MotionOnlyRecognizer",
@@ -39,11 +41,12 @@ FAMILIES: dict[str, Callable[[Plan], Recognizer]] = {
     "pan-pa": pan_pa,
     "pan-full": pan_full,
     "pan-en": pan_en,
+    "da-tsm": da_tsm,
+    "da-x3d": da_x3d,
+    "da-vit": da_vit,
 }
-#: Families that exist in the depths of their paper alone; the others in all.
-OWN_DEPTHS: dict[str, tuple[str, ...]] = {"stm": ("r18", "r34", "r50")}
 #: Every name that `build_model` knows.
-MODELS = tuple(f"{family}-{depth}" for family in FAMILIES for depth in OWN_DEPTHS.get(family, tuple(DEPTHS)))
+MODELS = tuple(f"{family}-{backbone}" for family in FAMILIES for backbone in BACKBONES.get(family, tuple(DEPTHS)))
 
 
 def build_model(
@@ -67,7 +70,7 @@ def build_model(
         dropout: Share of the features dropped before the last layer, in training.
         pretrained: Start from ImageNet weights, by timm's own loading.
         pretrained_path: Start from ImageNet weights in this file.
-        **options: See `ModelOptions`: how motion maps are made, what an STM block is.
+        **options: See `ModelOptions`.
 
     Raises:
         FlowlessError: The name is unknown, or the arguments do not fit each other.

@@ -26,23 +26,46 @@ def resnet(depth: str, *, width: float = 1.0, pretrained: bool = False, pretrain
         pretrained_path: Load ImageNet weights from this file (safetensors, or a PyTorch file of plain tensors) instead.
     """
     channels = tuple(max(8, round(width * count)) for count in (64, 128, 256, 512))
-    wanted = pretrained or pretrained_path is not None
-    if wanted and width != 1.0:
+    if (pretrained or pretrained_path is not None) and width != 1.0:
         raise FlowlessError(f"width is {width}; pretrained weights exist for width 1 only. Train from scratch, or use width 1.")
-    options: dict[str, Any] = {"num_classes": 0, "channels": channels}
+    return from_timm(DEPTHS[depth], pretrained=pretrained, pretrained_path=pretrained_path, channels=channels)
+
+
+def from_timm(
+    name: str, *, classifier: str = "fc.", pretrained: bool = False, pretrained_path: str | Path | None = None, **options: Any
+) -> nn.Module:
+    """Return one of timm's models without its classifier.
+
+    Args:
+        name: timm's name for it.
+        classifier: How the names of the classifier's weights begin; a file may hold them.
+        pretrained: Load weights the way timm does.
+        pretrained_path: Load weights from this file instead.
+        **options: What timm's model takes.
+    """
     if pretrained_path is not None:
-        model = timm.create_model(DEPTHS[depth], **options)
-        _load_file(model, Path(pretrained_path), depth)
+        model = timm.create_model(name, num_classes=0, **options)
+        _load_file(model, Path(pretrained_path), name=name, classifier=classifier)
         return model
     try:
-        return timm.create_model(DEPTHS[depth], pretrained=pretrained, **options)
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
     except (OSError, RuntimeError) as error:
         if not pretrained:
             raise
         raise FlowlessError(
-            f"ImageNet weights for {DEPTHS[depth]} could not be fetched ({str(error).splitlines()[0]}). Where there is no network, "
+            f"ImageNet weights for {name} could not be fetched ({str(error).splitlines()[0]}). Where there is no network, "
             f"give a file with pretrained_path, or train from scratch with pretrained off."
         ) from error
+
+
+def pixels_together(model: nn.Module) -> nn.Module:
+    """Lay 2D convolutions' weights out for pixels whose colours lie side by side, as they come from a video: the faster layout.
+
+    A model with 3D convolutions stays as it is; PyTorch has no such layout for them.
+    """
+    if any(value.dim() == 5 for value in model.parameters()):
+        return model
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def widen(weight: Tensor, channels: int) -> Tensor:
@@ -66,15 +89,15 @@ def widen_first_conv(backbone: nn.Module, channels: int, *, from_pretrained: boo
     backbone.conv1 = new
 
 
-def _load_file(model: nn.Module, path: Path, depth: str) -> None:
+def _load_file(model: nn.Module, path: Path, *, name: str, classifier: str) -> None:
     weights = read_weights(path)
-    weights = {name: value for name, value in weights.items() if not name.startswith("fc.")}
+    weights = {key: value for key, value in weights.items() if not key.startswith(classifier)}
     missing, unexpected = model.load_state_dict(weights, strict=False) if _shapes_fit(model, weights) else ([""], [""])
-    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     if missing or unexpected:
         raise FlowlessError(
-            f"{path}: does not hold the weights of timm's {DEPTHS[depth]} (missing {len(missing)}, unknown {len(unexpected)}, "
-            f"or other shapes). Give a file saved from timm.create_model({DEPTHS[depth]!r})."
+            f"{path}: does not hold the weights of timm's {name} (missing {len(missing)}, unknown {len(unexpected)}, "
+            f"or other shapes). Give a file saved from timm.create_model({name!r})."
         )
 
 

@@ -43,7 +43,7 @@ class DeepPersistence(PersistenceOfAppearance):
     def motion(self, x: Tensor, *, scale: Tensor | None = None) -> Tensor:
         """Return the PA maps `[..., m-1, H, W]` of frames `[..., m, 3, H, W]`; `scale` as at depth 1."""
         weight = self.weight if scale is None else self.weight * scale.view(1, 3, 1, 1)
-        with _single_precision(x):
+        with single_precision(x):
             change = F.conv2d(frame_differences(x), weight, padding=3)
             for deeper in self.deeper:
                 change = F.conv2d(change, deeper, padding=3)
@@ -94,7 +94,8 @@ def _as_maps(length: Tensor, x: Tensor) -> Tensor:
     return length.reshape(*x.shape[:-4], x.shape[-4] - 1, *x.shape[-2:])
 
 
-def _single_precision(x: Tensor) -> contextlib.AbstractContextManager[object]:
+def single_precision(x: Tensor) -> contextlib.AbstractContextManager[object]:
     """Leave autocast, as the op of depth 1 does; entered only where there is one, since an exported graph has none."""
     kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
+    known = torch.amp.is_autocast_available(kind)  # the device meta, which only counts, has none
+    return torch.autocast(kind, enabled=False) if known and torch.is_autocast_enabled(kind) else contextlib.nullcontext()

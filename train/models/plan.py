@@ -10,9 +10,10 @@ from torch import nn
 
 from flowless.errors import FlowlessError
 from flowless.pipeline.spec import ClipSpec
-from flowless.train.model_options import PAEncoding, STMFusion, STMPlacement
+from flowless.train.model_options import ModelOptions, PAEncoding, STMFusion, STMPlacement
 from flowless.train.models.backbone import resnet
 from flowless.train.models.deep_persistence import DeepPersistence, PixelPersistence
+from flowless.train.models.temporal_projection import PixelwiseTemporalProjection
 from flowless.train.persistence import PersistenceOfAppearance
 
 #: Start of the PA filters without pretrained weights: large enough that motion outweighs the RGB channels beside it. (Moving
@@ -43,6 +44,7 @@ class Plan:
     stm_placement: STMPlacement = "all"
     stm_fusion: STMFusion = "sum"
     stm_fixed: bool = False
+    da_subspace: int = 1
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
@@ -65,7 +67,7 @@ class Plan:
     @property
     def config(self) -> dict[str, Any]:
         """Return the arguments that a checkpoint keeps: what `build_model` needs beside the name and the ClipSpec."""
-        names = ("classes", "width", "dropout", "pa_encoding", "pa_depth", "eps_inside", "stm_placement", "stm_fusion", "stm_fixed")
+        names = ("classes", "width", "dropout", *ModelOptions.__annotations__)
         return {name: getattr(self, name) for name in names}
 
     @property
@@ -96,3 +98,7 @@ class Plan:
         if self.pa_depth == 0:
             return PixelPersistence(encoding=self.pa_encoding)
         return DeepPersistence(depth=self.pa_depth, encoding=self.pa_encoding, std=std)
+
+    def projection(self) -> PixelwiseTemporalProjection:
+        """Build a PWTP module."""
+        return PixelwiseTemporalProjection(self.spec.frames_per_segment, subspace=self.da_subspace)

@@ -1,0 +1,129 @@
+"""Joint training: two losses that share PWTP's parameters (Dynamic Appearance, sections 3.4 and 3.5, appendix D).
+
+The recogniser is taught by its own loss L2 as ever. PWTP, which it shares with the loss L1 of its projection residual, is
+moved along alpha * grad L1 + (1 - alpha) * grad L2 (Algorithm 1); everything else along grad L2. L1 costs one backward pass
+through PWTP alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from flowless.train.models import AppearanceRecognizer, Recognizer
+from flowless.train.recipes import Recipe
+
+
+def pareto_alpha(first: Tensor, second: Tensor) -> Tensor:
+    """Return MGDA's weight of the first of two gradients `[P]` (Eq. 12): the alpha in [0, 1] that makes their mixture shortest.
+
+    Equal gradients, for which every alpha is as good, get one half.
+    """
+    difference = second - first
+    square = difference.square().sum()
+    alpha = torch.dot(difference, second) / square
+    return torch.where(square > 0, alpha, torch.full_like(alpha, 0.5)).clamp(0, 1)
+
+
+def scheduled_alpha(step: int, steps: int, *, gamma: float, least: float) -> float:
+    """Return the scale scheduler's alpha (Eq. 13) of step m = 1, 2, … of M.
+
+    As printed the formula cannot be computed: gamma >= 1 leaves no second part, cos^-1(pi / (2 lambda - 1)) is no real number,
+    and log m restarts nowhere. What gives the curves described (from 1 by a cosine to lambda at m = gamma M, then to 0 at M, over
+    the logarithm of time) is the base (gamma M)^(pi / cos^-1(2 lambda - 1)) in the first part, m - gamma M for m in the
+    second, and gamma <= 1. That is computed here.
+
+    Args:
+        step: m, the optimiser's step, from 1.
+        steps: M, all steps of the training.
+        gamma: Share of the training after which alpha is lambda.
+        least: lambda.
+    """
+    turn = gamma * steps
+    if step < turn:
+        share = math.acos(2 * least - 1) / math.pi
+        return (1 + math.cos(math.pi * share * _log_share(step, turn))) / 2
+    return least * (1 + math.cos(math.pi * _log_share(step - turn, steps - turn))) / 2
+
+
+def _log_share(done: float, whole: float) -> float:
+    """Return log(done) / log(whole), the share of a time's logarithm that is over, between 0 and 1."""
+    if whole <= 1:
+        return 1.0 if done >= whole else 0.0
+    return min(1.0, math.log(max(1.0, done)) / math.log(whole))
+
+
+def joint_training(model: Recognizer, recipe: Recipe) -> JointTraining | None:
+    """Return how a model's two losses are joined; None for a model with one loss."""
+    return JointTraining(model, recipe) if isinstance(model, AppearanceRecognizer) else None
+
+
+class JointTraining:
+    """Gathers PWTP's two gradients over the batches of a step, and mixes them before the optimiser's step.
+
+    Mixing happens once a step, on whole gradients: after accumulation, after the sum over processes, after fp16's scale is
+    taken out and before clipping. So alpha is that of the whole batch. PWTP runs in fp32 under mixed precision, and L1's
+    gradient never meets fp16's scale.
+
+    Attributes:
+        alpha: Mean of alpha over the epoch's steps.
+        enopr: Mean of L1 over the epoch's batches.
+    """
+
+    def __init__(self, model: AppearanceRecognizer, recipe: Recipe) -> None:
+        self.model = model
+        self.recipe = recipe
+        self.shared: list[nn.Parameter] = list(model.projection.parameters())
+        self._gradient: Tensor | None = None
+        self._sums: dict[str, list[Tensor]] = {"enopr": [], "alpha": []}
+
+    def branch_scores(self, clip: Tensor) -> Tensor:
+        """Return scores as `Recognizer.branch_scores` does, `[1, B, classes]`, and keep L1's gradient of this batch."""
+        scores, loss = self.model.scores_and_enopr(clip)
+        with torch.autocast(clip.device.type, enabled=False):
+            # The graph is kept: the recognition loss goes back through the same PWTP.
+            parts = torch.autograd.grad(loss / self.recipe.accumulate, self.shared, retain_graph=True)
+        gradient = _flat(parts)
+        self._gradient = gradient if self._gradient is None else self._gradient + gradient
+        self._sums["enopr"].append(loss.detach())
+        return scores[None]
+
+    def mix(self, *, step: int, steps: int, reduce: Callable[[Tensor], Tensor]) -> None:
+        """Put alpha * grad L1 + (1 - alpha) * grad L2 where grad L2 is, in the shared parameters' `grad`.
+
+        Args:
+            step: The optimiser's step, from 1.
+            steps: All steps of the training.
+            reduce: Averages a tensor over the processes that train together, as grad L2 already is.
+        """
+        assert self._gradient is not None
+        first = reduce(self._gradient)
+        self._gradient = None
+        second = _flat([torch.zeros_like(value) if value.grad is None else value.grad for value in self.shared])
+        alpha = self._alpha(first, second, step=step, steps=steps)
+        mixed = alpha * first + (1 - alpha) * second
+        for value, part in zip(self.shared, mixed.split([value.numel() for value in self.shared]), strict=True):
+            value.grad = part.view_as(value).clone() if value.grad is None else value.grad.copy_(part.view_as(value))
+        self._sums["alpha"].append(alpha)
+
+    def means(self) -> dict[str, float]:
+        """Return the epoch's mean `enopr` and `alpha`, of this process, and start anew."""
+        told = {name: torch.stack(values).mean().item() for name, values in self._sums.items() if values}
+        self._sums = {name: [] for name in self._sums}
+        return told
+
+    def _alpha(self, first: Tensor, second: Tensor, *, step: int, steps: int) -> Tensor:
+        recipe = self.recipe
+        if recipe.joint == "mgda":
+            return pareto_alpha(first, second)
+        if recipe.joint == "schedule":
+            return first.new_tensor(scheduled_alpha(step, steps, gamma=recipe.joint_gamma, least=recipe.joint_lambda))
+        # Separate training is alpha = 1: PWTP learns by its own loss, and recognition does not move it.
+        return first.new_tensor(1.0 if recipe.joint == "separate" else recipe.joint_alpha)
+
+
+def _flat(parts: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
+    return torch.cat([part.reshape(-1) for part in parts])

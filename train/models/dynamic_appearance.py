@@ -1,0 +1,113 @@
+"""The recognisers of dynamic appearance: what stands still is taken out of every segment before a network sees it.
+
+Huang and Bors, Dynamic Appearance: A Video Representation for Action Recognition with Joint Training, 2022.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from flowless.errors import FlowlessError
+from flowless.pipeline.spec import ClipSpec
+from flowless.train.models.clip_transformer import ClipTransformer
+from flowless.train.models.plan import Plan
+from flowless.train.models.recognizer import Network
+from flowless.train.models.shift import add_temporal_shift
+from flowless.train.models.temporal_projection import PixelwiseTemporalProjection, enopr
+from flowless.train.models.vap import AverageHead
+from flowless.train.models.x3d import X3D
+
+
+class AppearanceRecognizer(Network):
+    """A network whose backbone sees one frame a segment, the dynamic appearance of the segment's T frames.
+
+    Attributes:
+        projection: PWTP, which joint training teaches by a loss of its own besides.
+    """
+
+    def __init__(self, *, spec: ClipSpec, backbone: nn.Module, head: nn.Module, projection: PixelwiseTemporalProjection) -> None:
+        super().__init__(spec=spec, backbone=backbone, head=head)
+        self.projection = projection
+
+    def appearance(self, clip: Tensor) -> Tensor:
+        """Return the dynamic appearance of pixels: uint8 `[B, N, T, H, W, 3]` to `[B, N, 3, H, W]`, in normalised colours."""
+        self._check(clip)
+        return self._seen_in_pixels(clip.float())
+
+    def scores_and_enopr(self, clip: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scores `[B, classes]` of pixels, uint8 `[B, N, T, H, W, 3]`, and PWTP's own loss (Eq. 8), of one graph."""
+        self._check(clip)
+        residual = self.projection.residual(self._stacks(clip.float()))
+        seen = residual.mean(1).unflatten(0, (-1, self.spec.segments))
+        return self.head(self._encode(seen)), enopr(residual)
+
+    def _seen(self, x: Tensor) -> Tensor:
+        return self.projection(x.flatten(0, 1)).unflatten(0, (-1, self.spec.segments))
+
+    def _seen_in_pixels(self, pixels: Tensor) -> Tensor:
+        return self.projection(self._stacks(pixels)).unflatten(0, (-1, self.spec.segments))
+
+    def _stacks(self, pixels: Tensor) -> Tensor:
+        """Normalise float pixels `[B, N, T, H, W, 3]` of values 0 to 255: `[B * N, T, 3, H, W]`."""
+        # Joined before transposing: engines do not like six axes.
+        return self.normalise(pixels.flatten(0, 2).movedim(-1, 1)).unflatten(0, (-1, self.spec.frames_per_segment))
+
+
+class ClipAppearanceRecognizer(AppearanceRecognizer):
+    """The same with a backbone that encodes the segments of a clip together, `[B, N, 3, H, W]` to `[B, n, D]`."""
+
+    def _encode(self, seen: Tensor) -> Tensor:
+        return self.backbone(seen)
+
+
+def da_tsm(plan: Plan) -> AppearanceRecognizer:
+    """DA TSM: dynamic appearance in a temporal shift ResNet.
+
+    Model card:
+        Paper: section 3.3; Tables 1 and 6.
+        Sees: all T frames of each segment, as one frame of what moved. The paper: 8 x 4 on Something-Something, 8 x 6 and
+            16 x 8 elsewhere.
+        Size: ResNet-50, 174 classes, 8 x 4 frames of 256 x 256: 23.9 M parameters, 6.1 K of them PWTP's; 42.9 GMAC, 0.2 of
+            them PWTP's.
+        Variant: shift as in TSM, the segments' scores averaged, dropout before the last layer.
+    """
+    backbone = plan.backbone()
+    add_temporal_shift(backbone, segments=plan.spec.segments)
+    head = AverageHead(backbone.num_features, classes=plan.classes, dropout=plan.dropout)  # type: ignore[arg-type]
+    return AppearanceRecognizer(spec=plan.spec, backbone=backbone, head=head, projection=plan.projection())
+
+
+def da_x3d(plan: Plan) -> ClipAppearanceRecognizer:
+    """DA X3D: dynamic appearance in a small 3D network, whose axis of time is the segments.
+
+    Model card:
+        Paper: section 3.3; Tables 1 and 4. Backbone: Feichtenhofer, X3D, CVPR 2020; XS and M are one network.
+        Sees: as da-tsm. The paper: XS 4 x 8 frames of 160 x 160, M 16 x 3 of 224 x 224, on Something-Something.
+        Size: 174 classes: 3.3 M parameters; XS 0.7 GMAC, 0.08 of them PWTP's; M 5.0 GMAC.
+        Variant: one vector a clip, since X3D pools over time before its last hidden layer.
+    """
+    if plan.from_pretrained:
+        raise FlowlessError(f"{plan.name}: there are no ImageNet weights for X3D. Train from scratch, with pretrained off.")
+    backbone = X3D(width=plan.width)
+    head = AverageHead(backbone.num_features, classes=plan.classes, dropout=plan.dropout)
+    nn.init.normal_(head.pred.weight, std=0.01)
+    return ClipAppearanceRecognizer(spec=plan.spec, backbone=backbone, head=head, projection=plan.projection())
+
+
+def da_vit(plan: Plan) -> ClipAppearanceRecognizer:
+    """DA ViT: dynamic appearance in a vision transformer, all segments' patches in one sequence.
+
+    Model card:
+        Paper: section 3.3; Tables 1 and 2. Backbone: Dosovitskiy et al., ViT-B/16, pretrained on ImageNet-21K.
+        Sees: as da-tsm. The paper: 8 x 4 on Something-Something, 8 x 8 on Kinetics400.
+        Size: 174 classes: 85.9 M parameters; 179.6 GMAC for 8 x 4 frames of 224 x 224, 45 of them the attention between patches.
+        Variant: one table of positions repeated for every segment, no class token, the mean of the last layer's tokens.
+            Section 4.1 says that frames do not interact in the attention; section 3.3 says "the entire sequence", and 45.7 %
+            on Something-Something without interaction would be far above what frames alone reach. They interact here.
+    """
+    spec = plan.spec
+    backbone = ClipTransformer(
+        height=spec.height, width=spec.width, scale=plan.width, pretrained=plan.pretrained, pretrained_path=plan.pretrained_path
+    )
+    head = AverageHead(backbone.num_features, classes=plan.classes, dropout=plan.dropout)
+    return ClipAppearanceRecognizer(spec=spec, backbone=backbone, head=head, projection=plan.projection())

@@ -1,0 +1,81 @@
+"""What the recipes of dynamic appearance change: appendix A of its paper. No heavy library is imported here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+#: Everything but the transformer: SGD with momentum 0.9, a cosine, 7 epochs of linear warm-up, classification layers with 5
+#: times the rate and decay, label smoothing 0.1, clipping at 20.
+_COMMON: dict[str, Any] = {"schedule": "cosine", "label_smoothing": 0.1, "clip_gradient": 20.0, "head_decay": 5.0}
+
+#: Something-Something V1; the paper names no other data set of this kind.
+_SOMETHING: dict[str, dict[str, Any]] = {
+    "da-tsm": {"lr": 0.12, "lr_batch": 256, "batch_size": 256, "epochs": 50, "warm_up": 7 / 50, "weight_decay": 8e-4, "dropout": 0.8},
+    "da-x3d": {"lr": 0.12, "lr_batch": 256, "batch_size": 256, "epochs": 50, "warm_up": 7 / 50, "weight_decay": 4e-4, "dropout": 0.8},
+}
+_KINETICS: dict[str, dict[str, Any]] = {
+    "da-tsm": {"lr": 0.08, "lr_batch": 512, "batch_size": 512, "epochs": 100, "warm_up": 7 / 100, "weight_decay": 2e-4, "dropout": 0.5},
+    "da-x3d": {"lr": 0.4, "lr_batch": 256, "batch_size": 256, "epochs": 256, "warm_up": 7 / 256, "weight_decay": 5e-5, "dropout": 0.5},
+}
+#: UCF101 and HMDB51, from Kinetics weights in the paper; it says so of the ResNet alone.
+_SMALL: dict[str, Any] = {
+    "lr": 0.001,
+    "lr_batch": 64,
+    "batch_size": 64,
+    "epochs": 10,
+    "warm_up": 0.0,
+    "weight_decay": 1e-4,
+    "dropout": 0.8,
+    "partial_bn": True,
+}
+#: The transformer: no dropout, clipping or smoothing, one rate but 5 times of it for PWTP. No warm-up is named.
+_TRANSFORMER: dict[str, Any] = {
+    "schedule": "cosine",
+    "lr": 0.004,
+    "lr_batch": 64,
+    "batch_size": 64,
+    "epochs": 15,
+    "warm_up": 0.0,
+    "weight_decay": 1e-4,
+    "dropout": 0.0,
+    "label_smoothing": 0.0,
+    "clip_gradient": 0.0,
+    "layer_rates": False,
+    "projection_rate": 5.0,
+}
+#: S x T: Something-Something (Table 1) and the rest (Tables 2 and 3; Table 2 names no X3D-XS, which keeps its own).
+_FRAMES: dict[str, tuple[tuple[int, int], tuple[int, int]]] = {
+    "da-tsm": ((8, 4), (16, 8)),
+    "da-x3d-xs": ((4, 8), (4, 8)),
+    "da-x3d-m": ((16, 3), (16, 8)),
+    "da-vit": ((8, 4), (8, 8)),
+}
+
+
+def appearance_changes(model: str, data: str) -> dict[str, Any]:
+    """Return what a model of dynamic appearance changes in the recipe of a data set.
+
+    Args:
+        model: Such as da-tsm-r50.
+        data: The data set's name in a recipe. The small ones keep their own schedule and sizes.
+    """
+    family = model.rpartition("-")[0]
+    changes: dict[str, Any] = {"pretrained": False} if family == "da-x3d" else {}
+    if data in {"moving-shapes", "tiny"}:
+        return changes
+    segments, frames = _FRAMES[model if family == "da-x3d" else family][data in {"kinetics400", "ucf101", "hmdb51"}]
+    if data in {"ucf101", "hmdb51"} and family == "da-tsm":
+        segments, frames = 8, 16
+    changes |= {"segments": segments, "frames_per_segment": frames}
+    if model == "da-x3d-xs":
+        # 160 of 182, as X3D itself is shown its frames.
+        changes |= {"size": 160, "short_side": 182}
+    if family == "da-vit":
+        changes |= _TRANSFORMER
+    elif data in {"ucf101", "hmdb51"}:
+        changes |= _COMMON | _SMALL
+    elif data == "kinetics400":
+        changes |= _COMMON | _KINETICS[family]
+    elif data != "custom":
+        changes |= _COMMON | _SOMETHING[family]
+    return changes
