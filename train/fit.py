@@ -24,7 +24,7 @@ from flowless.errors import FlowlessError
 from flowless.files import write_json
 from flowless.pipeline.index import DatasetIndex, Refused
 from flowless.train.data import check_training_index, device_batch, relabel
-from flowless.train.models import build_model
+from flowless.train.models import Recognizer, build_model
 from flowless.train.module import TrainingModule
 from flowless.train.recipes import Recipe
 from flowless.train.run_folder import KeepRun, RunFolder, best_row
@@ -102,16 +102,7 @@ def fit(
         else:
             folder.begin(recipe, index, val_index=val_index, overwrite=overwrite)
     torch.manual_seed(recipe.seed)
-    model = build_model(
-        recipe.model,
-        classes=len(index.labels),
-        spec=recipe.spec,
-        width=recipe.width,
-        dropout=recipe.dropout,
-        pretrained=recipe.pretrained and not resume,
-        pretrained_path=None if resume else recipe.pretrained_path,
-        **recipe.model_options,
-    )
+    model = _model(recipe, classes=len(index.labels), resume=resume)
     module = TrainingModule(model, recipe, index=index, val_index=val_index)
     start = time.perf_counter()
     with _quiet():
@@ -122,6 +113,20 @@ def fit(
     if trainer.is_global_zero:
         write_json(folder.result, result.to_dict())
     return result
+
+
+def _model(recipe: Recipe, *, classes: int, resume: bool) -> Recognizer:
+    """Build the recipe's model; what is resumed brings its own weights."""
+    return build_model(
+        recipe.model,
+        classes=classes,
+        spec=recipe.spec,
+        width=recipe.width,
+        dropout=recipe.dropout,
+        pretrained=recipe.pretrained and not resume,
+        pretrained_path=None if resume else recipe.pretrained_path,
+        **recipe.model_options,
+    )
 
 
 def _run(trainer: pl.Trainer, module: TrainingModule, folder: RunFolder, *, resume: bool) -> None:

@@ -9,6 +9,8 @@ PAEncoding = Literal["e1", "e2"]
 STMPlacement = Literal["all", "one-per-stage", "stage2", "stage3", "stage4", "stage5"]
 #: How an STM block joins its two modules (STM, Table 7).
 STMFusion = Literal["sum", "concat"]
+#: Side of a displacement map of a frame of 224 x 224 pixels (Disentangling, Table 3).
+DisplacementSize = Literal[112, 224]
 
 #: Families that do not take the ResNets of every depth -> the backbones of their paper.
 BACKBONES: dict[str, tuple[str, ...]] = {
@@ -16,6 +18,7 @@ BACKBONES: dict[str, tuple[str, ...]] = {
     "da-tsm": ("r50", "r18"),
     "da-x3d": ("xs", "m"),
     "da-vit": ("b",),
+    "disentangling": ("bninception",),
 }
 
 
@@ -36,3 +39,9 @@ class ModelOptions(TypedDict, total=False):
     """STM's frequency-degenerated variant, whose temporal and motion kernels are fixed."""
     da_subspace: int
     """Dimensions of the static subspace that dynamic appearance leaves out: 1 (the default) to 3, at most half of the frames."""
+    displacement_window: int
+    """Disentangling: cells that a feature may move each way between two frames, 1 to 16 (default 4)."""
+    displacement_temperature: float
+    """Disentangling: how soft the assignment of features is; the smaller, the nearer to the best match alone (default 0.02)."""
+    displacement_size: DisplacementSize
+    """Disentangling: side of a displacement map of 224 x 224 pixels: conv1's stride is 2 (112, the default) or 1."""

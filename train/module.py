@@ -54,8 +54,8 @@ class TrainingModule(pl.LightningModule):
         return self
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return the recipe's optimiser over the official groups of every network."""
-        first, *others = (build_optimizer(network, self.recipe) for network in self.model.networks)
+        """Return the recipe's optimiser over the official groups of every network or branch."""
+        first, *others = (build_optimizer(part, self.recipe) for part in self.model.parts)
         for group in (group for other in others for group in other.param_groups):
             first.add_param_group(group)
         return first
@@ -147,10 +147,10 @@ class TrainingModule(pl.LightningModule):
         return [found[path] for path in sorted(found)]
 
     def _freeze(self) -> None:
-        """Keep what the recipe freezes frozen: with partial_bn, every batch norm but each network's first."""
+        """Keep what the recipe freezes frozen: with partial_bn, every batch norm but each network's or branch's first."""
         if self.recipe.partial_bn:
-            for network in self.model.networks:
-                freeze_batch_norm(network)
+            for part in self.model.parts:
+                freeze_batch_norm(part)
 
     def _begin_epoch(self, epoch: int) -> None:
         self._started = time.perf_counter()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from flowless.train.models import AppearanceRecognizer, MotionRecognizer, Recognizer
+from flowless.train.models import AppearanceRecognizer, MotionRecognizer
 from flowless.train.models.stm import ChannelwiseTemporalConv
 from flowless.train.recipes import Recipe
 
@@ -27,7 +27,7 @@ _NORMS = (nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm)
 
 
 def parameter_groups(
-    model: Recognizer, *, layer_rates: bool = True, head_decay: float = 1.0, projection_rate: float = 1.0
+    model: nn.Module, *, layer_rates: bool = True, head_decay: float = 1.0, projection_rate: float = 1.0
 ) -> list[dict[str, Any]]:
     """Sort a model's parameters into the official groups.
 
@@ -37,7 +37,7 @@ def parameter_groups(
     takes; decay would only make them forget.
 
     Args:
-        model: What `build_model` made.
+        model: What `build_model` made, or one of its parts.
         layer_rates: False: the same rate everywhere; biases and norms still do not decay.
         head_decay: Factor on the weight decay of the linear layers behind the backbone.
         projection_rate: Factor on PWTP's rate, which replaces the factors by layer.
@@ -74,7 +74,7 @@ def parameter_groups(
     ]
 
 
-def build_optimizer(model: Recognizer, recipe: Recipe) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Return the recipe's optimiser over the model's groups: SGD (no Nesterov) or AdamW; `set_rate` gives them their rates."""
     groups = parameter_groups(model, layer_rates=recipe.layer_rates, head_decay=recipe.head_decay, projection_rate=recipe.projection_rate)
     for group in groups:

@@ -37,6 +37,19 @@ def test_schedules_of_the_family():
         find_recipe("pan-pa-r50/jester", pa_depth=9)
 
 
+def test_disentanglings_schedule():
+    # Iterations of 256 clips: 939 an epoch of Kinetics, 37 of UCF101.
+    recipe = find_recipe("disentangling-bninception/kinetics400")
+    assert (recipe.batch_size, recipe.momentum, recipe.clip_gradient, recipe.partial_bn, recipe.layer_rates) == (256, 0.9, 20, False, False)
+    assert [recipe.rate_at(epoch) for epoch in (0, 42.9, 43, 84.9, 85, 116)] == pytest.approx([0.01, 0.01, 1e-3, 1e-3, 1e-4, 1e-4])
+    assert [epochs * 240_436 / 256 for epochs in (43, 85, 117)] == pytest.approx([40_000, 80_000, 110_000], rel=0.01)
+    recipe = find_recipe("disentangling-bninception/ucf101")
+    assert (recipe.rate_at(0), recipe.partial_bn, recipe.spec.shape[:2]) == (0.005, True, (3, 8))
+    assert [epochs * 9537 / 256 for epochs in (*recipe.steps, recipe.epochs)] == pytest.approx([10_000, 16_000, 18_000], rel=0.01)
+    with pytest.raises(FlowlessError, match=r"displacement_window is 17.*displacement_temperature is 0.*displacement_size is 100"):
+        find_recipe("disentangling-bninception/ucf101", displacement_window=17, displacement_temperature=0, displacement_size=100)
+
+
 def test_rate_scales_with_the_batch():
     assert find_recipe("pan-lite-r50/something-v1", batch_size=256).rate_at(0) == pytest.approx(0.04)
 
@@ -57,7 +70,8 @@ def test_names_are_the_models():
     for name, recipe in RECIPES.items():
         assert recipe.name == name
         assert recipe.model == name.split("/")[0]
-        assert recipe.spec.shape[0] == 8 or recipe.model.startswith("da-")
+        if not recipe.model.startswith("da-"):
+            assert recipe.spec.shape[0] == (3 if recipe.model.startswith("disentangling") else 8)
 
 
 def test_dictionary_round_trip():

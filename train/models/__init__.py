@@ -10,6 +10,7 @@ from flowless.errors import FlowlessError
 from flowless.pipeline.spec import ClipSpec
 from flowless.train.model_options import BACKBONES, ModelOptions
 from flowless.train.models.backbone import DEPTHS
+from flowless.train.models.disentangling import DisentanglingRecognizer, disentangling
 from flowless.train.models.dynamic_appearance import AppearanceRecognizer, da_tsm, da_vit, da_x3d
 from flowless.train.models.pan import pan_en, pan_full, pan_lite, pan_pa, pan_rgb
 from flowless.train.models.plan import Plan
@@ -22,6 +23,7 @@ __all__ = [
     "FAMILIES",
     "MODELS",
     "AppearanceRecognizer",
+    "DisentanglingRecognizer",
     "FusedRecognizer",
     "ModelOptions",
     "MotionOnlyRecognizer",
@@ -44,6 +46,7 @@ FAMILIES: dict[str, Callable[[Plan], Recognizer]] = {
     "da-tsm": da_tsm,
     "da-x3d": da_x3d,
     "da-vit": da_vit,
+    "disentangling": disentangling,
 }
 #: Every name that `build_model` knows.
 MODELS = tuple(f"{family}-{backbone}" for family in FAMILIES for backbone in BACKBONES.get(family, tuple(DEPTHS)))

@@ -10,9 +10,10 @@ from torch import nn
 
 from flowless.errors import FlowlessError
 from flowless.pipeline.spec import ClipSpec
-from flowless.train.model_options import ModelOptions, PAEncoding, STMFusion, STMPlacement
+from flowless.train.model_options import DisplacementSize, ModelOptions, PAEncoding, STMFusion, STMPlacement
 from flowless.train.models.backbone import resnet
 from flowless.train.models.deep_persistence import DeepPersistence, PixelPersistence
+from flowless.train.models.displacement import TEMPERATURE, WINDOW
 from flowless.train.models.temporal_projection import PixelwiseTemporalProjection
 from flowless.train.persistence import PersistenceOfAppearance
 
@@ -45,6 +46,9 @@ class Plan:
     stm_fusion: STMFusion = "sum"
     stm_fixed: bool = False
     da_subspace: int = 1
+    displacement_window: int = WINDOW
+    displacement_temperature: float = TEMPERATURE
+    displacement_size: DisplacementSize = 112
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
@@ -58,6 +62,8 @@ class Plan:
                 f"{self.name}: pa_depth is {self.pa_depth!r}; it must be a whole number from 0 (differences of pixels) to {MOST_DEPTH} "
                 f"(the paper's choice: 1)."
             )
+        if self.displacement_size not in {112, 224}:
+            raise FlowlessError(f"{self.name}: displacement_size is {self.displacement_size!r}; it must be 112 or 224.")
         if self.eps_inside and self.pa_depth != 1:
             raise FlowlessError(f"{self.name}: eps_inside is the official code's rule, whose PA has depth 1; pa_depth is {self.pa_depth}.")
         for name, words in (("stm_placement", get_args(STMPlacement)), ("stm_fusion", get_args(STMFusion))):

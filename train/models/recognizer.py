@@ -41,6 +41,15 @@ class Recognizer(nn.Module):
         """The networks whose scores are averaged, each a recogniser by itself."""
         raise NotImplementedError
 
+    @property
+    def parts(self) -> tuple[nn.Module, ...]:
+        """What learns by one loss each, all parameters between them and none twice: the networks, where nothing is shared.
+
+        Branches over shared layers are no networks by themselves, but training treats them alike: partial batch norm keeps
+        the first of each.
+        """
+        return self.networks
+
     def forward(self, clip: Tensor) -> Tensor:
         """Recognise pixels: uint8 `[B, N, m, H, W, 3]` to scores `[B, classes]`."""
         return self.branch_scores(clip).mean(0)

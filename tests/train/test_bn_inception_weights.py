@@ -1,0 +1,92 @@
+"""BN-Inception's published weights: a file in their layout gives the network that they were learnt in."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from flowless.errors import FlowlessError
+from flowless.pipeline.spec import ClipSpec
+from flowless.train.models import build_model
+from flowless.train.models.bn_inception import BNInception, Unit
+from flowless.train.models.bn_inception_weights import published_names, published_network
+
+SPEC = ClipSpec(segments=1, frames_per_segment=2, height=32, width=32, short_side=32)
+
+
+def published(seed: int) -> dict[str, Tensor]:
+    """Return weights under the published names, with biases, batch norms as rows `[1, C]`, and a classifier."""
+    torch.manual_seed(seed)
+    weights: dict[str, Tensor] = {"last_linear.weight": torch.randn(1000, 1024), "last_linear.bias": torch.randn(1000)}
+    units = [module for module in BNInception().modules() if isinstance(module, Unit)]
+    for name, unit in zip(published_names(), units, strict=True):
+        channels = unit.conv.out_channels
+        weights[f"{name}.weight"], weights[f"{name}.bias"] = unit.conv.weight.detach(), torch.randn(channels)
+        for part, low, high in (("weight", 0.5, 1.5), ("bias", -0.2, 0.2), ("running_mean", -0.2, 0.2), ("running_var", 0.5, 2)):
+            weights[f"{name}_bn.{part}"] = torch.empty(1, channels).uniform_(low, high)
+    return weights
+
+
+def unit_as_published(x: np.ndarray, weights: dict[str, Tensor], name: str, plain, **options) -> np.ndarray:
+    values = {key: value.double().numpy().reshape(value.shape[-1:]) for key, value in weights.items() if key.startswith(f"{name}_bn.")}
+    bias = weights[f"{name}.bias"].double().numpy()
+    x = plain.conv2d(x, weights[f"{name}.weight"].double().numpy(), bias=bias, **options)
+    return np.maximum(plain.batch_norm(x, values, f"{name}_bn"), 0)
+
+
+def test_the_published_network(tmp_path, reference):
+    weights = published(0)
+    torch.save({"state_dict": weights}, tmp_path / "bn_inception.pth")
+    network = published_network(tmp_path / "bn_inception.pth", spec=SPEC).double().eval()
+    pixels = np.random.default_rng(1).integers(0, 256, (2, 3, 32, 32)).astype(np.float64)  # RGB
+    theirs = pixels[:, ::-1] - np.array([104.0, 117.0, 128.0])[:, None, None]
+    ours = (pixels / 255 - np.array(SPEC.mean)[:, None, None]) / np.array(SPEC.std)[:, None, None]
+    wanted = unit_as_published(theirs, weights, "conv1_7x7_s2", reference, stride=2, padding=3)
+    with torch.inference_mode():
+        low = network.conv1(torch.from_numpy(ours))
+        np.testing.assert_allclose(low[:, :, 2:-2, 2:-2], wanted[:, :, 2:-2, 2:-2], rtol=1e-4, atol=1e-4)
+        # A layer in the middle: bias and batch norm.
+        x = np.random.default_rng(2).standard_normal((1, 192, 6, 6))
+        double = network.body.stages[1].get_submodule("0.paths.2.0")
+        np.testing.assert_allclose(
+            double(torch.from_numpy(x)), unit_as_published(x, weights, "inception_3a_double_3x3_reduce", reference), atol=1e-5
+        )
+
+
+def test_names():
+    names = list(published_names())
+    assert len(names) == len(set(names)) == 69
+    assert names[:5] == ["conv1_7x7_s2", "conv2_3x3_reduce", "conv2_3x3", "inception_3a_1x1", "inception_3a_3x3_reduce"]
+    assert names[-1] == "inception_5b_pool_proj"
+    assert not {"inception_3c_1x1", "inception_3c_pool_proj", "inception_4e_1x1", "inception_4e_pool_proj"} & set(names)
+
+
+def test_every_branch_starts_from_them(tmp_path):
+    weights = published(3)
+    torch.save(weights, tmp_path / "bn.pth")
+    model = build_model("disentangling-bninception", classes=5, spec=SPEC, pretrained_path=tmp_path / "bn.pth")
+    state = model.state_dict()
+    first = state["low.conv.weight"]
+    for branch, channels in (("motion", 2), ("changes", 64)):
+        wide = state[f"{branch}.network.conv1.conv.weight"]
+        torch.testing.assert_close(wide, first.mean(1, keepdim=True).expand(-1, channels, -1, -1))
+    for place in ("appearance.network", "motion.network.body", "changes.network.body"):
+        assert torch.equal(state[f"{place}.stages.3.1.paths.0.conv.weight"], weights["inception_5b_1x1.weight"])
+
+
+def test_what_is_refused(tmp_path):
+    name = "disentangling-bninception"
+    with pytest.raises(FlowlessError, match=r"no ImageNet weights of BN-Inception.*pretrained_path"):
+        build_model(name, classes=5, spec=SPEC, pretrained=True)
+    torch.save(published(4), tmp_path / "bn.pth")
+    with pytest.raises(FlowlessError, match=r"width is 0\.5"):
+        build_model(name, classes=5, spec=SPEC, width=0.5, pretrained_path=tmp_path / "bn.pth")
+    for change in ({"conv2_3x3.weight": torch.zeros(1)}, {"inception_4c_3x3_bn.bias": torch.zeros(3)}):
+        torch.save(published(4) | change, tmp_path / "other.pth")
+        with pytest.raises(FlowlessError, match=r"other\.pth: does not hold the published weights"):
+            build_model(name, classes=5, spec=SPEC, pretrained_path=tmp_path / "other.pth")
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "resnet.pth")
+    with pytest.raises(FlowlessError, match=r"resnet\.pth.*conv1_7x7_s2"):
+        build_model(name, classes=5, spec=SPEC, pretrained_path=tmp_path / "resnet.pth")
