@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "scan": ("flowless.pipeline.commands:scan", "index a data set: frames, fps, rotation, label; every refused file with its reason"),
     "shapes": ("flowless.pipeline.commands:shapes", "generate Moving Shapes, the benchmark that needs no download"),
     "train": ("flowless.train.commands:train", "train a recipe, such as pan-lite-r50/something-v1"),
+    "models": ("flowless.train.models_command:models", "every model: its size, and what its paper says of it"),
     "import": ("flowless.train.import_command:import_official", "read a checkpoint of the official PAN code"),
     "fuse": ("flowless.train.fuse_command:fuse", "put separately trained branches into one PAN-Full or PAN-En"),
     "evaluate": ("flowless.bench.evaluate_command:main", "top-1, top-5, mean class accuracy, confusion matrix of a checkpoint or bundle"),
