@@ -248,3 +248,32 @@ def test_an_epoch(tmp_path, train_index, val_index, precision):
     result = fit(small(precision=precision), index=train_index, val_index=val_index, out=tmp_path / "run")
     assert np.isfinite(result.rows[-1]["val_loss"])
     assert load_checkpoint(tmp_path / "run" / "best.safetensors").name == NAME
+
+
+def moving_textures(number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return clips of a new texture each, 1 to 3 pixels a frame down, up, right or left, and which of the four."""
+    labels, clips = torch.randint(0, 4, (number,)), []
+    for label in labels.tolist():
+        picture = F.interpolate(torch.rand(1, 3, 24, 24), size=96, mode="bicubic")[0].clamp(0, 1) * 255
+        step = int(torch.randint(1, 4, ()).item())
+        down, right = ((step, 0), (-step, 0), (0, step), (0, -step))[label]
+        clips.append(torch.stack([picture[:, 24 - down * t : 72 - down * t, 24 - right * t : 72 - right * t] for t in range(3)]))
+    return torch.stack(clips).byte().movedim(2, -1)[:, None].contiguous(), labels
+
+
+@pytest.mark.slow
+def test_motion_learns_what_appearance_cannot_see():
+    torch.manual_seed(0)
+    spec = ClipSpec(segments=1, frames_per_segment=3, height=48, width=48, short_side=48)
+    model = make(classes=4, spec=spec, dropout=0.0, displacement_window=4).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for _ in range(30):
+        clip, labels = moving_textures(16)
+        optimizer.zero_grad()
+        torch.stack([F.cross_entropy(scores, labels) for scores in model.branch_scores(clip)]).sum().backward()
+        optimizer.step()
+    clip, labels = moving_textures(64)
+    with torch.no_grad():  # in training mode: 30 steps are too few for batch norm's running means
+        appearance, motion, _ = ((scores.argmax(1) == labels).float().mean().item() for scores in model.branch_scores(clip))
+    assert motion > 0.9
+    assert appearance < 0.5
