@@ -46,7 +46,7 @@ def models(words: Sequence[str]) -> int:
     with progress() as bar:
         rows = [described(name) for name in bar.track(names, description="counting")]
     if ask.family is not None and not ask.json:
-        log.print(inspect.getdoc(FAMILIES[ask.family]), markup=False, highlight=False)
+        log.print(inspect.getdoc(FAMILIES[ask.family]), markup=False, highlight=False, soft_wrap=True)
     emit({"classes": CLASSES, "models": rows}, _table(rows), as_json=ask.json)
     return 0
 
