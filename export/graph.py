@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import logging
@@ -33,7 +34,8 @@ def export_onnx(
 
     The graph's input is `clip`, uint8 `[B, N, m, H, W, 3]` with B free; normalisation is inside; its output is `scores`,
     float32 `[B, classes]`. The PA op is one node with its function; ClipSpec, labels, model and versions are in the metadata
-    under `flowless.clip`, `flowless.labels`, `flowless.model` and `flowless.versions`.
+    under `flowless.clip`, `flowless.labels`, `flowless.model` and `flowless.versions`; `flowless.exact` names the nodes that no
+    precision may change, `flowless.unquantised` those that stay out of INT8.
 
     Args:
         model: Takes the clip and gives the scores; on the CPU, in evaluation mode.
@@ -50,9 +52,10 @@ def export_onnx(
         FlowlessError: PyTorch cannot export the model, or the file cannot be written.
     """
     proto = _translate(model, spec)
+    apart = {"exact": _nodes_inside(model, proto, "exact"), "unquantised": _nodes_inside(model, proto, "unquantised")}
     _forget_sources(proto)
     _attach_function(proto)
-    about = {"clip": spec.to_dict(), "labels": list(labels), "model": name, "versions": versions}
+    about = {"clip": spec.to_dict(), "labels": list(labels), "model": name, "versions": versions, **apart}
     for key, value in about.items():
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         proto.metadata_props.add(key=f"flowless.{key}", value=text)
@@ -115,6 +118,21 @@ def _translate(model: torch.nn.Module, spec: ClipSpec) -> onnx.ModelProto:
     if program is None:
         raise FlowlessError("PyTorch cannot export this model to ONNX: its exporter gave nothing.")
     return program.model_proto
+
+
+def _nodes_inside(model: torch.nn.Module, proto: onnx.ModelProto, mark: str) -> list[str]:
+    """Return the names of the nodes that come from modules with a mark (`exact = True`, `unquantised = True`).
+
+    To `exact` belongs the recogniser's own arithmetic between its parts as well: normalisation, joining, warping.
+    """
+    marked = {path for path, module in model.named_modules() if getattr(module, mark, False)}
+    names = []
+    for node in proto.graph.node:
+        scopes = next((item.value for item in node.metadata_props if item.key == "pkg.torch.onnx.name_scopes"), "[]")
+        modules = {scope for scope in ast.literal_eval(scopes)[:-1] if scope}
+        if modules & marked or (mark == "exact" and not modules):
+            names.append(node.name)
+    return names
 
 
 def _schema() -> onnx.defs.OpSchema:

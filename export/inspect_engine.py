@@ -29,7 +29,7 @@ def inspect(record: Artefact, folder: Path, proto: onnx.ModelProto) -> Inspectio
         from flowless.export.inspect_tensorrt import inspect_build
         from flowless.export.plugin_library import without_function
 
-        kept, library = kept_exact(proto), None
+        kept, library = kept_exact(proto, quantised=record.precision == "int8"), None
         if record.options.get("pa") == "plugin":
             proto, library = without_function(proto), folder / record.files[1]
         elif record.options.get("pa") == "quick":
@@ -57,7 +57,7 @@ def _too_few(layers: list[Layer], precision: str, proto: onnx.ModelProto) -> lis
 
     By number, for the libraries rename what they fuse.
     """
-    backbone = backbone_nodes(proto)
+    backbone = backbone_nodes(proto, quantised=precision == "int8")
     wanted = sum(node.op_type == "Conv" and node.name in backbone for node in proto.graph.node)
     convolutions = [layer for layer in layers if layer.kind == "convolution"]
     if sum(layer.precision == precision for layer in convolutions) >= wanted:

@@ -8,6 +8,9 @@ What lies between two convolutions decides whether a GPU stays in INT8:
 - Temporal shift: a block's input is quantised once, before it is cut up, and the shifted tensor once more with the same
   scale. Slices, padding (zero is exact) and concatenation then move INT8 numbers unchanged, the second rounding
   changes nothing, and the unshifted shortcut reads the same INT8 tensor.
+
+STM's modules stay in floating point between the quantised convolutions: their temporal weights and differences are sums of a few
+numbers with signs, and CMM's convolutions have too few channels for an INT8 kernel (`unquantised` in the model).
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ def quantised(proto: onnx.ModelProto, calibration: Calibration) -> onnx.ModelPro
     Raises:
         FlowlessError: A video cannot be read, or ModelOpt refuses the graph.
     """
-    backbone = backbone_nodes(proto)
+    backbone = backbone_nodes(proto, quantised=True)
     chosen = [node.name for node in proto.graph.node if node.name in backbone and node.op_type in _QUANTISED]
     with tempfile.TemporaryDirectory(prefix="flowless-int8-") as name, calibration.stream() as clips, modelopt_quiet("int8"):
         from modelopt.onnx.quantization import quantize

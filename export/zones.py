@@ -2,10 +2,13 @@
 
 Persistence of Appearance squares differences of pixels, normalisation subtracts nearly equal numbers, VAP's softmax and the
 classifier decide between close scores. All of these together are a few hundredths of the arithmetic; they stay in float32.
+So do the other systems' cues of motion, which divide small numbers by small ones: their modules say so (`exact`), and the
+exporter writes it into the graph.
 """
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Iterable
 
@@ -18,12 +21,18 @@ from flowless.export.pa_function import DOMAIN
 _ENDS = {"ReduceMean", "GlobalAveragePool", "Gemm", "MatMul", "Softmax"}
 
 
-def backbone_nodes(proto: onnx.ModelProto) -> set[str]:
+def backbone_nodes(proto: onnx.ModelProto, *, quantised: bool = False) -> set[str]:
     """Return the names of the nodes from each network's first convolution to its last activation.
 
-    Every node must have a name. PA, its function and its inlined body (see `pa_sites`) do not count as convolutions.
+    Every node must have a name. PA, its function and its inlined body (see `pa_sites`), and what the model itself keeps exact
+    (`flowless.exact` in the metadata) do not count: what lies behind them starts anew.
+
+    Args:
+        proto: The graph, in any precision.
+        quantised: Leave out what the model keeps out of INT8 besides (`flowless.unquantised`).
     """
-    nodes = [node for node in proto.graph.node if not is_pa(node)]
+    exact = _named(proto, "exact")
+    nodes = [node for node in proto.graph.node if not is_pa(node) and node.name not in exact]
     maker = {output: node for node in nodes for output in node.output}
     readers: dict[str, list[NodeProto]] = {}
     for node in nodes:
@@ -34,13 +43,20 @@ def backbone_nodes(proto: onnx.ModelProto) -> set[str]:
     before = _closure(convolutions, lambda node: (maker[name] for name in node.input if name in maker))
     ends = [node for node in nodes if node.name in after and node.op_type in _ENDS]
     past = _closure(ends, lambda node: (reader for name in node.output for reader in readers.get(name, [])))
-    return {node.name for node in nodes if node.name in after and (node.name in before or node.name not in past)}
+    low = {node.name for node in nodes if node.name in after and (node.name in before or node.name not in past)}
+    return low - _named(proto, "unquantised") if quantised else low
 
 
-def kept_exact(proto: onnx.ModelProto) -> list[str]:
-    """Return the names of the nodes that stay in float32."""
-    low = backbone_nodes(proto)
+def kept_exact(proto: onnx.ModelProto, *, quantised: bool = False) -> list[str]:
+    """Return the names of the nodes that stay in float32; `quantised` as for `backbone_nodes`."""
+    low = backbone_nodes(proto, quantised=quantised)
     return [node.name for node in proto.graph.node if node.name not in low]
+
+
+def _named(proto: onnx.ModelProto, key: str) -> set[str]:
+    """Return the node names that the exporter wrote into the metadata; none in a graph of an older version."""
+    found = next((item.value for item in proto.metadata_props if item.key == f"flowless.{key}"), "[]")
+    return set(json.loads(found))
 
 
 def is_pa(node: NodeProto) -> bool:

@@ -17,7 +17,7 @@ from flowless.export.parity import TOLERANCE
 from flowless.export.precision import PRECISIONS
 from flowless.export.trials import try_all
 
-MODELS = ("tsn-r18", "tsm-r18", "pan-lite-r18", "pan-full-r18", "pan-en-r18")
+MODELS = ("tsn-r18", "tsm-r18", "pan-lite-r18", "pan-full-r18", "pan-en-r18", "stm-r18", "da-tsm-r18")
 
 #: target -> precision -> what must come out on any x86 processor.
 TABLE = {
@@ -30,6 +30,8 @@ TABLE = {
     },
     "tensorrt-rtx": {"fp32": "built", "bf16": "built", "fp16": "built", "int8": "built"},
 }
+#: What comes out otherwise. ONNX Runtime has no INT8 convolution whose result meets a float, and STM's motion is one.
+EXCEPT = {("stm-r18", "onnxruntime", "int8"): "run in fp32"}
 #: Precision -> instruction sets of which OpenVINO needs one to compute in it; without, it computes in another and is refused.
 NEEDS = {"bf16": {"avx512_bf16", "amx_bf16"}, "fp16": {"avx512_fp16", "amx_fp16"}}
 
@@ -49,7 +51,7 @@ def test_model_by_precision_by_target(model, learnt, calibration, tmp_path):
     rows = try_all(bundle, tuple(TABLE), checks=Checks(slower=True), calibration=calibration)  # pyright: ignore[reportArgumentType]
     assert {(row["target"], row["precision"]) for row in rows} == {(target, item) for target in TABLE for item in PRECISIONS}
     for row in rows:
-        wanted = TABLE[row["target"]][row["precision"]]
+        wanted = EXCEPT.get((model, row["target"], row["precision"])) or TABLE[row["target"]][row["precision"]]
         told = f"{model}: {row['target']} {row['precision']}: {row['status']}"
         if wanted.startswith("kept, where"):
             wanted = "kept" if NEEDS[row["precision"]] & set(instruction_sets()) else "run in"

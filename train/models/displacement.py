@@ -46,6 +46,9 @@ class Displacement(nn.Module):
         temperature: The paper's tau: the smaller, the nearer to the winner taking all.
     """
 
+    #: Stays in float32 in every engine: similarities differ by hundredths and are divided by the temperature.
+    exact = True
+
     near: Tensor
     query_places: Tensor
     key_places: Tensor

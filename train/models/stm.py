@@ -42,6 +42,9 @@ class ChannelwiseTemporalConv(nn.Module):
         weight: `[3, C]`, the weights of the previous segment, this one and the next; None where they are fixed.
     """
 
+    #: Sums of three numbers with signs, channel by channel: in INT8 each would be rounded before they meet.
+    unquantised = True
+
     def __init__(self, channels: int, *, segments: int, fixed: bool = False) -> None:
         super().__init__()
         self.segments = segments
@@ -73,6 +76,9 @@ class ChannelwiseMotion(nn.Module):
         fixed: Kernels that are 1 in their middle (section 5.3), F_t - F_t+1: nothing to learn in `move`.
         silent: Start with no motion at all, so that pretrained weights mean what they meant.
     """
+
+    #: Differences of few channels: fewer than an INT8 kernel takes at once, and small beside what they are differences of.
+    unquantised = True
 
     def __init__(self, channels: int, out_channels: int, *, segments: int, stride: int, fixed: bool = False, silent: bool = False) -> None:
         super().__init__()

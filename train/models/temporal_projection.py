@@ -55,6 +55,9 @@ class PixelwiseTemporalProjection(nn.Module):
         FlowlessError: T and D do not fit.
     """
 
+    #: Stays in float32 in every engine: it divides by squared lengths.
+    exact = True
+
     first: Tensor
     second: Tensor
 
