@@ -38,7 +38,6 @@ CASES = [
         pytest.param(name, options, nodes, marks=pytest.mark.slow)
         for name, options, nodes in (
             ("pan-rgb-r18", {}, 0),
-            ("stm-r50", {}, 0),
             ("stm-r18", {"stm_fixed": True, "stm_fusion": "concat"}, 0),
             ("pan-pa-r18", {}, 1),
             ("pan-full-r18", {}, 1),
