@@ -14,6 +14,11 @@ class FlowlessError(Exception):
     exit_code: ClassVar[int] = 1
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of a library's error that has words in it, or its type's name where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 class CheckFailed(FlowlessError):
     """A gate (parity, accuracy) said no: nothing was kept."""
 

@@ -27,7 +27,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from flowless.errors import FlowlessError
+from flowless.errors import FlowlessError, first_line
 
 URL = "https://github.com/zhang-can/PAN-PyTorch"
 _NEEDED = ("ops/models.py", "ops/PAN_modules.py", "ops/temporal_shift.py", "ops/transforms.py", "ops/dataset.py")
@@ -269,6 +269,5 @@ def copy_weights(ours: torch.nn.Module, official: torch.nn.Module) -> None:
         official.load_state_dict(weights)
     except RuntimeError as error:
         raise FlowlessError(
-            f"The clone's network has other layers than the published PAN-Lite ({str(error).splitlines()[0]}). "
-            f"Use an unchanged clone of {URL}."
+            f"The clone's network has other layers than the published PAN-Lite ({first_line(error)}). Use an unchanged clone of {URL}."
         ) from error

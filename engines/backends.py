@@ -11,8 +11,8 @@ import numpy as np
 
 from flowless.engines import built_for, cuda_driver
 from flowless.engines.manifest import Artefact
-from flowless.engines.openvino_core import openvino_core
-from flowless.errors import FlowlessError
+from flowless.engines.openvino_core import openvino_core, openvino_reason
+from flowless.errors import FlowlessError, first_line
 
 #: Target -> the module that runs it, and what installs it.
 LIBRARIES: dict[str, tuple[str, str]] = {
@@ -51,7 +51,7 @@ def why_not(target: str, artefact: Artefact | None = None) -> str | None:
     try:
         here = built_for.what_is_here(module, capability)
     except (ImportError, OSError) as error:  # installed, and its libraries are not
-        return f"{module} cannot be imported ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+        return f"{module} cannot be imported ({first_line(error)})"
     return built_for.mismatch(artefact, here)
 
 
@@ -78,8 +78,8 @@ def open_backend(artefact: Artefact, path: Path, *, classes: int, threads: int |
     except FlowlessError:
         raise
     except Exception as error:  # the libraries raise types of their own, one of them plain RuntimeError
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise FlowlessError(f"{path}: {artefact.target} cannot load it ({first}); {built_for.rebuild(artefact)}.") from error
+        reason = openvino_reason(error) if artefact.target == "openvino" else first_line(error)
+        raise FlowlessError(f"{path}: {artefact.target} cannot load it ({reason}); {built_for.rebuild(artefact)}.") from error
 
 
 class _OpenVino:

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import functools
+import re
 from typing import Any
+
+from flowless.errors import first_line
+
+#: Where in OpenVINO's own source something was noticed, and how its translator begins; neither helps a user.
+_PLACES = re.compile(r"^(Exception from |Check '|FrontEnd API failed|Model wasn't fully converted|Summary:|While validating )")
 
 
 @functools.cache
@@ -17,3 +23,13 @@ def openvino_core() -> Any:
     import openvino
 
     return openvino.Core()
+
+
+def openvino_reason(error: BaseException) -> str:
+    """Return why OpenVINO refused, in a line: the operator, where it names one, and what is wrong with it."""
+    told = [line.strip() for line in str(error).splitlines() if line.strip() and not _PLACES.match(line.strip())]
+    operator = next((line.removeprefix("-- ").removesuffix(" with a message:") for line in told if line.startswith("-- ")), "")
+    rest = [line for line in told if not line.startswith("-- ")]
+    if not rest:
+        return operator or first_line(error)
+    return f"{operator}: {rest[0]}" if operator else rest[0]

@@ -93,14 +93,13 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run `flowless build`."""
     ask = tyro.cli(Build, args=list(sys.argv[1:] if words is None else words), prog="flowless build", description=inspect.getdoc(Build))
     from flowless.export.build_engine import build, build_all, buildable
+    from flowless.export.trials import row_of, try_all
 
     options, checks = ask.options(), ask.checks()
     calibration = ask.calibration(read_manifest(ask.bundle))
     how = {"options": options, "checks": checks, "calibration": calibration}
     left_out: dict[str, str] = {}
     if ask.precision == "auto":
-        from flowless.export.trials import try_all
-
         if ask.target == "all":
             targets, left_out = buildable()
             rows = try_all(ask.bundle, targets, **how)
@@ -112,7 +111,7 @@ def main(words: Sequence[str] | None = None) -> int:
             built, left_out = build_all(ask.bundle, precision=ask.precision, **how)
         else:
             built = [build(ask.bundle, target=ask.target, precision=ask.precision, **how)]
-        rows = [_with_bytes(asdict(item)) for item in built]
+        rows = [{**asdict(item), **row_of(item), "recommended": False} for item in built]
     manifest = read_manifest(ask.bundle)
     rows = [{**row, "bytes": _bytes(manifest, row)} for row in rows]
     emit({"bundle": str(ask.bundle), "engines": rows, "left_out": left_out}, _table(rows, left_out), as_json=ask.json)
@@ -120,15 +119,6 @@ def main(words: Sequence[str] | None = None) -> int:
     if best:
         log.print(f"recommended: {best['target']} {best['precision']}", markup=False)
     return 0
-
-
-def _with_bytes(row: dict[str, Any]) -> dict[str, Any]:
-    """Bring a kept engine's figures to the top, where a trial's row has them."""
-    return {**row, "kept": True, "recommended": False, "latency_ms_p50": row["figures"].get("latency_ms_p50"), **_accuracy(row["figures"])}
-
-
-def _accuracy(figures: dict[str, Any]) -> dict[str, Any]:
-    return {"top1": figures.get("top1"), "snr_db": figures.get("snr_db")}
 
 
 def _bytes(manifest: Manifest, row: dict[str, Any]) -> int | None:

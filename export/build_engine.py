@@ -228,7 +228,9 @@ def passed(record: Artefact, checks: Checks) -> bool:
         return True
     drop = 100 * (record.figures.get("fp32_top1", 0.0) - record.figures.get("top1", 0.0))
     known = checks.data is None or (record.figures.get("data") == sha256_of(checks.data) and drop <= checks.max_drop + 1e-9)
-    return record.status == "verified" and known
+    above = record.figures.get("above_latency_ms_p50")
+    quick = checks.slower or above is None or record.figures["latency_ms_p50"] < above
+    return record.status == "verified" and known and quick
 
 
 def _builder(target: Target) -> Callable[..., Artefact]:

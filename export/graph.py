@@ -128,7 +128,9 @@ def _nodes_inside(model: torch.nn.Module, proto: onnx.ModelProto, mark: str) -> 
     marked = {path for path, module in model.named_modules() if getattr(module, mark, False)}
     names = []
     for node in proto.graph.node:
-        scopes = next((item.value for item in node.metadata_props if item.key == "pkg.torch.onnx.name_scopes"), "[]")
+        scopes = next((item.value for item in node.metadata_props if item.key == "pkg.torch.onnx.name_scopes"), None)
+        if scopes is None:
+            continue  # what the exporter put between is nobody's
         modules = {scope for scope in ast.literal_eval(scopes)[:-1] if scope}
         if modules & marked or (mark == "exact" and not modules):
             names.append(node.name)

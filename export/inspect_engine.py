@@ -9,7 +9,8 @@ import onnx
 
 from flowless.engines.backends import why_not
 from flowless.engines.manifest import Artefact
-from flowless.errors import FlowlessError
+from flowless.engines.openvino_core import openvino_reason
+from flowless.errors import FlowlessError, first_line
 from flowless.export.inspection import Inspection, Layer, inspection
 from flowless.export.zones import backbone_nodes, kept_exact
 
@@ -45,9 +46,9 @@ def inspect(record: Artefact, folder: Path, proto: onnx.ModelProto) -> Inspectio
     try:
         layers = inspect_openvino(path, artefact=record) if record.target == "openvino" else inspect_onnxruntime(path)
     except Exception as error:  # the libraries raise types of their own, one of them plain RuntimeError
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = openvino_reason(error) if record.target == "openvino" else first_line(error)
         raise FlowlessError(
-            f"{record.target} cannot run a {record.precision} graph on this machine ({first}). Build another precision or target."
+            f"{record.target} cannot run a {record.precision} graph on this machine ({reason}). Build another precision or target."
         ) from error
     return inspection(layers, _too_few(layers, record.precision, proto))
 

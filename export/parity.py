@@ -126,8 +126,8 @@ def check(backend: Backend, clips: np.ndarray, expected: np.ndarray, *, precisio
         CheckFailed: The scores differ by more than the table allows.
     """
     runs = [compare(run_in_batches(backend, clips, batch), expected, precision=precision, device=backend.device) for batch in BATCHES]
-    # A difference that is no number counts as the worst of all.
-    worst = max(runs, key=lambda item: np.inf if np.isnan(item.max_abs_diff) else item.max_abs_diff)
+    # What does not pass is worse than what does, and a difference that is no number the worst of all.
+    worst = max(runs, key=lambda item: (not item.passed, np.inf if np.isnan(item.max_abs_diff) else item.max_abs_diff))
     if not worst.passed:
         raise CheckFailed(
             f"{what}: its scores differ from PyTorch's by up to {worst.max_abs_diff:.3g} on {worst.clips} clips, {worst.snr:.0f} dB below "

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 
 from flowless.engines.manifest import Artefact
-from flowless.engines.openvino_core import openvino_core
+from flowless.engines.openvino_core import openvino_core, openvino_reason
 from flowless.errors import FlowlessError
 from flowless.export.graph import inlined
 from flowless.export.layout import differences_first
@@ -41,7 +41,7 @@ def build_openvino(proto: onnx.ModelProto, folder: Path, *, precision: str, opti
             model = openvino_core().read_model(flat.SerializeToString())
         except RuntimeError as error:
             raise FlowlessError(
-                f"openvino {openvino.__version__} does not take the graph: {_first_line(error)}. Build another target."
+                f"openvino {openvino.__version__} does not take the graph: {openvino_reason(error)}. Build another target."
             ) from error
         try:
             # The weights stay as they are: IR would otherwise round them to fp16.
@@ -49,8 +49,8 @@ def build_openvino(proto: onnx.ModelProto, folder: Path, *, precision: str, opti
         except RuntimeError as error:
             # OpenVINO writes by itself and tells no reason.
             raise FlowlessError(
-                f"{folder.parent}: OpenVINO could not write its model there ({_first_line(error)}). Most often the disk is full or a quota "
-                "is reached. Nothing was kept; free some space and run again."
+                f"{folder.parent}: OpenVINO could not write its model there ({openvino_reason(error)}). Most often the disk is full or a "
+                "quota is reached. Nothing was kept; free some space and run again."
             ) from error
     return Artefact(
         target="openvino",
@@ -61,7 +61,3 @@ def build_openvino(proto: onnx.ModelProto, folder: Path, *, precision: str, opti
         # The processor's plugin computes in what it is asked for, whatever the graph's types: the artefact asks for its own.
         options={"hint": _HINTS[precision]},
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

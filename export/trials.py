@@ -43,25 +43,44 @@ def try_all(
         `gate`), `key`, and what was measured until then. `recommended` is true in one row at most.
 
     Raises:
-        FlowlessError: The bundle cannot be used, or an fp32 engine cannot be built.
+        FlowlessError: The bundle cannot be used, or no target takes it even in fp32.
     """
     options, checks = options or BuildOptions(), checks or Checks()
     before = {(row["target"], row["precision"]): row for row in read_manifest(bundle).trials}
-    rows = []
+    rows: list[dict[str, Any]] = []
+    failed: FlowlessError | None = None
     for target in targets:
-        suited = options.for_target(target)
-        for precision in PRECISIONS:
-            if precision == "int8" and calibration is None:
-                rows.append(_row(target, precision, "not tried: it needs videos, --calibrate INDEX"))
-                continue
-            older = before.get((target, precision))
-            rows.append(_trial(bundle, target, precision, (suited, checks, calibration), older))
+        try:
+            rows += _target_trials(bundle, target, (options.for_target(target), checks, calibration), before)
+        except FlowlessError as error:
+            # Without fp32 there is nothing to compare with: this target is given up, the others are not.
+            failed = failed or error
+            log.print(f"{bundle}: {target}: {error}", style="yellow", markup=False, soft_wrap=True)
+            rows += [_row(target, precision, f"not built: {_first_sentence(error)}") for precision in PRECISIONS]
+    if failed and not any(row["kept"] for row in rows):
+        raise failed
     if any(row.get("new") for row in rows):
         _race(bundle, rows, threads=options.threads)
     best = recommended(rows)
     rows = [{**{key: value for key, value in row.items() if key != "new"}, "recommended": row is best} for row in rows]
     others = [row for row in read_manifest(bundle).trials if row["target"] not in targets]
     keep_trials(bundle, [*others, *rows])
+    return rows
+
+
+def _target_trials(
+    bundle: str | os.PathLike[str],
+    target: Target,
+    how: tuple[BuildOptions, Checks, Calibration | None],
+    before: dict[tuple[str, str], dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """Try every precision of one target; raise where its fp32 engine cannot be built."""
+    rows = []
+    for precision in PRECISIONS:
+        if precision == "int8" and how[2] is None:
+            rows.append(_row(target, precision, "not tried: it needs videos, --calibrate INDEX"))
+        else:
+            rows.append(_trial(bundle, target, precision, how, before.get((target, precision))))
     return rows
 
 

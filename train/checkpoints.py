@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from flowless import __version__
-from flowless.errors import FlowlessError
+from flowless.errors import FlowlessError, first_line
 from flowless.files import whole_file
 from flowless.machine import installed_versions
 from flowless.pipeline.spec import ClipSpec
@@ -106,7 +106,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         model.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError, FlowlessError) as error:
         raise FlowlessError(
-            f"{source}: a checkpoint whose contents do not fit together ({_first_line(error)}). It was damaged, or written by another "
+            f"{source}: a checkpoint whose contents do not fit together ({first_line(error)}). It was damaged, or written by another "
             f"version of flowless; train again, or use the version that wrote it."
         ) from error
     return Checkpoint(model=model.eval(), name=document["model"], spec=spec, labels=labels, **rest)
@@ -203,9 +203,5 @@ def _read(source: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise FlowlessError(f"{source}: no such checkpoint. `flowless train` writes best.safetensors and last.safetensors.") from None
     except (OSError, SafetensorError, ValueError, AttributeError) as error:
         raise FlowlessError(
-            f"{source}: no checkpoint of flowless ({_first_line(error)}). A checkpoint is a .safetensors file that `flowless train` wrote."
+            f"{source}: no checkpoint of flowless ({first_line(error)}). A checkpoint is a .safetensors file that `flowless train` wrote."
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 
 from flowless.console import log
-from flowless.errors import FlowlessError
+from flowless.errors import FlowlessError, first_line
 from flowless.files import whole_file, write_json
 from flowless.pipeline.index import DatasetIndex
 from flowless.train.checkpoints import save_checkpoint, versions
@@ -103,7 +103,7 @@ class RunFolder:
             torch.load(self.state, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
             raise FlowlessError(
-                f"{self.state}: no readable training state ({str(error).splitlines()[0] if str(error) else type(error).__name__}). "
+                f"{self.state}: no readable training state ({first_line(error)}). "
                 f"The weights in {self.last.name} are separate; start the run again with --overwrite."
             ) from error
 

@@ -19,6 +19,7 @@ from flowless.bench.gpu.clock import need_device
 from flowless.bench.gpu.engines import measure
 from flowless.bench.gpu.ledger import Ledger, NotHere
 from flowless.bench.gpu.network import PRECISIONS, load_reference, read_precise
+from flowless.errors import first_line
 
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 
@@ -118,7 +119,7 @@ def _need(ledger: Ledger, target: str) -> None:
     try:
         version = importlib.import_module(module).__version__
     except (ImportError, OSError) as error:
-        raise NotHere(f"{module} cannot be imported ({str(error).splitlines()[0]})") from error
+        raise NotHere(f"{module} cannot be imported ({first_line(error)})") from error
     ledger.fact(version=str(version))
     # TensorRT-RTX builds without a GPU, so that much can be rehearsed.
     if device.type != "cuda" and target == "tensorrt":

@@ -13,6 +13,7 @@ import pytest
 from flowless.engines import backends, built_for, cuda_driver, tensorrt_backend
 from flowless.engines.built_for import Here, mismatch
 from flowless.engines.manifest import Artefact, read_manifest
+from flowless.engines.openvino_core import openvino_reason
 from flowless.errors import FlowlessError
 
 A10 = Here(version="10.13.3.9", capability=86, gpu="NVIDIA A10", platform="linux-x86_64")
@@ -207,3 +208,30 @@ def test_ctrl_c_after_two_engines_came_and_went(built):
     """OpenVINO's plugins exchange the stack that signals arrive on; a freed one would end the process."""
     done = subprocess.run([sys.executable, "-c", _TWO_LIVES, str(built)], check=False, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr
+
+
+REFUSED = """Exception from src/inference/src/cpp/core.cpp:105:
+Check 'false' failed at src/frontends/common_translators/src/unconverted_ops_report.cpp:151:
+FrontEnd API failed with OpConversionFailure:
+Model wasn't fully converted. Failed operations detailed log:
+-- MaxPool-20 with a message:
+While validating ONNX node '<Node(MaxPool): node_max_pool2d_3>': Check 'cmp::le(kernel, dim.get_length())' failed at src/core/shape.hpp:149:
+While validating node 'opset8::MaxPool MaxPool_1323' with friendly_name 'MaxPool_1323':
+Kernel after dilation has size (dim: 3) larger than the data shape after padding (dim: 2) at axis 0.
+
+Summary:
+-- Conversion is failed for: MaxPool-20
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (REFUSED, "MaxPool-20: Kernel after dilation has size (dim: 3) larger than the data shape after padding (dim: 2) at axis 0."),
+        ("Exception from src/x.cpp:1:\nCannot open the file.\n", "Cannot open the file."),
+        ("\n  Exception from src/x.cpp:1:\n", "Exception from src/x.cpp:1:"),
+        ("", "RuntimeError"),
+    ],
+)
+def test_openvinos_reason_is_told_and_not_its_source_files(text, told):
+    assert openvino_reason(RuntimeError(text)) == told

@@ -109,6 +109,29 @@ def test_every_batch_size_is_run():
         parity.check(WrongInBatches(), clips, expected, precision="fp32", what="engine")
 
 
+def test_the_batch_that_fails_is_told_even_where_another_differs_by_more():
+    """One clip a call: one large difference, which int8 allows. Three clips a call: smaller ones everywhere, which it does not."""
+    expected = np.array([[1.0], [-1.0]] * 100)
+    once, everywhere = np.zeros((200, 1)), np.full((200, 1), 0.5)
+    once[0] = 0.9
+    clips = np.arange(200, dtype=np.int64)[:, None]
+    wrong = {1: once, 3: everywhere}
+
+    class Uneven:
+        device = "CPU"
+
+        def __call__(self, clip):
+            places = clip[:, 0]
+            # The last call of the threes has two clips.
+            return (expected + wrong[1 if len(places) == 1 else 3])[places]
+
+    runs = [parity.compare(expected + by, expected, precision="int8", device="CPU") for by in (once, everywhere)]
+    assert [run.passed for run in runs] == [True, False]
+    assert runs[0].max_abs_diff > runs[1].max_abs_diff
+    with pytest.raises(CheckFailed):
+        parity.check(Uneven(), clips, expected, precision="int8", what="engine")
+
+
 def test_made_clips_never_change():
     """Their scores lie in bundles, so their bytes are a promise."""
     import hashlib

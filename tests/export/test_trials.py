@@ -9,6 +9,7 @@ import pytest
 from flowless.cli import main
 from flowless.engines.loading import load
 from flowless.engines.manifest import read_manifest
+from flowless.errors import FlowlessError
 from flowless.export import build_engine, trials
 from flowless.export.checks import Checks
 from flowless.export.trials import recommended, try_all
@@ -85,3 +86,21 @@ def test_other_checks_ask_again(learnt_bundle, monkeypatch):
     assert tried == ["fp32"], "fp32 is there already; the others were refused, and nothing changed"
     try_all(learnt_bundle, ["onnxruntime"], checks=Checks(max_drop=2.0))
     assert tried == ["fp32", "fp32", "bf16", "fp16"]
+
+
+@pytest.mark.slow
+def test_a_target_that_takes_no_fp32_does_not_stop_the_others(learnt_bundle, monkeypatch):
+    honest = trials.build
+
+    def picky(*place, **how):
+        if how["target"] == "openvino":
+            raise FlowlessError("openvino does not take the graph: Foo. Build another target.")
+        return honest(*place, **how)
+
+    monkeypatch.setattr(trials, "build", picky)
+    rows = {(row["target"], row["precision"]): row for row in try_all(learnt_bundle, ["openvino", "onnxruntime"])}
+    assert len(rows) == 8
+    assert all(rows["openvino", item]["status"] == "not built: openvino does not take the graph: Foo" for item in ("fp32", "int8"))
+    assert rows["onnxruntime", "fp32"]["recommended"]
+    with pytest.raises(FlowlessError, match="Foo"):
+        try_all(learnt_bundle, ["openvino"])

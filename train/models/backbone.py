@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from flowless.errors import FlowlessError
+from flowless.errors import FlowlessError, first_line
 
 #: Depth as the recipes name it -> timm's model.
 DEPTHS = {"r18": "resnet18", "r34": "resnet34", "r50": "resnet50", "r101": "resnet101"}
@@ -53,7 +53,7 @@ def from_timm(
         if not pretrained:
             raise
         raise FlowlessError(
-            f"ImageNet weights for {name} could not be fetched ({str(error).splitlines()[0]}). Where there is no network, "
+            f"ImageNet weights for {name} could not be fetched ({first_line(error)}). Where there is no network, "
             f"give a file with pretrained_path, or train from scratch with pretrained off."
         ) from error
 
@@ -130,8 +130,9 @@ def read_document(path: Path) -> Any:
             f"never run. Give a .safetensors or .pth of tensors."
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, SafetensorError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FlowlessError(f"{path}: not a readable file of weights ({reason}). Give a .safetensors or .pth of tensors.") from error
+        raise FlowlessError(
+            f"{path}: not a readable file of weights ({first_line(error)}). Give a .safetensors or .pth of tensors."
+        ) from error
 
 
 def _shapes_fit(model: nn.Module, weights: dict[str, Tensor]) -> bool:

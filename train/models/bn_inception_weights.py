@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flowless.errors import FlowlessError
+from flowless.errors import FlowlessError, first_line
 from flowless.pipeline.spec import ClipSpec
 from flowless.train.models.backbone import read_weights, widen
 from flowless.train.models.bn_inception import MODULES, BNInception, Unit
@@ -56,7 +56,7 @@ def published_network(path: Path, *, spec: ClipSpec) -> BNInception:
             unit.norm.load_state_dict(norm, strict=False)
     except (KeyError, RuntimeError, ValueError) as error:
         raise FlowlessError(
-            f"{path}: does not hold the published weights of BN-Inception ({str(error).splitlines()[0]}). Give bn_inception's "
+            f"{path}: does not hold the published weights of BN-Inception ({first_line(error)}). Give bn_inception's "
             f"ImageNet weights with names such as conv1_7x7_s2.weight and inception_3a_1x1_bn.running_mean."
         ) from error
     return network
