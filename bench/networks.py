@@ -66,7 +66,7 @@ def _last_norms(model: nn.Module) -> set[nn.Module]:
 
 def _fit_last_layers(model: Recognizer, clips: np.ndarray) -> None:
     """Let each network's last layer mix the directions in which its features of these clips differ most, each as strong."""
-    layers = [network.get_submodule("head.pred") for network in model.networks]
+    layers = [head.get_submodule("pred") for head in model.heads]
     seen: dict[nn.Module, list[torch.Tensor]] = {layer: [] for layer in layers}
     hooks = [
         layer.register_forward_pre_hook(lambda layer, given: seen[layer].append(given[0].reshape(-1, given[0].shape[-1])))

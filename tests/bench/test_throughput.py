@@ -55,8 +55,9 @@ def test_stages_add_up(videos: list[Path]) -> None:
     assert [row["file"] for row in stages.videos()] == ["sample_0.mp4", "sample_1.mp4"]
 
 
-def test_lively_weights_tell_clips_apart() -> None:
-    model = lively_model("pan-lite-r18", classes=5, spec=TINY, width=0.25)
+@pytest.mark.parametrize("name", ["pan-lite-r18", "stm-r18", "da-x3d-xs", "disentangling-bninception"])
+def test_lively_weights_tell_clips_apart(name: str) -> None:
+    model = lively_model(name, classes=5, spec=TINY, width=0.25)
     import torch
 
     with torch.inference_mode():

@@ -38,8 +38,8 @@ class Recognizer(nn.Module):
 
     @property
     def networks(self) -> tuple[Network, ...]:
-        """The networks whose scores are averaged, each a recogniser by itself."""
-        raise NotImplementedError
+        """The networks whose scores are averaged, each a recogniser by itself; none where branches share layers."""
+        return ()
 
     @property
     def parts(self) -> tuple[nn.Module, ...]:
@@ -49,6 +49,11 @@ class Recognizer(nn.Module):
         the first of each.
         """
         return self.networks
+
+    @property
+    def heads(self) -> tuple[nn.Module, ...]:
+        """What gives each network's or branch's scores, in the order of `branch_scores`."""
+        return tuple(network.head for network in self.networks)
 
     def forward(self, clip: Tensor) -> Tensor:
         """Recognise pixels: uint8 `[B, N, m, H, W, 3]` to scores `[B, classes]`."""
