@@ -15,6 +15,7 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
     "throughput": ("flowless.bench.throughput:main", "decode, preprocess, engine and end to end, every target beside PyTorch"),
     "peers": ("flowless.bench.peers:main", "beside the official PAN code, from your own clone of it"),
     "export": ("flowless.bench.export_time:main", "minutes from a checkpoint to a verified INT8 bundle, stage by stage"),
+    "systems": ("flowless.bench.systems:main", "the four systems and their baselines trained alike: accuracy beside cost"),
     "reversal": ("flowless.bench.reversal:main", "does a model read time? Real videos, forwards and backwards"),
     "gpu": ("flowless.bench.gpu.command:main", "everything that needs a GPU: kernels, decoder, engines; says what is not here"),
 }

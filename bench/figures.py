@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from flowless.bench.systems_page import readme_lines
 from flowless.errors import FlowlessError
 from flowless.files import whole_file
 
@@ -30,6 +31,7 @@ def render(results: Path) -> str:
             *_sentences(throughput, peers, reversal),
             *_precisions(throughput, minutes),
             "",
+            *_systems(results / "systems.json"),
         ]
     )
 
@@ -87,6 +89,11 @@ def _precisions(throughput: dict[str, Any], minutes: float | None) -> list[str]:
     if minutes is not None:
         lines.append(f"- From the checkpoint to a verified INT8 bundle, cold: {minutes:.1f} minutes.")
     return lines
+
+
+def _systems(path: Path) -> list[str]:
+    """The systems side by side, where they have been measured."""
+    return [*readme_lines(json.loads(path.read_text(encoding="utf-8"))), ""] if path.is_file() else []
 
 
 def replaced(readme: str, figures: str) -> str:

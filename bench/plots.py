@@ -32,7 +32,7 @@ def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]], *, c
         chance: top-1 of a guess.
         ceiling: the most that a model blind to time can reach.
     """
-    figure, (left, right) = _subplots(1, 2, size=(9.6, 3.2))
+    figure, (left, right) = subplots(1, 2, size=(9.6, 3.2))
     for name, rows in histories.items():
         epochs = [row["epoch"] + 1 for row in rows]
         colour = COLOURS.get(name, INK)
@@ -48,7 +48,7 @@ def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]], *, c
     left.legend(frameon=False, fontsize=8)
     for axes in (left, right):
         axes.xaxis.get_major_locator().set_params(integer=True)
-    return _svg(figure)
+    return svg(figure)
 
 
 def confusion(matrix: np.ndarray, labels: Sequence[str], *, title: str, group: int = 1) -> str:
@@ -60,7 +60,7 @@ def confusion(matrix: np.ndarray, labels: Sequence[str], *, title: str, group: i
     for edge in range(group, len(labels), group) if group > 1 else ():
         figure.axes[0].axhline(edge - 0.5, color="#c9d3da", lw=0.8)
         figure.axes[0].axvline(edge - 0.5, color="#c9d3da", lw=0.8)
-    return _svg(figure)
+    return svg(figure)
 
 
 def save_confusion(path: Path, matrix: np.ndarray, labels: Sequence[str], *, title: str) -> None:
@@ -79,7 +79,7 @@ def _confusion_figure(matrix: np.ndarray, labels: Sequence[str], *, title: str) 
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     count = len(labels)
     side = 1.7 + 0.26 * min(max(count, 6), 60)
-    figure, axes = _subplots(1, 1, size=(side, side))
+    figure, axes = subplots(1, 1, size=(side, side))
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set(title=title, xlabel="predicted", ylabel="true")
     if count <= _NAMED_CLASSES:
@@ -95,24 +95,24 @@ def _confusion_figure(matrix: np.ndarray, labels: Sequence[str], *, title: str) 
 def vap_weights(weights: Mapping[str, np.ndarray], *, timescales: Sequence[str]) -> str:
     """Draw the mean weight that VAP gives to each timescale's vector, a row an action (PAN, section IV-B), as inline SVG."""
     table = np.stack(list(weights.values()))
-    figure, axes = _subplots(1, 1, size=(5.6, 4.2))
+    figure, axes = subplots(1, 1, size=(5.6, 4.2))
     image = axes.imshow(table, cmap="Purples", vmin=0, aspect="auto")
     axes.set_xticks(range(len(timescales)), timescales, fontsize=8, rotation=30, ha="right")
     axes.set_yticks(range(len(weights)), list(weights), fontsize=8)
     figure.colorbar(image, ax=axes, label="mean weight")
-    return _svg(figure)
+    return svg(figure)
 
 
 def stage_bars(seconds: Mapping[str, float]) -> str:
     """Draw how long each stage took as inline SVG, in the order that they ran."""
-    figure, axes = _subplots(1, 1, size=(9.6, 0.6 + 0.3 * len(seconds)))
+    figure, axes = subplots(1, 1, size=(9.6, 0.6 + 0.3 * len(seconds)))
     names, values = list(seconds), list(seconds.values())
     axes.barh(names, values, color=COLOURS["pan-lite"], height=0.62)
     for row, value in enumerate(values):
         axes.text(value, row, f" {value:.1f} s", va="center", fontsize=8)
     axes.invert_yaxis()
     axes.set(xlabel="seconds", xlim=(0, max(values, default=1) * 1.12))
-    return _svg(figure)
+    return svg(figure)
 
 
 def engine_bars(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -123,7 +123,7 @@ def engine_bars(rows: Sequence[Mapping[str, Any]]) -> str:
             not kept is left out: it was timed at another minute than the others.
     """
     timed = [row for row in rows if row["kept"] and row["latency_ms_p50"] is not None]
-    figure, axes = _subplots(1, 1, size=(9.6, 0.8 + 0.32 * len(timed)))
+    figure, axes = subplots(1, 1, size=(9.6, 0.8 + 0.32 * len(timed)))
     longest = max((row["latency_ms_p50"] for row in timed), default=1.0)
     for place, row in enumerate(timed):
         colour = COLOURS["tsn"] if row["recommended"] else COLOURS["pan-lite"]
@@ -136,7 +136,7 @@ def engine_bars(rows: Sequence[Mapping[str, Any]]) -> str:
     axes.set_yticks(range(len(timed)), [f"{row['target']} {row['precision']}" for row in timed], fontsize=8)
     axes.invert_yaxis()
     axes.set(xlabel="ms a clip, median", xlim=(0, longest * 1.4))
-    return _svg(figure)
+    return svg(figure)
 
 
 def motion_strip(frames: np.ndarray, maps: np.ndarray, *, scale: int = 2) -> str:
@@ -163,7 +163,7 @@ def png(picture: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
-def _subplots(rows: int, columns: int, *, size: tuple[float, float]) -> tuple[Figure, Any]:
+def subplots(rows: int, columns: int, *, size: tuple[float, float]) -> tuple[Figure, Any]:
     """Make a figure without pyplot, whose global state and window system a report does not need."""
     from matplotlib.figure import Figure
 
@@ -176,7 +176,8 @@ def _subplots(rows: int, columns: int, *, size: tuple[float, float]) -> tuple[Fi
     return figure, axes
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
+    """Return a figure as inline SVG, the same text on every run."""
     from matplotlib import rc_context
 
     stream = io.StringIO()

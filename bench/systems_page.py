@@ -1,0 +1,122 @@
+"""What `flowless bench systems` shows: the page with accuracy over cost, every figure and the goals, and the README's table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flowless.bench import plots
+from flowless.files import whole_file
+
+#: One colour a system; neighbours in the table differ in brightness too.
+COLOURS = {
+    "tsn": "#8a949b",
+    "tsm": "#4a5560",
+    "disentangling": "#b9812a",
+    "pan-lite": "#4aa5cc",
+    "pan-full": "#0b5c80",
+    "stm": "#c2571a",
+    "da-tsm": "#5c8f3a",
+}
+
+
+def write_page(path: Path, document: Mapping[str, Any]) -> None:
+    """Write the page of a result, whole or not at all; it refers to nothing outside itself."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(
+        Path(__file__).with_name("systems.html").read_text(encoding="utf-8")
+    )
+    page = template.render(
+        style=Markup(report_style()),
+        plot=Markup(accuracy_over_cost(document["systems"], blind=document["settings"]["blind_to_order"])),
+        rows=document["systems"],
+        colours=COLOURS,
+        settings=document["settings"],
+        goals=document["goals"],
+        environment=document["environment"],
+    )
+    with whole_file(path) as draft:
+        draft.write_text(page, encoding="utf-8")
+
+
+def accuracy_over_cost(rows: Sequence[Mapping[str, Any]], *, blind: float) -> str:
+    """Draw top-1 over multiplications and over latency, a point a row, as inline SVG.
+
+    Args:
+        rows: `system`, `objective`, `top1`, `seeds`, `macs`, `latency_ms` of each.
+        blind: The most that a model blind to order can reach.
+    """
+    figure, panels = plots.subplots(1, 2, size=(9.6, 4.0))
+    for axes, key, scale, label in (
+        (panels[0], "macs", 1e6, "million multiplications a clip"),
+        (panels[1], "latency_ms", 1, "ms a clip"),
+    ):
+        for row in rows:
+            cost, top1, colour = row[key] / scale, row["top1"], COLOURS[row["system"]]
+            twins = row["objective"] == "twins"
+            bars = [[top1 - min(row["seeds"])], [max(row["seeds"]) - top1]]
+            axes.errorbar(
+                *(cost, top1, bars), fmt="o", ms=7, color=colour, mfc="white" if twins else colour, mew=1.6, capsize=2.5, lw=1.1, zorder=3
+            )
+            if not twins:
+                axes.annotate(
+                    row["system"], (cost, top1), xytext=(0, -13), textcoords="offset points", ha="center", fontsize=8, color=colour
+                )
+        axes.axhline(blind, color="#888", lw=1, ls="--")
+        axes.annotate("all that appearance can give", (0.01, blind + 0.012), xycoords=("axes fraction", "data"), fontsize=8, color="#666")
+        axes.set(xscale="log", xlabel=label, ylim=(-0.02, 1.05))
+        axes.margins(x=0.12)
+    panels[0].set(ylabel="top-1")
+    return plots.svg(figure)
+
+
+def report_style() -> str:
+    """Return the style sheet of the house's pages: that of the demo's report."""
+    page = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
+    return page.partition("<style>")[2].partition("</style>")[0]
+
+
+def readme_lines(document: Mapping[str, Any]) -> list[str]:
+    """Return the evidence table in Markdown, with what it was measured on."""
+    settings, rows = document["settings"], document["systems"]
+    plain = [row for row in rows if row["objective"] == "scores"]
+    twins = {row["system"]: row for row in rows if row["objective"] == "twins"}
+    side, seeds = settings["size"], max(len(row["seeds"]) for row in plain)
+    columns = (
+        "system",
+        "clip",
+        "top-1, % ± over the seeds",
+        "with Twins Training",
+        "parameters, M",
+        "MMAC a clip",
+        "ms a clip, fp32",
+        "on",
+    )
+    lines = [
+        f"Moving Shapes from scratch, a quarter of the channels, {side} × {side} pixels: {settings['train_videos']} videos,"
+        f" {settings['epochs']} epochs, {seeds} seed{'s' * (seeds > 1)}, the same optimiser and rate for all"
+        " (`flowless bench systems`). A model that ignores the order of frames is right half of the time at most.",
+        "",
+        f"| {' | '.join(columns)} |",
+        f"|{'---|' * len(columns)}",
+    ]
+    for row in plain:
+        beside = twins.get(row["system"])
+        figures = (
+            " × ".join(map(str, row["clip"][:2])),
+            _told(row),
+            _told(beside) if beside else "",
+            f"{row['parameters'] / 1e6:.2f}",
+            f"{row['macs'] / 1e6:.0f}",
+            f"{row['latency_ms']:.1f}",
+            row["target"],
+        )
+        lines.append(f"| {' | '.join((row['system'], *figures))} |")
+    return lines
+
+
+def _told(row: Mapping[str, Any]) -> str:
+    return f"{100 * row['top1']:.1f}" + (f" ± {100 * row['spread']:.1f}" if len(row["seeds"]) > 1 else " (one seed)")

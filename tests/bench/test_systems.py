@@ -1,0 +1,123 @@
+"""`flowless bench systems`: alike for all, kept and gone on with, and told as measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tyro
+
+from flowless.bench.systems import NAMES, Systems, _goals, _row, contestants, main, table
+from flowless.bench.systems_page import COLOURS, accuracy_over_cost, readme_lines
+from flowless.bench.systems_runs import Race, Run, _words
+from flowless.errors import FlowlessError
+from flowless.train.commands import TrainWords
+from flowless.train.recipes import find_recipe
+
+RACE = Race(train_videos=48, val_videos=24, frames=16, epochs=3, segments=8, seeds=2, precision="fp32")
+#: What a system may have of its own: its network, and the clip that it takes.
+OWN = {"name", "model", "segments", "frames_per_segment", "displacement_window"}
+
+
+def test_every_system_is_trained_alike() -> None:
+    recipes = [Run(system, "scores", 1).recipe(RACE).to_dict() for system in contestants(NAMES)]
+    for recipe in recipes[1:]:
+        assert {name for name, value in recipe.items() if value != recipes[0][name]} <= OWN
+    assert {recipe["epochs"] for recipe in recipes} == {3}
+    # No clip has more frames than a video.
+    assert all(recipe["segments"] * recipe["frames_per_segment"] <= RACE.frames for recipe in recipes)
+
+
+@pytest.mark.parametrize("objective", ["scores", "twins"])
+def test_the_command_line_says_the_recipe(objective: str) -> None:
+    for system in contestants(NAMES):
+        run = Run(system, objective, 2)
+        plain = find_recipe(f"{system.model}/moving-shapes")
+        wanted = run.recipe(RACE)
+        words = [word for name, value in wanted.to_dict().items() if value != plain.to_dict()[name] for word in _words(name, value)]
+        read = tyro.cli(TrainWords, args=["--data", "x", *words], default=TrainWords(data=Path("x"), recipe=plain))
+        assert read.recipe == wanted
+
+
+def test_words_of_every_kind() -> None:
+    assert _words("partial_bn", True) == ["--partial-bn"]
+    assert _words("partial_bn", False) == ["--no-partial-bn"]
+    assert _words("steps", [3, 5]) == ["--steps", "3", "5"]
+
+
+@pytest.mark.parametrize(("fields", "told"), [({"systems": ("tsn", "slowfast")}, "'slowfast'.*tsn.*stm"), ({"seeds": 0}, "seeds is 0")])
+def test_what_cannot_be_run_is_told(fields: dict[str, Any], told: str) -> None:
+    with pytest.raises(FlowlessError, match=told):
+        Systems(**fields)
+
+
+def rows() -> list[dict[str, Any]]:
+    """Return rows as measured: TSN blind, STM seeing, STM by Twins Training in between."""
+    tsn, stm = contestants(("tsn", "stm"))
+    results: dict[Run, dict[str, Any]] = {}
+    for run, top1 in (
+        (Run(tsn, "scores", 0), 0.4),
+        (Run(stm, "scores", 0), 0.98),
+        (Run(stm, "scores", 1), 0.96),
+        (Run(stm, "twins", 0), 0.5),
+    ):
+        # Epochs before the last one do not count, however good.
+        history = [{"val_top1": 1.0, "train_top1": 1.0, "seconds": 1.0}, {"val_top1": top1, "train_top1": 0.7, "seconds": 2.0}]
+        results[run] = {"history": history}
+    cost = {"clip": [8, 1, 48, 48, 3], "parameters": 720_000, "macs": 99_000_000, "latency_ms": 2.5, "target": "openvino"}
+    return [_row(system, objective, results, cost) for system, objective in ((tsn, "scores"), (stm, "scores"), (stm, "twins"))]
+
+
+def test_rows_and_goals_are_of_the_last_epoch() -> None:
+    tsn, stm, twins = rows()
+    assert (stm["top1"], stm["seeds"], stm["training_s"]) == (0.97, [0.98, 0.96], 3.0)
+    assert stm["spread"] == pytest.approx(0.0141, abs=1e-4)
+    assert [goal["met"] for goal in _goals([tsn, stm, twins])] == [True, True, False]
+
+
+def test_the_picture_names_every_system_once() -> None:
+    assert set(COLOURS) == set(NAMES)
+    drawn = accuracy_over_cost(rows(), blind=0.5)
+    assert drawn.count(">stm<") == 2  # one a panel: with Twins Training it is the hollow point beside
+    assert "million multiplications" in drawn
+
+
+def test_tables_tell_means_and_spreads() -> None:
+    document = {"settings": {"train_videos": 48, "epochs": 2, "seeds": 2, "size": 48}, "systems": rows()}
+    assert table(document).row_count == 3
+    *_, tsn, stm = readme_lines(document)
+    assert tsn.startswith("| tsn | 8 × 1 | 40.0 (one seed) |  | 0.72 | 99 | 2.5 | openvino |")
+    assert stm.startswith("| stm | 8 × 1 | 97.0 ± 1.4 | 50.0 (one seed) |")
+
+
+@pytest.mark.slow
+def test_trained_counted_timed_and_never_twice(tmp_path: Path) -> None:
+    out = tmp_path / "systems.json"
+    small = ("--train-videos", "48", "--val-videos", "24", "--epochs", "1", "--seeds", "1")
+    words = ["--out", str(out), "--systems", "tsn", *small, "--no-twins", "--jobs", "1", "--json"]
+    main(words)
+    document = json.loads(out.read_text(encoding="utf-8"))
+    (row,) = document["systems"]
+    assert row["clip"] == [8, 1, 48, 48, 3]
+    assert set(row["latencies"]) == {"openvino", "onnxruntime"}
+    assert row["latency_ms"] == min(row["latencies"].values()) > 0
+    result = json.loads((tmp_path / "systems" / "48-videos-of-16-frames" / "tsn-0" / "result.json").read_text(encoding="utf-8"))
+    assert row["seeds"] == [round(result["history"][-1]["val_top1"], 4)]
+    page = out.with_suffix(".html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert "src=" not in page
+    assert f"{100 * row['top1']:.1f}" in page
+    kept = tmp_path / "systems" / "48-videos-of-16-frames" / "tsn-0" / "last.safetensors"
+    written = kept.stat().st_mtime_ns
+    main(words)
+    assert kept.stat().st_mtime_ns == written
+
+
+def test_a_training_that_fails_is_told_with_its_last_words(tmp_path: Path) -> None:
+    from flowless.bench.systems_runs import train_all
+
+    (tsn,) = contestants(("tsn",))
+    with pytest.raises(FlowlessError, match=r"training tsn-0 ended with 1: .*index.*tsn-0\.log"):
+        train_all([Run(tsn, "scores", 0)], RACE, shapes=tmp_path / "nothing", work=tmp_path / "work")
