@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 UV := 0.13.8
+# Tests of one file share what they set up, so they stay together.
+SIDE_BY_SIDE := -n auto --dist loadfile
 
 .PHONY: help demo test quick check lint types gpu lock clean
 
@@ -14,10 +16,10 @@ demo: $(READY)  ## the whole way on generated videos: runs/demo/report.html
 	$(BIN)/flowless demo
 
 test: $(READY)  ## every test that this machine can run
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 quick: $(READY)  ## the tests without the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow"
 
 check: lint types test  ## what CI runs: ruff, pyright, tests
 

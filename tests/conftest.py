@@ -12,12 +12,25 @@ from types import ModuleType
 import pytest
 from hypothesis import settings
 
+from flowless.machine import usable_cores
 from flowless.pipeline.index import DatasetIndex
 from flowless.pipeline.moving_shapes import ShapesOptions, generate
+
+#: Test processes side by side, at most: each takes a few GB.
+MOST_WORKERS = 4
+# Each test process has its share of the cores; libraries read this when they are first imported.
+if (workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // workers)))
 
 # A commit is red for what it changed, never by the luck of an example. To explore: --hypothesis-profile=default
 settings.register_profile("steady", derandomize=True, deadline=None)
 settings.load_profile("steady")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """What `-n auto` means here: tests keep one core busy each, seldom two."""
+    return min(usable_cores(), MOST_WORKERS)
 
 
 @pytest.fixture(autouse=True)
