@@ -252,7 +252,7 @@ def _staged(names: tuple[str, str], before: nn.Module, cue: nn.Module, how: tupl
     whole = nn.Sequential(before, cue)
     parts = (
         (name, f"{about}; pixels to maps, with the layers that a network shares with it", whole, stacks),
-        (f"{name}, features given", "the same without the layers before it, which the network runs anyway", cue, features),
+        (f"{name} alone", "features given: the same without the layers before it, which the network runs anyway", cue, features),
     )
     rivals = (
         cue_rivals(whole, spec=spec, threads=threads, graph=graph, engines=engines),
