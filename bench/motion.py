@@ -94,8 +94,8 @@ def measure(settings: Motion) -> dict[str, Any]:
     from flowless.bench.quiet import busy_share, judged
 
     threads = settings.threads or usable_cores()
-    busy = busy_share()
     cues = load_cues(settings.checkpoint)
+    busy = busy_share()
     with ExitStack() as stack:
         stack.enter_context(torch_threads(threads))
         stack.enter_context(opencv_threads(threads))
