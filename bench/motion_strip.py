@@ -222,18 +222,13 @@ def _laid_out(rows: Sequence[Row], videos: Sequence[str], *, moments: int, reach
     y = top + len(rows) * (_TILE + _GAP) + 6
     disc = Image.fromarray(wheel(56), mode="RGBA")
     page.paste(disc, (lefts[0], y), disc)
-    draw.text(
-        (lefts[0] + 68, y + 10),
+    told = (
         f"direction of motion, from a frame to the next; full colour: {reach:.1f} pixels or more",
-        font=small,
-        fill=_PALE,
-    )
-    draw.text(
-        (lefts[0] + 68, y + 28),
         "brightness of PA and CMM, and contrast of dynamic appearance, reach to the largest values of their rows",
-        font=small,
-        fill=_PALE,
+        "speeds: each way's quickest engine, full size, all on the same frames and cores",
     )
+    for place, line in enumerate(told):
+        draw.text((lefts[0] + 68, y + 2 + 18 * place), line, font=small, fill=_PALE)
     return page
 
 
