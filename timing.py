@@ -41,6 +41,7 @@ def time_in_turn(
     runs: int,
     warm_up: int = 1,
     settle: int = 0,
+    every: Mapping[str, int] | None = None,
     clock: Callable[[], float] = time.perf_counter,
     after_each: Callable[[], None] = lambda: None,
 ) -> dict[str, Timing]:
@@ -52,6 +53,7 @@ def time_in_turn(
         warm_up: Untimed calls of each rival before the first round.
         settle: Untimed calls of a rival before each timed one. Engines want one: whoever follows a rival finds caches full of its
             numbers and its own threads asleep, which costs the quick ones most, and an app calls one engine again and again.
+        every: Rounds from one turn of a rival to its next, where that is not 1: for one that takes as long as all others together.
         clock: Returns seconds; a test passes its own.
         after_each: Called after every round.
     """
@@ -59,8 +61,10 @@ def time_in_turn(
         for _ in range(warm_up):
             rival()
     seconds: dict[str, list[float]] = {name: [] for name in rivals}
-    for _ in range(runs):
+    for number in range(runs):
         for name, rival in rivals.items():
+            if number % (every or {}).get(name, 1):
+                continue
             for _ in range(settle):
                 rival()
             start = clock()

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from flowless.bench.cues import timescale_names
 from flowless.pipeline.index import DatasetIndex, VideoRecord
 from flowless.pipeline.preprocess import load_clip
 from flowless.train.checkpoints import load_checkpoint
@@ -31,7 +32,7 @@ def look_inside(checkpoint: Path, val: DatasetIndex, *, videos_per_label: int = 
             features = model.features(model.normalise(model.as_frames(clips)))
             weights[label] = model.head.timescale_weights(features).mean(0).numpy()
         strips[label] = (clips[0, :, 0].numpy(), maps)
-    return {"strips": strips, "vap_weights": weights, "timescales": _names(model.head.scales)}
+    return {"strips": strips, "vap_weights": weights, "timescales": timescale_names(loaded.spec.segments)}
 
 
 def _by_label(val: DatasetIndex, count: int) -> dict[str, list[VideoRecord]]:
@@ -40,7 +41,3 @@ def _by_label(val: DatasetIndex, count: int) -> dict[str, list[VideoRecord]]:
         if len(chosen[val.labels[video.label]]) < count:
             chosen[val.labels[video.label]].append(video)
     return {label: chosen[label] for label in val.labels}
-
-
-def _names(scales: tuple[int, ...]) -> tuple[str, ...]:
-    return tuple(f"s = {scale}" + (f", from {start + 1}" if scale > 1 else "") for scale in scales for start in range(scale))

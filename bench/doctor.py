@@ -13,7 +13,7 @@ from rich.table import Table
 
 from flowless.bench.environment import environment, gpu_names
 
-Area = Literal["decode", "train", "build", "run"]
+Area = Literal["decode", "train", "build", "run", "measure"]
 
 #: What video files hold, as people call it, and FFmpeg's names of its decoders, the preferred first.
 CODECS = {
@@ -42,7 +42,7 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Try everything that flowless may use here. Nothing that fails raises: it becomes a finding."""
-    return [finding for part in (_decoders, _dali, _training, _building, _running) for finding in part()]
+    return [finding for part in (_decoders, _dali, _training, _building, _running, _measuring) for finding in part()]
 
 
 def document(findings: list[Finding]) -> dict[str, Any]:
@@ -159,6 +159,16 @@ def _running() -> Iterator[Finding]:
             yield Finding(area="run", what=what, ok=False, detail="installed, but no GPU here", remedy=_NEEDS_GPU)
         else:
             yield Finding(area="run", what=what, ok=True, detail=", ".join(gpu_names()))
+
+
+def _measuring() -> Iterator[Finding]:
+    yield _attempt("measure", "optical flow, to compare with", _opencv_flows, remedy="pip install 'flowless[bench]'")
+
+
+def _opencv_flows() -> str:
+    cv2 = importlib.import_module("cv2")
+    contrib = hasattr(cv2, "optflow")
+    return f"OpenCV {cv2.__version__}: {'TV-L1, ' if contrib else ''}Farneback, DIS{'' if contrib else '; TV-L1 is in its contrib modules'}"
 
 
 def _openvino_devices() -> str:

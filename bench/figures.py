@@ -32,6 +32,7 @@ def render(results: Path) -> str:
             *_precisions(throughput, minutes),
             "",
             *_systems(results / "systems.json"),
+            *_motion(results),
         ]
     )
 
@@ -94,6 +95,44 @@ def _precisions(throughput: dict[str, Any], minutes: float | None) -> list[str]:
 def _systems(path: Path) -> list[str]:
     """The systems side by side, where they have been measured."""
     return [*readme_lines(json.loads(path.read_text(encoding="utf-8"))), ""] if path.is_file() else []
+
+
+def _motion(results: Path) -> list[str]:
+    """What is said of motion cues beside optical flow, where that was measured."""
+    path = results / "motion.json"
+    if not path.is_file():
+        return []
+    document = json.loads(path.read_text(encoding="utf-8"))
+    settings, sizes = document["settings"], {method["name"]: method for method in document["methods"]}
+    quickest: dict[str, dict[str, Any]] = {}
+    for row in document["rows"]:
+        if "frames_per_s" in row:
+            quickest[row["method"]] = max(row, quickest.get(row["method"], row), key=lambda one: one["frames_per_s"])
+    lines = [
+        f"Motion of the same {settings['frames']} frames, on {document['environment']['cores']} cores, each way's quickest engine:",
+        "",
+        "| motion | by | frames/s | maps/s | × TV-L1 | GMAC | parameters |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in quickest.items():
+        size, times = sizes[name], row.get("times_tv_l1")
+        told = [_short(row["frames_per_s"]), _short(row["maps_per_s"]), "" if times is None else _short(times)]
+        told += ["" if size["gmacs"] is None else f"{size['gmacs']:.2f}"]
+        told += ["" if size["parameters"] is None else f"{size['parameters']:,}".replace(",", " ")]
+        lines.append(f"| {name} | {row['engine']} | {' | '.join(told)} |")
+    claim = document["claims"][0]
+    if claim["ours"] is not None:
+        lines += [
+            "",
+            f"PAN's paper: {claim['paper']}, {claim['paper_ratio']:.0f}×. Here PA is {_short(claim['ours'])}× TV-L1 on the same cores.",
+        ]
+    if (results / document["picture"]["file"]).is_file():
+        lines += ["", f"![Each cue beside optical flow, on real gestures](bench/results/{document['picture']['file']})"]
+    return [*lines, ""]
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value >= 20 else f"{value:.1f}"
 
 
 def replaced(readme: str, figures: str) -> str:

@@ -1,14 +1,14 @@
-"""The PA op alone, on every target: motion maps per second, as PAN's paper counts them."""
+"""A motion cue alone, on every target: maps per second of the PA op, as PAN's paper counts them, and of any other cue."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from flowless.bench.networks import Eager, lively_model
+from flowless.bench.networks import Eager
 from flowless.bench.rivals import Rival
 from flowless.engines.backends import HINTS, open_backend, why_not
 from flowless.engines.manifest import Artefact
@@ -16,31 +16,35 @@ from flowless.export.graph import export_onnx, inlined, read_graph
 from flowless.export.layout import differences_first
 from flowless.pipeline.spec import ClipSpec
 from flowless.train.models import MotionRecognizer
+from flowless.train.models.plan import SCRATCH_STD
+from flowless.train.persistence import PersistenceOfAppearance
 
 #: The paper's clip for counting PA: 8 stacks of 6 frames of 224 x 224 give 40 maps.
 PAPER_CLIP = ClipSpec(segments=8, frames_per_segment=6)
-#: The motion op's engines: target and, for OpenVINO, the arithmetic it is asked for.
+#: A cue's engines: target and, for OpenVINO, the arithmetic it is asked for.
 ENGINES = (("onnxruntime", None), ("openvino", None), ("openvino", "bf16"))
+#: The same of a cue that stays in float32 in every engine.
+EXACT_ENGINES = ENGINES[:2]
 
 
-class Motion(nn.Module):
-    """The motion branch of PAN-Lite by itself: uint8 `[B, N, m, H, W, 3]` to float32 `[B, N, m-1, H, W]`."""
+class CueOf(nn.Module):
+    """One of a recogniser's cues by itself: uint8 `[B, N, m, H, W, 3]` to what its method gives."""
 
-    def __init__(self, model: MotionRecognizer) -> None:
+    def __init__(self, model: nn.Module, cue: str = "motion") -> None:
         super().__init__()
         self.model = model
+        self.cue = cue
 
     def forward(self, clip: torch.Tensor) -> torch.Tensor:
-        """Return the PA maps of pixels."""
-        return self.model.motion(clip)
+        """Return the cue of pixels: of `motion` the PA maps, float32 `[B, N, m-1, H, W]`."""
+        return getattr(self.model, self.cue)(clip)
 
 
 def motion_model(spec: ClipSpec) -> MotionRecognizer:
-    """Return a small PAN-Lite whose PA op is the full one; its backbone is not used."""
-    model = lively_model("pan-lite-r18", classes=2, spec=replace(spec, height=32, width=32, short_side=32), width=0.25)
-    assert isinstance(model, MotionRecognizer)
-    model.spec = spec
-    return model
+    """Return PA with random filters, in a recogniser of nothing else."""
+    torch.manual_seed(0)
+    persistence = PersistenceOfAppearance(std=SCRATCH_STD)
+    return MotionRecognizer(spec=spec, backbone=nn.Identity(), head=nn.Identity(), persistence=persistence).eval()
 
 
 def maps_per_clip(spec: ClipSpec) -> int:
@@ -60,14 +64,31 @@ def motion_rivals(spec: ClipSpec, *, threads: int, folder: Path) -> tuple[Motion
         The model, for its weights, and the rivals; the first is PyTorch eager.
     """
     model = motion_model(spec)
-    rivals = [Rival("pytorch eager", "pytorch", "fp32", "runs", Eager(Motion(model)))]
-    graph = folder / "motion.onnx"
-    export_onnx(Motion(model).eval(), graph, spec=spec, labels=["motion"], name="persistence", versions={})
-    flat = folder / "motion-inlined.onnx"
+    return model, cue_rivals(CueOf(model), spec=spec, threads=threads, graph=folder / "motion.onnx")
+
+
+def cue_rivals(
+    cue: nn.Module, *, spec: ClipSpec, threads: int, graph: Path, engines: Sequence[tuple[str, str | None]] = ENGINES
+) -> list[Rival]:
+    """Export a cue and open it on every target that runs here.
+
+    Args:
+        cue: From uint8 `[B, N, m, H, W, 3]` to a tensor whose first axis is B.
+        spec: What a clip is.
+        threads: CPU threads of each.
+        graph: The `.onnx` file to write; beside it, one with its functions inlined.
+        engines: Target and arithmetic of each, as `ENGINES`.
+
+    Returns:
+        The rivals; the first is PyTorch eager.
+    """
+    rivals = [Rival("pytorch eager", "pytorch", "fp32", "runs", Eager(cue))]
+    export_onnx(cue.eval(), graph, spec=spec, labels=["motion"], name=graph.stem, versions={})
+    flat = graph.with_name(f"{graph.stem}-inlined.onnx")
     proto = inlined(read_graph(graph))
     differences_first(proto)
     flat.write_bytes(proto.SerializeToString())
-    for target, hint in ENGINES:
+    for target, hint in engines:
         precision = HINTS[hint] if hint else "fp32"
         name, reason = f"{target} {precision}", why_not(target)
         if reason:
@@ -77,4 +98,4 @@ def motion_rivals(spec: ClipSpec, *, threads: int, folder: Path) -> tuple[Motion
         artefact = Artefact(target=target, precision="fp32", status="built, not run here", files=(path.name,))  # type: ignore[arg-type]
         run = open_backend(artefact, path, classes=1, threads=threads, hint=hint)
         rivals.append(Rival(name, target, precision, "runs", run))
-    return model, rivals
+    return rivals

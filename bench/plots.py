@@ -147,10 +147,9 @@ def motion_strip(frames: np.ndarray, maps: np.ndarray, *, scale: int = 2) -> str
         maps: `[T, H, W]`, the motion that begins at each frame; shown relative to the strip's largest value.
         scale: screen pixels for a pixel.
     """
-    from matplotlib import colormaps
+    from flowless.bench.cue_pictures import heat
 
-    heat = (colormaps["inferno"](maps / max(float(maps.max()), 1e-9))[..., :3] * 255).astype(np.uint8)
-    rows = [np.concatenate(list(part), axis=1) for part in (frames, heat)]
+    rows = [np.concatenate(list(part), axis=1) for part in (frames, heat(maps, reach=max(float(maps.max()), 1e-9)))]
     return png(np.concatenate(rows, axis=0).repeat(scale, axis=0).repeat(scale, axis=1))
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
-from flowless.bench.figures import BEGIN, END, ROOT, _precisions, render, replaced
+from flowless.bench.figures import BEGIN, END, ROOT, _motion, _precisions, render, replaced
 from flowless.errors import FlowlessError
 
 
@@ -38,6 +39,35 @@ def test_lower_precisions_are_told_where_they_were_measured() -> None:
         "- TensorRT-RTX engines, built here without a GPU and not run: int8 33 MB in 2.1 s.",
         "- From the checkpoint to a verified INT8 bundle, cold: 1.6 minutes.",
     ]
+
+
+def test_motion_is_told_where_it_was_measured(tmp_path: Path) -> None:
+    assert _motion(tmp_path) == []
+    rows = [
+        {"method": "PA", "engine": "pytorch eager", "frames_per_s": 400.0, "maps_per_s": 333.3, "times_tv_l1": 160.0},
+        {"method": "PA", "engine": "openvino bf16", "frames_per_s": 1440.0, "maps_per_s": 1200.0, "times_tv_l1": 576.04},
+        {"method": "TV-L1", "engine": "opencv", "frames_per_s": 2.5, "maps_per_s": 2.08, "times_tv_l1": 1.0},
+        {"method": "RAFT-small", "engine": "pytorch eager", "status": "not measured"},
+    ]
+    methods = [
+        {"name": "PA", "gmacs": 2.376, "parameters": 1184},
+        {"name": "TV-L1", "gmacs": None, "parameters": None},
+        {"name": "RAFT-small", "gmacs": 351.6, "parameters": 990162},
+    ]
+    claim = {"paper": "8196 fps, TV-L1 8 fps", "paper_ratio": 1024.5, "ours": 576.04}
+    document = {"settings": {"frames": 48}, "environment": {"cores": 2}, "methods": methods, "rows": rows, "claims": [claim]}
+    document["picture"] = {"file": "motion.jpg"}
+    (tmp_path / "motion.json").write_text(json.dumps(document), encoding="utf-8")
+    found = _motion(tmp_path)
+    assert found[4:] == [
+        "| PA | openvino bf16 | 1440 | 1200 | 576 | 2.38 | 1 184 |",
+        "| TV-L1 | opencv | 2.5 | 2.1 | 1.0 |  |  |",
+        "",
+        "PAN's paper: 8196 fps, TV-L1 8 fps, 1024×. Here PA is 576× TV-L1 on the same cores.",
+        "",
+    ]
+    (tmp_path / "motion.jpg").write_bytes(b"x")
+    assert _motion(tmp_path)[-2] == "![Each cue beside optical flow, on real gestures](bench/results/motion.jpg)"
 
 
 def test_figures_are_replaced_between_their_lines() -> None:

@@ -16,7 +16,7 @@ def findings() -> list[doctor.Finding]:
 
 
 def test_every_stage_is_examined_and_what_is_missing_has_a_remedy(findings: list[doctor.Finding]) -> None:
-    assert list(dict.fromkeys(finding.area for finding in findings)) == ["decode", "train", "build", "run"]
+    assert list(dict.fromkeys(finding.area for finding in findings)) == ["decode", "train", "build", "run", "measure"]
     assert all(finding.remedy for finding in findings if not finding.ok)
     assert not any(finding.remedy for finding in findings if finding.ok)
 
@@ -40,7 +40,7 @@ def test_json_is_one_document(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["environment"]["cores"] >= 1
-    assert {finding["area"] for finding in document["findings"]} == {"decode", "train", "build", "run"}
+    assert {finding["area"] for finding in document["findings"]} == {"decode", "train", "build", "run", "measure"}
 
 
 def test_the_table_keeps_the_brackets_of_an_extra() -> None:

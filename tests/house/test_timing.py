@@ -31,3 +31,8 @@ def test_rivals_take_turns_and_warm_ups_are_not_counted() -> None:
     timings = time_in_turn({"a": lambda: rival("a", 0.010), "b": lambda: rival("b", 0.030)}, runs=2, settle=1, clock=lambda: now)
     assert "".join(calls) == "ab" + "aabb" * 2, "each timed call follows an untimed one of its own"
     assert timings["b"].p50_ms == pytest.approx(30)
+    calls.clear()
+    rivals = {"a": lambda: rival("a", 0.010), "b": lambda: rival("b", 0.030)}
+    timings = time_in_turn(rivals, runs=4, warm_up=0, every={"b": 3}, clock=lambda: now)
+    assert "".join(calls) == "abaaab", "a long one takes its turn in every third round"
+    assert (timings["a"].runs, timings["b"].runs) == (4, 2)
