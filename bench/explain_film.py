@@ -138,15 +138,14 @@ def _write_band(band: Image.Image, explanation: Explanation, frame: int) -> None
     answer = explanation.top[0]
     right = band.width - 14
     cue = "no motion cue" if explanation.cue is None else explanation.cue.name
-    told = f"{explanation.model}, {cue}"
     small, large = _font(14), _font(24)
     room = right - 28
     label = _fitting(draw, answer.label, large, room - draw.textlength("  100 %", large))
     draw.text((14, 10), label, font=large, fill=_PALE)
     draw.text((14 + draw.textlength(label + "  ", large), 10), f"{100 * answer.score:.0f} %", font=large, fill=_LIT)
     left = 14 + draw.textlength(f"{label}  100 %  ", large)
-    if left + draw.textlength(told, small) < right:
-        draw.text((right, 18), told, font=small, fill=_SOFT, anchor="ra")
+    told = (text for text in (f"{explanation.model}, {cue}", cue) if left + draw.textlength(text, small) < right)
+    draw.text((right, 18), next(told, ""), font=small, fill=_SOFT, anchor="ra")
     top, bottom, span = band.height - 20, band.height - 14, max(explanation.info.frames - 1, 1)
 
     def across(ordinal: float) -> float:
