@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("flowless.export.commands:export", "a bundle with model.onnx, checked against PyTorch"),
     "build": ("flowless.export.build_engine:main", "build an engine into a bundle; verified before it is kept"),
     "predict": ("flowless.engines.commands:predict", "what happens in each video"),
+    "explain": ("flowless.bench.explain_command:main", "what a model saw in a video: its motion cue and scores, as a page or a film"),
     "bench": ("flowless.bench.commands:bench", "measure: throughput, peers, reversal"),
 }
 
@@ -38,6 +39,7 @@ _EXTRAS = {
     "safetensors": "train",
     "torchvision": "train",
     "matplotlib": "train",
+    "jinja2": "train",
     "onnx": "export",
     "onnxscript": "export",
     "onnxruntime": "onnxruntime",

@@ -10,12 +10,14 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
 
 from flowless.errors import FlowlessError
+from flowless.export.insides import find_insides
 from flowless.export.pa_function import DOMAIN, OP, OP_VERSION, OPSET, pa_function, pa_nodes
 from flowless.files import whole_file
 from flowless.pipeline.spec import ClipSpec
@@ -35,7 +37,7 @@ def export_onnx(
     The graph's input is `clip`, uint8 `[B, N, m, H, W, 3]` with B free; normalisation is inside; its output is `scores`,
     float32 `[B, classes]`. The PA op is one node with its function; ClipSpec, labels, model and versions are in the metadata
     under `flowless.clip`, `flowless.labels`, `flowless.model` and `flowless.versions`; `flowless.exact` names the nodes that no
-    precision may change, `flowless.unquantised` those that stay out of INT8.
+    precision may change, `flowless.unquantised` those that stay out of INT8; `flowless.insides` the tensors that can be looked at.
 
     Args:
         model: Takes the clip and gives the scores; on the CPU, in evaluation mode.
@@ -53,9 +55,12 @@ def export_onnx(
     """
     proto = _translate(model, spec)
     apart = {"exact": _nodes_inside(model, proto, "exact"), "unquantised": _nodes_inside(model, proto, "unquantised")}
+    insides = find_insides(model, proto)
     _forget_sources(proto)
     _attach_function(proto)
-    about = {"clip": spec.to_dict(), "labels": list(labels), "model": name, "versions": versions, **apart}
+    about: dict[str, Any] = {"clip": spec.to_dict(), "labels": list(labels), "model": name, "versions": versions, **apart}
+    if insides is not None:
+        about["insides"] = asdict(insides)
     for key, value in about.items():
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         proto.metadata_props.add(key=f"flowless.{key}", value=text)

@@ -100,7 +100,7 @@ def test_a_cue_checks_itself():
     with pytest.raises(FlowlessError, match="flow"):
         Cue(name="x", kind="flow", over="frames", values=np.zeros((1, 2, 1, 8, 8), np.float32), meaning="")
     with pytest.raises(FlowlessError, match="float64"):
-        Cue(name="x", kind="map", over="frames", values=np.zeros((1, 2, 1, 8, 8)), meaning="")
+        Cue(name="x", kind="map", over="frames", values=np.zeros((1, 2, 1, 8, 8)), meaning="")  # pyright: ignore[reportArgumentType]
 
 
 def test_the_wheels_directions_are_the_screens():

@@ -102,7 +102,7 @@ def test_pwtp_alone(tmp_path: Path, subspace: int) -> None:
     ("name", "options"),
     [("da-tsm-r18", {}), ("da-tsm-r18", {"da_subspace": 3}), ("da-x3d-xs", {}), ("da-vit-b", {"da_subspace": 2})],
 )
-def test_the_bundle_gives_pytorchs_scores(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
+def test_the_bundle_gives_pytorchs_scores(tmp_path: Path, name: str, options: dict[str, Any], explained_alike) -> None:
     """The project's own gate, on ONNX Runtime and OpenVINO, at every batch size that it tries."""
     from flowless.export.build_engine import build
     from flowless.export.bundle import export_bundle
@@ -115,6 +115,7 @@ def test_the_bundle_gives_pytorchs_scores(tmp_path: Path, name: str, options: di
     assert not onnx.load(tmp_path / "bundle" / "model.onnx").functions
     # The gate is a thousandth. Behind X3D's 26 untrained blocks the clips' scores lie close together, and rounding weighs more.
     assert manifest.parity["max_abs_diff"] < (5e-4 if name == "da-x3d-xs" else 1e-4) * manifest.parity["spread"]
+    explained_alike(checkpoint, tmp_path / "bundle")
     engine = build(tmp_path / "bundle", target="openvino")
     assert engine.status == "verified"
     assert engine.max_abs_diff is not None

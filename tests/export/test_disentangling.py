@@ -34,11 +34,12 @@ def checkpoint(height: int, **options: Any):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("height", "options"), [(40, {"displacement_size": 224, "displacement_window": 3})])
-def test_one_graph_for_every_target(tmp_path: Path, height: int, options: dict[str, Any]) -> None:
+def test_one_graph_for_every_target(tmp_path: Path, height: int, options: dict[str, Any], explained_alike) -> None:
     from flowless.export.build_engine import build
     from flowless.export.bundle import export_bundle
 
-    manifest = export_bundle(checkpoint(height, **options), tmp_path / "bundle")
+    made = checkpoint(height, **options)
+    manifest = export_bundle(made, tmp_path / "bundle")
     # The gate is a thousandth of the spread; what is left here is the order of additions.
     assert manifest.parity["max_abs_diff"] < 1e-4 * manifest.parity["spread"]
     graph = onnx.load(tmp_path / "bundle" / "model.onnx").graph
@@ -47,6 +48,7 @@ def test_one_graph_for_every_target(tmp_path: Path, height: int, options: dict[s
     assert (kinds.count("Softmax"), kinds.count("GridSample")) == (1, 1)
     assert len([kind for kind in kinds if kind not in {"Conv", "Relu", "Concat", "MaxPool", "AveragePool", "Pad"}]) < 100
     assert not [kind for kind in kinds if kind.startswith(("Gather", "Scatter"))]
+    explained_alike(made, tmp_path / "bundle")
     openvino = build(tmp_path / "bundle", target="openvino")
     assert openvino.status == "verified"
     assert openvino.max_abs_diff is not None

@@ -52,13 +52,15 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "options", "nodes"), CASES)
-def test_one_graph_with_pytorchs_scores(tmp_path: Path, name: str, options: dict[str, Any], nodes: int) -> None:
+def test_one_graph_with_pytorchs_scores(tmp_path: Path, name: str, options: dict[str, Any], nodes: int, explained_alike) -> None:
     from flowless.export.bundle import export_bundle
 
-    manifest = export_bundle(checkpoint(name, **options), tmp_path / "bundle")
+    made = checkpoint(name, **options)
+    manifest = export_bundle(made, tmp_path / "bundle")
     proto = onnx.load(tmp_path / "bundle" / "model.onnx")
     assert (manifest.model, [item.name for item in proto.graph.output]) == (name, ["scores"])
     assert len(pa_nodes(proto)) == nodes
     assert len(proto.functions) == min(1, nodes)
     # The gate is a thousandth of the spread; what is left here is the order of additions.
     assert manifest.parity["max_abs_diff"] < 1e-4 * manifest.parity["spread"]
+    explained_alike(made, tmp_path / "bundle")

@@ -28,6 +28,7 @@ LIGHT = (
         "engines.commands",
         "bench.commands",
         "bench.evaluate_command",
+        "bench.explain_command",
         "bench.evaluate",
         "bench.doctor",
         "bench.environment",

@@ -1,0 +1,82 @@
+"""`flowless explain`: what a model saw in a video, as a page or as a film."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+from rich.table import Table
+
+from flowless.console import emit, log
+from flowless.errors import FlowlessError
+
+if TYPE_CHECKING:
+    from flowless.bench.explain import Explanation
+
+#: Suffix -> what is written.
+FORMS = {".html": "a page", ".mp4": "a film"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainWords:
+    """Show what a model saw in a video: its own motion cue over the frames, and what it made of it.
+
+    The cue is Persistence of Appearance (pan-...), the displacement map (disentangling-...), dynamic appearance (da-...) or
+    channel-wise motion (stm-...); TSN, TSM and PAN's RGB branch see single frames and have none. The page also shows every
+    segment's own scores, every branch's, and VAP's weights of the timescales. The film lays the cue beside every frame of the
+    whole video.
+
+    A checkpoint runs in PyTorch; of a bundle the float32 graph runs in ONNX Runtime, with the same numbers.
+    """
+
+    model: tyro.conf.Positional[Path]
+    """A checkpoint (a .safetensors file of `flowless train`) or a bundle (a folder of `flowless export`)."""
+    video: tyro.conf.Positional[Path]
+    """The video file."""
+    out: Path | None = None
+    """The file to write: a page (.html) or a film (.mp4); by default runs/explain/VIDEO.html."""
+    top: int = 5
+    """Classes to name."""
+    json: bool = False
+    """Print one JSON document with all numbers instead of a table."""
+
+
+def main(words: Sequence[str]) -> int:
+    """Run `flowless explain`."""
+    ask = tyro.cli(ExplainWords, args=list(words), prog="flowless explain", description=inspect.getdoc(ExplainWords))
+    out = ask.out or Path("runs") / "explain" / f"{ask.video.stem}.html"
+    form = FORMS.get(out.suffix.lower())
+    if form is None:
+        told = ", ".join(f"{suffix} ({what})" for suffix, what in FORMS.items())
+        raise FlowlessError(f"--out is {out}; its suffix chooses what is written and must be one of {told}.")
+    from flowless.bench.explain import explain
+    from flowless.bench.looking import open_looker
+
+    looker = open_looker(ask.model)
+    explanation = explain(looker, ask.video, top=ask.top)
+    if form == "a film":
+        from flowless.bench.explain_film import write_film
+
+        write_film(out, explanation, looker)
+    else:
+        from flowless.bench.explain_page import write_page
+
+        write_page(out, explanation)
+    if explanation.cue is None:
+        log.print(f"{explanation.model} has no motion cue: it sees single frames. Scores alone are shown.", markup=False, soft_wrap=True)
+    emit({**explanation.to_dict(), "out": str(out)}, _table(explanation), f"{form}: {out}", as_json=ask.json)
+    return 0
+
+
+def _table(explanation: Explanation) -> Table:
+    from rich.markup import escape
+
+    cue = "no motion cue" if explanation.cue is None else explanation.cue.name
+    table = Table("what happens", "score", title=escape(f"{Path(explanation.video).name}, {explanation.model}: {cue}"))
+    for answer in explanation.top:
+        table.add_row(escape(answer.label), f"{answer.score:.3f}")
+    return table

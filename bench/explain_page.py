@@ -1,0 +1,121 @@
+"""An explanation as one self-contained HTML page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowless import __version__
+from flowless.bench.cue_pictures import heat, paint, reach_of, wheel
+from flowless.bench.cues import Cue, timescale_names
+from flowless.bench.explain import Explanation, shares
+from flowless.bench.looking import BranchSeen
+from flowless.files import whole_file
+
+#: Colours of a heat legend, from 0 to the cue's reach.
+_STOPS = 9
+
+
+def write_page(path: Path, explanation: Explanation) -> None:
+    """Write the page, whole or not at all."""
+    page = render(explanation)
+    with whole_file(path) as draft:
+        draft.write_text(page, encoding="utf-8")
+
+
+def render(explanation: Explanation) -> str:
+    """Return the page's HTML; it refers to nothing outside itself."""
+    from jinja2 import Environment, StrictUndefined
+
+    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(
+        Path(__file__).with_name("explain.html").read_text(encoding="utf-8")
+    )
+    cue = explanation.cue
+    return template.render(
+        it=explanation,
+        name=Path(explanation.video).name,
+        cue=cue,
+        legend=None if cue is None else _legend(cue, explanation),
+        segments=_segments(explanation),
+        sharp=explanation.spec.width < 160,
+        answers=_answers(explanation),
+        branches=[_branch(branch, explanation) for branch in explanation.seen.branches],
+        version=__version__,
+    )
+
+
+def _segments(explanation: Explanation) -> list[dict[str, Any]]:
+    """Return each segment's frames and cue as data addresses: the first frame and the mean cue for a glance, and all of them."""
+    cue = explanation.cue
+    painted, glance = None, None
+    if cue is not None:
+        reach = reach_of(cue)
+        painted = paint(cue, reach=reach)[0]
+        mean = Cue(name=cue.name, kind=cue.kind, over=cue.over, values=cue.values.mean(2, keepdims=True), meaning=cue.meaning)
+        glance = paint(mean, reach=reach)[0, :, 0]
+    return [
+        {
+            "frames": [
+                {"ordinal": int(ordinal), "seconds": explanation.seconds(int(ordinal)), "picture": picture(frame)}
+                for ordinal, frame in zip(explanation.places[number], explanation.clip[number], strict=True)
+            ],
+            "maps": [] if painted is None else [picture(one) for one in painted[number]],
+            "glance": None if glance is None else picture(glance[number]),
+        }
+        for number in range(len(explanation.places))
+    ]
+
+
+def _answers(explanation: Explanation) -> list[dict[str, Any]]:
+    """Return the named classes with their probability, in all and by each branch."""
+    apart = shares(explanation.branch_scores)
+    return [{"label": answer.label, "share": answer.score, "branches": apart[:, answer.index].tolist()} for answer in explanation.top]
+
+
+def _branch(branch: BranchSeen, explanation: Explanation) -> dict[str, Any]:
+    """Return a branch's rows: the named classes' probability by each segment alone, and VAP's weights."""
+    rows, weights = [], []
+    if branch.segment_scores is not None:
+        apart = shares(branch.segment_scores[0])
+        rows = [{"label": answer.label, "shares": apart[:, answer.index].tolist()} for answer in explanation.top]
+    if branch.timescale_weights is not None:
+        found = branch.timescale_weights[0]
+        weights = [
+            {"name": name, "pooled": pooled, "weight": float(weight), "width": float(weight / found.max())}
+            for name, pooled, weight in zip(timescale_names(len(explanation.places)), _pooled(len(explanation.places)), found, strict=True)
+        ]
+    return {"name": branch.name, "rows": rows, "weights": weights}
+
+
+def _pooled(segments: int) -> list[list[bool]]:
+    """Return for each of VAP's vectors which segments it pools: those that lie s apart."""
+    scales = [2**level for level in range(segments.bit_length() - 1)]
+    return [[place % scale == start for place in range(segments)] for scale in scales for start in range(scale)]
+
+
+def _legend(cue: Cue, explanation: Explanation) -> dict[str, Any]:
+    """Return what the colours mean."""
+    reach = reach_of(cue)
+    if cue.kind == "flow":
+        pixels = reach * explanation.spec.height / cue.values.shape[-2]
+        return {"kind": "flow", "picture": picture(wheel(96)), "text": f"full colour: {pixels:.1f} pixels a frame"}
+    stops = np.linspace(0, 1, _STOPS)[None]
+    if cue.kind == "map":
+        colours = [f"rgb({r}, {g}, {b})" for r, g, b in heat(stops, reach=1.0)[0].tolist()]
+        return {"kind": "scale", "colours": ", ".join(colours), "low": "0", "high": f"{reach:.3g}"}
+    return {"kind": "scale", "colours": "black, #808080, white", "low": f"−{reach:.3g}", "high": f"+{reach:.3g}"}
+
+
+def picture(pixels: NDArray[np.uint8]) -> str:
+    """Return uint8 `[H, W, 3]` or `[H, W, 4]` as a data address, an order of magnitude smaller than PNG where pixels are photographs."""
+    from PIL import Image
+
+    stream = io.BytesIO()
+    small = min(pixels.shape[:2]) < 160 or pixels.shape[2] == 4
+    Image.fromarray(pixels).save(stream, format="webp", lossless=small, quality=90)
+    return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode("ascii")

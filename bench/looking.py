@@ -1,0 +1,215 @@
+"""Looking into a model while it sees clips: its cue, each branch's scores, each segment's, VAP's weights.
+
+A checkpoint runs in PyTorch, a bundle as its `model.onnx` in ONNX Runtime with the tensors opened that the exporter noted. Both
+give the same numbers.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowless.bench.cues import (
+    Cue,
+    appearance_cue,
+    channelwise_motion_cue,
+    cue_of,
+    displacement_cue,
+    persistence_cue,
+)
+from flowless.errors import FlowlessError, first_line
+from flowless.pipeline.spec import ClipSpec
+
+if TYPE_CHECKING:
+    from flowless.export.insides import HeadInsides, Insides
+    from flowless.train.checkpoints import Checkpoint
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BranchSeen:
+    """What one branch said of some clips."""
+
+    name: str
+    """Its name, such as `pa`; empty where there is one alone."""
+    scores: Floats
+    """`[B, classes]`, before any softmax."""
+    segment_scores: Floats | None
+    """`[B, N, classes]`: the last layer's scores of each segment's own features; None where a clip has one vector alone."""
+    timescale_weights: Floats | None
+    """`[B, N-1]`: VAP's weights; None where the segments' scores are averaged."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Seen:
+    """What a model saw in some clips, and said of them."""
+
+    scores: Floats
+    """`[B, classes]`: the mean of the branches'."""
+    branches: tuple[BranchSeen, ...]
+    """The branches."""
+    cue: Cue | None
+    """Its motion cue; None where it has none."""
+
+
+class Looker(ABC):
+    """A model that can be looked into.
+
+    Attributes:
+        model: The model's name.
+        source: What runs, for people.
+        spec: What a clip is.
+        labels: Class names in the order of the scores.
+    """
+
+    model: str
+    source: str
+    spec: ClipSpec
+    labels: tuple[str, ...]
+
+    @abstractmethod
+    def look(self, clips: NDArray[np.uint8]) -> Seen:
+        """Look at clips, uint8 `[B, N, m, H, W, 3]`."""
+
+    @abstractmethod
+    def cue(self, clips: NDArray[np.uint8]) -> Cue | None:
+        """Return the cue of clips alone, which costs less."""
+
+
+def open_looker(model: str | os.PathLike[str]) -> Looker:
+    """Open a checkpoint (a file) or a bundle (a folder).
+
+    Raises:
+        FlowlessError: There is none, it is damaged, or its graph does not say where its cue lies.
+    """
+    path = Path(model)
+    if not path.exists():
+        raise FlowlessError(f"{path}: no such checkpoint (a .safetensors file) or bundle (a folder).")
+    if path.is_dir():
+        return BundleLooker(path)
+    from flowless.train.checkpoints import load_checkpoint
+
+    return CheckpointLooker(load_checkpoint(path), name=path.name)
+
+
+class CheckpointLooker(Looker):
+    """A checkpoint, run by PyTorch on the CPU."""
+
+    def __init__(self, checkpoint: Checkpoint, *, name: str) -> None:
+        self.model, self.spec, self.labels = checkpoint.name, checkpoint.spec, checkpoint.labels
+        self.source = f"checkpoint {name}, PyTorch in float32"
+        self._network = checkpoint.model.eval()
+
+    def look(self, clips: NDArray[np.uint8]) -> Seen:
+        """Look at clips, uint8 `[B, N, m, H, W, 3]`."""
+        import torch
+
+        network = self._network
+        paths = {id(module): path for path, module in network.named_modules()}
+        read: dict[int, Any] = {}
+        hooks = [head.register_forward_hook(lambda one, given, out: read.update({id(one): (given[0], out)})) for head in network.heads]
+        try:
+            with torch.inference_mode():
+                scores = network(torch.from_numpy(clips)).numpy()
+                branches = []
+                for head in network.heads:
+                    features, said = read[id(head)]
+                    apart = features.shape[1] == self.spec.segments
+                    weights = getattr(head, "timescale_weights", None)
+                    branches.append(
+                        BranchSeen(
+                            name=paths[id(head)].rpartition(".")[0].rpartition(".")[2],
+                            scores=said.numpy(),
+                            segment_scores=head.get_submodule("pred")(features).numpy() if apart else None,
+                            timescale_weights=weights(features).numpy() if weights is not None else None,
+                        )
+                    )
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return Seen(scores=scores, branches=tuple(branches), cue=self.cue(clips))
+
+    def cue(self, clips: NDArray[np.uint8]) -> Cue | None:
+        """Return the cue of clips alone, which costs less."""
+        import torch
+
+        return cue_of(self._network, torch.from_numpy(clips))
+
+
+class BundleLooker(Looker):
+    """A bundle's `model.onnx`, run by ONNX Runtime on the CPU."""
+
+    def __init__(self, bundle: Path) -> None:
+        from flowless.engines.manifest import read_manifest
+        from flowless.export.graph import read_graph
+        from flowless.export.insides import last_layer, outputs, read_insides
+
+        manifest = read_manifest(bundle)
+        manifest.check([manifest.graph])
+        path = manifest.path_of(manifest.graph)
+        self.model, self.spec, self.labels = manifest.model, manifest.spec, manifest.labels
+        self.source = f"bundle {bundle.resolve().name}, {manifest.graph} by ONNX Runtime in float32"
+        self._what = path
+        self._proto = read_graph(path)
+        self._insides: Insides = read_insides(self._proto, what=str(path))
+        self._answer = self._proto.graph.output[0].name
+        # Where there is one head, what it says is the answer.
+        self._names = list(dict.fromkeys([*outputs(self._insides), self._answer]))
+        self._layers = {head.layer: last_layer(self._proto, head) for head in self._insides.heads}
+        self._whole, self._part = self._session(self._names), None
+
+    def look(self, clips: NDArray[np.uint8]) -> Seen:
+        """Look at clips, uint8 `[B, N, m, H, W, 3]`."""
+        found = self._whole.run(self._names, {"clip": np.ascontiguousarray(clips)})
+        tensors = dict(zip(self._names, found, strict=True))
+        branches = tuple(self._branch(head, tensors) for head in self._insides.heads)
+        cue = self._cue(tensors[self._insides.cue], len(clips)) if self._insides.cue else None
+        return Seen(scores=tensors[self._answer], branches=branches, cue=cue)
+
+    def cue(self, clips: NDArray[np.uint8]) -> Cue | None:
+        """Return the cue of clips alone, which costs less."""
+        if not self._insides.cue:
+            return None
+        self._part = self._part or self._session([self._insides.cue])
+        return self._cue(self._part.run(None, {"clip": np.ascontiguousarray(clips)})[0], len(clips))
+
+    def _branch(self, head: HeadInsides, tensors: dict[str, Floats]) -> BranchSeen:
+        features = tensors[head.features]
+        weight, bias = self._layers[head.layer]
+        apart = features.shape[1] == self.spec.segments
+        return BranchSeen(
+            name=head.branch,
+            scores=tensors[head.scores],
+            segment_scores=features @ weight + bias if apart else None,
+            timescale_weights=tensors[head.weights] if head.weights else None,
+        )
+
+    def _cue(self, values: Floats, clips: int) -> Cue:
+        lead, size = (clips, self.spec.segments), values.shape[-2:]
+        if self._insides.system == "persistence":
+            return persistence_cue(values.reshape(*lead, -1, *size))
+        if self._insides.system == "displacement":
+            return displacement_cue(values.reshape(*lead, -1, 2, *size))
+        if self._insides.system == "appearance":
+            return appearance_cue(values.reshape(*lead, 3, *size))
+        return channelwise_motion_cue(values.reshape(*lead, -1, *size))
+
+    def _session(self, names: list[str]) -> Any:
+        import onnxruntime
+
+        from flowless.export.insides import opened
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # what goes wrong comes as an exception
+        graph = opened(self._proto, names)
+        try:
+            return onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the library raises types of its own
+            raise FlowlessError(f"{self._what}: ONNX Runtime cannot open its insides ({first_line(error)}). Export it again.") from error
