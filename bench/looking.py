@@ -23,6 +23,7 @@ from flowless.bench.cues import (
     displacement_cue,
     persistence_cue,
 )
+from flowless.engines.memory import feeds_of
 from flowless.errors import FlowlessError, first_line
 from flowless.pipeline.spec import ClipSpec
 
@@ -159,7 +160,7 @@ class BundleLooker(Looker):
         self._what = path
         self._proto = read_graph(path)
         self._insides: Insides = read_insides(self._proto, what=str(path))
-        self._answer = self._proto.graph.output[0].name
+        self._answer = self._proto.graph.output[0].name  # scores; an online graph's memory comes behind
         # Where there is one head, what it says is the answer.
         self._names = list(dict.fromkeys([*outputs(self._insides), self._answer]))
         self._layers = {head.layer: last_layer(self._proto, head) for head in self._insides.heads}
@@ -167,7 +168,7 @@ class BundleLooker(Looker):
 
     def look(self, clips: NDArray[np.uint8]) -> Seen:
         """Look at clips, uint8 `[B, N, m, H, W, 3]`."""
-        found = self._whole.run(self._names, {"clip": np.ascontiguousarray(clips)})
+        found = self._whole.run(self._names, self._feeds(clips))
         tensors = dict(zip(self._names, found, strict=True))
         branches = tuple(self._branch(head, tensors) for head in self._insides.heads)
         cue = self._cue(tensors[self._insides.cue], len(clips)) if self._insides.cue else None
@@ -178,7 +179,10 @@ class BundleLooker(Looker):
         if not self._insides.cue:
             return None
         self._part = self._part or self._session([self._insides.cue])
-        return self._cue(self._part.run(None, {"clip": np.ascontiguousarray(clips)})[0], len(clips))
+        return self._cue(self._part.run(None, self._feeds(clips))[0], len(clips))
+
+    def _feeds(self, clips: NDArray[np.uint8]) -> dict[str, np.ndarray]:
+        return feeds_of(np.ascontiguousarray(clips), [item.name for item in self._proto.graph.input])
 
     def _branch(self, head: HeadInsides, tensors: dict[str, Floats]) -> BranchSeen:
         features = tensors[head.features]

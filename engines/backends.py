@@ -1,9 +1,10 @@
-"""The libraries that run an artefact. Each backend takes uint8 clips and gives float32 scores, and nothing more."""
+"""The libraries that run an artefact. Each backend takes uint8 clips and gives float32 scores; of an online graph, frames too."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,7 +12,8 @@ import numpy as np
 
 from flowless.engines import built_for, cuda_driver
 from flowless.engines.manifest import Artefact
-from flowless.engines.openvino_core import openvino_core, openvino_reason
+from flowless.engines.memory import MEMORY, Graph, OnlineBackend, feeds_of
+from flowless.engines.openvino_core import one_at_a_time, openvino_core, openvino_reason
 from flowless.errors import FlowlessError, first_line
 
 #: Target -> the module that runs it, and what installs it.
@@ -71,10 +73,12 @@ def open_backend(artefact: Artefact, path: Path, *, classes: int, threads: int |
     openers = {"openvino": _OpenVino, "onnxruntime": _OnnxRuntime}
     try:
         if artefact.target in openers:
-            return openers[artefact.target](path, threads=threads, hint=hint or artefact.options.get("hint"))
-        from flowless.engines.tensorrt_backend import TensorRt
+            graph: Graph = openers[artefact.target](path, threads=threads, hint=hint or artefact.options.get("hint"))
+        else:
+            from flowless.engines.tensorrt_backend import TensorRt
 
-        return TensorRt(path, artefact=artefact, module=LIBRARIES[artefact.target][0], classes=classes)
+            graph = TensorRt(path, artefact=artefact, module=LIBRARIES[artefact.target][0], classes=classes)
+        return OnlineBackend(graph) if MEMORY in graph.inputs else _ClipBackend(graph)
     except FlowlessError:
         raise
     except Exception as error:  # the libraries raise types of their own, one of them plain RuntimeError
@@ -82,27 +86,41 @@ def open_backend(artefact: Artefact, path: Path, *, classes: int, threads: int |
         raise FlowlessError(f"{path}: {artefact.target} cannot load it ({reason}); {built_for.rebuild(artefact)}.") from error
 
 
+class _ClipBackend:
+    """A backend over a graph of one input, the clip, and one output."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self.device = graph.device
+
+    def __call__(self, clip: np.ndarray) -> np.ndarray:
+        (scores,) = self._graph.run(feeds_of(clip, self._graph.inputs)).values()
+        return scores.astype(np.float32, copy=False)
+
+
 class _OpenVino:
     """OpenVINO on the CPU, compiled for batch 1: per clip that is faster than a larger batch on every CPU measured."""
 
     def __init__(self, path: Path, *, threads: int | None, hint: str | None) -> None:
         core = openvino_core()
-        model = core.read_model(path)
-        shape = [int(part.get_length()) if part.is_static else 1 for part in model.input(0).partial_shape]
-        model.reshape([1, *shape[1:]])
+        model = one_at_a_time(core.read_model(path))
         # OpenVINO's own default is bf16 where the processor has it: a precision must be asked for, never slip in.
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint or "f32"}
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads
-        self._request = core.compile_model(model, "CPU", settings).create_infer_request()
+        compiled = core.compile_model(model, "CPU", settings)
+        self._request = compiled.create_infer_request()
+        self.inputs = tuple(item.any_name for item in compiled.inputs)
+        self._outputs = tuple(item.any_name for item in compiled.outputs)
         self.device = "CPU"
 
-    def __call__(self, clip: np.ndarray) -> np.ndarray:
-        rows = []
-        for index in range(len(clip)):
-            answer = self._request.infer({0: clip[index : index + 1]}, share_inputs=True)
-            rows.append(np.array(answer[0], dtype=np.float32))
-        return np.concatenate(rows)
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        rows: dict[str, list[np.ndarray]] = {name: [] for name in self._outputs}
+        for index in range(len(next(iter(feeds.values())))):
+            answer = self._request.infer({name: value[index : index + 1] for name, value in feeds.items()}, share_inputs=True)
+            for place, name in enumerate(self._outputs):
+                rows[name].append(np.array(answer[place]))  # a copy: the next call writes where this answer lies
+        return {name: np.concatenate(parts) for name, parts in rows.items()}
 
 
 class _OnnxRuntime:
@@ -124,8 +142,10 @@ class _OnnxRuntime:
             providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": "0"}))
         session = onnxruntime.InferenceSession(path, options, providers=providers)
         self._session = session
-        self._input = session.get_inputs()[0].name
+        self.inputs = tuple(item.name for item in session.get_inputs())
+        self._outputs = [item.name for item in session.get_outputs()]
         self.device = "GPU" if "CUDAExecutionProvider" in session.get_providers() else "CPU"
 
-    def __call__(self, clip: np.ndarray) -> np.ndarray:
-        return np.asarray(self._session.run(None, {self._input: clip})[0], dtype=np.float32)
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        answers = self._session.run(self._outputs, dict(feeds))
+        return {name: np.asarray(answer) for name, answer in zip(self._outputs, answers, strict=True)}

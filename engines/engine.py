@@ -15,6 +15,7 @@ import numpy as np
 
 from flowless.engines.backends import Backend
 from flowless.engines.manifest import Manifest
+from flowless.engines.memory import OnlineBackend, refuse_several_frames
 from flowless.engines.video import TimedClip, timed_clip
 from flowless.errors import FlowlessError
 from flowless.machine import usable_cores
@@ -124,6 +125,38 @@ class Engine:
             )
         with self._lock:
             return self._backend(np.ascontiguousarray(clip))
+
+    @property
+    def online(self) -> bool:
+        """Whether the graph itself takes a frame and a memory (`flowless export --online`). It answers whole clips all the same."""
+        return self.manifest.memory > 0
+
+    def step(self, frame: np.ndarray, memory: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Score the newest frame of a film, or of several side by side, after those before it.
+
+        Args:
+            frame: uint8 `[B, H, W, 3]`, resized and cropped as `ClipSpec` says.
+            memory: uint8 `[B, N - 1, H, W, 3]`, the frames before it, the oldest first; of the first frame that frame N - 1 times.
+
+        Returns:
+            float32 `[B, classes]`, and the memory for the next frame.
+
+        Raises:
+            FlowlessError: They have another type or shape, or the engine's segments have more than one frame.
+        """
+        refuse_several_frames(self.model, self.spec)
+        segments, _, *picture = self.spec.shape
+        for name, value, shape in (("frame", frame, picture), ("memory", memory, [segments - 1, *picture])):
+            if value.dtype != np.uint8 or value.shape != (len(frame), *shape) or not len(frame):
+                raise FlowlessError(
+                    f"the {name} is {value.dtype} {list(value.shape)}; this engine takes uint8 [B, {', '.join(map(str, shape))}], "
+                    "B of at least 1 and the same for frame and memory."
+                )
+        if isinstance(self._backend, OnlineBackend):
+            with self._lock:
+                return self._backend.step(np.ascontiguousarray(frame), np.ascontiguousarray(memory))
+        clip = np.concatenate([memory, frame[:, None]], axis=1)
+        return self(clip[:, :, None]), clip[:, 1:]
 
     def predict(self, path: str | os.PathLike[str], top: int = 5) -> Prediction:
         """Say what happens in a video.

@@ -73,6 +73,8 @@ class Manifest:
     """Class names in the order of the scores."""
     opset: int
     """ONNX operator set of the graph."""
+    memory: int = 0
+    """Frames that an online graph takes beside the newest one, N - 1 (`engines/memory.py`); 0: the graph takes whole clips."""
     graph: str = "model.onnx"
     """The ONNX graph that every artefact was built from."""
     reference: str = "reference.npz"
@@ -192,7 +194,8 @@ def fingerprint(path: Path) -> FileRecord:
 def _parse(folder: Path, document: dict[str, Any]) -> Manifest:
     known = {item.name for item in fields(Manifest)} - {"folder"}
     body = {name: value for name, value in document.items() if name not in {"format", "version"}}
-    body.setdefault("trials", [])  # bundles of 0.1 have none
+    for name, absent in (("trials", []), ("memory", 0)):
+        body.setdefault(name, absent)  # older bundles have none
     if set(body) != known:
         raise ValueError(f"fields missing: {sorted(known - set(body))}; unknown: {sorted(set(body) - known)}")
     labels = body["labels"]
@@ -209,6 +212,8 @@ def _parse(folder: Path, document: dict[str, Any]) -> Manifest:
             "artefacts": tuple(Artefact(**{**item, "files": tuple(item["files"])}) for item in body["artefacts"]),
         }
     )
+    if manifest.memory not in {0, manifest.spec.segments - 1} or (manifest.memory and manifest.spec.frames_per_segment != 1):
+        raise ValueError(f"memory is {manifest.memory!r} of a clip of {list(manifest.spec.shape)}")
     for item in manifest.artefacts:
         if item.target not in TARGETS or item.status not in get_args(Status) or not item.files:
             raise ValueError(f"artefact {item.target!r} of status {item.status!r} with {len(item.files)} files is unknown")

@@ -3,14 +3,15 @@
 Wang et al., Learning SpatioTemporal and Motion Features in a Unified 2D Network for Action Recognition, section 4.6: "we keep a
 memory cache to store the historical seven frames. When recognizing a specific frame, we combine it with the stored frames".
 The network is the offline one. The memory holds pictures and not features: what a segment's features are depends on the segments
-before and after it, all of which move one place on with every frame.
+before and after it, all of which move one place on with every frame. (The layers before the first that mixes segments are the
+exception: of a ResNet its first convolution, 3 % of the arithmetic, whose features are five times a picture's size.) An online
+engine takes and gives the memory itself; around an offline one it is kept here.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections import deque
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowless.engines.engine import Engine, Label, Prediction, likeliest
+from flowless.engines.memory import first_memory, refuse_several_frames
 from flowless.errors import FlowlessError
 from flowless.machine import usable_cores
 from flowless.pipeline.decode import iter_frames
@@ -33,7 +35,7 @@ class Online:
     (the paper does not say). A spec of three crops scores all three, and takes the mean.
 
     Args:
-        engine: Any engine whose clip is N segments of one frame, such as STM, TSM or TSN.
+        engine: Any engine whose clip is N segments of one frame, such as STM, TSM or TSN, online or not.
 
     Attributes:
         frames: Number of frames pushed so far.
@@ -43,14 +45,10 @@ class Online:
     """
 
     def __init__(self, engine: Engine) -> None:
-        if engine.spec.frames_per_segment != 1:
-            raise FlowlessError(
-                f"{engine.model}: its segments have {engine.spec.frames_per_segment} frames; online recognition sees one new frame at a "
-                f"time, so it takes an engine whose segments have 1, such as stm, tsm or tsn."
-            )
+        refuse_several_frames(engine.model, engine.spec)
         self.engine = engine
         self.frames = 0
-        self._memory: deque[NDArray[np.uint8]] = deque(maxlen=engine.spec.segments)
+        self._memory: NDArray[np.uint8] | None = None
         self._sum = np.zeros(len(engine.labels))
 
     def push(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -76,10 +74,9 @@ class Online:
 
     def see(self, picture: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Do what `push` does, with what `picture` made of the frame."""
-        self._memory.append(picture)
-        missing = self.engine.spec.segments - len(self._memory)
-        clip = np.stack([self._memory[0]] * missing + list(self._memory), axis=1)
-        scores = self.engine(clip[:, :, None]).mean(axis=0)
+        memory = first_memory(picture, self.engine.spec.segments) if self._memory is None else self._memory
+        each, self._memory = self.engine.step(picture, memory)
+        scores = each.mean(axis=0)
         self._sum += scores
         self.frames += 1
         return scores

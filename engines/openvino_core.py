@@ -25,6 +25,12 @@ def openvino_core() -> Any:
     return openvino.Core()
 
 
+def one_at_a_time(model: Any) -> Any:
+    """Give a model batch 1 in every input; return it."""
+    model.reshape({item.any_name: [1, *(int(part.get_length()) for part in list(item.partial_shape)[1:])] for item in model.inputs})
+    return model
+
+
 def openvino_reason(error: BaseException) -> str:
     """Return why OpenVINO refused, in a line: the operator, where it names one, and what is wrong with it."""
     told = [line.strip() for line in str(error).splitlines() if line.strip() and not _PLACES.match(line.strip())]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from flowless.engines import cuda_driver
 from flowless.engines.built_for import rebuild
 from flowless.engines.manifest import Artefact
+from flowless.engines.memory import MEMORY, NEXT_MEMORY
 from flowless.errors import FlowlessError
 
 #: Names the library of the PA op's plugin, for an engine that was built with it.
@@ -52,31 +54,41 @@ class TensorRt:
             raise FlowlessError(f"{path}: the GPU cannot take this engine ({self._reasons()}). Free memory on it, or {rebuild(artefact)}.")
         self._classes = classes
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
-        self._input = next(name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT)
-        self._output = next(name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT)
-        self._most = int(self._engine.get_tensor_profile_shape(self._input, 0)[2][0])
+        self.inputs = tuple(name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT)
+        self._outputs = tuple(name for name in names if name not in self.inputs)
+        self._most = int(self._engine.get_tensor_profile_shape(self.inputs[0], 0)[2][0])
 
-    def __call__(self, clip: np.ndarray) -> np.ndarray:
-        """Return float32 scores `[B, classes]` of uint8 clips `[B, N, m, H, W, 3]`, C-contiguous."""
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return float32 scores `[B, classes]`, and of an online graph the next memory, of C-contiguous uint8 inputs by name."""
         self._gpu.enter()
-        return np.concatenate([self._run(clip[start : start + self._most]) for start in range(0, len(clip), self._most)])
+        starts = range(0, len(next(iter(feeds.values()))), self._most)
+        parts = [self._run({name: value[start : start + self._most] for name, value in feeds.items()}) for start in starts]
+        return {name: np.concatenate([part[name] for part in parts]) for name in self._outputs}
 
-    def _run(self, clip: np.ndarray) -> np.ndarray:
-        scores = np.empty((len(clip), self._classes), np.float32)
-        source = self._gpu.buffer("clip", clip.nbytes)
-        answer = self._gpu.buffer("scores", scores.nbytes)
+    def _run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         self._listener.said.clear()
-        if not self._context.set_input_shape(self._input, clip.shape):
-            raise FlowlessError(
-                f"The engine refuses a clip of shape {clip.shape}. Build it with a profile that allows it: --batch MIN OPT MAX."
-            )
-        self._context.set_tensor_address(self._input, source)
-        self._context.set_tensor_address(self._output, answer)
-        self._gpu.upload(source, clip)
+        for name, value in feeds.items():
+            source = self._gpu.buffer(name, value.nbytes)
+            if not self._context.set_input_shape(name, value.shape):
+                raise FlowlessError(
+                    f"The engine refuses a {name} of shape {value.shape}. Build it with a profile that allows it: --batch MIN OPT MAX."
+                )
+            self._context.set_tensor_address(name, source)
+            self._gpu.upload(source, value)
+        answers = {name: self._answer(name, feeds) for name in self._outputs}
+        for name, answer in answers.items():
+            self._context.set_tensor_address(name, self._gpu.buffer(name, answer.nbytes))
         if not self._context.execute_async_v3(self._gpu.stream):
             raise FlowlessError(f"TensorRT could not run the engine: {self._reasons()}.")
-        self._gpu.download(scores, answer)
-        return scores
+        for name, answer in answers.items():
+            self._gpu.download(answer, self._gpu.buffer(name, answer.nbytes))
+        return answers
+
+    def _answer(self, name: str, feeds: dict[str, np.ndarray]) -> np.ndarray:
+        """Return an array for an output to be copied into."""
+        if name == NEXT_MEMORY:
+            return np.empty_like(feeds[MEMORY])
+        return np.empty((len(next(iter(feeds.values()))), self._classes), np.float32)
 
     def _reasons(self) -> str:
         return "; ".join(dict.fromkeys(self._listener.said)) or "it says no more"

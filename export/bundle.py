@@ -30,7 +30,11 @@ if TYPE_CHECKING:
 
 
 def export_bundle(
-    checkpoint: str | os.PathLike[str] | Checkpoint, out: str | os.PathLike[str], *, videos: Sequence[str | os.PathLike[str]] = ()
+    checkpoint: str | os.PathLike[str] | Checkpoint,
+    out: str | os.PathLike[str],
+    *,
+    videos: Sequence[str | os.PathLike[str]] = (),
+    online: bool = False,
 ) -> Manifest:
     """Export a checkpoint to a bundle with `model.onnx`, checked against PyTorch.
 
@@ -40,12 +44,13 @@ def export_bundle(
         checkpoint: The `.safetensors` file, or what `load_checkpoint` read from it.
         out: The bundle's folder; a bundle that is there already is replaced, another folder is refused.
         videos: Videos to compare on; without any, some are generated.
+        online: The graph takes a frame and a memory, as `flowless.engines.memory` says. It is compared frame by frame as well.
 
     Returns:
         The bundle's manifest. Its one engine is `onnxruntime` in fp32, which is the graph itself.
 
     Raises:
-        FlowlessError: The checkpoint, a video or the place cannot be used.
+        FlowlessError: The checkpoint, a video or the place cannot be used, or the model has no online form.
         CheckFailed: The graph's scores are not PyTorch's. No bundle is written.
     """
     from flowless.export.build_engine import engine_key
@@ -55,11 +60,13 @@ def export_bundle(
     _refuse_foreign(folder)
     source = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
     spec = source.spec
+    form = _online_form(source) if online else source.model
     names, clips = gather_clips(spec, videos)
     reference = Reference(names=names, clips=clips, scores=torch_scores(source.model, clips))
     versions = {**installed_versions(("torch", "timm", "onnx", "onnxscript")), "flowless": _flowless_version()}
     with whole_folder(folder) as draft:
-        graph.export_onnx(source.model, draft / "model.onnx", spec=spec, labels=source.labels, name=source.name, versions=versions)
+        about = {"spec": spec, "labels": source.labels, "name": source.name, "versions": versions}
+        graph.export_onnx(form, draft / "model.onnx", **about, online=online)
         ort = installed_versions(("onnxruntime-gpu", "onnxruntime"))
         engine = Artefact(target="onnxruntime", precision="fp32", status="verified", files=("model.onnx",), versions=ort)
         backend = open_backend(engine, draft / "model.onnx", classes=len(source.labels))
@@ -71,22 +78,16 @@ def export_bundle(
             spec=spec,
             labels=source.labels,
             opset=OPSET,
+            memory=spec.segments - 1 if online else 0,
             versions=versions,
-            parity={
-                "clips": list(names),
-                "max_abs_diff": result.max_abs_diff,
-                "spread": result.spread,
-                "allowed": result.allowed,
-                "batches": list(parity.BATCHES),
-            },
+            parity={"clips": list(names), **_found(result), "batches": list(parity.BATCHES)},
             files={"reference.npz": fingerprint(draft / "reference.npz")},
         )
         manifest = manifest.with_artefact(engine)
         key = engine_key(manifest, "onnxruntime", "fp32", BuildOptions(), None)
         manifest = manifest.with_artefact(replace(engine, max_abs_diff=result.max_abs_diff, key=key))
         manifest.write()
-    found = f"{result.max_abs_diff:.2g} ({result.allowed:.2g} allowed) on {len(clips)} clips"
-    log.print(f"{folder}: exported; ONNX Runtime agrees with PyTorch to {found}", markup=False, soft_wrap=True)
+    _tell(folder, result)
     return replace(manifest, folder=folder)
 
 
@@ -154,6 +155,21 @@ def keep_trials(bundle: str | os.PathLike[str], rows: Sequence[dict[str, Any]]) 
         manifest = replace(read_manifest(folder), trials=tuple(rows))
         manifest.write()
     return manifest
+
+
+def _tell(folder: Path, result: parity.Comparison) -> None:
+    found = f"{result.max_abs_diff:.2g} ({result.allowed:.2g} allowed) on {result.clips} clips"
+    log.print(f"{folder}: exported; ONNX Runtime agrees with PyTorch to {found}", markup=False, soft_wrap=True)
+
+
+def _found(result: parity.Comparison) -> dict[str, float]:
+    return {"max_abs_diff": result.max_abs_diff, "spread": result.spread, "allowed": result.allowed}
+
+
+def _online_form(source: Checkpoint) -> torch.nn.Module:
+    from flowless.export.online import OnlineForm
+
+    return OnlineForm(source.model, name=source.name).eval()
 
 
 def _refuse_foreign(folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from flowless.console import log, progress
+from flowless.engines.memory import feeds_of
 from flowless.errors import FlowlessError
 from flowless.files import sha256_of
 from flowless.pipeline.index import DatasetIndex, VideoRecord
@@ -58,8 +59,8 @@ class Calibration:
         return {**self.key, "used": list(self.used), "skipped": list(self.skipped)}
 
     @contextmanager
-    def stream(self) -> Iterator[ClipReader]:
-        """Give a reader of one clip at a time; a progress bar runs while it is read."""
+    def stream(self, inputs: Sequence[str]) -> Iterator[ClipReader]:
+        """Give a reader of one clip at a time, as the graph's inputs take it; a progress bar runs while it is read."""
         index = DatasetIndex.load(self.index)
         order = chosen(index, seed=self.seed)
         if not order:
@@ -68,21 +69,22 @@ class Calibration:
         self.skipped.clear()
         with progress() as bar:
             task = bar.add_task("calibrate int8", total=min(self.videos, len(order)))
-            yield ClipReader(self, index, order, advance=lambda: bar.advance(task))
+            yield ClipReader(self, index, order, inputs=inputs, advance=lambda: bar.advance(task))
 
 
 class ClipReader:
     """One clip after the other, as ONNX Runtime's calibrators ask for them (`get_next`, None at the end)."""
 
-    def __init__(self, calibration: Calibration, index: DatasetIndex, order: list[VideoRecord], *, advance) -> None:
+    def __init__(self, calibration: Calibration, index: DatasetIndex, order: list[VideoRecord], *, inputs: Sequence[str], advance) -> None:
         self._calibration = calibration
         self._index = index
         self._order = order
+        self._inputs = inputs
         self._advance = advance
         self._next = 0
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        """Return the next clip, uint8 `[1, N, m, H, W, 3]` by the name of the graph's input; None when there are enough.
+        """Return the next clip, uint8 `[1, N, m, H, W, 3]` by the names of the graph's inputs; None when there are enough.
 
         Raises:
             FlowlessError: Not one video of the index can be read.
@@ -100,7 +102,7 @@ class ClipReader:
                 continue
             calibration.used.append(record.id)
             self._advance()
-            return {"clip": clip}
+            return feeds_of(clip, self._inputs)
         if not calibration.used:
             first = calibration.skipped[0]
             raise FlowlessError(f"{calibration.index}: not one of its videos could be read to calibrate on; the first: {first}")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from flowless.engines.memory import feeds_of
 from flowless.export.modelopt_quiet import modelopt_quiet
 from flowless.export.pa_sites import gather, spread
 from flowless.export.zones import kept_exact
@@ -31,7 +32,7 @@ def cast(proto: onnx.ModelProto, kind: str, clips: np.ndarray) -> onnx.ModelProt
 
         folder = Path(name)
         onnx.save(laid, folder / "model.onnx")
-        np.savez(folder / "clips.npz", clip=clips)
+        np.savez(folder / "clips.npz", allow_pickle=False, **feeds_of(clips, [item.name for item in proto.graph.input]))
         converted = convert_to_mixed_precision(
             str(folder / "model.onnx"),
             low_precision_type=kind,

@@ -31,6 +31,9 @@ class Export:
     views: Views | None = None
     """Test protocol that the bundle is made for, where it is not the checkpoint's own; full-resolution and thirty-view take larger
     frames, which a graph fixes."""
+    online: bool = False
+    """Export the online form: the graph takes one frame and the memory of those before it, and gives scores and the next memory. For
+    models that see one frame a segment (stm, tsm, tsn, pan-rgb). Such a bundle is built and used as any other."""
     data: Path | None = None
     """An index of flowless scan whose first videos, one of each of up to 8 classes, are compared on."""
     json: bool = False
@@ -50,13 +53,14 @@ def export(words: Sequence[str]) -> int:
     checkpoint = load_checkpoint(ask.checkpoint)
     if ask.views is not None:
         checkpoint = replace(checkpoint, spec=protocol_spec(checkpoint.spec, ask.views))
-    manifest = export_bundle(checkpoint, ask.out, videos=ask.clips or _videos_of(ask.data))
+    manifest = export_bundle(checkpoint, ask.out, videos=ask.clips or _videos_of(ask.data), online=ask.online)
     document = {
         "bundle": str(ask.out),
         "model": manifest.model,
         "labels": list(manifest.labels),
         "clip": manifest.spec.to_dict(),
         "opset": manifest.opset,
+        "memory": manifest.memory,
         "parity": manifest.parity,
         "files": {name: asdict(record) for name, record in manifest.files.items()},
     }

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
+from flowless.engines.memory import FRAME, MEMORY, NEXT_MEMORY, SCORES
 from flowless.errors import FlowlessError
 from flowless.export.insides import find_insides
 from flowless.export.pa_function import DOMAIN, OP, OP_VERSION, OPSET, pa_function, pa_nodes
@@ -26,26 +27,34 @@ if TYPE_CHECKING:
     import torch
 
 INPUT = "clip"
-OUTPUT = "scores"
 
 
 def export_onnx(
-    model: torch.nn.Module, path: str | os.PathLike[str], *, spec: ClipSpec, labels: Sequence[str], name: str, versions: dict[str, str]
+    model: torch.nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    spec: ClipSpec,
+    labels: Sequence[str],
+    name: str,
+    versions: dict[str, str],
+    online: bool = False,
 ) -> onnx.ModelProto:
     """Write the graph of a model, whole or not at all.
 
     The graph's input is `clip`, uint8 `[B, N, m, H, W, 3]` with B free; normalisation is inside; its output is `scores`,
-    float32 `[B, classes]`. The PA op is one node with its function; ClipSpec, labels, model and versions are in the metadata
-    under `flowless.clip`, `flowless.labels`, `flowless.model` and `flowless.versions`; `flowless.exact` names the nodes that no
-    precision may change, `flowless.unquantised` those that stay out of INT8; `flowless.insides` the tensors that can be looked at.
+    float32 `[B, classes]`. (Those of an online graph: `flowless.engines.memory`.) The PA op is one node with its function;
+    ClipSpec, labels, model and versions are in the metadata under `flowless.clip`, `flowless.labels`, `flowless.model` and
+    `flowless.versions`; `flowless.exact` names the nodes that no precision may change, `flowless.unquantised` those that stay
+    out of INT8; `flowless.insides` the tensors that can be looked at.
 
     Args:
-        model: Takes the clip and gives the scores; on the CPU, in evaluation mode.
+        model: Takes the clip and gives the scores, or is an `OnlineForm`; on the CPU, in evaluation mode.
         path: The `.onnx` file.
         spec: What a clip is.
         labels: Class names in the order of the scores.
         name: The model's name.
         versions: Libraries that made it.
+        online: The model is an `OnlineForm`.
 
     Returns:
         The graph that was written.
@@ -53,7 +62,7 @@ def export_onnx(
     Raises:
         FlowlessError: PyTorch cannot export the model, or the file cannot be written.
     """
-    proto = _translate(model, spec)
+    proto = _translate(model, spec, online=online)
     apart = {"exact": _nodes_inside(model, proto, "exact"), "unquantised": _nodes_inside(model, proto, "unquantised")}
     insides = find_insides(model, proto)
     _forget_sources(proto)
@@ -91,7 +100,7 @@ def read_graph(path: str | os.PathLike[str]) -> onnx.ModelProto:
         raise FlowlessError(f"{source}: not a readable ONNX file ({type(error).__name__}). Export the model again.") from error
 
 
-def _translate(model: torch.nn.Module, spec: ClipSpec) -> onnx.ModelProto:
+def _translate(model: torch.nn.Module, spec: ClipSpec, *, online: bool) -> onnx.ModelProto:
     import torch
     from onnxscript import values
 
@@ -102,18 +111,20 @@ def _translate(model: torch.nn.Module, spec: ClipSpec) -> onnx.ModelProto:
     def translate(x: Any, weight: Any, eps: float, eps_inside: bool = False) -> Any:
         return op(x, weight, eps=float(eps), eps_inside=int(eps_inside), plugin_version="1", plugin_namespace=DOMAIN)
 
-    # Two clips: a batch of one would be taken for a constant.
-    example = torch.zeros((2, *spec.shape), dtype=torch.uint8)
+    picture = spec.shape[2:]
+    shapes = {FRAME: picture, MEMORY: (spec.segments - 1, *picture)} if online else {INPUT: spec.shape}
+    free = {0: torch.export.Dim("B", min=1, max=4096)}
     try:
         with _silenced(), torch.no_grad():
             program = torch.onnx.export(
                 model,
-                (example,),
+                # Two clips: a batch of one would be taken for a constant.
+                tuple(torch.zeros((2, *shape), dtype=torch.uint8) for shape in shapes.values()),
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                dynamic_shapes=({0: torch.export.Dim("B", min=1, max=4096)},),
+                input_names=list(shapes),
+                output_names=[SCORES, NEXT_MEMORY] if online else [SCORES],
+                dynamic_shapes=tuple(free for _ in shapes),
                 custom_translation_table={torch.ops.flowless.persistence.default: translate},
                 optimize=True,
             )

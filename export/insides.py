@@ -71,7 +71,8 @@ def find_insides(model: torch.nn.Module, proto: onnx.ModelProto) -> Insides | No
         if len(entering) != 1 or len(leaving) != 1 or layer is None:
             return None
         weights = next((node.output[0] for node in inside if node.op_type == "Softmax"), None)
-        branch = path.rpartition(".")[0].rpartition(".")[2]
+        # branches.NAME.head, or NAME.head; a network by itself has its head at the top, its online form one step below.
+        branch = path.removeprefix("model.").rpartition(".")[0].rpartition(".")[2]
         heads.append(HeadInsides(branch=branch, features=entering[0], scores=leaving[0], weights=weights, layer=layer.name))
     system, cue = _find_cue(model, proto, nodes)
     return Insides(system=system, cue=cue, heads=tuple(heads))

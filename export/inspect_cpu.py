@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 
 from flowless.engines.manifest import Artefact
-from flowless.engines.openvino_core import openvino_core
+from flowless.engines.openvino_core import one_at_a_time, openvino_core
 from flowless.export.inspection import Layer
 
 _OPENVINO_KINDS = {"Convolution": "convolution", "FullyConnected": "matrix product", "MatMul": "matrix product"}
@@ -28,8 +28,7 @@ _ONNX_TYPES: dict[int, str] = {
 def inspect_openvino(path: Path, *, artefact: Artefact) -> list[Layer]:
     """Return the layers of the compiled model: what the processor's kernels really compute in."""
     core = openvino_core()
-    model = core.read_model(path)
-    model.reshape([1, *(int(part.get_length()) for part in list(model.input(0).partial_shape)[1:])])
+    model = one_at_a_time(core.read_model(path))
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": artefact.options.get("hint", "f32")})
     layers = []
     for node in compiled.get_runtime_model().get_ops():

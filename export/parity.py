@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flowless.engines.memory import OnlineBackend
 from flowless.errors import CheckFailed
 
 if TYPE_CHECKING:
@@ -104,13 +106,13 @@ def _close(scores: np.ndarray, expected: np.ndarray, allowed: float) -> bool:
     return bool(results["scores"])
 
 
-def run_in_batches(backend: Backend, clips: np.ndarray, batch: int) -> np.ndarray:
+def run_in_batches(backend: Callable[[np.ndarray], np.ndarray], clips: np.ndarray, batch: int) -> np.ndarray:
     """Return scores of clips `[K, ...]`, `batch` at a time."""
     return np.concatenate([backend(np.ascontiguousarray(clips[start : start + batch])) for start in range(0, len(clips), batch)])
 
 
 def check(backend: Backend, clips: np.ndarray, expected: np.ndarray, *, precision: str, what: str) -> Comparison:
-    """Compare an engine with PyTorch at every batch size of `BATCHES`.
+    """Compare an engine with PyTorch at every batch size of `BATCHES`; an online one also frame by frame, through its own memory.
 
     Args:
         backend: The engine.
@@ -126,6 +128,9 @@ def check(backend: Backend, clips: np.ndarray, expected: np.ndarray, *, precisio
         CheckFailed: The scores differ by more than the table allows.
     """
     runs = [compare(run_in_batches(backend, clips, batch), expected, precision=precision, device=backend.device) for batch in BATCHES]
+    if isinstance(backend, OnlineBackend):
+        shown = run_in_batches(backend.frame_by_frame, clips, max(BATCHES))
+        runs.append(compare(shown, expected, precision=precision, device=backend.device))
     # What does not pass is worse than what does, and a difference that is no number the worst of all.
     worst = max(runs, key=lambda item: (not item.passed, np.inf if np.isnan(item.max_abs_diff) else item.max_abs_diff))
     if not worst.passed:

@@ -44,7 +44,8 @@ def quantised(proto: onnx.ModelProto, calibration: Calibration) -> onnx.ModelPro
     """
     backbone = backbone_nodes(proto, quantised=True)
     chosen = [node.name for node in proto.graph.node if node.name in backbone and node.op_type in _QUANTISED]
-    with tempfile.TemporaryDirectory(prefix="flowless-int8-") as name, calibration.stream() as clips, modelopt_quiet("int8"):
+    inputs = [item.name for item in proto.graph.input]
+    with tempfile.TemporaryDirectory(prefix="flowless-int8-") as name, calibration.stream(inputs) as clips, modelopt_quiet("int8"):
         from modelopt.onnx.quantization import quantize
 
         source, target = Path(name) / "model.onnx", Path(name) / "int8.onnx"

@@ -14,6 +14,7 @@ from flowless.engines import cuda_driver
 from flowless.engines.backends import LIBRARIES
 from flowless.engines.built_for import this_platform
 from flowless.engines.manifest import Artefact, Target
+from flowless.engines.memory import FRAME, MEMORY
 from flowless.errors import FlowlessError
 from flowless.export.target_options import BuildOptions
 from flowless.export.tensorrt_front import Front, open_front, progress_monitor, stopping
@@ -120,8 +121,11 @@ def merge_timing_cache(config: Any, path: Path) -> None:
 def _built(front: Front, proto: onnx.ModelProto, options: BuildOptions, monitor: Any, stopped: Any) -> Any:
     """Return the serialised engine, None where the build was stopped."""
     builder, network, parser = front.parse(_with_pa(front, proto, options))
-    if network.num_inputs != 1:
-        raise FlowlessError(f"The graph has {network.num_inputs} inputs; an engine takes one, the clip. Export the model again.")
+    names = [network.get_input(place).name for place in range(network.num_inputs)]
+    if names not in (["clip"], [FRAME, MEMORY]):
+        raise FlowlessError(
+            f"The graph's inputs are {names}; an engine takes the clip, or of an online graph {FRAME} and {MEMORY}. Export the model again."
+        )
     kept: list[Any] = []
     config = _config(front, network, options, monitor, kept)
     try:
@@ -178,8 +182,10 @@ def _config(front: Front, network: Any, options: BuildOptions, monitor: Any, kep
 
 
 def _profile(front: Front, network: Any, options: BuildOptions) -> Any:
-    clip = network.get_input(0)
-    return front.backend.Profile().add(clip.name, *((batch, *tuple(clip.shape)[1:]) for batch in options.batch))
+    profile = front.backend.Profile()
+    for taken in (network.get_input(place) for place in range(network.num_inputs)):
+        profile.add(taken.name, *((batch, *tuple(taken.shape)[1:]) for batch in options.batch))
+    return profile
 
 
 def _read_cache(config: Any, path: Path) -> Any:

@@ -11,6 +11,8 @@ STMPlacement = Literal["all", "one-per-stage", "stage2", "stage3", "stage4", "st
 STMFusion = Literal["sum", "concat"]
 #: Side of a displacement map of a frame of 224 x 224 pixels (Disentangling, Table 3).
 DisplacementSize = Literal[112, 224]
+#: Where the appearance branch joins frames (Disentangling, Table 1): behind pool2, 3c and 4e, or behind the whole network.
+AppearancePooling = Literal["gradual", "late"]
 
 #: Families that do not take the ResNets of every depth -> the backbones of their paper.
 BACKBONES: dict[str, tuple[str, ...]] = {
@@ -45,3 +47,5 @@ class ModelOptions(TypedDict, total=False):
     """Disentangling: how soft the assignment of features is; the smaller, the nearer to the best match alone (default 0.02)."""
     displacement_size: DisplacementSize
     """Disentangling: side of a displacement map of 224 x 224 pixels: conv1's stride is 2 (112, the default) or 1."""
+    appearance_pooling: AppearancePooling
+    """Disentangling: join neighbouring frames at three places of the network (gradual, the default), or all behind it (late)."""

@@ -8,7 +8,15 @@ from typing import Any, Literal, get_args
 
 from flowless.errors import FlowlessError
 from flowless.pipeline.spec import ClipSpec
-from flowless.train.model_options import BACKBONES, DisplacementSize, ModelOptions, PAEncoding, STMFusion, STMPlacement
+from flowless.train.model_options import (
+    BACKBONES,
+    AppearancePooling,
+    DisplacementSize,
+    ModelOptions,
+    PAEncoding,
+    STMFusion,
+    STMPlacement,
+)
 from flowless.train.recipes_appearance import appearance_changes
 
 #: What training minimises.
@@ -59,6 +67,8 @@ class Recipe:
     """disentangling: the smaller, the nearer is a displacement to the best match alone."""
     displacement_size: DisplacementSize = 112
     """disentangling: side of a displacement map of a frame of 224 x 224 pixels."""
+    appearance_pooling: AppearancePooling = "gradual"
+    """disentangling: join neighbouring frames at three places of the appearance network (gradual), or all behind it (late)."""
     pretrained: bool = True
     """Start from ImageNet weights, which timm downloads or finds in its cache."""
     pretrained_path: str | None = None
@@ -178,6 +188,7 @@ class Recipe:
                 ("pa_encoding", PAEncoding),
                 ("stm_placement", STMPlacement),
                 ("stm_fusion", STMFusion),
+                ("appearance_pooling", AppearancePooling),
                 ("objective", ObjectiveName),
             )
             if getattr(self, name) not in get_args(words)
@@ -219,6 +230,7 @@ class Recipe:
             "displacement_window": self.displacement_window,
             "displacement_temperature": self.displacement_temperature,
             "displacement_size": self.displacement_size,
+            "appearance_pooling": self.appearance_pooling,
         }
 
     @property

@@ -49,7 +49,8 @@ class TensorRtRunner:
 
     def scores(self, clips: np.ndarray) -> np.ndarray:
         """Return float32 scores `[B, classes]` of uint8 clips in the host's memory."""
-        return self._backend(np.ascontiguousarray(clips))
+        (scores,) = self._backend.run({self._input: np.ascontiguousarray(clips)}).values()
+        return scores
 
     def placed(self, clips: np.ndarray) -> Callable[[], object]:
         """Put clips into the device's memory, and return what runs them once."""

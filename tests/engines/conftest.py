@@ -15,3 +15,5 @@ exported = _module.exported
 built = _module.built
 bundle = _module.bundle
 videos = _module.videos
+film_model = _module.film_model
+film_bundles = _module.film_bundles

@@ -1,10 +1,12 @@
-"""Online recognition: a frame in, an answer out; over a whole film the same numbers as the offline computation on the same clips."""
+"""Online recognition: a frame in, an answer out; over a whole film the same numbers as the offline computation on the same clips.
+
+Every engine is tried in both forms: the offline graph, with the memory kept around it, and the online one, which moves it itself.
+"""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,39 +25,12 @@ SPEC = ClipSpec(segments=N, frames_per_segment=1, height=40, width=44, short_sid
 LABELS = ("down", "left", "right", "up")
 
 
-@pytest.fixture(scope="module")
-def model():
-    """STM as if trained: its answers depend on the order of frames."""
-    import torch
-
-    from flowless.train.models import build_model
-
-    torch.manual_seed(3)
-    made = build_model("stm-r18", classes=len(LABELS), spec=SPEC, width=0.25).eval()
-    for module in made.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.weight, 0.5, 1.0)
-            torch.nn.init.normal_(module.bias, 0, 0.1)
-        if isinstance(module, torch.nn.Linear):
-            torch.nn.init.normal_(module.weight, 0, 0.3)
-    return made
-
-
-@pytest.fixture(scope="module")
-def online_bundle(model, tmp_path_factory) -> Path:
-    from flowless.export.build_engine import build
-    from flowless.export.bundle import export_bundle
-    from flowless.train.checkpoints import Checkpoint
-
-    path = tmp_path_factory.mktemp("online") / "bundle"
-    export_bundle(Checkpoint(model=model, name="stm-r18", spec=SPEC, labels=LABELS, recipe={}, versions={}, metrics={}), path)
-    build(path, target="openvino")
-    return path
-
-
-@pytest.fixture(params=["onnxruntime", "openvino"])
-def engine(request, online_bundle) -> Engine:
-    return load(online_bundle, request.param)
+@pytest.fixture(params=["onnxruntime", "openvino", "onnxruntime online", "openvino online"])
+def engine(request, film_bundles) -> Engine:
+    target, _, form = request.param.partition(" ")
+    found = load(film_bundles[form or "offline"], target)
+    assert found.online == bool(form)
+    return found
 
 
 def windows(pictures: np.ndarray) -> np.ndarray:
@@ -64,7 +39,7 @@ def windows(pictures: np.ndarray) -> np.ndarray:
     return pictures[places][:, :, None]
 
 
-def test_online_is_offline_on_the_same_frames(engine, model, videos):
+def test_online_is_offline_on_the_same_frames(engine, film_bundles, film_model, videos):
     import torch
 
     frames = list(iter_frames(videos[1]))
@@ -72,13 +47,24 @@ def test_online_is_offline_on_the_same_frames(engine, model, videos):
     clips = windows(resize_and_crop(np.stack(frames), SPEC))
     online = Online(engine)
     scores = np.stack([online.push(frame) for frame in frames])
-    np.testing.assert_allclose(scores, np.concatenate([engine(clip[None]) for clip in clips]), atol=1e-5)
+    apart = load(film_bundles["offline"], engine.target)
+    np.testing.assert_allclose(scores, np.concatenate([apart(clip[None]) for clip in clips]), atol=1e-5)
+    np.testing.assert_allclose(scores, engine(clips), atol=1e-5)
     with torch.inference_mode():
-        offline = model(torch.from_numpy(clips)).numpy()
+        offline = film_model(torch.from_numpy(clips)).numpy()
     np.testing.assert_allclose(scores, offline, atol=1e-4)
     np.testing.assert_allclose(online.average, offline.mean(0), atol=1e-4)
     assert online.frames == 24
     assert np.ptp(scores, axis=0).max() > 0.01, "the film moves, and so do its answers"
+
+
+def test_a_real_film(film_bundles, clips):
+    online, offline = (Online(load(film_bundles[form], "openvino")) for form in ("online", "offline"))
+    for count, frame in enumerate(iter_frames(clips / "short_32_frames.mp4"), start=1):
+        np.testing.assert_allclose(online.push(frame), offline.push(frame), atol=1e-4)
+        np.testing.assert_allclose(online.average, offline.average, atol=1e-4)
+        assert online.frames == count
+    assert online.frames == 32
 
 
 def test_before_the_memory_is_full_the_first_frame_stands_in(engine, videos):
@@ -101,6 +87,19 @@ def test_three_crops_are_averaged(engine, videos, monkeypatch):
     np.testing.assert_allclose(scores, np.mean(apart, axis=0), atol=1e-5)
 
 
+def test_two_films_at_once_have_a_memory_each(engine, videos):
+    films = [list(iter_frames(video))[:6] for video in videos[:2]]
+    alone = []
+    for film in films:
+        online = Online(engine)
+        alone.append([online.push(frame) for frame in film])
+    first, second = Online(engine), Online(engine)
+    for place, (frame, other) in enumerate(zip(*films, strict=True)):
+        np.testing.assert_array_equal(first.push(frame), alone[0][place])
+        np.testing.assert_array_equal(second.push(other), alone[1][place])
+    assert np.abs(np.subtract(*alone)).max() > 0.01
+
+
 def test_mistakes_are_told_and_forgotten(engine, built):
     with pytest.raises(FlowlessError, match="its segments have 3 frames"):
         Online(load(built))
@@ -118,6 +117,9 @@ def test_mistakes_are_told_and_forgotten(engine, built):
         with pytest.raises(FlowlessError, match=told):
             online.push(wrong)  # type: ignore[arg-type]
     assert online.frames == 1
+    for frames, memory, told in (((1, 40, 44, 3), (1, N, 40, 44, 3), "memory"), ((2, 40, 44, 3), (1, N - 1, 40, 44, 3), "memory")):
+        with pytest.raises(FlowlessError, match=f"the {told} is uint8"):
+            engine.step(np.zeros(frames, np.uint8), np.zeros(memory, np.uint8))
     with pytest.raises(FlowlessError, match="every is 0"):
         predict_online(engine, "film.mp4", every=0)
 
@@ -134,7 +136,9 @@ def test_a_film(engine, videos):
     assert all(spent > 0 for spent in seen.seconds.values())
 
 
-def test_command(online_bundle, built, videos, tmp_path, capsys):
+@pytest.mark.parametrize("form", ["offline", "online"])
+def test_command(film_bundles, form, built, videos, tmp_path, capsys):
+    online_bundle = film_bundles[form]
     bad = tmp_path / "bad.mp4"
     bad.write_text("text")
     words = ["predict", str(online_bundle), str(videos[0]), str(bad), "--online", "--target", "openvino"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ import pytest
 if TYPE_CHECKING:
     from flowless.export.calibration import Calibration
     from flowless.pipeline.index import DatasetIndex
+    from flowless.train.models import Recognizer
 
 LABELS = tuple(f"action {index}" for index in range(6))
 
@@ -94,6 +95,54 @@ def videos(shared) -> list[Path]:
         if not path.exists():
             coarse = np.random.default_rng(seed).integers(0, 256, (12, 12, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
             write_video(path, (np.roll(coarse, (seed + 1) * index, axis=seed % 2) for index in range(24)))
+    return paths
+
+
+def make_lively(name: str, *, segments: int = 4, **options: Any) -> Recognizer:
+    """Return a small model of single frames whose answers depend on their order."""
+    import torch
+
+    from flowless.pipeline.spec import ClipSpec
+    from flowless.train.models import build_model
+
+    spec = ClipSpec(segments=segments, frames_per_segment=1, height=40, width=44, short_side=48)
+    torch.manual_seed(3)
+    made = build_model(name, classes=4, spec=spec, width=0.25, **options).eval()
+    for module in made.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.0)
+            torch.nn.init.normal_(module.bias, 0, 0.1)
+        if isinstance(module, torch.nn.Linear):
+            torch.nn.init.normal_(module.weight, 0, 0.3)
+    return made
+
+
+@pytest.fixture(scope="session")
+def lively() -> Callable[..., Recognizer]:
+    """Give a model by name; see `make_lively`."""
+    return make_lively
+
+
+@pytest.fixture(scope="session")
+def film_model() -> Recognizer:
+    """STM, one block a stage."""
+    return make_lively("stm-r18", stm_placement="one-per-stage")
+
+
+@pytest.fixture(scope="session")
+def film_bundles(shared, film_model) -> dict[str, Path]:
+    """Its bundles, `offline` and `online`, with engines for OpenVINO. Read them; copy one before changing it."""
+    from flowless.export.build_engine import build
+    from flowless.export.bundle import export_bundle
+    from flowless.train.checkpoints import Checkpoint
+
+    paths = {form: shared / f"film-{form}" for form in ("offline", "online")}
+    about = {"name": "stm-r18", "spec": film_model.spec, "labels": ("down", "left", "right", "up")}
+    for form, path in paths.items():
+        if not path.exists():
+            made = Checkpoint(model=film_model, recipe={}, versions={}, metrics={}, **about)
+            export_bundle(made, path, online=form == "online")
+            build(path, target="openvino")
     return paths
 
 

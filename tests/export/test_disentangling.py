@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
@@ -30,6 +31,43 @@ def checkpoint(height: int, **options: Any):
             torch.nn.init.normal_(module.weight, 0, 0.3)
     name = "disentangling-bninception"
     return Checkpoint(model=model, name=name, spec=spec, labels=tuple("abcde"), recipe={}, versions={}, metrics={})
+
+
+def test_late_pooling_alone(tmp_path: Path) -> None:
+    """One stage of the appearance network, and the frames joined behind it: what a whole export with late pooling has besides."""
+    import onnxruntime
+    import openvino
+    import torch
+
+    from flowless.export.graph import export_onnx
+    from flowless.train.models.disentangling import AppearanceNetwork
+
+    class Appearance(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = AppearanceNetwork(width=0.125, pooling="late")
+            del self.network.stages[1:]
+
+        def forward(self, clip: torch.Tensor) -> torch.Tensor:
+            pixels = clip.float().flatten(0, 2).movedim(-1, 1)
+            return self.network.encode(pixels[:, :1].expand(-1, 64, -1, -1) / 255, frames=4)
+
+    spec = ClipSpec(segments=2, frames_per_segment=4, height=16, width=17, short_side=17)
+    torch.manual_seed(0)
+    module, path = Appearance().eval(), tmp_path / "late.onnx"
+    proto = export_onnx(module, path, spec=spec, labels=[], name="late", versions={})
+    assert [node.op_type for node in proto.graph.node].count("ReduceMax") == 1
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for batch in (1, 3):
+        clips = torch.randint(0, 256, (batch, *spec.shape), dtype=torch.uint8)
+        with torch.inference_mode():
+            wanted = module(clips).numpy()
+        assert wanted.shape == (2 * batch, 24)
+        assert wanted.std() > 0.01
+        for seen in (session.run(None, {"clip": clips.numpy()})[0], compiled({"clip": clips.numpy()})[0]):
+            np.testing.assert_allclose(np.asarray(seen), wanted, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -57,7 +57,7 @@ def export_with(fault, exported, monkeypatch):
     del proto.functions[:]
     del proto.metadata_props[:]
     fault(proto)
-    monkeypatch.setattr(graph, "_translate", lambda *_: proto)
+    monkeypatch.setattr(graph, "_translate", lambda *_, **__: proto)
 
 
 @pytest.mark.parametrize("fault", [wrong_mean, colours_swapped, shift_reversed, filter_mirrored, not_a_number])

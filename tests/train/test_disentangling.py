@@ -19,7 +19,7 @@ from flowless.train.checkpoints import load_checkpoint, save_checkpoint
 from flowless.train.fit import fit
 from flowless.train.flops import count
 from flowless.train.models import DisentanglingRecognizer, build_model
-from flowless.train.models.bn_inception import MODULES, BNInception, InceptionStages
+from flowless.train.models.bn_inception import MODULES, STEM, BNInception, InceptionStages
 from flowless.train.models.disentangling import AppearanceNetwork, pooled_in_time
 from flowless.train.module import TrainingModule
 from flowless.train.recipes import find_recipe
@@ -113,6 +113,17 @@ def test_gradual_pooling_in_the_appearance_branch(reference, frames):
     np.testing.assert_allclose(ours, plain.body(x, arrays(network), "stages", reference, frames=frames), atol=1e-10)
 
 
+@pytest.mark.parametrize("frames", [1, 3, 8])
+def test_late_pooling_in_the_appearance_branch(reference, frames):
+    torch.manual_seed(2)
+    network = shaken(AppearanceNetwork(width=0.125, pooling="late")).double().eval()
+    x = np.abs(np.random.default_rng(3).standard_normal((2 * frames, 64, 16, 17)))
+    with torch.inference_mode():
+        ours = network.encode(torch.from_numpy(x), frames=frames)
+    alone = plain.body(x, arrays(network), "stages", reference)
+    np.testing.assert_allclose(ours, alone.reshape(2, frames, -1).max(1), atol=1e-10)
+
+
 def test_eight_frames_end_as_one():
     # Behind pool2 8 frames become 4, behind 3c 2, behind 4e 1; more than 8 leave the strongest response.
     network = AppearanceNetwork(width=0.125).eval()
@@ -173,6 +184,24 @@ def test_size():
     assert sizes[112].parameters == 3 * network + (2 + 64 - 6) * 64 * 49 + 3 * (1024 + 1) * 101
 
 
+def test_size_of_late_pooling():
+    # Every frame goes through all four stages; with gradual pooling 8, 4, 2 and 1 of 8 frames do.
+    from torch.utils.flop_counter import FlopCounterMode
+
+    more = []
+    for width in (1.0, 0.25):
+        x, difference = torch.zeros(1, STEM, 112, 112, device="meta"), 0.0
+        for stage, frames in zip(InceptionStages(width=width).to("meta").eval().stages, (8, 4, 2, 1), strict=True):
+            with FlopCounterMode(display=False) as counter:
+                x = stage(x)
+            difference += (8 - frames) * counter.get_total_flops() / 2
+        more.append(difference)
+    assert more[0] / 1e9 == pytest.approx(8.51, abs=0.005)
+    spec = ClipSpec(segments=1, frames_per_segment=8)
+    gradual, late = (count(make(spec=spec, appearance_pooling=pooling)) for pooling in ("gradual", "late"))
+    assert (late.parameters, late.macs - gradual.macs) == (gradual.parameters, more[1])
+
+
 def test_gradients_reach_every_branch_and_the_shared_layer():
     torch.manual_seed(7)
     model = make(dropout=0.0).train()
@@ -223,13 +252,15 @@ def test_partial_bn_keeps_each_branchs_first(train_index):
 
 
 def test_a_checkpoint_keeps_the_options(tmp_path):
-    model = shaken(make(displacement_size=224, displacement_temperature=0.05)).eval()
+    model = shaken(make(displacement_size=224, displacement_temperature=0.05, appearance_pooling="late")).eval()
     path = save_checkpoint(tmp_path / "m.safetensors", model, model_name=NAME, recipe={}, spec=SPEC, labels=list("abcde"), metrics={})
     loaded = load_checkpoint(path).model
     assert isinstance(loaded, DisentanglingRecognizer)
     assert (loaded.measure.window, loaded.measure.temperature) == (2, 0.05)
     with torch.inference_mode():
         assert torch.equal(loaded(clips()), model(clips()))
+        model.appearance.network.joined_behind = 3
+        assert not torch.equal(loaded(clips()), model(clips()))
 
 
 def test_what_cannot_be_made():
@@ -237,6 +268,7 @@ def test_what_cannot_be_made():
         ({"spec": replace(SPEC, frames_per_segment=1)}, "frames_per_segment is 1"),
         ({"displacement_size": 56}, "displacement_size is 56"),
         ({"displacement_window": 0}, "window is 0"),
+        ({"appearance_pooling": "never"}, "'never'; it must be one of gradual, late"),
     ):
         with pytest.raises(FlowlessError, match=told):
             make(**options)

@@ -48,6 +48,9 @@ def test_disentanglings_schedule():
     assert [epochs * 9537 / 256 for epochs in (*recipe.steps, recipe.epochs)] == pytest.approx([10_000, 16_000, 18_000], rel=0.01)
     with pytest.raises(FlowlessError, match=r"displacement_window is 17.*displacement_temperature is 0.*displacement_size is 100"):
         find_recipe("disentangling-bninception/ucf101", displacement_window=17, displacement_temperature=0, displacement_size=100)
+    with pytest.raises(FlowlessError, match="appearance_pooling is 'x'; it must be one of gradual, late"):
+        find_recipe("disentangling-bninception/ucf101", appearance_pooling="x")
+    assert find_recipe("disentangling-bninception/ucf101", appearance_pooling="late").model_options.get("appearance_pooling") == "late"
 
 
 def test_rate_scales_with_the_batch():

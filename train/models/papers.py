@@ -1,6 +1,8 @@
 """What the papers say of their models, at their own input: to choose by, and to be held against.
 
-Their FLOPs are multiplications with additions (MAC), ours too.
+Their FLOPs are multiplications with additions (MAC), ours too, but for two of Dynamic Appearance's models (see
+tests/train/test_appearance_tables.py): da-vit-b's count both, at 224 x 224 and without attention's own products; da-x3d's have X3D's
+first convolution over every frame besides.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from torch import nn
 
 from flowless.errors import FlowlessError
 from flowless.pipeline.spec import ClipSpec
-from flowless.train.model_options import DisplacementSize, ModelOptions, PAEncoding, STMFusion, STMPlacement
+from flowless.train.model_options import AppearancePooling, DisplacementSize, ModelOptions, PAEncoding, STMFusion, STMPlacement
 from flowless.train.models.backbone import resnet
 from flowless.train.models.deep_persistence import DeepPersistence, PixelPersistence
 from flowless.train.models.displacement import TEMPERATURE, WINDOW
@@ -49,6 +49,7 @@ class Plan:
     displacement_window: int = WINDOW
     displacement_temperature: float = TEMPERATURE
     displacement_size: DisplacementSize = 112
+    appearance_pooling: AppearancePooling = "gradual"
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
@@ -66,9 +67,9 @@ class Plan:
             raise FlowlessError(f"{self.name}: displacement_size is {self.displacement_size!r}; it must be 112 or 224.")
         if self.eps_inside and self.pa_depth != 1:
             raise FlowlessError(f"{self.name}: eps_inside is the official code's rule, whose PA has depth 1; pa_depth is {self.pa_depth}.")
-        for name, words in (("stm_placement", get_args(STMPlacement)), ("stm_fusion", get_args(STMFusion))):
-            if getattr(self, name) not in words:
-                raise FlowlessError(f"{self.name}: {name} is {getattr(self, name)!r}; it must be one of {', '.join(words)}.")
+        for name, words in (("stm_placement", STMPlacement), ("stm_fusion", STMFusion), ("appearance_pooling", AppearancePooling)):
+            if getattr(self, name) not in get_args(words):
+                raise FlowlessError(f"{self.name}: {name} is {getattr(self, name)!r}; it must be one of {', '.join(get_args(words))}.")
 
     @property
     def config(self) -> dict[str, Any]:
