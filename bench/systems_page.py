@@ -13,6 +13,7 @@ from flowless.files import whole_file
 COLOURS = {
     "tsn": "#8a949b",
     "tsm": "#4a5560",
+    "tsm-longer": "#7d6b91",
     "disentangling": "#b9812a",
     "pan-lite": "#4aa5cc",
     "pan-full": "#0b5c80",

@@ -29,6 +29,13 @@ class System:
     """Whether Twins Training applies: one loss on scores. What has a loss of its own besides (DA) or one a branch is left out."""
     about: str
     changes: tuple[tuple[str, Any], ...] = ()
+    longer: int = 1
+    """A control is trained so many times as long as the others, once."""
+
+    @property
+    def control(self) -> bool:
+        """Whether it explains another's result, and is no contestant."""
+        return self.longer > 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +77,9 @@ class Run:
 
     def recipe(self, race: Race) -> Recipe:
         """Return what it is trained by: Moving Shapes' recipe of the model, under the race's conditions."""
-        found = find_recipe(f"{self.system.model}/moving-shapes", epochs=race.epochs, seed=self.seed, objective=self.objective)
+        found = find_recipe(
+            f"{self.system.model}/moving-shapes", epochs=race.epochs * self.system.longer, seed=self.seed, objective=self.objective
+        )
         same: dict[str, Any] = {"segments": race.segments, "precision": race.precision, "validate_every": race.epochs, "threads": 1}
         return replace(found, **{**same, **dict(self.system.changes)})
 
@@ -117,14 +126,22 @@ def train_all(runs: Iterable[Run], race: Race, *, shapes: Path, work: Path) -> d
 
 def _trained(run: Run, race: Race, *, shapes: Path, work: Path) -> dict[str, Any]:
     folder, recipe = work / run.name, run.recipe(race)
-    known = _read(folder / "run.json")
-    same = known.get("recipe") == recipe.to_dict()
+    same = _started_with(folder) == recipe
     result = _read(folder / "result.json")
     if same and result:
         return result
     go_on = "--resume" if same and (folder / "resume.ckpt").is_file() else "--overwrite"
     _call(run, recipe, [go_on], shapes=shapes, folder=folder)
     return _read(folder / "result.json")
+
+
+def _started_with(folder: Path) -> Recipe | None:
+    """Return the recipe of the run in a folder; what it does not say, an older flowless did not know and did as is the default."""
+    document = _read(folder / "run.json")
+    try:
+        return Recipe.from_dict(document["recipe"])
+    except (KeyError, FlowlessError):
+        return None
 
 
 def _call(run: Run, recipe: Recipe, words: list[str], *, shapes: Path, folder: Path) -> None:
