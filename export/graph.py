@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 INPUT = "clip"
 OUTPUT = "scores"
+#: Marks of modules (`exact = True`) whose nodes are named in the metadata; `zones.py` says what follows from them.
+_MARKS = ("exact", "unquantised", "matrix_backbone")
 
 
 def export_onnx(
@@ -35,7 +37,7 @@ def export_onnx(
     The graph's input is `clip`, uint8 `[B, N, m, H, W, 3]` with B free; normalisation is inside; its output is `scores`,
     float32 `[B, classes]`. The PA op is one node with its function; ClipSpec, labels, model and versions are in the metadata
     under `flowless.clip`, `flowless.labels`, `flowless.model` and `flowless.versions`; `flowless.exact` names the nodes that no
-    precision may change, `flowless.unquantised` those that stay out of INT8.
+    precision may change, `flowless.unquantised` those that stay out of INT8, `flowless.matrix_backbone` a transformer's blocks.
 
     Args:
         model: Takes the clip and gives the scores; on the CPU, in evaluation mode.
@@ -52,7 +54,7 @@ def export_onnx(
         FlowlessError: PyTorch cannot export the model, or the file cannot be written.
     """
     proto = _translate(model, spec)
-    apart = {"exact": _nodes_inside(model, proto, "exact"), "unquantised": _nodes_inside(model, proto, "unquantised")}
+    apart = {mark: _nodes_inside(model, proto, mark) for mark in _MARKS}
     _forget_sources(proto)
     _attach_function(proto)
     about = {"clip": spec.to_dict(), "labels": list(labels), "model": name, "versions": versions, **apart}
@@ -121,7 +123,7 @@ def _translate(model: torch.nn.Module, spec: ClipSpec) -> onnx.ModelProto:
 
 
 def _nodes_inside(model: torch.nn.Module, proto: onnx.ModelProto, mark: str) -> list[str]:
-    """Return the names of the nodes that come from modules with a mark (`exact = True`, `unquantised = True`).
+    """Return the names of the nodes that come from modules with a mark, one of `_MARKS`.
 
     To `exact` belongs the recogniser's own arithmetic between its parts as well: normalisation, joining, warping.
     """
