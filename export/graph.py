@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import torch
 
 INPUT = "clip"
+#: Marks of modules (`exact = True`) whose nodes are named in the metadata; `zones.py` says what follows from them.
+_MARKS = ("exact", "unquantised", "matrix_backbone")
 
 
 def export_onnx(
@@ -45,7 +47,7 @@ def export_onnx(
     float32 `[B, classes]`. (Those of an online graph: `flowless.engines.memory`.) The PA op is one node with its function;
     ClipSpec, labels, model and versions are in the metadata under `flowless.clip`, `flowless.labels`, `flowless.model` and
     `flowless.versions`; `flowless.exact` names the nodes that no precision may change, `flowless.unquantised` those that stay
-    out of INT8; `flowless.insides` the tensors that can be looked at.
+    out of INT8, `flowless.matrix_backbone` a transformer's blocks; `flowless.insides` the tensors that can be looked at.
 
     Args:
         model: Takes the clip and gives the scores, or is an `OnlineForm`; on the CPU, in evaluation mode.
@@ -63,7 +65,7 @@ def export_onnx(
         FlowlessError: PyTorch cannot export the model, or the file cannot be written.
     """
     proto = _translate(model, spec, online=online)
-    apart = {"exact": _nodes_inside(model, proto, "exact"), "unquantised": _nodes_inside(model, proto, "unquantised")}
+    apart = {mark: _nodes_inside(model, proto, mark) for mark in _MARKS}
     insides = find_insides(model, proto)
     _forget_sources(proto)
     _attach_function(proto)
@@ -137,7 +139,7 @@ def _translate(model: torch.nn.Module, spec: ClipSpec, *, online: bool) -> onnx.
 
 
 def _nodes_inside(model: torch.nn.Module, proto: onnx.ModelProto, mark: str) -> list[str]:
-    """Return the names of the nodes that come from modules with a mark (`exact = True`, `unquantised = True`).
+    """Return the names of the nodes that come from modules with a mark, one of `_MARKS`.
 
     To `exact` belongs the recogniser's own arithmetic between its parts as well: normalisation, joining, warping.
     """

@@ -13,7 +13,7 @@ from flowless.export.inspection import Layer
 
 _OPENVINO_KINDS = {"Convolution": "convolution", "FullyConnected": "matrix product", "MatMul": "matrix product"}
 _OPENVINO_PRECISIONS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "u8": "int8", "i8": "int8"}
-_ORT_INT8 = {"QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "QGemm"}
+_ORT_INT8 = {"QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QGemm"}
 _ORT_KINDS = {"Conv": "convolution", "FusedConv": "convolution", "Gemm": "matrix product", "FusedGemm": "matrix product"}
 _ORT_KINDS |= {"NhwcFusedConv": "convolution", "MatMul": "matrix product", "FusedMatMul": "matrix product"}
 _ONNX_TYPES: dict[int, str] = {

@@ -11,8 +11,8 @@ from flowless.engines.backends import why_not
 from flowless.engines.manifest import Artefact
 from flowless.engines.openvino_core import openvino_reason
 from flowless.errors import FlowlessError, first_line
-from flowless.export.inspection import Inspection, Layer, inspection
-from flowless.export.zones import backbone_nodes, kept_exact
+from flowless.export.inspection import UNKNOWN, Inspection, Layer, inspection
+from flowless.export.zones import backbone_nodes, kept_exact, weight_products
 
 
 def inspect(record: Artefact, folder: Path, proto: onnx.ModelProto) -> Inspection:
@@ -54,17 +54,28 @@ def inspect(record: Artefact, folder: Path, proto: onnx.ModelProto) -> Inspectio
 
 
 def _too_few(layers: list[Layer], precision: str, proto: onnx.ModelProto) -> list[str]:
-    """Name the convolutions in another precision, if fewer than the backbone's run in the one asked for.
+    """Name the convolutions and matrix products in another precision, if fewer than the backbone's run in the one asked for.
 
-    By number, for the libraries rename what they fuse.
+    By number, for the libraries rename what they fuse. Attention's own products are not counted: they are fused whole.
     """
     backbone = backbone_nodes(proto, quantised=precision == "int8")
-    wanted = sum(node.op_type == "Conv" and node.name in backbone for node in proto.graph.node)
-    convolutions = [layer for layer in layers if layer.kind == "convolution"]
-    if sum(layer.precision == precision for layer in convolutions) >= wanted:
+    wanted = {
+        "convolution": sum(node.op_type == "Conv" and node.name in backbone for node in proto.graph.node),
+        "matrix product": len(backbone.intersection(weight_products(proto))),
+    }
+    return [text for kind, count in wanted.items() for text in _too_few_of(kind, count, layers, precision)]
+
+
+def _too_few_of(kind: str, wanted: int, layers: list[Layer], precision: str) -> list[str]:
+    found = [layer for layer in layers if layer.kind == kind]
+    right = sum(layer.precision == precision for layer in found)
+    if right >= wanted:
         return []
-    others = [layer for layer in convolutions if layer.precision != precision and not layer.name.startswith(("PA_", "_inlfunc_"))]
+    others = [layer for layer in found if layer.precision not in {precision, UNKNOWN} and not layer.name.startswith(("PA_", "_inlfunc_"))]
     counts = Counter(layer.precision for layer in others)
     examples = {layer.precision: layer.nodes[0] for layer in reversed(others)}
-    told = [f"{count} of {wanted} convolutions run in {kind}, such as {examples[kind]}" for kind, count in counts.items()]
-    return told or [f"only {len(convolutions)} of {wanted} convolutions can be seen"]
+    # What stays exact is among the others, under names that the libraries made.
+    told = [
+        f"{min(count, wanted - right)} of {wanted} {kind}s run in {other}, such as {examples[other]}" for other, count in counts.items()
+    ]
+    return told or [f"only {len(found)} of {wanted} {kind}s can be seen"]

@@ -5,6 +5,9 @@ What lies between two convolutions decides whether a GPU stays in INT8:
 - Residual adds: both summands get a pair here, which ONNX Runtime needs. For TensorRT and OpenVINO `shortcuts_only` takes out
   the one behind the block's last convolution: TensorRT then fuses convolution, addition, activation and the next Q into one
   INT8 kernel, where a pair on both summands would force the convolution to write and read its result once more.
+- Concatenations of a block's paths: each path's end gets a pair, all of one scale (ModelOpt gives them the largest), so that
+  joining moves bytes. Without those pairs ONNX Runtime computes what makes the parts in floating point, and OpenVINO 2026.4.1
+  gives wrong numbers.
 - Temporal shift: a block's input is quantised once, before it is cut up, and the shifted tensor once more with the same
   scale. Slices, padding (zero is exact) and concatenation then move INT8 numbers unchanged, the second rounding
   changes nothing, and the unshifted shortcut reads the same INT8 tensor.
@@ -21,15 +24,17 @@ import tempfile
 from pathlib import Path
 
 import onnx
-from onnx import numpy_helper
+from onnx import NodeProto, numpy_helper
 
 from flowless.export.calibration import Calibration
 from flowless.export.modelopt_quiet import modelopt_quiet
-from flowless.export.quantisers import fold_weights, keep_grid_through_shifts
-from flowless.export.zones import backbone_nodes
+from flowless.export.quantisers import fold_weights, keep_grid_through_shifts, spare
+from flowless.export.zones import backbone_nodes, kept_exact, named
 
 #: What is quantised: what multiplies, and what would otherwise stand in floating point between two that do.
-_QUANTISED = {"Conv", "Add", "MaxPool"}
+_QUANTISED = {"Conv", "MatMul", "Gemm", "Add", "MaxPool", "Concat", "Pad"}
+#: What makes a concatenation, or padding, one of a tensor's own parts: a temporal shift.
+_CUTS = {"Slice", "Pad", "Mul"}
 
 
 def quantised(proto: onnx.ModelProto, calibration: Calibration) -> onnx.ModelProto:
@@ -42,8 +47,7 @@ def quantised(proto: onnx.ModelProto, calibration: Calibration) -> onnx.ModelPro
     Raises:
         FlowlessError: A video cannot be read, or ModelOpt refuses the graph.
     """
-    backbone = backbone_nodes(proto, quantised=True)
-    chosen = [node.name for node in proto.graph.node if node.name in backbone and node.op_type in _QUANTISED]
+    chosen = _chosen(proto)
     inputs = [item.name for item in proto.graph.input]
     with tempfile.TemporaryDirectory(prefix="flowless-int8-") as name, calibration.stream(inputs) as clips, modelopt_quiet("int8"):
         from modelopt.onnx.quantization import quantize
@@ -56,6 +60,7 @@ def quantised(proto: onnx.ModelProto, calibration: Calibration) -> onnx.ModelPro
             calibration_method=calibration.method,
             calibration_data_reader=clips,  # pyright: ignore[reportArgumentType] - any object with get_next
             calibration_eps=["cpu"],
+            op_types_to_quantize=sorted(_QUANTISED),
             nodes_to_quantize=[f"^{re.escape(node)}$" for node in chosen],
             high_precision_dtype="fp32",
             output_path=str(target),
@@ -64,6 +69,7 @@ def quantised(proto: onnx.ModelProto, calibration: Calibration) -> onnx.ModelPro
             enable_gemv_detection_for_trt=False,
         )
         result = onnx.load(target)
+    spare(result, set(kept_exact(proto)))
     keep_grid_through_shifts(result)
     fold_weights(result)
     del result.metadata_props[:]
@@ -71,6 +77,22 @@ def quantised(proto: onnx.ModelProto, calibration: Calibration) -> onnx.ModelPro
     result.producer_name, result.producer_version = proto.producer_name, proto.producer_version
     onnx.checker.check_model(result, full_check=True)
     return result
+
+
+def _chosen(proto: onnx.ModelProto) -> list[str]:
+    """Return the names of the nodes whose inputs are quantised."""
+    backbone = backbone_nodes(proto, quantised=True)
+    maker = {output: node.op_type for node in proto.graph.node for output in node.output}
+    nodes = [node for node in proto.graph.node if node.name in backbone and node.op_type in _QUANTISED]
+    blocks = named(proto, "matrix_backbone")
+    return [node.name for node in nodes if _is_chosen(node, maker, inside=node.name in blocks)]
+
+
+def _is_chosen(node: NodeProto, maker: dict[str, str], *, inside: bool) -> bool:
+    """Whether a node of the backbone has its inputs quantised; `inside` a transformer's blocks the products with weights alone."""
+    if inside:
+        return node.op_type in {"MatMul", "Gemm"}
+    return node.op_type not in {"Concat", "Pad"} or _CUTS.isdisjoint(maker.get(name, "") for name in node.input)
 
 
 def scales_hash(proto: onnx.ModelProto) -> str:

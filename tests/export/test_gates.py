@@ -13,6 +13,7 @@ from onnx import numpy_helper
 
 from flowless.cli import main
 from flowless.engines.manifest import read_manifest
+from flowless.errors import FlowlessError
 from flowless.export import graphs, target_openvino, verify
 from flowless.export.build_engine import build
 from flowless.export.checks import Checks, EngineRefused
@@ -216,3 +217,23 @@ def test_the_cache_is_keyed_by_content(learnt, calibration, tmp_path):
     for other in (replace(calibration, videos=11), replace(calibration, method="entropy"), replace(calibration, seed=1)):
         assert key != graphs.graph_key(manifest, "int8", other)
     assert key != graphs.graph_key(manifest, "fp16", calibration)
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "tensorrt-rtx"])
+def test_an_operator_that_a_target_lacks_is_named(target, tmp_path):
+    """Whatever the target, the error of a build says which operator it does not take."""
+    from onnx import TensorProto, helper
+
+    from flowless.export.build_engine import _builder, _missing_library
+    from flowless.export.inspect_engine import inspect
+
+    if _missing_library(target):
+        pytest.skip(f"{target} is not installed")
+    clip = helper.make_tensor_value_info("clip", TensorProto.UINT8, ["B", 2, 2, 8, 8, 3])
+    scores = helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["B", 2, 2, 8, 8, 3])
+    cast = helper.make_node("Cast", ["clip"], ["pixels"], name="cast", to=TensorProto.FLOAT)
+    foreign = helper.make_node("Sharpen", ["pixels"], ["scores"], name="sharpener", domain="elsewhere")
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("elsewhere", 1)]
+    proto = helper.make_model(helper.make_graph([cast, foreign], "main", [clip], [scores]), opset_imports=opsets, ir_version=10)
+    with pytest.raises(FlowlessError, match=rf"^{target} .*\bSharpen\b.*Build another"):
+        inspect(_builder(target)(proto, tmp_path, precision="fp32", options=BuildOptions()), tmp_path, proto)

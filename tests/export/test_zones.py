@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from flowless.export.graph import read_graph
-from flowless.export.zones import backbone_nodes, kept_exact
+from flowless.export.zones import backbone_nodes, kept_exact, weight_products
 
 pytestmark = pytest.mark.slow
 
@@ -27,3 +29,16 @@ def test_stm_modules_stay_out_of_int8_alone(learnt):
     proto = read_graph(learnt("stm-r18") / "model.onnx")
     assert len(convolutions(proto, backbone_nodes(proto))) == 21 + 3 * 8, "8 motion modules of three convolutions lose precision too"
     assert len(convolutions(proto, backbone_nodes(proto, quantised=True))) == 21
+
+
+def test_a_transformer_loses_precision_in_its_products(learnt):
+    proto = read_graph(learnt("da-vit-b") / "model.onnx")
+    kinds = Counter(node.op_type for node in proto.graph.node if node.name in backbone_nodes(proto))
+    assert kinds["MatMul"] == 12 * 6, "each block's four layers, and attention's two products"
+    assert len(weight_products(proto)) == 12 * 4
+    assert (kinds["Conv"], kinds["Gelu"]) == (1, 12)
+    assert not {"LayerNormalization", "Softmax", "ReduceMean"} & set(kinds)
+    added = [node for node in proto.graph.node if node.op_type == "Add" and node.name in backbone_nodes(proto)]
+    assert len(added) == 12 * 4 + 1, "biases and the positions, not the sums through all blocks"
+    quantised = backbone_nodes(proto, quantised=True)
+    assert [node.name for node in proto.graph.node if node.op_type == "MatMul" and node.name in quantised] == weight_products(proto)

@@ -18,6 +18,13 @@ PATCH = 16
 _NATIVE = 224
 
 
+class Blocks(nn.Sequential):
+    """Attention and perceptron in turn, timm's blocks: `[B, tokens, D]` to the same."""
+
+    #: Nearly all arithmetic is in their matrix products, which lose precision as another network's convolutions do.
+    matrix_backbone = True
+
+
 class ClipTransformer(nn.Module):
     """ViT-B/16 over the frames of a clip (Dynamic Appearance, section 3.3).
 
@@ -53,7 +60,7 @@ class ClipTransformer(nn.Module):
         model = cast(Any, from_timm(name, classifier="head.", pretrained=pretrained, pretrained_path=pretrained_path, **options))
         self.num_features = 64 * heads
         self.patch = model.patch_embed.proj
-        self.blocks = model.blocks
+        self.blocks = Blocks(*model.blocks)
         self.norm = model.norm
         # The first row of timm's table is the class token's.
         positions = model.pos_embed.detach()[:, 1:]
@@ -67,9 +74,7 @@ class ClipTransformer(nn.Module):
         tokens = patches.flatten(2).transpose(1, 2) + positions
         count = tokens.shape[1]
         sequence = tokens.unflatten(0, (-1, x.shape[1])).flatten(1, 2)
-        for block in self.blocks:
-            sequence = block(sequence)
-        return self.norm(sequence).unflatten(1, (-1, count)).mean(2)
+        return self.norm(self.blocks(sequence)).unflatten(1, (-1, count)).mean(2)
 
 
 def _resampled(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:

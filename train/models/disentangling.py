@@ -42,7 +42,7 @@ def disentangling(plan: Plan) -> DisentanglingRecognizer:
     motion = BNInception(channels=2, width=plan.width, stride=3 - stride)
     changes = BNInception(channels=STEM, width=plan.width, stride=3 - stride)
     appearance = AppearanceNetwork(width=plan.width, pooling=plan.appearance_pooling)
-    low = Unit(3, STEM, kernel=7, stride=stride)
+    low = SharedUnit(3, STEM, kernel=7, stride=stride)
     if plan.from_pretrained:
         _start_from_images(plan, low, appearance, motion, changes)
     return DisentanglingRecognizer(
@@ -70,6 +70,14 @@ def _start_from_images(plan: Plan, low: Unit, appearance: AppearanceNetwork, mot
     for network, channels in ((motion, 2), (changes, STEM)):
         network.body.load_state_dict(source.body.state_dict())
         network.conv1.load_state_dict(widened_conv1(source, channels))
+
+
+class SharedUnit(Unit):
+    """The first layer, which all branches share."""
+
+    #: Displacement divides the differences of its features by a small temperature: in INT8 they would be the rounding's. It is a
+    #: fiftieth of all operations.
+    unquantised = True
 
 
 class AppearanceNetwork(InceptionStages):
