@@ -150,6 +150,9 @@ def _nodes_inside(model: torch.nn.Module, proto: onnx.ModelProto, mark: str) -> 
         if scopes is None:
             continue  # what the exporter put between is nobody's
         modules = {scope for scope in ast.literal_eval(scopes)[:-1] if scope}
+        if node.op_type == "Conv":
+            # A convolution that took a batch norm in has the batch norm's scope, and its own weight.
+            modules.add(node.input[1].rpartition(".")[0])
         if modules & marked or (mark == "exact" and not modules):
             names.append(node.name)
     return names

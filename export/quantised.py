@@ -1,5 +1,9 @@
 """INT8 by explicit quantisation: ModelOpt puts Q/DQ pairs round the backbone's convolutions, weights per channel.
 
+In a transformer's blocks it puts them round the products with weights (one scale a weight: ModelOpt has no other for products).
+Attention's own two products, both sides of which are activations, stay in floating point: a quarter of da-vit-b's operations
+with 8 segments.
+
 What lies between two convolutions decides whether a GPU stays in INT8:
 
 - Residual adds: both summands get a pair here, which ONNX Runtime needs. For TensorRT and OpenVINO `shortcuts_only` takes out

@@ -150,11 +150,11 @@ def film_bundles(shared, film_model) -> dict[str, Path]:
 #: that are no whole number of blocks; it is large, and is given few steps. da-vit-b gets one head.
 OTHERWISE: dict[str, dict[str, Any]] = {
     "disentangling-bninception": {
-        "spec": {"segments": 2, "frames_per_segment": 3, "height": 40, "width": 41, "short_side": 44},
+        "spec": {"segments": 1, "frames_per_segment": 3, "height": 40, "width": 41, "short_side": 44},
         "steps": 12,
-        "every": 2,
     },
     "da-vit-b": {"width": 0.09},
+    "da-x3d-xs": {"width": 1.0, "steps": 12},
 }
 
 
@@ -169,9 +169,8 @@ def learn(path: Path, name: str, index: DatasetIndex) -> Path:
 
     own = OTHERWISE.get(name, {})
     spec = ClipSpec(**{"segments": 4, "frames_per_segment": 3, "height": 32, "width": 32, "short_side": 32} | own.get("spec", {}))
-    videos = index.videos[:: own.get("every", 1)]
-    clips = torch.from_numpy(np.concatenate([load_clip(index.path_of(video), spec)[:1] for video in videos]))
-    labels = torch.tensor([video.label for video in videos])
+    clips = torch.from_numpy(np.concatenate([load_clip(index.path_of(video), spec)[:1] for video in index.videos]))
+    labels = torch.tensor([video.label for video in index.videos])
     torch.manual_seed(7)
     model = build_model(name, classes=len(index.labels), spec=spec, width=own.get("width", 0.25), dropout=0.0).train()
     optimiser = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=3e-3)
@@ -182,7 +181,7 @@ def learn(path: Path, name: str, index: DatasetIndex) -> Path:
     if "steps" in own:
         # So few steps leave batch norm's statistics far from what the weights have become.
         for module in model.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
+            if isinstance(module, torch.nn.BatchNorm2d | torch.nn.BatchNorm3d):
                 module.momentum = 1.0
         with torch.no_grad():
             model(clips)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import numpy_helper
 
 from flowless.engines.manifest import read_manifest
 from flowless.export.graph import read_graph
+from flowless.export.graphs import precise_graph
+from flowless.export.quantisers import activation_pairs
 from flowless.export.zones import backbone_nodes, kept_exact
 from flowless.pipeline.spec import ClipSpec
 
@@ -16,9 +20,9 @@ from flowless.pipeline.spec import ClipSpec
 def test_late_pooling_alone(tmp_path: Path) -> None:
     """One stage of the appearance network, and the frames joined behind it: what a whole export with late pooling has besides."""
     import onnxruntime
-    import openvino
     import torch
 
+    from flowless.engines.openvino_core import openvino_core
     from flowless.export.graph import export_onnx
     from flowless.train.models.disentangling import AppearanceNetwork
 
@@ -38,7 +42,7 @@ def test_late_pooling_alone(tmp_path: Path) -> None:
     proto = export_onnx(module, path, spec=spec, labels=[], name="late", versions={})
     assert [node.op_type for node in proto.graph.node].count("ReduceMax") == 1
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    core = openvino.Core()
+    core = openvino_core()
     compiled = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     for batch in (1, 3):
         clips = torch.randint(0, 256, (batch, *spec.shape), dtype=torch.uint8)
@@ -72,3 +76,22 @@ def test_one_graph_for_every_target(learnt, explained_alike) -> None:
     exact = set(kept_exact(proto))
     assert {node.name for node in proto.graph.node if node.op_type in {"MatMul", "Softmax", "GridSample"}} <= exact
     explained_alike(load_checkpoint(bundle.with_suffix(".safetensors")), bundle)
+
+
+@pytest.mark.slow
+def test_int8_joins_paths_on_one_scale_and_spares_what_is_exact(learnt, calibration) -> None:
+    manifest = read_manifest(learnt("disentangling-bninception"))
+    exact = set(kept_exact(read_graph(manifest.path_of(manifest.graph))))
+    proto = precise_graph(manifest, "int8", replace(calibration, spec=manifest.spec, used=[], skipped=[])).proto
+    pairs = {pair.dequantise.output[0]: pair for pair in activation_pairs(proto)}
+    values = {item.name: numpy_helper.to_array(item) for item in proto.graph.initializer}
+    read = {pair.quantise.input[0]: pair for pair in pairs.values()}
+    joins = [node for node in proto.graph.node if node.op_type == "Concat" and set(node.input) <= set(pairs)]
+    assert len(joins) == 3 * 10
+    for node in (node for node in joins if node.output[0] in read):
+        scales = {float(values[pair.quantise.input[1]]) for pair in (*(pairs[name] for name in node.input), read[node.output[0]])}
+        assert len(scales) == 1, node.name
+    # What measures displacement reads the shared features as they are, not as the networks behind them are given them.
+    assert not [node.name for node in proto.graph.node if node.name in exact and pairs.keys() & set(node.input)]
+    first = next(node for node in proto.graph.node if node.op_type == "Conv")
+    assert first.input[0] not in pairs

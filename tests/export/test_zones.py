@@ -42,3 +42,12 @@ def test_a_transformer_loses_precision_in_its_products(learnt):
     assert len(added) == 12 * 4 + 1, "biases and the positions, not the sums through all blocks"
     quantised = backbone_nodes(proto, quantised=True)
     assert [node.name for node in proto.graph.node if node.op_type == "MatMul" and node.name in quantised] == weight_products(proto)
+
+
+def test_x3d_keeps_channelwise_convolutions_out_of_int8(learnt):
+    """Their batch norms are folded into them: the mark is found by the weight, not by the batch norm that the node is named after."""
+    proto = read_graph(learnt("da-x3d-xs") / "model.onnx")
+    quantised = convolutions(proto, backbone_nodes(proto, quantised=True))
+    assert len(convolutions(proto, backbone_nodes(proto))) == 115
+    assert len(quantised) == 2 * 26 + 4 + 1, "two in each block, four shortcuts, the last"
+    assert {item.i for node in quantised for item in node.attribute if item.name == "group"} == {1}

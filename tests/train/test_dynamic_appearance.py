@@ -280,7 +280,7 @@ def test_the_transformers_sequence():
         # In joint attention the order of segments makes no difference to what a segment says; a foreign segment does.
         torch.testing.assert_close(model(x.flip(1)), full.flip(1))
         assert (model(torch.cat([x[:, :3], x[:, :1]], 1))[:, 0] - full[:, 0]).abs().max() > 1e-6
-        model.blocks = nn.ModuleList()
+        model.blocks = nn.Sequential()
         patches = model.patch(x.flatten(0, 1)).flatten(2).transpose(1, 2) + model.positions
         torch.testing.assert_close(model(x), model.norm(patches).mean(1).unflatten(0, (2, 4)))
 

@@ -18,6 +18,20 @@ EXPANSION = 2.25
 LAST_CHANNELS, FEATURES = 432, 2048
 
 
+class ChannelwiseConv(nn.Conv3d):
+    """A convolution of each channel for itself."""
+
+    #: A seventh of the operations; its 54 and 108 channels are no multiples of 8, for which there are no INT8 kernels.
+    unquantised = True
+
+
+class Stem(nn.Sequential):
+    """What makes the first channels of the three colours."""
+
+    #: Three channels have no INT8 kernel in three dimensions.
+    unquantised = True
+
+
 class X3D(nn.Module):
     """An X3D without its classifier.
 
@@ -32,9 +46,9 @@ class X3D(nn.Module):
         super().__init__()
         channels = [max(8, round(width * count)) for count in CHANNELS]
         last, self.num_features = max(8, round(width * LAST_CHANNELS)), max(8, round(width * FEATURES))
-        self.stem = nn.Sequential(
+        self.stem = Stem(
             nn.Conv3d(3, channels[0], (1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1), bias=False),
-            nn.Conv3d(channels[0], channels[0], (5, 1, 1), padding=(2, 0, 0), groups=channels[0], bias=False),
+            ChannelwiseConv(channels[0], channels[0], (5, 1, 1), padding=(2, 0, 0), groups=channels[0], bias=False),
             nn.BatchNorm3d(channels[0]),
             nn.ReLU(inplace=True),
         )
@@ -76,7 +90,7 @@ class Block(nn.Module):
         inner = int(EXPANSION * after)
         self.expand = nn.Conv3d(before, inner, 1, bias=False)
         self.expand_norm = nn.BatchNorm3d(inner)
-        self.mix = nn.Conv3d(inner, inner, 3, stride=(1, stride, stride), padding=1, groups=inner, bias=False)
+        self.mix = ChannelwiseConv(inner, inner, 3, stride=(1, stride, stride), padding=1, groups=inner, bias=False)
         self.mix_norm = nn.BatchNorm3d(inner)
         self.squeeze = Squeeze(inner) if squeeze else nn.Identity()
         self.restore = nn.Conv3d(inner, after, 1, bias=False)
@@ -94,6 +108,9 @@ class Block(nn.Module):
 
 class Squeeze(nn.Module):
     """Squeeze-and-excitation with a sixteenth of the channels, rounded to a multiple of eight."""
+
+    #: One number a channel and clip: nothing to gain.
+    unquantised = True
 
     def __init__(self, channels: int) -> None:
         super().__init__()
