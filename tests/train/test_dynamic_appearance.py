@@ -16,7 +16,7 @@ from flowless.errors import FlowlessError
 from flowless.pipeline.spec import ClipSpec
 from flowless.train.checkpoints import load_checkpoint, save_checkpoint
 from flowless.train.models import AppearanceRecognizer, build_model
-from flowless.train.models.clip_transformer import ClipTransformer
+from flowless.train.models.clip_transformer import Blocks, ClipTransformer
 from flowless.train.models.temporal_projection import EPS, PixelwiseTemporalProjection, enopr
 from flowless.train.models.x3d import X3D, Block, Squeeze
 from flowless.train.optim import parameter_groups
@@ -280,7 +280,7 @@ def test_the_transformers_sequence():
         # In joint attention the order of segments makes no difference to what a segment says; a foreign segment does.
         torch.testing.assert_close(model(x.flip(1)), full.flip(1))
         assert (model(torch.cat([x[:, :3], x[:, :1]], 1))[:, 0] - full[:, 0]).abs().max() > 1e-6
-        model.blocks = nn.Sequential()
+        model.blocks = Blocks()
         patches = model.patch(x.flatten(0, 1)).flatten(2).transpose(1, 2) + model.positions
         torch.testing.assert_close(model(x), model.norm(patches).mean(1).unflatten(0, (2, 4)))
 
@@ -290,7 +290,7 @@ def test_pretrained_transformer(tmp_path):
     save_file(donor.state_dict(), tmp_path / "vit.safetensors")
     model = ClipTransformer(height=224, width=224, pretrained_path=tmp_path / "vit.safetensors")
     torch.testing.assert_close(model.positions.detach(), donor.pos_embed.detach()[:, 1:])
-    torch.testing.assert_close(model.blocks[11].mlp.fc2.weight.detach(), donor.blocks[11].mlp.fc2.weight.detach())
+    torch.testing.assert_close(model.blocks.get_parameter("11.mlp.fc2.weight").detach(), donor.blocks[11].mlp.fc2.weight.detach())
     assert ClipTransformer(height=160, width=192, pretrained_path=tmp_path / "vit.safetensors").positions.shape == (1, 120, 768)
     # As in timm's own network: one frame, no class token in the attention of either.
     x = torch.randn(1, 1, 3, 224, 224)
