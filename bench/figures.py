@@ -94,7 +94,11 @@ def _precisions(throughput: dict[str, Any], minutes: float | None) -> list[str]:
 
 def _systems(path: Path) -> list[str]:
     """The systems side by side, where they have been measured."""
-    return [*readme_lines(json.loads(path.read_text(encoding="utf-8"))), ""] if path.is_file() else []
+    if not path.is_file():
+        return []
+    lines = [*readme_lines(json.loads(path.read_text(encoding="utf-8"))), ""]
+    picture = path.with_suffix(".svg")
+    return [*lines, f"![Accuracy over cost](bench/results/{picture.name})", ""] if picture.is_file() else lines
 
 
 def _motion(results: Path) -> list[str]:

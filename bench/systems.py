@@ -33,8 +33,8 @@ class Systems:
     most. Every system gets the same videos, epochs, batches, optimiser and rate; with Twins Training besides where it applies.
     Each run is kept in the folder named like OUT: the same command again goes on where it was stopped, and trains nothing twice.
 
-    Writes OUT (JSON) and a page beside it: top-1 over the seeds, parameters, GMACs of a clip, and the latency of a clip on the
-    fastest of this machine's processor targets.
+    Writes OUT (JSON), and a page and its plot beside it: top-1 over the seeds, parameters, multiplications of a clip, and the latency
+    of a clip on the fastest of this machine's processor targets.
     """
 
     out: Path = Path("runs/bench/systems.json")

@@ -23,24 +23,26 @@ COLOURS = {
 
 
 def write_page(path: Path, document: Mapping[str, Any]) -> None:
-    """Write the page of a result, whole or not at all; it refers to nothing outside itself."""
+    """Write the page of a result, and its plot as an SVG file beside it, each whole or not at all; the page needs nothing else."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(
         Path(__file__).with_name("systems.html").read_text(encoding="utf-8")
     )
+    plot = accuracy_over_cost(document["systems"], blind=document["settings"]["blind_to_order"])
     page = template.render(
         style=Markup(report_style()),
-        plot=Markup(accuracy_over_cost(document["systems"], blind=document["settings"]["blind_to_order"])),
+        plot=Markup(plot),
         rows=document["systems"],
         colours=COLOURS,
         settings=document["settings"],
         goals=document["goals"],
         environment=document["environment"],
     )
-    with whole_file(path) as draft:
-        draft.write_text(page, encoding="utf-8")
+    for target, text in ((path, page), (path.with_suffix(".svg"), plot)):
+        with whole_file(target) as draft:
+            draft.write_text(text, encoding="utf-8")
 
 
 def accuracy_over_cost(rows: Sequence[Mapping[str, Any]], *, blind: float) -> str:

@@ -114,6 +114,7 @@ def test_trained_counted_timed_and_never_twice(tmp_path: Path) -> None:
     assert "<script" not in page
     assert "src=" not in page
     assert f"{100 * row['top1']:.1f}" in page
+    assert out.with_suffix(".svg").read_text(encoding="utf-8") in page
     kept = tmp_path / "systems" / "48-videos-of-16-frames" / "tsn-0" / "last.safetensors"
     written = kept.stat().st_mtime_ns
     main(words)
