@@ -52,6 +52,8 @@ def accuracy_over_cost(rows: Sequence[Mapping[str, Any]], *, blind: float) -> st
         rows: `system`, `objective`, `top1`, `seeds`, `macs`, `latency_ms` of each.
         blind: The most that a model blind to order can reach.
     """
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     figure, panels = plots.subplots(1, 2, size=(9.6, 4.0))
     for axes, key, scale, label in (
         (panels[0], "macs", 1e6, "million multiplications a clip"),
@@ -72,6 +74,9 @@ def accuracy_over_cost(rows: Sequence[Mapping[str, Any]], *, blind: float) -> st
         axes.annotate("all that appearance can give", (0.01, blind + 0.012), xycoords=("axes fraction", "data"), fontsize=8, color="#666")
         axes.set(xscale="log", xlabel=label, ylim=(-0.02, 1.05))
         axes.margins(x=0.12)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
     panels[0].set(ylabel="top-1")
     return plots.svg(figure)
 
