@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
+from PIL import ImageFont
 
 from flowless.bench.cues import Cue
 
@@ -55,6 +58,13 @@ def wheel_colours(flow: NDArray[np.floating], *, reach: float) -> NDArray[np.uin
     hue = np.arctan2(down, right) / (2 * np.pi) % 1.0
     saturation = np.clip(np.hypot(down, right) / reach, 0, 1)
     return _bytes(hsv_to_rgb(np.stack([hue, saturation, np.ones_like(hue)], axis=-1)))
+
+
+def font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """Return matplotlib's own font: every machine that draws has it, and it knows more than Latin letters."""
+    from matplotlib import get_data_path
+
+    return ImageFont.truetype(Path(get_data_path()) / "fonts" / "ttf" / f"DejaVuSans{'-Bold' if bold else ''}.ttf", size)
 
 
 def wheel(side: int) -> NDArray[np.uint8]:

@@ -122,10 +122,14 @@ def first_stm_block(model: Recognizer) -> str | None:
     return next((path for path, module in model.named_modules() if isinstance(module, ChannelwiseMotion)), None)
 
 
+def timescales(segments: int) -> list[tuple[int, int]]:
+    """Return the timescale and the first segment of each vector that VAP pools of N segments: those that lie the timescale apart."""
+    return [(2**level, first) for level in range(segments.bit_length() - 1) for first in range(2**level)]
+
+
 def timescale_names(segments: int) -> tuple[str, ...]:
     """Return the name of each vector that VAP pools of N segments: the timescale and, where it has several, the first segment."""
-    scales = [2**level for level in range(segments.bit_length() - 1)]
-    return tuple(f"s = {scale}" + (f", from {start + 1}" if scale > 1 else "") for scale in scales for start in range(scale))
+    return tuple(f"s = {scale}" + (f", from {first + 1}" if scale > 1 else "") for scale, first in timescales(segments))
 
 
 def _stm_differences(model: Recognizer, clip: Tensor, path: str) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flowless.bench.demo_engines import engine_rows, grouped, watch_videos
-from flowless.bench.environment import instruction_sets
+from flowless.bench.environment import quick_precision
 from flowless.bench.report import Evidence, write_report
 from flowless.console import log
 from flowless.engines.manifest import read_manifest
@@ -122,13 +122,8 @@ def _train(name: str, folder: Path, *, indexes: tuple[DatasetIndex, DatasetIndex
     from flowless.train.fit import fit
     from flowless.train.recipes import find_recipe
 
-    recipe = find_recipe(MODELS[name], seed=seed, precision=_quick_precision(), **({"epochs": 2} if quick else {}))
+    recipe = find_recipe(MODELS[name], seed=seed, precision=quick_precision(), **({"epochs": 2} if quick else {}))
     return fit(recipe, index=indexes[0], val_index=indexes[1], out=folder, overwrite=True)
-
-
-def _quick_precision() -> str:
-    """The faster arithmetic of training here: mixed bf16 where the processor multiplies in it, else fp32."""
-    return "bf16" if {"avx512_bf16", "amx_bf16"} & set(instruction_sets()) else "fp32"
 
 
 def _export(checkpoint: Path, bundle: Path, val: DatasetIndex) -> None:

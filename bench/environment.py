@@ -63,6 +63,11 @@ def instruction_sets() -> list[str]:
     return [name for name in INSTRUCTION_SETS if name in flags]
 
 
+def quick_precision() -> str:
+    """Return the faster arithmetic of training here: mixed bf16 where the processor multiplies in it, else fp32."""
+    return "bf16" if {"avx512_bf16", "amx_bf16"} & set(instruction_sets()) else "fp32"
+
+
 def memory_gib() -> float:
     """Return the machine's memory in GiB, 0 where the system does not say."""
     try:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from flowless.bench.cue_pictures import paint, reach_of, resized, wheel
+from flowless.bench.cue_pictures import font, paint, reach_of, resized, wheel
 from flowless.bench.cues import Cue
 from flowless.bench.explain import Explanation
 from flowless.bench.looking import Looker
@@ -138,7 +138,7 @@ def _write_band(band: Image.Image, explanation: Explanation, frame: int) -> None
     answer = explanation.top[0]
     right = band.width - 14
     cue = "no motion cue" if explanation.cue is None else explanation.cue.name
-    small, large = _font(14), _font(24)
+    small, large = font(14), font(24)
     room = right - 28
     label = _fitting(draw, answer.label, large, room - draw.textlength("  100 %", large))
     draw.text((14, 10), label, font=large, fill=_PALE)
@@ -167,13 +167,6 @@ def _fitting(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont,
 
 
 @cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """Return matplotlib's own font, which knows more than Latin letters."""
-    import matplotlib
-
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
-
-
 @cache
 def _wheel(side: int) -> Bytes:
     return wheel(side)

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowless import __version__
+from flowless.bench import pages
 from flowless.bench.cue_pictures import heat, paint, reach_of, wheel
-from flowless.bench.cues import Cue, timescale_names
+from flowless.bench.cues import Cue, timescale_names, timescales
 from flowless.bench.explain import Explanation, shares
 from flowless.bench.looking import BranchSeen
-from flowless.files import whole_file
 
 #: Colours of a heat legend, from 0 to the cue's reach.
 _STOPS = 9
@@ -23,20 +23,14 @@ _STOPS = 9
 
 def write_page(path: Path, explanation: Explanation) -> None:
     """Write the page, whole or not at all."""
-    page = render(explanation)
-    with whole_file(path) as draft:
-        draft.write_text(page, encoding="utf-8")
+    pages.write_text(path, render(explanation))
 
 
 def render(explanation: Explanation) -> str:
     """Return the page's HTML; it refers to nothing outside itself."""
-    from jinja2 import Environment, StrictUndefined
-
-    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(
-        Path(__file__).with_name("explain.html").read_text(encoding="utf-8")
-    )
     cue = explanation.cue
-    return template.render(
+    return pages.rendered(
+        "explain.html",
         it=explanation,
         name=Path(explanation.video).name,
         cue=cue,
@@ -79,7 +73,7 @@ def _answers(explanation: Explanation) -> list[dict[str, Any]]:
 
 def _branch(branch: BranchSeen, explanation: Explanation) -> dict[str, Any]:
     """Return a branch's rows: the named classes' probability by each segment alone, and VAP's weights."""
-    rows, weights = [], []
+    rows, weights, segments = [], [], len(explanation.places)
     if branch.segment_scores is not None:
         apart = shares(branch.segment_scores[0])
         rows = [{"label": answer.label, "shares": apart[:, answer.index].tolist()} for answer in explanation.top]
@@ -87,15 +81,14 @@ def _branch(branch: BranchSeen, explanation: Explanation) -> dict[str, Any]:
         found = branch.timescale_weights[0]
         weights = [
             {"name": name, "pooled": pooled, "weight": float(weight), "width": float(weight / found.max())}
-            for name, pooled, weight in zip(timescale_names(len(explanation.places)), _pooled(len(explanation.places)), found, strict=True)
+            for name, pooled, weight in zip(timescale_names(segments), _pooled(segments), found, strict=True)
         ]
     return {"name": branch.name, "rows": rows, "weights": weights}
 
 
 def _pooled(segments: int) -> list[list[bool]]:
     """Return for each of VAP's vectors which segments it pools: those that lie s apart."""
-    scales = [2**level for level in range(segments.bit_length() - 1)]
-    return [[place % scale == start for place in range(segments)] for scale in scales for start in range(scale)]
+    return [[place % scale == first for place in range(segments)] for scale, first in timescales(segments)]
 
 
 def _legend(cue: Cue, explanation: Explanation) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from flowless.bench.motion_claims import quickest
 from flowless.bench.systems_page import readme_lines
 from flowless.errors import FlowlessError
 from flowless.files import whole_file
@@ -108,17 +109,13 @@ def _motion(results: Path) -> list[str]:
         return []
     document = json.loads(path.read_text(encoding="utf-8"))
     settings, sizes = document["settings"], {method["name"]: method for method in document["methods"]}
-    quickest: dict[str, dict[str, Any]] = {}
-    for row in document["rows"]:
-        if "frames_per_s" in row:
-            quickest[row["method"]] = max(row, quickest.get(row["method"], row), key=lambda one: one["frames_per_s"])
     lines = [
         f"Motion of the same {settings['frames']} frames, on {document['environment']['cores']} cores, each way's quickest engine:",
         "",
         "| motion | by | frames/s | maps/s | × TV-L1 | GMAC | parameters |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, row in quickest.items():
+    for name, row in quickest(document["rows"]).items():
         size, times = sizes[name], row.get("times_tv_l1")
         told = [_short(row["frames_per_s"]), _short(row["maps_per_s"]), "" if times is None else _short(times)]
         told += ["" if size["gmacs"] is None else f"{size['gmacs']:.2f}"]

@@ -68,6 +68,8 @@ class Motion:
         wrong = [f"{name} is {getattr(self, name)}" for name in ("show", "moments", "runs", "stacks") if getattr(self, name) < 1]
         if wrong:
             raise FlowlessError(f"bench motion: {', '.join(wrong)}; each must be at least 1.")
+        if self.threads < 0:
+            raise FlowlessError(f"bench motion: threads is {self.threads}; it must be at least 1, or 0 for one a core.")
         if self.size < 32 or self.size % 8:
             raise FlowlessError(f"bench motion: size is {self.size}; it must be a multiple of 8 and at least 32.")
 
@@ -86,7 +88,7 @@ def measure(settings: Motion) -> dict[str, Any]:
         FlowlessError: A video or a checkpoint cannot be read.
     """
     from flowless.bench.environment import environment
-    from flowless.bench.motion_claims import claims, goals
+    from flowless.bench.motion_claims import claims, goals, quickest
     from flowless.bench.motion_cues import our_methods
     from flowless.bench.motion_flows import flow_methods, opencv_threads
     from flowless.bench.motion_strip import load_cues, write_strip
@@ -107,8 +109,9 @@ def measure(settings: Motion) -> dict[str, Any]:
         methods = [*our_methods(clip, spec=spec, threads=threads, folder=work), *flow_methods(clip)]
         rows = _rows(methods, settings, frames=spec.segments * spec.frames_per_segment)
         picture = settings.out.with_suffix(".jpg")
+        rates = {name: (row["maps_per_s"], row["engine"]) for name, row in quickest(rows).items()}
         log.print("drawing …", style="dim")
-        shown = write_strip(picture, videos[: settings.show], cues=cues, spec=spec, rates=best_rates(rows), moments=settings.moments)
+        shown = write_strip(picture, videos[: settings.show], cues=cues, spec=spec, rates=rates, moments=settings.moments)
     sizes = [
         {"name": one.name, "about": one.about, "maps": one.maps, "gmacs": one.gmacs, "parameters": one.parameters, "counted": one.counted}
         for one in methods
@@ -137,15 +140,6 @@ def measure(settings: Motion) -> dict[str, Any]:
     }
     write_json(settings.out, document)
     return document
-
-
-def best_rates(rows: list[dict[str, Any]]) -> dict[str, tuple[float, str]]:
-    """Return, of every method that ran, the most maps a second, and which engine made them."""
-    rates: dict[str, tuple[float, str]] = {}
-    for row in rows:
-        if "maps_per_s" in row:
-            rates[row["method"]] = max(rates.get(row["method"], (0.0, "")), (row["maps_per_s"], row["engine"]))
-    return rates
 
 
 def tables(document: dict[str, Any]) -> list[Table]:

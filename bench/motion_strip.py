@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from flowless.bench.cue_pictures import paint, reach_of, resized, wheel
+from flowless.bench.cue_pictures import font, paint, reach_of, resized, wheel
 from flowless.bench.cues import Cue, Kind
 from flowless.bench.motion_cues import STEPS, cue_of_model, fit_projection, random_cues
 from flowless.bench.motion_flows import flows_of, grey, opencv_flows
@@ -205,7 +205,7 @@ def _laid_out(rows: Sequence[Row], videos: Sequence[str], *, moments: int, reach
     size = (lefts[-1] + _TILE + _EDGE, top + len(rows) * (_TILE + _GAP) + 76)
     page = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(page)
-    bold, plain, small = _font(17, bold=True), _font(15), _font(12)
+    bold, plain, small = font(17, bold=True), font(15), font(12)
     for place, video in enumerate(videos):
         draw.text((lefts[place * moments], _EDGE - 2), video, font=plain, fill=_INK)
     for number, row in enumerate(rows):
@@ -241,10 +241,3 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
         else:
             lines[-1] = longer
     return lines
-
-
-def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """Return matplotlib's own font: every machine that draws has it."""
-    from matplotlib import get_data_path
-
-    return ImageFont.truetype(Path(get_data_path()) / "fonts" / "ttf" / f"DejaVuSans{'-Bold' if bold else ''}.ttf", size)

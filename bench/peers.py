@@ -62,6 +62,8 @@ class Peers:
             raise FlowlessError(f"bench peers: model is {self.model!r}; it must be one of {names}.")
         if self.runs < 1:
             raise FlowlessError(f"bench peers: runs is {self.runs}; it must be at least 1.")
+        if self.threads < 0:
+            raise FlowlessError(f"bench peers: threads is {self.threads}; it must be at least 1, or 0 for one a core.")
 
 
 def main(words: Sequence[str]) -> None:

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from flowless import __version__
-from flowless.bench import plots
+from flowless.bench import pages, plots
 from flowless.bench.demo_engines import grouped, is_bare
 from flowless.bench.environment import environment
-from flowless.files import whole_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,23 +56,18 @@ def write_report(path: Path, summary: Mapping[str, Any], evidence: Evidence) -> 
         summary: the content of summary.json: `accuracy`, `engines`, `seconds`.
         evidence: what the pictures are drawn from.
     """
-    page = render(summary, evidence)
-    with whole_file(path) as draft:
-        draft.write_text(page, encoding="utf-8")
+    pages.write_text(path, render(summary, evidence))
 
 
 def render(summary: Mapping[str, Any], evidence: Evidence) -> str:
     """Return the page's HTML; it refers to nothing outside itself."""
-    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
     found = {name: _pair_shares(matrix) for name, matrix in evidence.confusions.items()}
-    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(
-        Path(__file__).with_name("report.html").read_text(encoding="utf-8")
-    )
     pictures = {name: Markup(svg) for name, svg in _pictures(summary, evidence).items()}  # ours, so not to be escaped
     strips = [{"label": label, "picture": plots.motion_strip(*strip)} for label, strip in evidence.strips.items()]
-    return template.render(
+    return pages.rendered(
+        "report.html",
         summary=summary,
         plots=pictures,
         pairs={name: share[0] for name, share in found.items()},

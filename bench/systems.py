@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from flowless.bench.contestants import NAMES, SYSTEMS, System
 from flowless.console import emit, log
 from flowless.errors import FlowlessError
 from flowless.files import write_json
@@ -17,10 +18,8 @@ from flowless.files import write_json
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from flowless.bench.systems_runs import Run, System
+    from flowless.bench.systems_runs import Run
 
-#: The order of the table: baselines, then by the year of the paper.
-NAMES = ("tsn", "tsm", "tsm-longer", "disentangling", "pan-lite", "pan-full", "stm", "da-tsm")
 #: What every system has to reach, and what one that ignores order cannot pass.
 WANTED, BLIND = 0.95, 0.5
 
@@ -32,6 +31,7 @@ class Systems:
     Moving Shapes' actions are each the time-reversal of their twin, so a model that ignores order is right half of the time at
     most. Every system gets the same videos, epochs, batches, optimiser and rate; with Twins Training besides where it applies.
     Each run is kept in the folder named like OUT: the same command again goes on where it was stopped, and trains nothing twice.
+    Controls, called -more, are a system trained once on more videos: they tell what cannot be learnt from what was not learnt yet.
 
     Writes OUT (JSON), and a page and its plot beside it: top-1 over the seeds, parameters, multiplications of a clip, and the latency
     of a clip on the fastest of this machine's processor targets.
@@ -40,7 +40,7 @@ class Systems:
     out: Path = Path("runs/bench/systems.json")
     """JSON to write; the page and the runs' folder are named like it."""
     systems: tuple[str, ...] = NAMES
-    """Systems to train; tsm-longer is a control, trained once."""
+    """Systems to train."""
     twins: bool = True
     """Also train by Twins Training what it applies to; a step then takes twice as long."""
     seeds: int = 3
@@ -55,8 +55,8 @@ class Systems:
     """Validation videos, twins included."""
     frames: int = 16
     """Frames of a video: the fewer, the faster is what moves."""
-    segments: int = 8
-    """Segments of a clip, for what sees one frame of each; what sees stacks of frames takes half as many."""
+    so_far: bool = False
+    """Train nothing: count, time and show what is trained already."""
     jobs: int | None = None
     """Trainings side by side, each on one core; by default one a core."""
     json: bool = False
@@ -65,12 +65,10 @@ class Systems:
     def __post_init__(self) -> None:
         """Refuse what cannot be run: all problems in one error."""
         problems = [f"{name!r} is no system; there are {', '.join(NAMES)}" for name in self.systems if name not in NAMES]
-        counts = (
-            ("seeds", "epochs", "segments")
-            + (() if self.jobs is None else ("jobs",))
-            + (() if self.twins_seeds is None else ("twins_seeds",))
-        )
-        problems += [f"{name} is {getattr(self, name)}; it must be at least 1" for name in counts if getattr(self, name) < 1]
+        if not self.systems:
+            problems.append(f"no system is named; there are {', '.join(NAMES)}")
+        counts = {name: getattr(self, name) for name in ("seeds", "twins_seeds", "epochs", "val_videos", "jobs")}
+        problems += [f"{name} is {count}; it must be at least 1" for name, count in counts.items() if count is not None and count < 1]
         if problems:
             raise FlowlessError("bench systems: " + "; ".join(problems) + ".")
 
@@ -89,75 +87,61 @@ def main(words: Sequence[str]) -> None:
     emit(document, table(document), goals_table(document["goals"]), as_json=settings.json)
 
 
-def contestants(names: Sequence[str]) -> list[System]:
-    """Return the systems of these names."""
-    from flowless.bench.systems_runs import System
-
-    # Four stacks of four frames are all that a video of 16 frames has. Disentangling runs two networks on every pair of frames, at
-    # ten times the cost: it gets two stacks of three.
-    stacks = (("segments", 4), ("frames_per_segment", 4))
-    pairs = (("segments", 2), ("frames_per_segment", 3), ("displacement_window", 2))
-    found = {
-        "tsn": System("tsn", "tsn-r18", True, "single frames, their scores averaged: blind to order"),
-        "tsm": System("tsm", "tsm-r18", True, "an eighth of the channels shifted each way between segments"),
-        "tsm-longer": System("tsm-longer", "tsm-r18", False, "a control: tsm, trained four times as long", longer=4),
-        "disentangling": System(
-            "disentangling", "disentangling-bninception", False, "appearance, displacement maps, warped differences", pairs
-        ),
-        "pan-lite": System("pan-lite", "pan-lite-r18", True, "a frame and its PA maps, shift, VAP", stacks),
-        "pan-full": System("pan-full", "pan-full-r18", True, "an RGB and a PA branch, each with shift and VAP", stacks),
-        "stm": System("stm", "stm-r18", True, "CSTM and CMM in every block, single frames"),
-        "da-tsm": System("da-tsm", "da-tsm-r18", False, "dynamic appearance of each segment, shift; a second loss (MGDA)", stacks),
-    }
-    return [found[name] for name in NAMES if name in names]
-
-
 def measure(settings: Systems) -> dict[str, Any]:
     """Train, count and time; return the document.
 
     Raises:
         FlowlessError: The videos cannot be made, or a training failed.
     """
-    from flowless.bench.environment import environment, instruction_sets
+    from flowless.bench.environment import environment, quick_precision
     from flowless.bench.systems_cost import latencies, sizes
-    from flowless.bench.systems_runs import Race, Run, train_all, videos
+    from flowless.bench.systems_runs import Race, train_all, videos
 
     race = Race(
         train_videos=settings.train_videos,
         val_videos=settings.val_videos,
         frames=settings.frames,
         epochs=settings.epochs,
-        segments=settings.segments,
         seeds=settings.seeds,
-        # The faster arithmetic here: mixed bf16 where the processor multiplies in it.
-        precision="bf16" if {"avx512_bf16", "amx_bf16"} & set(instruction_sets()) else "fp32",
+        precision=quick_precision(),
         jobs=settings.jobs,
     )
-    systems = contestants(settings.systems)
-    work = settings.out.with_suffix("") / race.name
-    shapes = videos(race, work / "videos")
-    # A first seed of everything comes before a second one of anything.
-    seeds = {"scores": settings.seeds, "twins": (settings.twins_seeds or settings.seeds) if settings.twins else 0}
-    runs = [
-        Run(system, objective, seed)
-        for objective, count in seeds.items()
-        for seed in range(count)
-        for system in systems
-        if (objective == "scores" or system.twins) and (seed == 0 or not system.control)
-    ]
-    results = train_all(runs, race, shapes=shapes, work=work)
+    work, runs = settings.out.with_suffix(""), planned(settings)
+    if settings.so_far:
+        runs = [run for run in runs if run.kept(race, work)]
+        if not runs:
+            raise FlowlessError(f"bench systems: nothing is trained yet in {work / race.name}. Leave --so-far out, and it is.")
+    for own in {race.of(run.system) for run in runs}:
+        videos(own, work)
+    results = train_all(runs, race, work=work)
     log.print("counting and timing …", style="dim")
-    cost = sizes(systems, work=work)
-    times = latencies(systems, work=work, shapes=shapes)
+    first = {run.system: run.folder(race, work) / "last.safetensors" for run in reversed(runs)}
+    cost = sizes(first)
+    times = latencies(first, clips=first[runs[0].system].parent.with_name("videos"))
     rows = [_row(system, objective, results, {**cost[system.name], **times[system.name]}) for system, objective in _entries(runs)]
     return {
         "benchmark": "systems",
         "environment": environment(),
-        "settings": {**asdict(race), "size": race.shapes.size, "chance": 1 / 12, "blind_to_order": BLIND},
+        "settings": {**asdict(race), "size": race.shapes.size, "blind_to_order": BLIND},
         "measure": "top-1 of the last epoch on the validation videos, centre clip; latency: median of a clip in fp32, all in turn",
         "systems": rows,
-        "goals": _goals(rows),
+        "goals": _goals([row for row in rows if not row["control"]]),
     }
+
+
+def planned(settings: Systems) -> list[Run]:
+    """Return what is to be trained, in this order: a first seed of everything comes before a second one of anything."""
+    from flowless.bench.systems_runs import Run
+
+    objectives = {"scores": settings.seeds, "twins": (settings.twins_seeds or settings.seeds) if settings.twins else 0}
+    return [
+        Run(system, objective, seed)
+        for seed in range(max(objectives.values()))
+        for objective, seeds in objectives.items()
+        if seed < seeds
+        for system in SYSTEMS
+        if system.name in settings.systems and (objective == "scores" or system.twins) and (seed == 0 or not system.control)
+    ]
 
 
 def table(document: Mapping[str, Any]) -> Table:
@@ -197,6 +181,7 @@ def _row(system: System, objective: str, results: Mapping[Run, Mapping[str, Any]
         "system": system.name,
         "model": system.model,
         "about": system.about,
+        "control": system.control,
         "objective": objective,
         "seeds": top1,
         "top1": round(statistics.mean(top1), 4),

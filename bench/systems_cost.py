@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import flowless
-from flowless.bench.systems_runs import Run, System
+from flowless.bench.contestants import System
 from flowless.console import progress
 from flowless.engines import Engine
 from flowless.pipeline.index import DatasetIndex
@@ -22,37 +22,39 @@ TARGETS = ("openvino", "onnxruntime")
 _ROUNDS = 30
 
 
-def sizes(systems: Sequence[System], *, work: Path) -> dict[str, dict[str, Any]]:
-    """Count each system's first checkpoint: `clip` (its shape), `parameters`, and `macs` of one clip."""
+def sizes(checkpoints: Mapping[System, Path]) -> dict[str, dict[str, Any]]:
+    """Count each system's checkpoint: `clip` (its shape), `parameters`, and `macs` of one clip."""
     from flowless.train.checkpoints import load_checkpoint
     from flowless.train.flops import count
 
     found = {}
-    for system in systems:
-        model = load_checkpoint(_first(system, work)).model
+    for system, checkpoint in checkpoints.items():
+        model = load_checkpoint(checkpoint).model
         size = count(model)
         found[system.name] = {"clip": list(model.spec.shape), "parameters": size.parameters, "macs": size.macs}
     return found
 
 
-def latencies(systems: Sequence[System], *, work: Path, shapes: Path) -> dict[str, dict[str, Any]]:
+def latencies(checkpoints: Mapping[System, Path], *, clips: Path) -> dict[str, dict[str, Any]]:
     """Build each system's fp32 engines, verified, and time one clip on all of them in turn.
 
-    Twins Training changes the weights and not the network, so each system is built once.
+    Args:
+        checkpoints: One of each system: neither a seed nor Twins Training changes what a clip costs.
+        clips: The folder of videos that the clip comes from.
 
     Returns:
         System -> `latencies` (target -> median milliseconds), and the fastest: `target`, `latency_ms`.
     """
-    val = DatasetIndex.load(shapes / "val.index.jsonl")
+    val = DatasetIndex.load(clips / "val.index.jsonl")
     engines: dict[tuple[str, str], Engine] = {}
     with progress() as bar:
-        for system in bar.track(systems, description="building engines"):
-            bundle = _built(system, work, val)
+        for system, checkpoint in bar.track(checkpoints.items(), description="building engines", total=len(checkpoints)):
+            bundle = _built(checkpoint, system.name, val)
             engines |= {(system.name, target): flowless.load(bundle, target, "fp32") for target in TARGETS}
-    clips = {system.name: _clip(engines[system.name, TARGETS[0]], val) for system in systems}
-    rivals = {str(key): partial(engine, clips[key[0]]) for key, engine in engines.items()}
+    given = {system.name: _clip(engines[system.name, TARGETS[0]], val) for system in checkpoints}
+    rivals = {str(key): partial(engine, given[key[0]]) for key, engine in engines.items()}
     times = time_in_turn(rivals, runs=_ROUNDS, warm_up=2, settle=1)
-    return {system.name: _fastest({target: times[str((system.name, target))] for target in TARGETS}) for system in systems}
+    return {system.name: _fastest({target: times[str((system.name, target))] for target in TARGETS}) for system in checkpoints}
 
 
 def _fastest(times: Mapping[str, Timing]) -> dict[str, Any]:
@@ -61,12 +63,12 @@ def _fastest(times: Mapping[str, Timing]) -> dict[str, Any]:
     return {"latencies": found, "target": best, "latency_ms": times[best].p50_ms}
 
 
-def _built(system: System, work: Path, val: DatasetIndex) -> Path:
+def _built(checkpoint: Path, name: str, val: DatasetIndex) -> Path:
     from flowless.export.build_engine import build
     from flowless.export.bundle import export_bundle
 
-    bundle = work / f"{system.name}.bundle"
-    export_bundle(_first(system, work), bundle, videos=[val.path_of(video) for video in val.videos[:2]])
+    bundle = checkpoint.parent.with_name(f"{name}.bundle")
+    export_bundle(checkpoint, bundle, videos=[val.path_of(video) for video in val.videos[:2]])
     for target in TARGETS:
         build(bundle, target=target)
     return bundle
@@ -74,7 +76,3 @@ def _built(system: System, work: Path, val: DatasetIndex) -> Path:
 
 def _clip(engine: Engine, val: DatasetIndex) -> np.ndarray:
     return load_clip(val.path_of(val.videos[0]), engine.spec)[:1]
-
-
-def _first(system: System, work: Path) -> Path:
-    return work / Run(system, "scores", 0).name / "last.safetensors"

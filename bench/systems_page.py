@@ -6,33 +6,30 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowless.bench import plots
-from flowless.files import whole_file
+from flowless.bench import pages, plots
 
 #: One colour a system; neighbours in the table differ in brightness too.
 COLOURS = {
     "tsn": "#8a949b",
     "tsm": "#4a5560",
-    "tsm-longer": "#7d6b91",
+    "tsm-more": "#7d6b91",
     "disentangling": "#b9812a",
     "pan-lite": "#4aa5cc",
     "pan-full": "#0b5c80",
     "stm": "#c2571a",
+    "stm-more": "#e39a6f",
     "da-tsm": "#5c8f3a",
+    "da-tsm-more": "#9bc47f",
 }
 
 
 def write_page(path: Path, document: Mapping[str, Any]) -> None:
     """Write the page of a result, and its plot as an SVG file beside it, each whole or not at all; the page needs nothing else."""
-    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(
-        Path(__file__).with_name("systems.html").read_text(encoding="utf-8")
-    )
     plot = accuracy_over_cost(document["systems"], blind=document["settings"]["blind_to_order"])
-    page = template.render(
-        style=Markup(report_style()),
+    page = pages.rendered(
+        "systems.html",
         plot=Markup(plot),
         rows=document["systems"],
         colours=COLOURS,
@@ -40,9 +37,8 @@ def write_page(path: Path, document: Mapping[str, Any]) -> None:
         goals=document["goals"],
         environment=document["environment"],
     )
-    for target, text in ((path, page), (path.with_suffix(".svg"), plot)):
-        with whole_file(target) as draft:
-            draft.write_text(text, encoding="utf-8")
+    pages.write_text(path, page)
+    pages.write_text(path.with_suffix(".svg"), plot)
 
 
 def accuracy_over_cost(rows: Sequence[Mapping[str, Any]], *, blind: float) -> str:
@@ -81,12 +77,6 @@ def accuracy_over_cost(rows: Sequence[Mapping[str, Any]], *, blind: float) -> st
     return plots.svg(figure)
 
 
-def report_style() -> str:
-    """Return the style sheet of the house's pages: that of the demo's report."""
-    page = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
-    return page.partition("<style>")[2].partition("</style>")[0]
-
-
 def readme_lines(document: Mapping[str, Any]) -> list[str]:
     """Return the evidence table in Markdown, with what it was measured on."""
     settings, rows = document["settings"], document["systems"]
@@ -115,8 +105,8 @@ def readme_lines(document: Mapping[str, Any]) -> list[str]:
         beside = twins.get(row["system"])
         figures = (
             " × ".join(map(str, row["clip"][:2])),
-            _told(row),
-            _told(beside) if beside else "",
+            _told(row, of=seeds),
+            _told(beside, of=seeds) if beside else "",
             f"{row['parameters'] / 1e6:.2f}",
             f"{row['macs'] / 1e6:.0f}",
             f"{row['latency_ms']:.1f}",
@@ -126,5 +116,7 @@ def readme_lines(document: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _told(row: Mapping[str, Any]) -> str:
-    return f"{100 * row['top1']:.1f}" + (f" ± {100 * row['spread']:.1f}" if len(row["seeds"]) > 1 else " (one seed)")
+def _told(row: Mapping[str, Any], *, of: int) -> str:
+    count = len(row["seeds"])
+    spread = f" ± {100 * row['spread']:.1f}" if count > 1 else ""
+    return f"{100 * row['top1']:.1f}{spread}" + ("" if count == of else f" ({count} seed{'s' * (count > 1)})")

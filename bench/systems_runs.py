@@ -4,38 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from flowless.bench.contestants import System
 from flowless.console import log, progress
 from flowless.errors import FlowlessError
 from flowless.machine import usable_cores
 from flowless.pipeline.moving_shapes import MARK, ShapesOptions, generate
 from flowless.train.recipes import Recipe, find_recipe
-
-
-@dataclass(frozen=True)
-class System:
-    """A contestant: the recipe that it is trained by, and what that recipe does not take from its name."""
-
-    name: str
-    model: str
-    twins: bool
-    """Whether Twins Training applies: one loss on scores. What has a loss of its own besides (DA) or one a branch is left out."""
-    about: str
-    changes: tuple[tuple[str, Any], ...] = ()
-    longer: int = 1
-    """A control is trained so many times as long as the others, once."""
-
-    @property
-    def control(self) -> bool:
-        """Whether it explains another's result, and is no contestant."""
-        return self.longer > 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +30,6 @@ class Race:
     val_videos: int
     frames: int
     epochs: int
-    segments: int
     seeds: int
     precision: str
     jobs: int | None = None
@@ -55,6 +38,10 @@ class Race:
     def name(self) -> str:
         """Names the videos: runs on other videos are kept apart by it."""
         return f"{self.train_videos}-videos-of-{self.frames}-frames"
+
+    def of(self, system: System) -> Race:
+        """Return a system's own conditions: a control gets more videos."""
+        return replace(self, train_videos=self.train_videos * system.videos)
 
     @property
     def shapes(self) -> ShapesOptions:
@@ -77,22 +64,30 @@ class Run:
 
     def recipe(self, race: Race) -> Recipe:
         """Return what it is trained by: Moving Shapes' recipe of the model, under the race's conditions."""
-        found = find_recipe(
-            f"{self.system.model}/moving-shapes", epochs=race.epochs * self.system.longer, seed=self.seed, objective=self.objective
-        )
-        same: dict[str, Any] = {"segments": race.segments, "precision": race.precision, "validate_every": race.epochs, "threads": 1}
-        return replace(found, **{**same, **dict(self.system.changes)})
+        found = find_recipe(f"{self.system.model}/moving-shapes", epochs=race.epochs, seed=self.seed, objective=self.objective)
+        same: dict[str, Any] = {"precision": race.precision, "validate_every": race.epochs, "threads": 1}
+        return replace(found, **same, **dict(self.system.clip))
+
+    def folder(self, race: Race, work: Path) -> Path:
+        """Return where it is kept."""
+        return work / race.of(self.system).name / self.name
+
+    def kept(self, race: Race, work: Path) -> dict[str, Any]:
+        """Return the content of its result.json where it was trained under these very conditions, else nothing."""
+        folder = self.folder(race, work)
+        return _read(folder / "result.json") if _started_with(folder) == self.recipe(race) else {}
 
 
-def videos(race: Race, folder: Path) -> Path:
-    """Generate the videos, unless the folder holds these very ones; return the folder."""
+def videos(race: Race, work: Path) -> Path:
+    """Generate the videos, unless they are there already; return their folder."""
+    folder = work / race.name / "videos"
     mark = folder / MARK
     if not (mark.is_file() and json.loads(mark.read_text(encoding="utf-8"))["options"] == asdict(race.shapes)):
         generate(folder, options=race.shapes)
     return folder
 
 
-def train_all(runs: Iterable[Run], race: Race, *, shapes: Path, work: Path) -> dict[Run, dict[str, Any]]:
+def train_all(runs: Iterable[Run], race: Race, *, work: Path) -> dict[Run, dict[str, Any]]:
     """Train what is not trained yet, as many at once as there are cores, one core each.
 
     Small networks use one core well and two badly. Runs that are whole are taken as they are, a run that was stopped goes on from
@@ -102,14 +97,14 @@ def train_all(runs: Iterable[Run], race: Race, *, shapes: Path, work: Path) -> d
         Run -> the content of its result.json.
 
     Raises:
-        FlowlessError: A training failed; the last line that it said is in the error, all of it in `work/NAME.log`.
+        FlowlessError: A training failed; the last line that it said is in the error, all of it in a log beside its folder.
     """
-    runs = list(runs)
+    runs, trainings = list(runs), _Trainings()
     with progress() as bar, ThreadPoolExecutor(race.jobs or usable_cores()) as pool:
         task = bar.add_task("training", total=len(runs))
 
         def one(run: Run) -> dict[str, Any]:
-            result = _trained(run, race, shapes=shapes, work=work)
+            result = _trained(run, race, trainings, work=work)
             bar.advance(task)
             top1 = result["history"][-1]["val_top1"]
             log.print(f"{run.name}: top-1 {100 * top1:.1f} %, {result['seconds']:.0f} s", style="dim", markup=False)
@@ -117,21 +112,58 @@ def train_all(runs: Iterable[Run], race: Race, *, shapes: Path, work: Path) -> d
 
         futures = {run: pool.submit(one, run) for run in runs}
         try:
-            wait(futures.values(), return_when=FIRST_EXCEPTION)
+            done, _ = wait(futures.values(), return_when=FIRST_EXCEPTION)
+            # The one that failed by itself: those that are stopped for its sake fail after it.
+            for future in done:
+                future.result()
         finally:
             for future in futures.values():
                 future.cancel()
-        return {run: future.result() for run, future in futures.items() if not future.cancelled()}
+            trainings.stop()
+        return {run: future.result() for run, future in futures.items()}
 
 
-def _trained(run: Run, race: Race, *, shapes: Path, work: Path) -> dict[str, Any]:
-    folder, recipe = work / run.name, run.recipe(race)
-    same = _started_with(folder) == recipe
-    result = _read(folder / "result.json")
-    if same and result:
+class _Trainings:
+    """The processes that train."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._stopped = False
+
+    def call(self, command: list[str], *, said: Path) -> int:
+        """Run a command on one core; return its exit code. What it says goes into the file `said`."""
+        with said.open("w", encoding="utf-8") as stream:
+            with self._lock:
+                if self._stopped:
+                    return 128 + signal.SIGINT
+                child = subprocess.Popen(command, stdout=stream, stderr=stream, env=os.environ | {"OMP_NUM_THREADS": "1"})
+                self._running.add(child)
+            try:
+                return child.wait()
+            finally:
+                with self._lock:
+                    self._running.discard(child)
+
+    def stop(self) -> None:
+        """Interrupt all that run, as Ctrl-C does: their whole epochs are kept. No other is begun any more."""
+        with self._lock:
+            self._stopped = True
+            for child in self._running:
+                child.send_signal(signal.SIGINT)
+
+
+def _trained(run: Run, race: Race, trainings: _Trainings, *, work: Path) -> dict[str, Any]:
+    if result := run.kept(race, work):
         return result
-    go_on = "--resume" if same and (folder / "resume.ckpt").is_file() else "--overwrite"
-    _call(run, recipe, [go_on], shapes=shapes, folder=folder)
+    folder, recipe = run.folder(race, work), run.recipe(race)
+    said = folder.with_name(folder.name + ".log")
+    said.parent.mkdir(parents=True, exist_ok=True)
+    go_on = "--resume" if _started_with(folder) == recipe and (folder / "resume.ckpt").is_file() else "--overwrite"
+    code = trainings.call(_command(run, recipe, [go_on], folder=folder), said=said)
+    if code:
+        lines = said.read_text(encoding="utf-8").strip().splitlines() or ["it said nothing"]
+        raise FlowlessError(f"bench systems: training {run.name} ended with {code}: {lines[-1]} (all that it said: {said})")
     return _read(folder / "result.json")
 
 
@@ -144,19 +176,13 @@ def _started_with(folder: Path) -> Recipe | None:
         return None
 
 
-def _call(run: Run, recipe: Recipe, words: list[str], *, shapes: Path, folder: Path) -> None:
-    """Run `flowless train` in a process of its own, on one core; leave what it said in `folder.log`."""
+def _command(run: Run, recipe: Recipe, words: list[str], *, folder: Path) -> list[str]:
+    """Return `flowless train` with what the recipe changes of the model's own."""
     defaults = find_recipe(f"{run.system.model}/moving-shapes").to_dict()
     fields = [word for name, value in recipe.to_dict().items() if value != defaults[name] for word in _words(name, value)]
+    shapes = folder.parent / "videos"
     files = ["--data", str(shapes / "train.index.jsonl"), "--val-data", str(shapes / "val.index.jsonl"), "--out", str(folder)]
-    command = [sys.executable, "-m", "flowless", "train", f"{run.system.model}/moving-shapes", *files, *words, *fields]
-    said = folder.with_name(folder.name + ".log")
-    said.parent.mkdir(parents=True, exist_ok=True)
-    with said.open("w", encoding="utf-8") as stream:
-        code = subprocess.run(command, stdout=stream, stderr=stream, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False).returncode
-    if code:
-        lines = said.read_text(encoding="utf-8").strip().splitlines() or ["it said nothing"]
-        raise FlowlessError(f"bench systems: training {run.name} ended with {code}: {lines[-1]} (all that it said: {said})")
+    return [sys.executable, "-m", "flowless", "train", f"{run.system.model}/moving-shapes", *files, *words, *fields]
 
 
 def _words(name: str, value: Any) -> list[str]:

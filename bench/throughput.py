@@ -67,6 +67,8 @@ class Throughput:
         wrong = [f"{name} is {getattr(self, name)}" for name in ("batch", "runs", "classes", "size") if getattr(self, name) < 1]
         if wrong:
             raise FlowlessError(f"bench throughput: {', '.join(wrong)}; each must be at least 1.")
+        if self.threads < 0:
+            raise FlowlessError(f"bench throughput: threads is {self.threads}; it must be at least 1, or 0 for one a core.")
 
 
 def main(words: Sequence[str]) -> None:

@@ -146,10 +146,12 @@ class Engine:
         """
         refuse_several_frames(self.model, self.spec)
         segments, _, *picture = self.spec.shape
+        batch = len(frame) if isinstance(frame, np.ndarray) and frame.ndim else 0
         for name, value, shape in (("frame", frame, picture), ("memory", memory, [segments - 1, *picture])):
-            if value.dtype != np.uint8 or value.shape != (len(frame), *shape) or not len(frame):
+            if not isinstance(value, np.ndarray) or value.dtype != np.uint8 or value.shape != (batch, *shape) or not batch:
+                found = f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
                 raise FlowlessError(
-                    f"the {name} is {value.dtype} {list(value.shape)}; this engine takes uint8 [B, {', '.join(map(str, shape))}], "
+                    f"the {name} is {found}; this engine takes uint8 [B, {', '.join(map(str, shape))}], "
                     "B of at least 1 and the same for frame and memory."
                 )
         if isinstance(self._backend, OnlineBackend):

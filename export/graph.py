@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import io
 import json
 import logging
@@ -18,7 +17,7 @@ import onnx
 
 from flowless.engines.memory import FRAME, MEMORY, NEXT_MEMORY, SCORES
 from flowless.errors import FlowlessError
-from flowless.export.insides import find_insides
+from flowless.export.insides import find_insides, scopes_of
 from flowless.export.pa_function import DOMAIN, OP, OP_VERSION, OPSET, pa_function, pa_nodes
 from flowless.files import whole_file
 from flowless.pipeline.spec import ClipSpec
@@ -146,10 +145,9 @@ def _nodes_inside(model: torch.nn.Module, proto: onnx.ModelProto, mark: str) -> 
     marked = {path for path, module in model.named_modules() if getattr(module, mark, False)}
     names = []
     for node in proto.graph.node:
-        scopes = next((item.value for item in node.metadata_props if item.key == "pkg.torch.onnx.name_scopes"), None)
-        if scopes is None:
+        modules = scopes_of(node)
+        if modules is None:
             continue  # what the exporter put between is nobody's
-        modules = {scope for scope in ast.literal_eval(scopes)[:-1] if scope}
         if node.op_type == "Conv":
             # A convolution that took a batch norm in has the batch norm's scope, and its own weight.
             modules.add(node.input[1].rpartition(".")[0])

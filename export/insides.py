@@ -60,7 +60,7 @@ def find_insides(model: torch.nn.Module, proto: onnx.ModelProto) -> Insides | No
     if not wanted:
         return None
     paths = {id(module): path for path, module in model.named_modules()}
-    nodes = [(node, _scopes(node)) for node in proto.graph.node]
+    nodes = [(node, scopes_of(node) or set()) for node in proto.graph.node]
     initial = {item.name for item in proto.graph.initializer}
     heads = []
     for path in (paths[id(head)] for head in wanted):
@@ -169,10 +169,10 @@ def _find_cue(model: torch.nn.Module, proto: onnx.ModelProto, nodes: list[tuple[
     return ("persistence", maps[-1].output[0]) if maps else ("", "")
 
 
-def _scopes(node: NodeProto) -> set[str]:
-    """Return the paths of the modules that a node comes from."""
+def scopes_of(node: NodeProto) -> set[str] | None:
+    """Return the paths of the modules that a node comes from; None where the exporter put it between."""
     text = next((item.value for item in node.metadata_props if item.key == _SCOPES), None)
-    return {scope for scope in ast.literal_eval(text)[:-1] if scope} if text else set()
+    return {scope for scope in ast.literal_eval(text)[:-1] if scope} if text else None
 
 
 def _entering(inside: list[NodeProto], initial: set[str]) -> list[str]:

@@ -3,41 +3,58 @@
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tyro
 
-from flowless.bench.systems import NAMES, Systems, _goals, _row, contestants, main, table
+from flowless.bench import systems_runs
+from flowless.bench.contestants import NAMES, SYSTEMS, System
+from flowless.bench.systems import Systems, _goals, _row, main, planned, table
 from flowless.bench.systems_page import COLOURS, accuracy_over_cost, readme_lines
 from flowless.bench.systems_runs import Race, Run, _words
 from flowless.errors import FlowlessError
 from flowless.train.commands import TrainWords
 from flowless.train.recipes import find_recipe
 
-RACE = Race(train_videos=48, val_videos=24, frames=16, epochs=3, segments=8, seeds=2, precision="fp32")
+RACE = Race(train_videos=48, val_videos=24, frames=16, epochs=3, seeds=2, precision="fp32")
 #: What a system may have of its own: its network, and the clip that it takes.
 OWN = {"name", "model", "segments", "frames_per_segment", "displacement_window"}
 
 
+def named(name: str) -> System:
+    """Return the contestant of a name."""
+    return next(system for system in SYSTEMS if system.name == name)
+
+
 def test_every_system_is_trained_alike() -> None:
-    recipes = [Run(system, "scores", 1).recipe(RACE).to_dict() for system in contestants(NAMES) if not system.control]
+    recipes = [Run(system, "scores", 1).recipe(RACE).to_dict() for system in SYSTEMS if not system.control]
     for recipe in recipes[1:]:
         assert {name for name, value in recipe.items() if value != recipes[0][name]} <= OWN
     assert {recipe["epochs"] for recipe in recipes} == {3}
     # No clip has more frames than a video.
-    (longer,) = [Run(system, "scores", 0).recipe(RACE) for system in contestants(NAMES) if system.control]
-    assert {
-        "epochs": 12,
-        **{name: value for name, value in recipes[1].items() if name not in {"epochs", "seed"}},
-    }.items() <= longer.to_dict().items()
     assert all(recipe["segments"] * recipe["frames_per_segment"] <= RACE.frames for recipe in recipes)
+
+
+def test_a_control_differs_in_its_videos_alone() -> None:
+    for control in (system for system in SYSTEMS if system.control):
+        plain = named(control.name.removesuffix("-more"))
+        assert RACE.of(control) == replace(RACE, train_videos=control.videos * RACE.train_videos)
+        assert RACE.of(plain) == RACE
+        assert Run(control, "scores", 0).recipe(RACE) == Run(plain, "scores", 0).recipe(RACE)
+
+
+def test_first_seeds_come_first_and_controls_once() -> None:
+    names = [run.name for run in planned(Systems(seeds=2, twins_seeds=1, systems=("tsn", "tsm-more", "da-tsm")))]
+    assert names == ["tsn-0", "tsm-more-0", "da-tsm-0", "tsn-twins-0", "tsn-1", "da-tsm-1"]
 
 
 @pytest.mark.parametrize("objective", ["scores", "twins"])
 def test_the_command_line_says_the_recipe(objective: str) -> None:
-    for system in contestants(NAMES):
+    for system in SYSTEMS:
         run = Run(system, objective, 2)
         plain = find_recipe(f"{system.model}/moving-shapes")
         wanted = run.recipe(RACE)
@@ -52,7 +69,15 @@ def test_words_of_every_kind() -> None:
     assert _words("steps", [3, 5]) == ["--steps", "3", "5"]
 
 
-@pytest.mark.parametrize(("fields", "told"), [({"systems": ("tsn", "slowfast")}, "'slowfast'.*tsn.*stm"), ({"seeds": 0}, "seeds is 0")])
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"systems": ("tsn", "slowfast")}, "'slowfast'.*tsn.*stm"),
+        ({"seeds": 0, "jobs": -1}, "seeds is 0.*jobs is -1"),
+        ({"val_videos": 0}, "val_videos is 0"),
+        ({"systems": ()}, "no system"),
+    ],
+)
 def test_what_cannot_be_run_is_told(fields: dict[str, Any], told: str) -> None:
     with pytest.raises(FlowlessError, match=told):
         Systems(**fields)
@@ -60,7 +85,7 @@ def test_what_cannot_be_run_is_told(fields: dict[str, Any], told: str) -> None:
 
 def rows() -> list[dict[str, Any]]:
     """Return rows as measured: TSN blind, STM seeing, STM by Twins Training in between."""
-    tsn, stm = contestants(("tsn", "stm"))
+    tsn, stm = named("tsn"), named("stm")
     results: dict[Run, dict[str, Any]] = {}
     for run, top1 in (
         (Run(tsn, "scores", 0), 0.4),
@@ -93,8 +118,13 @@ def test_tables_tell_means_and_spreads() -> None:
     document = {"settings": {"train_videos": 48, "epochs": 2, "seeds": 2, "size": 48}, "systems": rows()}
     assert table(document).row_count == 3
     *_, tsn, stm = readme_lines(document)
-    assert tsn.startswith("| tsn | 8 × 1 | 40.0 (one seed) |  | 0.72 | 99 | 2.5 | openvino |")
-    assert stm.startswith("| stm | 8 × 1 | 97.0 ± 1.4 | 50.0 (one seed) |")
+    assert tsn.startswith("| tsn | 8 × 1 | 40.0 (1 seed) |  | 0.72 | 99 | 2.5 | openvino |")
+    assert stm.startswith("| stm | 8 × 1 | 97.0 ± 1.4 | 50.0 (1 seed) |")
+
+
+def test_nothing_so_far_is_told(tmp_path: Path) -> None:
+    with pytest.raises(FlowlessError, match="nothing is trained yet"):
+        main(["--out", str(tmp_path / "systems.json"), "--so-far"])
 
 
 @pytest.mark.slow
@@ -117,13 +147,23 @@ def test_trained_counted_timed_and_never_twice(tmp_path: Path) -> None:
     assert out.with_suffix(".svg").read_text(encoding="utf-8") in page
     kept = tmp_path / "systems" / "48-videos-of-16-frames" / "tsn-0" / "last.safetensors"
     written = kept.stat().st_mtime_ns
-    main(words)
+    # What is not trained yet, is left out of what is so far.
+    main([*words, "--systems", "tsn", "tsm", "--so-far"])
+    assert [row["system"] for row in json.loads(out.read_text(encoding="utf-8"))["systems"]] == ["tsn"]
     assert kept.stat().st_mtime_ns == written
 
 
-def test_a_training_that_fails_is_told_with_its_last_words(tmp_path: Path) -> None:
-    from flowless.bench.systems_runs import train_all
+def test_a_failed_training_stops_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = [sys.executable, "-c", "import time; time.sleep(600)"]
+    runs = [Run(named("tsm"), "scores", 0), Run(named("tsn"), "scores", 0)]
+    commands = {runs[0]: long, runs[1]: [sys.executable, "-c", "raise SystemExit('a bad day')"]}
+    monkeypatch.setattr(systems_runs, "_command", lambda run, *_, **__: commands[run])
+    # The one that failed is told, and not the other, which comes first and was stopped for its sake.
+    with pytest.raises(FlowlessError, match="training tsn-0 ended with 1: a bad day"):
+        systems_runs.train_all(runs, replace(RACE, jobs=2), work=tmp_path)
 
-    (tsn,) = contestants(("tsn",))
+
+def test_a_training_that_fails_is_told_with_its_last_words(tmp_path: Path) -> None:
+    tsn = named("tsn")
     with pytest.raises(FlowlessError, match=r"training tsn-0 ended with 1: .*index.*tsn-0\.log"):
-        train_all([Run(tsn, "scores", 0)], RACE, shapes=tmp_path / "nothing", work=tmp_path / "work")
+        systems_runs.train_all([Run(tsn, "scores", 0)], RACE, work=tmp_path / "work")

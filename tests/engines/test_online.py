@@ -120,6 +120,9 @@ def test_mistakes_are_told_and_forgotten(engine, built):
     for frames, memory, told in (((1, 40, 44, 3), (1, N, 40, 44, 3), "memory"), ((2, 40, 44, 3), (1, N - 1, 40, 44, 3), "memory")):
         with pytest.raises(FlowlessError, match=f"the {told} is uint8"):
             engine.step(np.zeros(frames, np.uint8), np.zeros(memory, np.uint8))
+    for frame, told in (([[0]], "list"), (np.uint8(0), "uint8"), (np.zeros((), np.uint8), r"uint8 \[\]")):
+        with pytest.raises(FlowlessError, match=f"the frame is {told}"):
+            engine.step(frame, np.zeros((1, N - 1, 40, 44, 3), np.uint8))  # type: ignore[arg-type]
     with pytest.raises(FlowlessError, match="every is 0"):
         predict_online(engine, "film.mp4", every=0)
 

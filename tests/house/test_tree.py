@@ -88,9 +88,8 @@ def test_the_wheel_holds_the_tree(tmp_path: Path) -> None:
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     held = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("flowless/")}
     code = {path for path in sources() if "tests" not in path.relative_to(ROOT).parts}
-    data = {path for room in ROOMS for path in (ROOT / room).rglob("*.html")} | {
-        path for path in (ROOT / "export/plugin").iterdir() if path.is_file()
-    }
+    data = {path for kind in ("*.html", "*.css") for path in (ROOT / "bench").glob(kind)}
+    data |= {path for path in (ROOT / "export/plugin").iterdir() if path.is_file()}
     wanted = {f"flowless/{path.relative_to(ROOT).as_posix()}" for path in code | data}
     assert held == wanted
 

@@ -1,0 +1,70 @@
+"""Who takes part in `flowless bench systems`: the four systems, their baselines, and controls that explain a result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """A contestant: the model that it trains, and what that model's recipe does not take from its name."""
+
+    name: str
+    model: str
+    about: str
+    twins: bool = False
+    """Whether Twins Training applies: one loss on scores. What has a loss of its own besides (DA) or one a branch is left out."""
+    clip: tuple[tuple[str, Any], ...]
+    """Recipe fields of the clip that it sees, and of what depends on the clip."""
+    videos: int = 1
+    """A control is trained on so many times as many videos as the others, once."""
+
+    @property
+    def control(self) -> bool:
+        """Whether it explains another's result, and is no contestant."""
+        return self.videos > 1
+
+
+# A video of 16 frames has eight segments for what sees one frame of each, or four stacks of four frames. Disentangling runs two
+# networks on every pair of frames, at ten times the cost: it gets two stacks of three.
+_FRAMES = (("segments", 8), ("frames_per_segment", 1))
+_STACKS = (("segments", 4), ("frames_per_segment", 4))
+_PAIRS = (("segments", 2), ("frames_per_segment", 3), ("displacement_window", 2))
+
+#: The order of the table: baselines, then by the year of the paper.
+SYSTEMS = (
+    System(name="tsn", model="tsn-r18", clip=_FRAMES, twins=True, about="single frames, their scores averaged: blind to order"),
+    System(
+        name="tsm",
+        model="tsm-r18",
+        clip=_FRAMES,
+        twins=True,
+        about="an eighth of the channels shifted each way between segments",
+    ),
+    System(name="tsm-more", model="tsm-r18", clip=_FRAMES, videos=4, about="a control: tsm, trained on four times as many videos"),
+    System(
+        name="disentangling",
+        model="disentangling-bninception",
+        clip=_PAIRS,
+        about="appearance, displacement maps, warped differences",
+    ),
+    System(name="pan-lite", model="pan-lite-r18", clip=_STACKS, twins=True, about="a frame and its PA maps, shift, VAP"),
+    System(
+        name="pan-full",
+        model="pan-full-r18",
+        clip=_STACKS,
+        twins=True,
+        about="an RGB and a PA branch, each with shift and VAP",
+    ),
+    System(name="stm", model="stm-r18", clip=_FRAMES, twins=True, about="CSTM and CMM in every block, single frames"),
+    System(name="stm-more", model="stm-r18", clip=_FRAMES, videos=2, about="a control: stm, trained on twice as many videos"),
+    System(
+        name="da-tsm",
+        model="da-tsm-r18",
+        clip=_STACKS,
+        about="dynamic appearance of each segment, shift; a second loss (MGDA)",
+    ),
+    System(name="da-tsm-more", model="da-tsm-r18", clip=_STACKS, videos=2, about="a control: da-tsm, trained on twice as many videos"),
+)
+NAMES = tuple(system.name for system in SYSTEMS)
