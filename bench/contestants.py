@@ -25,6 +25,11 @@ class System:
         """Whether it explains another's result, and is no contestant."""
         return self.videos > 1
 
+    @property
+    def base(self) -> str:
+        """Name of the system that a control explains; any other's own name."""
+        return self.name.removesuffix("-more")
+
 
 # A video of 16 frames has eight segments for what sees one frame of each, or four stacks of four frames. Disentangling runs two
 # networks on every pair of frames, at ten times the cost: it gets two stacks of three.
@@ -42,7 +47,7 @@ SYSTEMS = (
         twins=True,
         about="an eighth of the channels shifted each way between segments",
     ),
-    System(name="tsm-more", model="tsm-r18", clip=_FRAMES, videos=4, about="a control: tsm, trained on four times as many videos"),
+    System(name="tsm-more", model="tsm-r18", clip=_FRAMES, videos=4, about="a control: tsm on four times as many videos"),
     System(
         name="disentangling",
         model="disentangling-bninception",
@@ -58,13 +63,13 @@ SYSTEMS = (
         about="an RGB and a PA branch, each with shift and VAP",
     ),
     System(name="stm", model="stm-r18", clip=_FRAMES, twins=True, about="CSTM and CMM in every block, single frames"),
-    System(name="stm-more", model="stm-r18", clip=_FRAMES, videos=2, about="a control: stm, trained on twice as many videos"),
+    System(name="stm-more", model="stm-r18", clip=_FRAMES, videos=2, about="a control: stm on twice as many videos"),
     System(
         name="da-tsm",
         model="da-tsm-r18",
         clip=_STACKS,
         about="dynamic appearance of each segment, shift; a second loss (MGDA)",
     ),
-    System(name="da-tsm-more", model="da-tsm-r18", clip=_STACKS, videos=2, about="a control: da-tsm, trained on twice as many videos"),
+    System(name="da-tsm-more", model="da-tsm-r18", clip=_STACKS, videos=2, about="a control: da-tsm on twice as many videos"),
 )
 NAMES = tuple(system.name for system in SYSTEMS)

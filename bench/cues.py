@@ -61,7 +61,7 @@ def displacement_cue(maps: NDArray[np.float32]) -> Cue:
     """Return the cue of displacement maps `[B, N, m-1, 2, h, w]` (Disentangling, Eq. 1 and 2)."""
     meaning = (
         "Where the features of each place are found in the next frame. The hue is the direction, the saturation the length; what "
-        "stands still is white."
+        "stands still is white, unless its neighbours look like it: the map is drawn towards them."
     )
     return Cue(name="Displacement map", kind="flow", over="frames", values=maps, meaning=meaning)
 

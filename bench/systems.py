@@ -181,6 +181,7 @@ def _row(system: System, objective: str, results: Mapping[Run, Mapping[str, Any]
         "system": system.name,
         "model": system.model,
         "about": system.about,
+        "base": system.base,
         "control": system.control,
         "objective": objective,
         "seeds": top1,

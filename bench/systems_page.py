@@ -12,14 +12,11 @@ from flowless.bench import pages, plots
 COLOURS = {
     "tsn": "#8a949b",
     "tsm": "#4a5560",
-    "tsm-more": "#7d6b91",
     "disentangling": "#b9812a",
     "pan-lite": "#4aa5cc",
     "pan-full": "#0b5c80",
     "stm": "#c2571a",
-    "stm-more": "#e39a6f",
     "da-tsm": "#5c8f3a",
-    "da-tsm-more": "#9bc47f",
 }
 
 
@@ -45,27 +42,23 @@ def accuracy_over_cost(rows: Sequence[Mapping[str, Any]], *, blind: float) -> st
     """Draw top-1 over multiplications and over latency, a point a row, as inline SVG.
 
     Args:
-        rows: `system`, `objective`, `top1`, `seeds`, `macs`, `latency_ms` of each.
+        rows: `system`, `base`, `control`, `objective`, `top1`, `seeds`, `macs`, `latency_ms` of each.
         blind: The most that a model blind to order can reach.
     """
+    from matplotlib.lines import Line2D
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    figure, panels = plots.subplots(1, 2, size=(9.6, 4.0))
+    figure, panels = plots.subplots(1, 2, size=(11.0, 4.0))
     for axes, key, scale, label in (
         (panels[0], "macs", 1e6, "million multiplications a clip"),
         (panels[1], "latency_ms", 1, "ms a clip"),
     ):
         for row in rows:
-            cost, top1, colour = row[key] / scale, row["top1"], COLOURS[row["system"]]
-            twins = row["objective"] == "twins"
-            bars = [[top1 - min(row["seeds"])], [max(row["seeds"]) - top1]]
-            axes.errorbar(
-                *(cost, top1, bars), fmt="o", ms=7, color=colour, mfc="white" if twins else colour, mew=1.6, capsize=2.5, lw=1.1, zorder=3
-            )
-            if not twins:
-                axes.annotate(
-                    row["system"], (cost, top1), xytext=(0, -13), textcoords="offset points", ha="center", fontsize=8, color=colour
-                )
+            cost, top1, colour = row[key] / scale, row["top1"], COLOURS[row["base"]]
+            filled = "white" if row["objective"] == "twins" else colour
+            mark = "D" if row["control"] else "o"
+            bars = [[max(0.0, top1 - min(row["seeds"]))], [max(0.0, max(row["seeds"]) - top1)]]
+            axes.errorbar(*(cost, top1, bars), fmt=mark, ms=7, color=colour, mfc=filled, mew=1.6, capsize=2.5, lw=1.1, zorder=3)
         axes.axhline(blind, color="#888", lw=1, ls="--")
         axes.annotate("all that appearance can give", (0.01, blind + 0.012), xycoords=("axes fraction", "data"), fontsize=8, color="#666")
         axes.set(xscale="log", xlabel=label, ylim=(-0.02, 1.05))
@@ -74,6 +67,12 @@ def accuracy_over_cost(rows: Sequence[Mapping[str, Any]], *, blind: float) -> st
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter(NullFormatter())
     panels[0].set(ylabel="top-1")
+    kinds = [("o", "white", "with Twins Training")] * any(row["objective"] == "twins" for row in rows)
+    kinds += [("D", "#555", "control: on more videos")] * any(row["control"] for row in rows)
+    names = dict.fromkeys(row["base"] for row in rows)
+    marks = [Line2D([], [], ls="", marker="o", ms=7, mew=1.6, color=COLOURS[name], label=name) for name in names]
+    marks += [Line2D([], [], ls="", marker=mark, ms=7, mew=1.6, color="#555", mfc=filled, label=label) for mark, filled, label in kinds]
+    panels[1].legend(handles=marks, frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return plots.svg(figure)
 
 
@@ -113,7 +112,8 @@ def readme_lines(document: Mapping[str, Any]) -> list[str]:
             row["target"],
         )
         lines.append(f"| {' | '.join((row['system'], *figures))} |")
-    return lines
+    controls = [f"`{row['system']}` is {row['about']}" for row in plain if row.get("control")]
+    return [*lines, "", f"{'; '.join(controls)}."] if controls else lines
 
 
 def _told(row: Mapping[str, Any], *, of: int) -> str:

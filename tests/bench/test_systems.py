@@ -12,7 +12,7 @@ import pytest
 import tyro
 
 from flowless.bench import systems_runs
-from flowless.bench.contestants import NAMES, SYSTEMS, System
+from flowless.bench.contestants import SYSTEMS, System
 from flowless.bench.systems import Systems, _goals, _row, main, planned, table
 from flowless.bench.systems_page import COLOURS, accuracy_over_cost, readme_lines
 from flowless.bench.systems_runs import Race, Run, _words
@@ -108,10 +108,13 @@ def test_rows_and_goals_are_of_the_last_epoch() -> None:
 
 
 def test_the_picture_names_every_system_once() -> None:
-    assert set(COLOURS) == set(NAMES)
+    assert set(COLOURS) == {system.base for system in SYSTEMS}
     drawn = accuracy_over_cost(rows(), blind=0.5)
-    assert drawn.count(">stm<") == 2  # one a panel: with Twins Training it is the hollow point beside
-    assert "million multiplications" in drawn
+    assert drawn.count(">stm<") == 1
+    assert "with Twins Training" in drawn
+    assert "on more videos" not in drawn
+    more = {**rows()[1], "system": "stm-more", "control": True}
+    assert "on more videos" in accuracy_over_cost([*rows(), more], blind=0.5)
 
 
 def test_tables_tell_means_and_spreads() -> None:
