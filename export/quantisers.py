@@ -113,6 +113,20 @@ def shortcuts_only(proto: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
+def floats_unrounded(proto: onnx.ModelProto, floats: Container[str]) -> onnx.ModelProto:
+    """Return the graph with some nodes reading numbers as they were before their pair.
+
+    Args:
+        proto: The quantised graph.
+        floats: Names of the nodes; they stay out of INT8.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(proto)
+    spare(result, floats)
+    _drop_unread_nodes(result)
+    return result
+
+
 def unsigned(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Return the graph with activations in UINT8, for processors.
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import onnx
 
 from flowless.engines.manifest import Target
-from flowless.export.quantisers import shortcuts_only, unsigned
+from flowless.export.quantisers import floats_unrounded, shortcuts_only, unsigned
+from flowless.export.zones import named
 
 
 def graph_for(proto: onnx.ModelProto, *, target: Target, precision: str) -> onnx.ModelProto:
     """Return the graph that a target is built from.
 
-    int8: TensorRT wants signed numbers and float results in front of residual adds (`quantised.py` says why), OpenVINO
-    unsigned numbers and the same adds, ONNX Runtime unsigned numbers and both summands quantised.
+    int8: TensorRT wants signed numbers and float results in front of residual adds and of what stays out of INT8 (`quantised.py`
+    says why), OpenVINO unsigned numbers and the same results, ONNX Runtime unsigned numbers and all of them quantised.
     """
     if precision != "int8":
         return proto
     if target == "onnxruntime":
         return unsigned(proto)
-    return unsigned(shortcuts_only(proto)) if target == "openvino" else shortcuts_only(proto)
+    proto = shortcuts_only(floats_unrounded(proto, named(proto, "gated")))
+    return unsigned(proto) if target == "openvino" else proto

@@ -43,9 +43,6 @@ TABLE = {
     },
     "tensorrt-rtx": {"fp32": "built", "bf16": "built", "fp16": "built", "int8": "built"},
 }
-#: What comes out otherwise. ONNX Runtime has no INT8 convolution whose result meets a float: STM's motion is one, and X3D's
-#: channelwise convolutions stay in floating point between two others.
-EXCEPT = {(model, "onnxruntime", "int8"): "run in fp32" for model in ("stm-r18", "da-x3d-xs")}
 #: Precision -> instruction sets of which OpenVINO needs one to compute in it; without, it computes in another and is refused.
 NEEDS = {"bf16": {"avx512_bf16", "amx_bf16"}, "fp16": {"avx512_fp16", "amx_fp16"}}
 
@@ -68,7 +65,7 @@ def test_model_by_precision_by_target(model, learnt, calibration, tmp_path, monk
     rows = trials.try_all(bundle, tuple(TABLE), checks=Checks(slower=True), calibration=calibration)  # pyright: ignore[reportArgumentType]
     assert {(row["target"], row["precision"]) for row in rows} == {(target, item) for target in TABLE for item in PRECISIONS}
     for row in rows:
-        wanted = EXCEPT.get((model, row["target"], row["precision"])) or TABLE[row["target"]][row["precision"]]
+        wanted = TABLE[row["target"]][row["precision"]]
         told = f"{model}: {row['target']} {row['precision']}: {row['status']}"
         if wanted.startswith("kept, where"):
             wanted = "kept" if NEEDS[row["precision"]] & set(instruction_sets()) else "run in"

@@ -15,7 +15,7 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
-from flowless.engines.manifest import read_manifest
+from flowless.engines.manifest import Target, read_manifest
 from flowless.errors import FlowlessError
 from flowless.export.calibration import Calibration, chosen
 from flowless.export.graph import read_graph
@@ -25,7 +25,8 @@ from flowless.export.pa_sites import gather, spread
 from flowless.export.quantised import scales_hash
 from flowless.export.quantisers import activation_pairs, keep_grid_through_shifts, shortcuts_only, unsigned
 from flowless.export.reference import Reference
-from flowless.export.zones import backbone_nodes, kept_exact
+from flowless.export.target_graphs import graph_for
+from flowless.export.zones import backbone_nodes, kept_exact, named
 from flowless.pipeline.index import DatasetIndex
 
 #: A model is trained first.
@@ -180,7 +181,7 @@ def test_memory_stays_flat(manifest, shapes, tmp_path):
     code = """
 import resource, sys
 from pathlib import Path
-from flowless.engines.manifest import read_manifest
+from flowless.engines.manifest import Target, read_manifest
 from flowless.export.calibration import Calibration
 from flowless.export.graphs import precise_graph
 bundle, index, videos = sys.argv[1:]
@@ -241,3 +242,26 @@ def test_a_damaged_cache_is_made_again(manifest, tmp_path, monkeypatch):
     kept.write_bytes(b"rubbish")
     assert precise_graph(manifest, "fp16").proto == first.proto
     assert kept.stat().st_size > 100_000
+
+
+def test_a_result_that_meets_floats_is_rounded_for_onnxruntime_alone(learnt, calibration):
+    """STM's modules stay out of INT8; ONNX Runtime has no INT8 convolution whose result is a float, TensorRT has."""
+    manifest = read_manifest(learnt("stm-r18"))
+    proto = precise_graph(manifest, "int8", replace(calibration, spec=manifest.spec, used=[], skipped=[])).proto
+    gated = named(proto, "gated")
+    assert gated
+    assert gated <= named(proto, "unquantised")
+    assert not any(node.op_type == "MaxPool" and node.name.endswith(".gate") for node in proto.graph.node)
+    wanted: dict[Target, set[str]] = {
+        "onnxruntime": {"DequantizeLinear"},
+        "openvino": {"Conv", "Relu"},
+        "tensorrt": {"Conv", "Relu"},
+    }
+    for target, met in wanted.items():
+        graph = graph_for(proto, target=target, precision="int8")
+        onnx.checker.check_model(graph, full_check=True)
+        maker = {output: node.op_type for node in graph.graph.node for output in node.output}
+        convolutions = {"Conv", "Relu", "DequantizeLinear"}
+        read = {maker.get(name) for node in graph.graph.node if node.name in gated for name in node.input}
+        assert read & convolutions <= met, target
+        assert read & met, target
