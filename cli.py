@@ -28,7 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "build": ("flowless.export.build_engine:main", "build an engine into a bundle; verified before it is kept"),
     "predict": ("flowless.engines.commands:predict", "what happens in each video"),
     "explain": ("flowless.bench.explain_command:main", "what a model saw in a video: its motion cue and scores, as a page or a film"),
-    "bench": ("flowless.bench.commands:bench", "measure: throughput, peers, reversal"),
+    "bench": ("flowless.bench.commands:bench", "measure: speed, motion cues, the systems side by side; see flowless bench"),
 }
 
 #: Import name -> what to install, for the message where a room's libraries are not there.

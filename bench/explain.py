@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.markup import escape
 
 from flowless.bench.cue_pictures import reach_of
 from flowless.bench.cues import Cue, timescale_names
@@ -131,7 +132,7 @@ def explain(looker: Looker, video: str | os.PathLike[str], *, top: int = 5) -> E
     branches: list[Floats] = []
     first: Seen | None = None
     with progress() as bar:
-        task = bar.add_task(f"looking at {Path(video).name}", total=len(views))
+        task = bar.add_task(escape(f"looking at {Path(video).name}"), total=len(views))
         for clips in views.parts(_VIEWS_AT_ONCE):
             seen = looker.look(clips)
             rows.append(seen.scores)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tyro
+from rich.markup import escape
 from rich.table import Table
 
 from flowless.console import emit, log
@@ -53,6 +54,8 @@ def main(words: Sequence[str]) -> int:
     if form is None:
         told = ", ".join(f"{suffix} ({what})" for suffix, what in FORMS.items())
         raise FlowlessError(f"--out is {out}; its suffix chooses what is written and must be one of {told}.")
+    if out.resolve() == ask.video.resolve():
+        raise FlowlessError(f"--out is {out}, the video itself. Name another file.")
     from flowless.bench.explain import explain
     from flowless.bench.looking import open_looker
 
@@ -68,7 +71,7 @@ def main(words: Sequence[str]) -> int:
         write_page(out, explanation)
     if explanation.cue is None:
         log.print(f"{explanation.model} has no motion cue: it sees single frames. Scores alone are shown.", markup=False, soft_wrap=True)
-    emit({**explanation.to_dict(), "out": str(out)}, _table(explanation), f"{form}: {out}", as_json=ask.json)
+    emit({**explanation.to_dict(), "out": str(out)}, _table(explanation), escape(f"{form}: {out}"), as_json=ask.json)
     return 0
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from rich.markup import escape
 
 from flowless.bench.cue_pictures import font, paint, reach_of, resized, wheel
 from flowless.bench.cues import Cue
@@ -52,7 +53,7 @@ def write_film(path: Path, explanation: Explanation, looker: Looker) -> None:
     """
     rate = Fraction(explanation.info.fps or _FPS).limit_denominator(1001)
     with progress() as bar:
-        task = bar.add_task(f"filming {Path(explanation.video).name}", total=explanation.info.frames)
+        task = bar.add_task(escape(f"filming {Path(explanation.video).name}"), total=explanation.info.frames)
 
         def shown() -> Iterator[Bytes]:
             for frame, (pixels, cue) in enumerate(_pairs(explanation, looker)):
@@ -166,7 +167,6 @@ def _fitting(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont,
     return text + "…"
 
 
-@cache
 @cache
 def _wheel(side: int) -> Bytes:
     return wheel(side)

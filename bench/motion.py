@@ -68,6 +68,8 @@ class Motion:
         wrong = [f"{name} is {getattr(self, name)}" for name in ("show", "moments", "runs", "stacks") if getattr(self, name) < 1]
         if wrong:
             raise FlowlessError(f"bench motion: {', '.join(wrong)}; each must be at least 1.")
+        if self.out.suffix != ".json":
+            raise FlowlessError(f"bench motion: out is {self.out}; it must end in .json: its picture is named like it.")
         if self.threads < 0:
             raise FlowlessError(f"bench motion: threads is {self.threads}; it must be at least 1, or 0 for one a core.")
         if self.size < 32 or self.size % 8:

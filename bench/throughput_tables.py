@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from flowless.bench.goals import goals_table
@@ -80,4 +81,6 @@ def rows_table(title: str, rows: list[dict[str, Any]], columns: dict[str, str]) 
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:.4g}" if isinstance(value, float) and abs(value) < 1000 else f"{value:.0f}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
+    return escape(str(value))  # a remedy such as pip install 'flowless[bench]' is no markup

@@ -20,7 +20,7 @@ from flowless.files import whole_file, write_json
 from flowless.machine import installed_versions
 
 #: Raised whenever this code makes another graph of the same inputs.
-_MAKER = 4
+_MAKER = 5
 
 
 @dataclass(frozen=True, kw_only=True)

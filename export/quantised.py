@@ -28,8 +28,6 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -38,6 +36,7 @@ from onnx import NodeProto, numpy_helper
 from flowless.export.calibration import Calibration
 from flowless.export.modelopt_quiet import modelopt_quiet
 from flowless.export.quantisers import fold_weights, keep_grid_through_shifts, spare
+from flowless.export.seams import seams_of, with_seams, without_seams
 from flowless.export.zones import backbone_nodes, kept_exact, named
 
 #: What is quantised: what multiplies, and what would otherwise stand in floating point between two that do.
@@ -57,13 +56,13 @@ def quantised(proto: onnx.ModelProto, calibration: Calibration) -> onnx.ModelPro
         FlowlessError: A video cannot be read, or ModelOpt refuses the graph.
     """
     chosen = _chosen(proto)
-    gates = _gates(proto, set(chosen))
+    seams = seams_of(proto, set(chosen))
     inputs = [item.name for item in proto.graph.input]
     with tempfile.TemporaryDirectory(prefix="flowless-int8-") as name, calibration.stream(inputs) as clips, modelopt_quiet("int8"):
         from modelopt.onnx.quantization import quantize
 
         source, target = Path(name) / "model.onnx", Path(name) / "int8.onnx"
-        onnx.save(_closed(proto, gates), source)
+        onnx.save(with_seams(proto, seams), source)
         quantize(
             str(source),
             quantize_mode="int8",
@@ -71,7 +70,7 @@ def quantised(proto: onnx.ModelProto, calibration: Calibration) -> onnx.ModelPro
             calibration_data_reader=clips,  # pyright: ignore[reportArgumentType] - any object with get_next
             calibration_eps=["cpu"],
             op_types_to_quantize=sorted(_QUANTISED),
-            nodes_to_quantize=[f"^{re.escape(node)}$" for node in (*chosen, *(gate.node.name for gate in gates))],
+            nodes_to_quantize=[f"^{re.escape(node)}$" for node in (*chosen, *(seam.node.name for seam in seams))],
             high_precision_dtype="fp32",
             output_path=str(target),
             log_level="CRITICAL",
@@ -79,12 +78,14 @@ def quantised(proto: onnx.ModelProto, calibration: Calibration) -> onnx.ModelPro
             enable_gemv_detection_for_trt=False,
         )
         result = onnx.load(target)
+    # With the seams still in it: what reads through one stays behind its pair.
     spare(result, set(kept_exact(proto)))
+    unrounded = without_seams(result, seams)
     keep_grid_through_shifts(result)
     fold_weights(result)
     del result.metadata_props[:]
     result.metadata_props.extend(proto.metadata_props)
-    _opened(result, gates)
+    result.metadata_props.add(key="flowless.seams", value=json.dumps(unrounded))
     result.producer_name, result.producer_version = proto.producer_name, proto.producer_version
     onnx.checker.check_model(result, full_check=True)
     return result
@@ -104,69 +105,6 @@ def _is_chosen(node: NodeProto, maker: dict[str, str], *, inside: bool) -> bool:
     if inside:
         return node.op_type in {"MatMul", "Gemm"}
     return node.op_type not in {"Concat", "Pad"} or _CUTS.isdisjoint(maker.get(name, "") for name in node.input)
-
-
-@dataclass(frozen=True)
-class _Gate:
-    """A pooling of single numbers between a quantised convolution's result and what reads it in floating point.
-
-    It changes nothing, and ModelOpt gives it a pair and measures its scale.
-    """
-
-    behind: str
-    """The node whose result it passes on: the convolution, or its activation."""
-    node: NodeProto
-    readers: list[str]
-    """Names of the nodes that read the result through it."""
-
-
-def _gates(proto: onnx.ModelProto, chosen: Collection[str]) -> list[_Gate]:
-    """Return the gates that a graph needs: where a result meets what stays out of INT8, or nothing that reads it quantised."""
-    floats = named(proto, "unquantised")
-    readers: dict[str, list[NodeProto]] = {}
-    for node in proto.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    found = []
-    for node in (node for node in proto.graph.node if node.op_type == "Conv" and node.name in chosen):
-        end, behind = node, readers.get(node.output[0], [])
-        if len(behind) == 1 and behind[0].op_type == "Relu":
-            end, behind = behind[0], readers.get(behind[0].output[0], [])
-        alone = all(reader.name not in chosen for reader in behind)
-        meeting = [reader.name for reader in behind if alone or reader.name in floats]
-        if meeting:
-            tensor = end.output[0]
-            rank = len(next(item.ints for item in node.attribute if item.name == "kernel_shape"))
-            pooling = onnx.helper.make_node("MaxPool", [tensor], [f"{tensor}.gated"], name=f"{tensor}.gate", kernel_shape=[1] * rank)
-            found.append(_Gate(end.name, pooling, meeting))
-    return found
-
-
-def _closed(proto: onnx.ModelProto, gates: list[_Gate]) -> onnx.ModelProto:
-    """Return the graph with its gates in it."""
-    result = onnx.ModelProto()
-    result.CopyFrom(proto)
-    behind = {gate.behind: gate.node for gate in gates}
-    through = {(reader, gate.node.input[0]): gate.node.output[0] for gate in gates for reader in gate.readers}
-    nodes: list[NodeProto] = []
-    for node in result.graph.node:
-        node.input[:] = [through.get((node.name, name), name) for name in node.input]
-        nodes += [node, behind[node.name]] if node.name in behind else [node]
-    del result.graph.node[:]
-    result.graph.node.extend(nodes)
-    return result
-
-
-def _opened(proto: onnx.ModelProto, gates: list[_Gate]) -> None:
-    """Take the gates out, in place: what is behind one reads its pair, and is named in the metadata (`flowless.gated`)."""
-    names = {gate.node.name for gate in gates}
-    passed = {node.output[0]: node.input[0] for node in proto.graph.node if node.name in names}
-    kept = [node for node in proto.graph.node if node.name not in names]
-    for node in kept:
-        node.input[:] = [passed.get(name, name) for name in node.input]
-    del proto.graph.node[:]
-    proto.graph.node.extend(kept)
-    proto.metadata_props.add(key="flowless.gated", value=json.dumps([name for gate in gates for name in gate.readers]))
 
 
 def scales_hash(proto: onnx.ModelProto) -> str:

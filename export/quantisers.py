@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
@@ -113,16 +114,15 @@ def shortcuts_only(proto: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
-def floats_unrounded(proto: onnx.ModelProto, floats: Container[str]) -> onnx.ModelProto:
-    """Return the graph with some nodes reading numbers as they were before their pair.
-
-    Args:
-        proto: The quantised graph.
-        floats: Names of the nodes; they stay out of INT8.
-    """
+def floats_unrounded(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the graph with nodes that stay out of INT8 reading a convolution's result as it was before its pair (`seams.py`)."""
+    seams = next((item.value for item in proto.metadata_props if item.key == "flowless.seams"), "[]")
+    reading = {(node, tensor) for node, tensor in json.loads(seams)}
     result = onnx.ModelProto()
     result.CopyFrom(proto)
-    spare(result, floats)
+    behind = {pair.dequantise.output[0]: pair.quantise.input[0] for pair in activation_pairs(result)}
+    for node in result.graph.node:
+        node.input[:] = [behind[name] if (node.name, name) in reading else name for name in node.input]
     _drop_unread_nodes(result)
     return result
 

@@ -6,7 +6,6 @@ import onnx
 
 from flowless.engines.manifest import Target
 from flowless.export.quantisers import floats_unrounded, shortcuts_only, unsigned
-from flowless.export.zones import named
 
 
 def graph_for(proto: onnx.ModelProto, *, target: Target, precision: str) -> onnx.ModelProto:
@@ -19,5 +18,5 @@ def graph_for(proto: onnx.ModelProto, *, target: Target, precision: str) -> onnx
         return proto
     if target == "onnxruntime":
         return unsigned(proto)
-    proto = shortcuts_only(floats_unrounded(proto, named(proto, "gated")))
+    proto = shortcuts_only(floats_unrounded(proto))
     return unsigned(proto) if target == "openvino" else proto

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,10 @@ from hypothesis import settings
 from flowless.machine import usable_cores
 from flowless.pipeline.index import DatasetIndex
 from flowless.pipeline.moving_shapes import ShapesOptions, generate
+
+# In the background of a script Ctrl-C's signal is ignored, and so it would be by every process that a test interrupts.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: Test processes side by side, at most: each takes a few GB.
 MOST_WORKERS = 4

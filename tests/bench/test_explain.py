@@ -209,9 +209,12 @@ def test_the_film_has_every_frame_with_its_cue_beside(checkpoint, video, tmp_pat
 
 def test_networks_without_a_cue_say_so(video, tmp_path, capsys):
     path = make(tmp_path, "tsn-r18", frames=1)
-    assert main(["explain", str(path), str(video), "--out", str(tmp_path / "tsn.html")]) == 0
-    assert "no motion cue" in capsys.readouterr().err
-    assert "it has no motion cue" in (tmp_path / "tsn.html").read_text(encoding="utf-8")
+    # A name with brackets is no markup.
+    assert main(["explain", str(path), str(video), "--out", str(tmp_path / "tsn [final].html")]) == 0
+    said = capsys.readouterr()
+    assert "no motion cue" in said.err
+    assert "tsn [final].html" in said.out.replace("\n", "")
+    assert "it has no motion cue" in (tmp_path / "tsn [final].html").read_text(encoding="utf-8")
     assert main(["explain", str(path), str(video), "--out", str(tmp_path / "tsn.mp4")]) == 0
     assert next(iter_frames(tmp_path / "tsn.mp4")).shape[1] == 48 * 10
 
@@ -227,6 +230,7 @@ def test_mistakes_are_told(checkpoint, video, tmp_path, capsys):
         ([str(checkpoint), str(video), "--out", str(tmp_path / "x.gif")], ".mp4"),
         ([str(tmp_path / "none"), str(video)], "no such checkpoint"),
         ([str(checkpoint), str(tmp_path / "none.mp4"), "--out", str(tmp_path / "x.html")], "none.mp4"),
+        ([str(checkpoint), "runs/../film.mp4", "--out", "film.mp4"], "the video itself"),
         ([str(checkpoint), str(video), "--top", "0", "--out", str(tmp_path / "x.html")], "at least 1"),
     ):
         assert main(["explain", *words]) == 1

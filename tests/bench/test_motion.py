@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from flowless.bench import motion_flows
 from flowless.bench.motion import Motion, measure, tables
@@ -20,6 +21,7 @@ from flowless.bench.motion_cues import cue_of_model, fit_projection, random_cues
 from flowless.bench.motion_flows import flow_methods, flows_of, grey, opencv_flows
 from flowless.bench.motion_maps import PAPER_CLIP
 from flowless.bench.motion_strip import load_cues, write_strip
+from flowless.bench.throughput_tables import rows_table
 from flowless.errors import FlowlessError
 from flowless.pipeline.encode import write_video
 from flowless.pipeline.spec import ClipSpec
@@ -92,7 +94,10 @@ def test_without_opencv_its_rows_say_how_to_get_it(without_opencv: None, tmp_pat
     methods = {method.name: method for method in flow_methods(clip)}
     assert list(methods) == ["TV-L1", "Farneback", "DIS medium", "DIS fast", "DIS ultrafast", "RAFT-small"]
     assert methods["TV-L1"].rivals[0].run is None
-    assert methods["TV-L1"].rivals[0].status == "not here: pip install 'flowless[bench]'"
+    status = methods["TV-L1"].rivals[0].status
+    assert status == "not here: pip install 'flowless[bench]'"
+    shown = rows_table("motion", [{"name": "TV-L1", "status": status}], {"name": "", "status": ""})
+    assert status in "".join(segment.text for segment in Console(width=100).render(shown)), "brackets are no markup"
     write_video(tmp_path / "a.mp4", moving(8))
     drawn = write_strip(tmp_path / "strip.jpg", [tmp_path / "a.mp4"], cues={}, spec=STACK, rates={}, moments=1)
     assert drawn["full_colour_pixels"] == 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -181,7 +182,7 @@ def test_memory_stays_flat(manifest, shapes, tmp_path):
     code = """
 import resource, sys
 from pathlib import Path
-from flowless.engines.manifest import Target, read_manifest
+from flowless.engines.manifest import read_manifest
 from flowless.export.calibration import Calibration
 from flowless.export.graphs import precise_graph
 bundle, index, videos = sys.argv[1:]
@@ -248,10 +249,10 @@ def test_a_result_that_meets_floats_is_rounded_for_onnxruntime_alone(learnt, cal
     """STM's modules stay out of INT8; ONNX Runtime has no INT8 convolution whose result is a float, TensorRT has."""
     manifest = read_manifest(learnt("stm-r18"))
     proto = precise_graph(manifest, "int8", replace(calibration, spec=manifest.spec, used=[], skipped=[])).proto
-    gated = named(proto, "gated")
-    assert gated
-    assert gated <= named(proto, "unquantised")
-    assert not any(node.op_type == "MaxPool" and node.name.endswith(".gate") for node in proto.graph.node)
+    meeting = {node for node, _ in json.loads(next(item.value for item in proto.metadata_props if item.key == "flowless.seams"))}
+    assert meeting
+    assert meeting <= named(proto, "unquantised")
+    assert not any(node.op_type == "MaxPool" and node.name.endswith(".seam.pool") for node in proto.graph.node)
     wanted: dict[Target, set[str]] = {
         "onnxruntime": {"DequantizeLinear"},
         "openvino": {"Conv", "Relu"},
@@ -262,6 +263,6 @@ def test_a_result_that_meets_floats_is_rounded_for_onnxruntime_alone(learnt, cal
         onnx.checker.check_model(graph, full_check=True)
         maker = {output: node.op_type for node in graph.graph.node for output in node.output}
         convolutions = {"Conv", "Relu", "DequantizeLinear"}
-        read = {maker.get(name) for node in graph.graph.node if node.name in gated for name in node.input}
+        read = {maker.get(name) for node in graph.graph.node if node.name in meeting for name in node.input}
         assert read & convolutions <= met, target
         assert read & met, target

@@ -1,0 +1,90 @@
+"""Seams in small graphs: where one is needed, and that nothing is left of it but a pair."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from flowless.errors import FlowlessError
+from flowless.export.quantisers import floats_unrounded
+from flowless.export.seams import seams_of, with_seams, without_seams
+
+
+def graph(*nodes: onnx.NodeProto, unquantised: tuple[str, ...] = ()) -> onnx.ModelProto:
+    """Return a graph from `x` to `y`, every convolution's weight being `w`."""
+    made = helper.make_graph(
+        list(nodes),
+        "small",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2, 5, 5])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2, 5, 5])],
+        [numpy_helper.from_array(np.ones((2, 2, 1, 1), np.float32), "w")],
+    )
+    proto = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)])
+    proto.metadata_props.add(key="flowless.unquantised", value=json.dumps(unquantised))
+    return proto
+
+
+def node(kind: str, inputs: str, output: str) -> onnx.NodeProto:
+    return helper.make_node(kind, inputs.split(), [output], name=f"to {output}")
+
+
+FIRST, LAST = node("Conv", "x w", "a"), node("Conv", "m w", "y")
+
+
+def test_where_a_result_meets_what_stays_out_of_int8() -> None:
+    chosen = {"to a", "to y"}
+    # conv, its activation, a module that stays out of INT8, conv
+    proto = graph(FIRST, node("Relu", "a", "r"), node("Neg", "r", "m"), LAST, unquantised=("to m",))
+    (seam,) = seams_of(proto, chosen)
+    assert (seam.behind, seam.readers, seam.node.input[0]) == ("to r", ("to m",), "r")
+    # Beside a reader that is quantised, the other alone reads through it.
+    proto = graph(FIRST, node("Neg", "a", "n"), node("Add", "a n", "m"), LAST, unquantised=("to n",))
+    (seam,) = seams_of(proto, {*chosen, "to m"})
+    assert (seam.behind, seam.readers) == ("to a", ("to n",))
+    closed = with_seams(proto, [seam])
+    onnx.checker.check_model(closed, full_check=True)
+    assert [list(one.input) for one in closed.graph.node if one.name in {"to n", "to m"}] == [["a.seam"], ["a", "n"]]
+
+
+def test_none_where_all_readers_are_quantised() -> None:
+    assert not seams_of(graph(FIRST, node("Relu", "a", "m"), LAST), {"to a", "to y"})
+    assert not seams_of(graph(FIRST, node("Neg", "a", "m"), LAST, unquantised=("to m",)), set())
+
+
+def quantised(proto: onnx.ModelProto, tensor: str) -> onnx.ModelProto:
+    """Return the graph with a pair behind a tensor, all readers behind it, as ModelOpt leaves it."""
+    scale, zero = numpy_helper.from_array(np.array(0.5, np.float32), "s"), numpy_helper.from_array(np.array(0, np.int8), "z")
+    proto.graph.initializer.extend([scale, zero])
+    place = next(place for place, one in enumerate(proto.graph.node) if tensor in one.output)
+    for one in proto.graph.node[place + 1 :]:
+        one.input[:] = ["dq" if name == tensor else name for name in one.input]
+    pair = [node("QuantizeLinear", f"{tensor} s z", "q"), node("DequantizeLinear", "q s z", "dq")]
+    nodes = [*proto.graph.node[: place + 1], *pair, *proto.graph.node[place + 1 :]]
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    return proto
+
+
+def test_a_pair_is_left_of_it_and_targets_with_float_results_read_past_it() -> None:
+    proto = graph(FIRST, node("Neg", "a", "n"), node("Add", "a n", "m"), LAST, unquantised=("to n",))
+    seams = seams_of(proto, {"to a", "to m", "to y"})
+    made = quantised(with_seams(proto, seams), "a")
+    meeting = without_seams(made, seams)
+    assert meeting == [["to n", "dq"]]
+    made.metadata_props.add(key="flowless.seams", value=json.dumps(meeting))
+    onnx.checker.check_model(made, full_check=True)
+    read = {one.name: list(one.input) for one in made.graph.node}
+    assert (read["to n"], read["to m"]) == (["dq"], ["dq", "n"])
+    past = {one.name: list(one.input) for one in floats_unrounded(made).graph.node}
+    assert (past["to n"], past["to m"]) == (["a"], ["dq", "n"]), "only where INT8 meets floats"
+
+
+def test_a_seam_without_a_pair_is_told() -> None:
+    proto = graph(FIRST, node("Neg", "a", "m"), LAST, unquantised=("to m",))
+    seams = seams_of(proto, {"to a", "to y"})
+    with pytest.raises(FlowlessError, match="no scale for the result of to a"):
+        without_seams(with_seams(proto, seams), seams)
