@@ -110,6 +110,20 @@ def test_raft_wants_larger_frames() -> None:
     assert raft.gmacs is None
 
 
+def test_raft_sees_each_pair_of_a_stack() -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (1, 2, 3, 128, 136, 3), dtype=np.uint8)
+    raft = flow_methods(frames)[-1]
+    assert raft.maps == 4
+    assert raft.gmacs is not None
+    run = raft.rivals[0].run
+    assert run is not None
+    flows = run(frames)
+    assert flows.shape == (1, 4, 2, 128, 136)
+    assert np.isfinite(flows).all()
+    # A pair's flow does not depend on the stack that it is in.
+    np.testing.assert_allclose(run(frames[:, 1:]), flows[:, 2:], atol=1e-3)
+
+
 def test_claims_are_ratios_of_rows() -> None:
     rows = [
         {"method": "PA", "engine": "openvino fp32", "frames_per_s": 4000.0, "times_tv_l1": 400.0},
