@@ -69,6 +69,8 @@ class Systems:
             problems.append(f"no system is named; there are {', '.join(NAMES)}")
         counts = {name: getattr(self, name) for name in ("seeds", "twins_seeds", "epochs", "val_videos", "jobs")}
         problems += [f"{name} is {count}; it must be at least 1" for name, count in counts.items() if count is not None and count < 1]
+        if self.out.suffix != ".json":
+            problems.append(f"out is {self.out}; it must end in .json: its page, plot and runs are named like it")
         if problems:
             raise FlowlessError("bench systems: " + "; ".join(problems) + ".")
 
@@ -94,8 +96,12 @@ def measure(settings: Systems) -> dict[str, Any]:
         FlowlessError: The videos cannot be made, or a training failed.
     """
     from flowless.bench.environment import environment, quick_precision
-    from flowless.bench.systems_cost import latencies, sizes
+    from flowless.bench.quiet import busy_share
+    from flowless.bench.systems_cost import costs
+    from flowless.bench.systems_pairs import pair_accuracies
     from flowless.bench.systems_runs import Race, train_all, videos
+    from flowless.export.bundle import export_bundle  # noqa: F401 - told before the training, where its libraries are missing
+    from flowless.pipeline.index import DatasetIndex
 
     race = Race(
         train_videos=settings.train_videos,
@@ -110,20 +116,27 @@ def measure(settings: Systems) -> dict[str, Any]:
     if settings.so_far:
         runs = [run for run in runs if run.kept(race, work)]
         if not runs:
-            raise FlowlessError(f"bench systems: nothing is trained yet in {work / race.name}. Leave --so-far out, and it is.")
-    for own in {race.of(run.system) for run in runs}:
-        videos(own, work)
+            raise FlowlessError(f"bench systems: nothing is trained yet in {race.home(work)}. Leave --so-far out, and it is.")
+    shapes = {own: videos(own, work) for own in {race.of(run.system) for run in runs}}
+    # The same scenes, however many there are to learn from.
+    val = DatasetIndex.load(next(iter(shapes.values())) / "val.index.jsonl")
     results = train_all(runs, race, work=work)
-    log.print("counting and timing …", style="dim")
-    first = {run.system: run.folder(race, work) / "last.safetensors" for run in reversed(runs)}
-    cost = sizes(first)
-    times = latencies(first, clips=first[runs[0].system].parent.with_name("videos"))
-    rows = [_row(system, objective, results, {**cost[system.name], **times[system.name]}) for system, objective in _entries(runs)]
+    log.print("counting, judging and timing …", style="dim")
+    busy = busy_share()
+    checkpoints = {run: run.folder(race, work) / "last.safetensors" for run in runs}
+    # Neither seed, objective nor videos change what a clip costs.
+    cost = costs({run.system.base: path for run, path in reversed(checkpoints.items())}, val)
+    pairs = {(run.system, run.objective): pair_accuracies(path, val) for run, path in checkpoints.items() if run.seed == 0}
+    rows = [
+        _row(system, objective, results, {**cost[system.base], "pairs": pairs.get((system, objective), {})})
+        for system, objective in _entries(runs)
+    ]
     return {
         "benchmark": "systems",
         "environment": environment(),
-        "settings": {**asdict(race), "size": race.shapes.size, "blind_to_order": BLIND},
-        "measure": "top-1 of the last epoch on the validation videos, centre clip; latency: median of a clip in fp32, all in turn",
+        "settings": {**asdict(race), "size": race.shapes.size, "blind_to_order": BLIND, "busy_before": busy},
+        "measure": "top-1 of the last epoch on the validation videos, centre clip; pairs: the first seed's, of an action and its reversal; "
+        "latency: median of a clip in fp32, all in turn",
         "systems": rows,
         "goals": _goals([row for row in rows if not row["control"]]),
     }
@@ -149,18 +162,17 @@ def table(document: Mapping[str, Any]) -> Table:
     from rich.table import Table
 
     settings = document["settings"]
-    shown = Table(title=f"Moving Shapes, {settings['train_videos']} videos, {settings['epochs']} epochs, {settings['seeds']} seeds")
-    for column in ("system", "clip", "top-1", "±", "parameters", "MMAC", "ms a clip", "on"):
+    title = f"Moving Shapes, {settings['train_videos']} videos, {settings['epochs']} epochs"
+    shown = Table(title=title, caption="M: million parameters; MMAC and ms: of a clip, in fp32")
+    for column in ("system", "top-1, %", "seeds", "M", "MMAC", "ms", "on"):
         shown.add_column(column, justify="left" if column in {"system", "on"} else "right", no_wrap=True)
     for row in document["systems"]:
-        name = row["system"] + (" + Twins" if row["objective"] == "twins" else "")
-        clip = " × ".join(map(str, row["clip"][:2]))
+        spread = "" if row["spread"] is None else f" ± {100 * row['spread']:.1f}"
         shown.add_row(
-            name,
-            clip,
-            f"{100 * row['top1']:.1f} %",
-            f"{100 * row['spread']:.1f}",
-            f"{row['parameters'] / 1e6:.2f} M",
+            row["system"] + (" + Twins" if row["objective"] == "twins" else ""),
+            f"{100 * row['top1']:.1f}{spread}",
+            str(len(row["seeds"])),
+            f"{row['parameters'] / 1e6:.2f}",
             f"{row['macs'] / 1e6:.0f}",
             f"{row['latency_ms']:.1f}",
             row["target"],
@@ -186,7 +198,7 @@ def _row(system: System, objective: str, results: Mapping[Run, Mapping[str, Any]
         "objective": objective,
         "seeds": top1,
         "top1": round(statistics.mean(top1), 4),
-        "spread": round(statistics.stdev(top1), 4) if len(top1) > 1 else 0.0,
+        "spread": round(statistics.stdev(top1), 4) if len(top1) > 1 else None,
         "train_top1": round(statistics.mean(result["history"][-1]["train_top1"] for result in own.values()), 4),
         "epochs": len(next(iter(own.values()))["history"]),
         "training_s": round(statistics.median(sum(row["seconds"] for row in result["history"]) for result in own.values()), 1),

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 import flowless
-from flowless.bench.contestants import System
 from flowless.console import progress
 from flowless.engines import Engine
 from flowless.pipeline.index import DatasetIndex
@@ -22,39 +21,48 @@ TARGETS = ("openvino", "onnxruntime")
 _ROUNDS = 30
 
 
-def sizes(checkpoints: Mapping[System, Path]) -> dict[str, dict[str, Any]]:
+def costs(checkpoints: Mapping[str, Path], val: DatasetIndex) -> dict[str, dict[str, Any]]:
+    """Return what each system's network costs.
+
+    Args:
+        checkpoints: System -> a checkpoint of it.
+        val: Videos to verify with, and to take a clip from.
+
+    Returns:
+        System -> `clip`, `parameters`, `macs`, `latencies`, `target` and `latency_ms`; see `sizes` and `latencies`.
+    """
+    counted, timed = sizes(checkpoints), latencies(checkpoints, val)
+    return {name: {**counted[name], **timed[name]} for name in checkpoints}
+
+
+def sizes(checkpoints: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
     """Count each system's checkpoint: `clip` (its shape), `parameters`, and `macs` of one clip."""
     from flowless.train.checkpoints import load_checkpoint
     from flowless.train.flops import count
 
     found = {}
-    for system, checkpoint in checkpoints.items():
+    for name, checkpoint in checkpoints.items():
         model = load_checkpoint(checkpoint).model
         size = count(model)
-        found[system.name] = {"clip": list(model.spec.shape), "parameters": size.parameters, "macs": size.macs}
+        found[name] = {"clip": list(model.spec.shape), "parameters": size.parameters, "macs": size.macs}
     return found
 
 
-def latencies(checkpoints: Mapping[System, Path], *, clips: Path) -> dict[str, dict[str, Any]]:
+def latencies(checkpoints: Mapping[str, Path], val: DatasetIndex) -> dict[str, dict[str, Any]]:
     """Build each system's fp32 engines, verified, and time one clip on all of them in turn.
-
-    Args:
-        checkpoints: One of each system: neither a seed nor Twins Training changes what a clip costs.
-        clips: The folder of videos that the clip comes from.
 
     Returns:
         System -> `latencies` (target -> median milliseconds), and the fastest: `target`, `latency_ms`.
     """
-    val = DatasetIndex.load(clips / "val.index.jsonl")
     engines: dict[tuple[str, str], Engine] = {}
     with progress() as bar:
-        for system, checkpoint in bar.track(checkpoints.items(), description="building engines", total=len(checkpoints)):
-            bundle = _built(checkpoint, system.name, val)
-            engines |= {(system.name, target): flowless.load(bundle, target, "fp32") for target in TARGETS}
-    given = {system.name: _clip(engines[system.name, TARGETS[0]], val) for system in checkpoints}
+        for name, checkpoint in bar.track(checkpoints.items(), description="building engines", total=len(checkpoints)):
+            bundle = _built(checkpoint, name, val)
+            engines |= {(name, target): flowless.load(bundle, target, "fp32") for target in TARGETS}
+    given = {name: _clip(engines[name, TARGETS[0]], val) for name in checkpoints}
     rivals = {str(key): partial(engine, given[key[0]]) for key, engine in engines.items()}
     times = time_in_turn(rivals, runs=_ROUNDS, warm_up=2, settle=1)
-    return {system.name: _fastest({target: times[str((system.name, target))] for target in TARGETS}) for system in checkpoints}
+    return {name: _fastest({target: times[str((name, target))] for target in TARGETS}) for name in checkpoints}
 
 
 def _fastest(times: Mapping[str, Timing]) -> dict[str, Any]:

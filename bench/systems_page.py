@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flowless.bench import pages, plots
+from flowless.bench.quiet import LIMIT
 
 #: One colour a system; neighbours in the table differ in brightness too.
 COLOURS = {
@@ -33,6 +34,8 @@ def write_page(path: Path, document: Mapping[str, Any]) -> None:
         settings=document["settings"],
         goals=document["goals"],
         environment=document["environment"],
+        weakest=weakest,
+        busy_limit=LIMIT,
     )
     pages.write_text(path, page)
     pages.write_text(path.with_suffix(".svg"), plot)
@@ -87,6 +90,7 @@ def readme_lines(document: Mapping[str, Any]) -> list[str]:
         "clip",
         "top-1, % ± over the seeds",
         "with Twins Training",
+        "weakest pair of twins",
         "parameters, M",
         "MMAC a clip",
         "ms a clip, fp32",
@@ -106,14 +110,21 @@ def readme_lines(document: Mapping[str, Any]) -> list[str]:
             " × ".join(map(str, row["clip"][:2])),
             _told(row, of=seeds),
             _told(beside, of=seeds) if beside else "",
+            weakest(row),
             f"{row['parameters'] / 1e6:.2f}",
             f"{row['macs'] / 1e6:.0f}",
             f"{row['latency_ms']:.1f}",
             row["target"],
         )
         lines.append(f"| {' | '.join((row['system'], *figures))} |")
-    controls = [f"`{row['system']}` is {row['about']}" for row in plain if row.get("control")]
+    controls = [f"`{row['system']}` is {row['about']}" for row in plain if row["control"]]
     return [*lines, "", f"{'; '.join(controls)}."] if controls else lines
+
+
+def weakest(row: Mapping[str, Any]) -> str:
+    """Name the pair of actions that a system tells apart worst, with its top-1; nothing where it knows all."""
+    pair = min(row["pairs"], key=row["pairs"].get, default=None)
+    return "" if pair is None or row["pairs"][pair] == 1 else f"{pair}, {100 * row['pairs'][pair]:.0f} %"
 
 
 def _told(row: Mapping[str, Any], *, of: int) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -34,10 +35,9 @@ class Race:
     precision: str
     jobs: int | None = None
 
-    @property
-    def name(self) -> str:
-        """Names the videos: runs on other videos are kept apart by it."""
-        return f"{self.train_videos}-videos-of-{self.frames}-frames"
+    def home(self, work: Path) -> Path:
+        """Return the folder of these videos and of all that was trained on them."""
+        return work / f"{self.train_videos}-and-{self.val_videos}-videos-of-{self.frames}-frames"
 
     def of(self, system: System) -> Race:
         """Return a system's own conditions: a control gets more videos."""
@@ -69,8 +69,8 @@ class Run:
         return replace(found, **same, **dict(self.system.clip))
 
     def folder(self, race: Race, work: Path) -> Path:
-        """Return where it is kept."""
-        return work / race.of(self.system).name / self.name
+        """Return where it is kept, apart from runs of other videos, epochs or arithmetic."""
+        return race.of(self.system).home(work) / f"{race.epochs}-epochs-{race.precision}" / self.name
 
     def kept(self, race: Race, work: Path) -> dict[str, Any]:
         """Return the content of its result.json where it was trained under these very conditions, else nothing."""
@@ -80,7 +80,7 @@ class Run:
 
 def videos(race: Race, work: Path) -> Path:
     """Generate the videos, unless they are there already; return their folder."""
-    folder = work / race.name / "videos"
+    folder = race.home(work) / "videos"
     mark = folder / MARK
     if not (mark.is_file() and json.loads(mark.read_text(encoding="utf-8"))["options"] == asdict(race.shapes)):
         generate(folder, options=race.shapes)
@@ -131,13 +131,13 @@ class _Trainings:
         self._running: set[subprocess.Popen[bytes]] = set()
         self._stopped = False
 
-    def call(self, command: list[str], *, said: Path) -> int:
-        """Run a command on one core; return its exit code. What it says goes into the file `said`."""
+    def call(self, command: list[str], *, said: Path, held: tuple[int, ...]) -> int:
+        """Run a command on one core; return its exit code. What it says goes into the file `said`; it inherits the handles `held`."""
         with said.open("w", encoding="utf-8") as stream:
             with self._lock:
                 if self._stopped:
-                    return 128 + signal.SIGINT
-                child = subprocess.Popen(command, stdout=stream, stderr=stream, env=os.environ | {"OMP_NUM_THREADS": "1"})
+                    return 128 + signal.SIGTERM
+                child = subprocess.Popen(command, stdout=stream, stderr=stream, pass_fds=held, env=os.environ | {"OMP_NUM_THREADS": "1"})
                 self._running.add(child)
             try:
                 return child.wait()
@@ -146,11 +146,34 @@ class _Trainings:
                     self._running.discard(child)
 
     def stop(self) -> None:
-        """Interrupt all that run, as Ctrl-C does: their whole epochs are kept. No other is begun any more."""
+        """End all that run; their whole epochs are kept. No other is begun any more."""
         with self._lock:
             self._stopped = True
             for child in self._running:
-                child.send_signal(signal.SIGINT)
+                # (In the background of a script a process ignores Ctrl-C's signal, and so do its children.)
+                child.terminate()
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[tuple[int, ...]]:
+    """Let one process at a time train in a folder, where the system has file locks.
+
+    The training inherits the lock, since it may outlive the command that began it.
+
+    Raises:
+        FlowlessError: Another one trains in it.
+    """
+    try:
+        import fcntl
+    except ModuleNotFoundError:
+        yield ()
+        return
+    with folder.with_name(folder.name + ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FlowlessError(f"bench systems: another process trains {folder}. Wait for it, or stop it.") from error
+        yield (lock.fileno(),)
 
 
 def _trained(run: Run, race: Race, trainings: _Trainings, *, work: Path) -> dict[str, Any]:
@@ -160,7 +183,8 @@ def _trained(run: Run, race: Race, trainings: _Trainings, *, work: Path) -> dict
     said = folder.with_name(folder.name + ".log")
     said.parent.mkdir(parents=True, exist_ok=True)
     go_on = "--resume" if _started_with(folder) == recipe and (folder / "resume.ckpt").is_file() else "--overwrite"
-    code = trainings.call(_command(run, recipe, [go_on], folder=folder), said=said)
+    with _alone(folder) as held:
+        code = trainings.call(_command(run, recipe, [go_on], race=race, work=work), said=said, held=held)
     if code:
         lines = said.read_text(encoding="utf-8").strip().splitlines() or ["it said nothing"]
         raise FlowlessError(f"bench systems: training {run.name} ended with {code}: {lines[-1]} (all that it said: {said})")
@@ -176,11 +200,11 @@ def _started_with(folder: Path) -> Recipe | None:
         return None
 
 
-def _command(run: Run, recipe: Recipe, words: list[str], *, folder: Path) -> list[str]:
+def _command(run: Run, recipe: Recipe, words: list[str], *, race: Race, work: Path) -> list[str]:
     """Return `flowless train` with what the recipe changes of the model's own."""
     defaults = find_recipe(f"{run.system.model}/moving-shapes").to_dict()
     fields = [word for name, value in recipe.to_dict().items() if value != defaults[name] for word in _words(name, value)]
-    shapes = folder.parent / "videos"
+    shapes, folder = race.of(run.system).home(work) / "videos", run.folder(race, work)
     files = ["--data", str(shapes / "train.index.jsonl"), "--val-data", str(shapes / "val.index.jsonl"), "--out", str(folder)]
     return [sys.executable, "-m", "flowless", "train", f"{run.system.model}/moving-shapes", *files, *words, *fields]
 

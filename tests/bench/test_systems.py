@@ -8,13 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tyro
 
 from flowless.bench import systems_runs
 from flowless.bench.contestants import SYSTEMS, System
+from flowless.bench.environment import quick_precision
 from flowless.bench.systems import Systems, _goals, _row, main, planned, table
 from flowless.bench.systems_page import COLOURS, accuracy_over_cost, readme_lines
+from flowless.bench.systems_pairs import by_pair
 from flowless.bench.systems_runs import Race, Run, _words
 from flowless.errors import FlowlessError
 from flowless.train.commands import TrainWords
@@ -56,11 +59,15 @@ def test_first_seeds_come_first_and_controls_once() -> None:
 def test_the_command_line_says_the_recipe(objective: str) -> None:
     for system in SYSTEMS:
         run = Run(system, objective, 2)
-        plain = find_recipe(f"{system.model}/moving-shapes")
         wanted = run.recipe(RACE)
-        words = [word for name, value in wanted.to_dict().items() if value != plain.to_dict()[name] for word in _words(name, value)]
-        read = tyro.cli(TrainWords, args=["--data", "x", *words], default=TrainWords(data=Path("x"), recipe=plain))
+        command = systems_runs._command(run, wanted, ["--resume"], race=RACE, work=Path("work"))
+        train, recipe = command[3:5]
+        assert (train, recipe) == ("train", f"{system.model}/moving-shapes")
+        read = tyro.cli(TrainWords, args=command[5:], default=TrainWords(data=Path("x"), recipe=find_recipe(recipe)))
         assert read.recipe == wanted
+        home = Path(f"work/{48 * system.videos}-and-24-videos-of-16-frames")
+        assert (read.data, read.val_data) == (home / "videos/train.index.jsonl", home / "videos/val.index.jsonl")
+        assert (read.out, read.resume) == (home / "3-epochs-fp32" / run.name, True)
 
 
 def test_words_of_every_kind() -> None:
@@ -76,6 +83,7 @@ def test_words_of_every_kind() -> None:
         ({"seeds": 0, "jobs": -1}, "seeds is 0.*jobs is -1"),
         ({"val_videos": 0}, "val_videos is 0"),
         ({"systems": ()}, "no system"),
+        ({"out": Path("runs/page.html")}, "page.html; it must end in .json"),
     ],
 )
 def test_what_cannot_be_run_is_told(fields: dict[str, Any], told: str) -> None:
@@ -96,13 +104,21 @@ def rows() -> list[dict[str, Any]]:
         # Epochs before the last one do not count, however good.
         history = [{"val_top1": 1.0, "train_top1": 1.0, "seconds": 1.0}, {"val_top1": top1, "train_top1": 0.7, "seconds": 2.0}]
         results[run] = {"history": history}
-    cost = {"clip": [8, 1, 48, 48, 3], "parameters": 720_000, "macs": 99_000_000, "latency_ms": 2.5, "target": "openvino"}
+    cost = {
+        "pairs": {"right / left": 0.9, "grow / shrink": 0.55},
+        "clip": [8, 1, 48, 48, 3],
+        "parameters": 720_000,
+        "macs": 99_000_000,
+        "latency_ms": 2.5,
+        "target": "openvino",
+    }
     return [_row(system, objective, results, cost) for system, objective in ((tsn, "scores"), (stm, "scores"), (stm, "twins"))]
 
 
 def test_rows_and_goals_are_of_the_last_epoch() -> None:
     tsn, stm, twins = rows()
     assert (stm["top1"], stm["seeds"], stm["training_s"]) == (0.97, [0.98, 0.96], 3.0)
+    assert tsn["spread"] is None, "one seed has none"
     assert stm["spread"] == pytest.approx(0.0141, abs=1e-4)
     assert [goal["met"] for goal in _goals([tsn, stm, twins])] == [True, True, False]
 
@@ -121,8 +137,28 @@ def test_tables_tell_means_and_spreads() -> None:
     document = {"settings": {"train_videos": 48, "epochs": 2, "seeds": 2, "size": 48}, "systems": rows()}
     assert table(document).row_count == 3
     *_, tsn, stm = readme_lines(document)
-    assert tsn.startswith("| tsn | 8 × 1 | 40.0 (1 seed) |  | 0.72 | 99 | 2.5 | openvino |")
+    assert tsn.startswith("| tsn | 8 × 1 | 40.0 (1 seed) |  | grow / shrink, 55 % | 0.72 | 99 | 2.5 | openvino |")
     assert stm.startswith("| stm | 8 × 1 | 97.0 ± 1.4 | 50.0 (1 seed) |")
+
+
+def test_pairs_are_judged_on_the_videos_of_both() -> None:
+    names = ("left", "right", "up", "down")
+    labels = np.array([0, 0, 1, 1, 2])
+    assert by_pair(np.array([0, 1, 1, 0, 2]), labels, names) == {"right / left": 0.5, "down / up": 1.0}
+
+
+def test_other_epochs_and_validation_videos_are_kept_apart(tmp_path: Path) -> None:
+    run = Run(named("tsn"), "scores", 0)
+    races = (RACE, replace(RACE, epochs=4), replace(RACE, precision="bf16"), replace(RACE, val_videos=26), replace(RACE, frames=8))
+    assert len({run.folder(race, tmp_path) for race in races}) == len(races)
+
+
+def test_a_folder_that_is_trained_in_is_left_alone(tmp_path: Path) -> None:
+    run = Run(named("tsn"), "scores", 0)
+    folder = run.folder(RACE, tmp_path)
+    folder.parent.mkdir(parents=True)
+    with systems_runs._alone(folder), pytest.raises(FlowlessError, match="another process trains"):
+        systems_runs.train_all([run], RACE, work=tmp_path)
 
 
 def test_nothing_so_far_is_told(tmp_path: Path) -> None:
@@ -141,14 +177,18 @@ def test_trained_counted_timed_and_never_twice(tmp_path: Path) -> None:
     assert row["clip"] == [8, 1, 48, 48, 3]
     assert set(row["latencies"]) == {"openvino", "onnxruntime"}
     assert row["latency_ms"] == min(row["latencies"].values()) > 0
-    result = json.loads((tmp_path / "systems" / "48-videos-of-16-frames" / "tsn-0" / "result.json").read_text(encoding="utf-8"))
+    result = json.loads(
+        (tmp_path / "systems" / "48-and-24-videos-of-16-frames" / f"1-epochs-{quick_precision()}" / "tsn-0" / "result.json").read_text(
+            encoding="utf-8"
+        )
+    )
     assert row["seeds"] == [round(result["history"][-1]["val_top1"], 4)]
     page = out.with_suffix(".html").read_text(encoding="utf-8")
     assert "<script" not in page
     assert "src=" not in page
     assert f"{100 * row['top1']:.1f}" in page
     assert out.with_suffix(".svg").read_text(encoding="utf-8") in page
-    kept = tmp_path / "systems" / "48-videos-of-16-frames" / "tsn-0" / "last.safetensors"
+    kept = tmp_path / "systems" / "48-and-24-videos-of-16-frames" / f"1-epochs-{quick_precision()}" / "tsn-0" / "last.safetensors"
     written = kept.stat().st_mtime_ns
     # What is not trained yet, is left out of what is so far.
     main([*words, "--systems", "tsn", "tsm", "--so-far"])
