@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,13 +134,26 @@ def timescale_names(segments: int) -> tuple[str, ...]:
 
 def _stm_differences(model: Recognizer, clip: Tensor, path: str) -> NDArray[np.float32]:
     """Return what the CMM at `path` sees between segments, `[B, N, C, h, w]`: what its last convolution reads."""
-    seen: list[Tensor] = []
-    hook = model.get_submodule(f"{path}.restore").register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+
+    def leave(_: Any, inputs: tuple[Tensor]) -> None:
+        raise _Reached(inputs[0])
+
+    hook = model.get_submodule(f"{path}.restore").register_forward_pre_hook(leave)
     try:
         model(clip)
+    except _Reached as reached:
+        return _array(reached.tensor.unflatten(0, (len(clip), -1)))
     finally:
         hook.remove()
-    return _array(seen[0].unflatten(0, (len(clip), -1)))
+    raise AssertionError(f"{path}: the network does not run it")
+
+
+class _Reached(Exception):
+    """Ends a forward pass where what was looked for is seen: the rest of the network is most of its time."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        super().__init__()
+        self.tensor = tensor
 
 
 def _array(tensor: Tensor) -> NDArray[np.float32]:

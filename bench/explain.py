@@ -158,12 +158,6 @@ def explain(looker: Looker, video: str | os.PathLike[str], *, top: int = 5) -> E
     )
 
 
-def shares(scores: Floats) -> Floats:
-    """Return the softmax of scores `[..., classes]` over the last axis."""
-    raised = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return raised / raised.sum(axis=-1, keepdims=True)
-
-
 def _first(seen: Seen) -> Seen:
     """Keep the first clip alone, and nothing of the others in memory."""
 

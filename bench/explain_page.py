@@ -14,8 +14,9 @@ from flowless import __version__
 from flowless.bench import pages
 from flowless.bench.cue_pictures import heat, paint, reach_of, wheel
 from flowless.bench.cues import Cue, timescale_names, timescales
-from flowless.bench.explain import Explanation, shares
+from flowless.bench.explain import Explanation
 from flowless.bench.looking import BranchSeen
+from flowless.engines.engine import softmax
 
 #: Colours of a heat legend, from 0 to the cue's reach.
 _STOPS = 9
@@ -67,7 +68,7 @@ def _segments(explanation: Explanation) -> list[dict[str, Any]]:
 
 def _answers(explanation: Explanation) -> list[dict[str, Any]]:
     """Return the named classes with their probability, in all and by each branch."""
-    apart = shares(explanation.branch_scores)
+    apart = softmax(explanation.branch_scores)
     return [{"label": answer.label, "share": answer.score, "branches": apart[:, answer.index].tolist()} for answer in explanation.top]
 
 
@@ -75,7 +76,7 @@ def _branch(branch: BranchSeen, explanation: Explanation) -> dict[str, Any]:
     """Return a branch's rows: the named classes' probability by each segment alone, and VAP's weights."""
     rows, weights, segments = [], [], len(explanation.places)
     if branch.segment_scores is not None:
-        apart = shares(branch.segment_scores[0])
+        apart = softmax(branch.segment_scores[0])
         rows = [{"label": answer.label, "shares": apart[:, answer.index].tolist()} for answer in explanation.top]
     if branch.timescale_weights is not None:
         found = branch.timescale_weights[0]

@@ -81,7 +81,7 @@ class Looker(ABC):
 
     @abstractmethod
     def cue(self, clips: NDArray[np.uint8]) -> Cue | None:
-        """Return the cue of clips alone: of PAN, Dynamic Appearance and Disentangling without the network behind it."""
+        """Return the cue of clips alone, without the network behind it."""
 
 
 def open_looker(model: str | os.PathLike[str]) -> Looker:
@@ -138,7 +138,7 @@ class CheckpointLooker(Looker):
         return Seen(scores=scores, branches=tuple(branches), cue=self.cue(clips))
 
     def cue(self, clips: NDArray[np.uint8]) -> Cue | None:
-        """Return the cue of clips alone: of PAN, Dynamic Appearance and Disentangling without the network behind it."""
+        """Return the cue of clips alone, without the network behind it."""
         import torch
 
         return cue_of(self._network, torch.from_numpy(clips))
@@ -175,7 +175,7 @@ class BundleLooker(Looker):
         return Seen(scores=tensors[self._answer], branches=branches, cue=cue)
 
     def cue(self, clips: NDArray[np.uint8]) -> Cue | None:
-        """Return the cue of clips alone: of PAN, Dynamic Appearance and Disentangling without the network behind it."""
+        """Return the cue of clips alone, without the network behind it."""
         if not self._insides.cue:
             return None
         self._part = self._part or self._session([self._insides.cue])

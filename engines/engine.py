@@ -63,10 +63,15 @@ class Prediction:
         return {"video": self.video, "top": top, "target": self.target, "precision": self.precision, "seconds": self.seconds}
 
 
+def softmax(scores: np.ndarray) -> np.ndarray:
+    """Return the softmax of scores `[..., classes]` over the last axis, float64."""
+    raised = np.exp(scores.astype(np.float64) - scores.max(axis=-1, keepdims=True))
+    return raised / raised.sum(axis=-1, keepdims=True)
+
+
 def likeliest(scores: np.ndarray, labels: Sequence[str], top: int) -> tuple[Label, ...]:
     """Return the `top` classes with the highest scores `[classes]`, likeliest first, with their softmax."""
-    shares = np.exp(scores.astype(np.float64) - scores.max())
-    shares /= shares.sum()
+    shares = softmax(scores)
     order: list[int] = np.argsort(-shares, kind="stable")[:top].tolist()
     return tuple(Label(label=labels[index], index=index, score=float(shares[index])) for index in order)
 

@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from flowless.bench.cues import cue_of
-from flowless.bench.explain import Explanation, explain, shares
+from flowless.bench.explain import Explanation, explain
 from flowless.bench.explain_film import windows
 from flowless.bench.explain_page import render
 from flowless.bench.looking import open_looker
 from flowless.cli import main
+from flowless.engines.engine import softmax
 from flowless.engines.manifest import fingerprint, read_manifest
 from flowless.errors import FlowlessError
 from flowless.export.bundle import export_bundle
@@ -148,7 +149,7 @@ def test_the_page_holds_everything_by_itself(explanation, tmp_path):
     # The numbers of the heat table are the segments' own answers, class by class.
     branch = explanation.seen.branches[0]
     shown = [int(number) for number in re.findall(r"color: [^>]*>(\d+)</td>", page)]
-    wanted = shares(branch.segment_scores[0])[:, [item.index for item in explanation.top]].T
+    wanted = softmax(branch.segment_scores[0])[:, [item.index for item in explanation.top]].T
     np.testing.assert_allclose(shown, (100 * wanted).ravel(), atol=0.51)
     assert all(f"{weight:.3f}</td>" in page for weight in branch.timescale_weights[0])
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+
+# Helpers lie beside the tests, which are no package.
+sys.path.insert(0, str(Path(__file__).parent))
 
 if TYPE_CHECKING:
     from flowless.export.calibration import Calibration
@@ -101,6 +105,7 @@ def videos(shared) -> list[Path]:
 def make_lively(name: str, *, segments: int = 4, **options: Any) -> Recognizer:
     """Return a small model of single frames whose answers depend on their order."""
     import torch
+    from enlivening import enliven
 
     from flowless.pipeline.spec import ClipSpec
     from flowless.train.models import build_model
@@ -108,12 +113,7 @@ def make_lively(name: str, *, segments: int = 4, **options: Any) -> Recognizer:
     spec = ClipSpec(segments=segments, frames_per_segment=1, height=40, width=44, short_side=48)
     torch.manual_seed(3)
     made = build_model(name, classes=4, spec=spec, width=0.25, **options).eval()
-    for module in made.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.weight, 0.5, 1.0)
-            torch.nn.init.normal_(module.bias, 0, 0.1)
-        if isinstance(module, torch.nn.Linear):
-            torch.nn.init.normal_(module.weight, 0, 0.3)
+    enliven(made)
     return made
 
 

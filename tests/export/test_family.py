@@ -15,6 +15,7 @@ from flowless.pipeline.spec import ClipSpec
 def checkpoint(name: str, **options: Any):
     """Return a small model as if trained: its answers depend on all of its branches."""
     import torch
+    from enlivening import enliven
 
     from flowless.train.checkpoints import Checkpoint
     from flowless.train.models import build_model
@@ -22,12 +23,7 @@ def checkpoint(name: str, **options: Any):
     spec = ClipSpec(segments=4, frames_per_segment=3, height=48, width=48, short_side=56)
     torch.manual_seed(7)
     model = build_model(name, classes=5, spec=spec, width=0.25, **options).eval()
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.weight, 0.5, 1.0)
-            torch.nn.init.normal_(module.bias, 0, 0.1)
-        if isinstance(module, torch.nn.Linear):
-            torch.nn.init.normal_(module.weight, 0, 0.3)
+    enliven(model)
     return Checkpoint(model=model, name=name, spec=spec, labels=tuple("abcde"), recipe={}, versions={}, metrics={})
 
 
