@@ -120,7 +120,8 @@ def test_rows_and_goals_are_of_the_last_epoch() -> None:
     assert (stm["top1"], stm["seeds"], stm["training_s"]) == (0.97, [0.98, 0.96], 3.0)
     assert tsn["spread"] is None, "one seed has none"
     assert stm["spread"] == pytest.approx(0.0141, abs=1e-4)
-    assert [goal["met"] for goal in _goals([tsn, stm, twins])] == [True, True, False]
+    control = {**stm, "system": "stm-more", "control": True}
+    assert [goal["met"] for goal in _goals([tsn, stm, control, twins])] == [True, True, False], "a control has no goal"
 
 
 def test_the_picture_names_every_system_once() -> None:
@@ -137,6 +138,8 @@ def test_tables_tell_means_and_spreads() -> None:
     document = {"settings": {"train_videos": 48, "epochs": 2, "seeds": 2, "size": 48}, "systems": rows()}
     assert table(document).row_count == 3
     *_, tsn, stm = readme_lines(document)
+    more = {**rows()[1], "system": "stm-more", "about": "a control", "control": True}
+    assert readme_lines({**document, "systems": [*rows(), more]})[-1] == "`stm-more` is a control."
     assert tsn.startswith("| tsn | 8 × 1 | 40.0 (1 seed) |  | grow / shrink, 55 % | 0.72 | 99 | 2.5 | openvino |")
     assert stm.startswith("| stm | 8 × 1 | 97.0 ± 1.4 | 50.0 (1 seed) |")
 
@@ -197,13 +200,15 @@ def test_trained_counted_timed_and_never_twice(tmp_path: Path) -> None:
 
 
 def test_a_failed_training_stops_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    long = [sys.executable, "-c", "import time; time.sleep(600)"]
+    unstopped = tmp_path / "unstopped"
+    long = [sys.executable, "-c", f"import pathlib, time; time.sleep(60); pathlib.Path({str(unstopped)!r}).touch()"]
     runs = [Run(named("tsm"), "scores", 0), Run(named("tsn"), "scores", 0)]
     commands = {runs[0]: long, runs[1]: [sys.executable, "-c", "raise SystemExit('a bad day')"]}
     monkeypatch.setattr(systems_runs, "_command", lambda run, *_, **__: commands[run])
     # The one that failed is told, and not the other, which comes first and was stopped for its sake.
     with pytest.raises(FlowlessError, match="training tsn-0 ended with 1: a bad day"):
         systems_runs.train_all(runs, replace(RACE, jobs=2), work=tmp_path)
+    assert not unstopped.exists()
 
 
 def test_a_training_that_fails_is_told_with_its_last_words(tmp_path: Path) -> None:

@@ -50,6 +50,14 @@ def test_where_a_result_meets_what_stays_out_of_int8() -> None:
     assert [list(one.input) for one in closed.graph.node if one.name in {"to n", "to m"}] == [["a.seam"], ["a", "n"]]
 
 
+def test_where_nothing_that_is_quantised_reads_a_result() -> None:
+    # None of these is named as staying out of INT8, but a convolution's result is read there all the same.
+    proto = graph(FIRST, node("Neg", "a", "n"), node("Add", "a n", "m"), LAST)
+    (seam,) = seams_of(proto, {"to a", "to y"})
+    assert (seam.behind, seam.readers) == ("to a", ("to n", "to m"))
+    assert not seams_of(proto, {"to a", "to m", "to y"}), "a quantised reader's pair serves them all"
+
+
 def test_none_where_all_readers_are_quantised() -> None:
     assert not seams_of(graph(FIRST, node("Relu", "a", "m"), LAST), {"to a", "to y"})
     assert not seams_of(graph(FIRST, node("Neg", "a", "m"), LAST, unquantised=("to m",)), set())
