@@ -17,23 +17,26 @@ class System:
     """Whether Twins Training applies: one loss on scores. What has a loss of its own besides (DA) or one a branch is left out."""
     clip: tuple[tuple[str, Any], ...]
     """Recipe fields of the clip that it sees, and of what depends on the clip."""
+    of: str = ""
+    """The system whose result a control explains; a control is no contestant, and trained once."""
     videos: int = 1
-    """A control is trained on so many times as many videos as the others, once."""
-
-    @property
-    def control(self) -> bool:
-        """Whether it explains another's result, and is no contestant."""
-        return self.videos > 1
+    """A control learns from so many times as many videos as the others."""
 
     @property
     def base(self) -> str:
         """Name of the system that a control explains; any other's own name."""
-        return self.name.removesuffix("-more")
+        return self.of or self.name
+
+    @property
+    def cost_of(self) -> str:
+        """Name of the first system with this network and clip: what one costs, the other does."""
+        return next(other.name for other in SYSTEMS if (other.model, other.clip) == (self.model, self.clip))
 
 
 # A video of 16 frames has eight segments for what sees one frame of each, or four stacks of four frames. Disentangling runs two
 # networks on every pair of frames, at ten times the cost: it gets two stacks of three.
 _FRAMES = (("segments", 8), ("frames_per_segment", 1))
+_FEWER_FRAMES = (("segments", 4), ("frames_per_segment", 1))
 _STACKS = (("segments", 4), ("frames_per_segment", 4))
 _PAIRS = (("segments", 2), ("frames_per_segment", 3), ("displacement_window", 2))
 
@@ -47,7 +50,15 @@ SYSTEMS = (
         twins=True,
         about="an eighth of the channels shifted each way between segments",
     ),
-    System(name="tsm-more", model="tsm-r18", clip=_FRAMES, videos=4, about="a control: tsm on four times as many videos"),
+    System(name="tsm-more", of="tsm", model="tsm-r18", clip=_FRAMES, videos=4, about="a control: tsm on four times as many videos"),
+    System(
+        name="tsm-4-more",
+        of="tsm",
+        model="tsm-r18",
+        clip=_FEWER_FRAMES,
+        videos=4,
+        about="a control: tsm on four times as many videos, of which it sees half as many frames",
+    ),
     System(
         name="disentangling",
         model="disentangling-bninception",
@@ -63,13 +74,20 @@ SYSTEMS = (
         about="an RGB and a PA branch, each with shift and VAP",
     ),
     System(name="stm", model="stm-r18", clip=_FRAMES, twins=True, about="CSTM and CMM in every block, single frames"),
-    System(name="stm-more", model="stm-r18", clip=_FRAMES, videos=2, about="a control: stm on twice as many videos"),
+    System(name="stm-more", of="stm", model="stm-r18", clip=_FRAMES, videos=2, about="a control: stm on twice as many videos"),
     System(
         name="da-tsm",
         model="da-tsm-r18",
         clip=_STACKS,
         about="dynamic appearance of each segment, shift; a second loss (MGDA)",
     ),
-    System(name="da-tsm-more", model="da-tsm-r18", clip=_STACKS, videos=2, about="a control: da-tsm on twice as many videos"),
+    System(
+        name="da-tsm-more",
+        of="da-tsm",
+        model="da-tsm-r18",
+        clip=_STACKS,
+        videos=4,
+        about="a control: da-tsm on four times as many videos",
+    ),
 )
 NAMES = tuple(system.name for system in SYSTEMS)

@@ -33,7 +33,7 @@ def busy_share(*, seconds: float = 2.0, read: Callable[[], str] | None = None, s
     if share > LIMIT:
         log.print(
             f"warning: other programs use {share:.0%} of this machine's processors; the figures will be too slow, some more than "
-            "others, and goals are not judged. Measure again on a quiet machine.",
+            "others, and goals of speed are not judged. Measure again on a quiet machine.",
             style="yellow",
             markup=False,
         )

@@ -86,7 +86,8 @@ def main(words: Sequence[str]) -> None:
     log.print(f"figures: {settings.out}; page: {settings.out.with_suffix('.html')}", style="dim", markup=False)
     from flowless.bench.goals import goals_table
 
-    emit(document, table(document), goals_table(document["goals"]), as_json=settings.json)
+    goals = [goals_table(document["goals"])] if document["goals"] else []
+    emit(document, table(document), *goals, as_json=settings.json)
 
 
 def measure(settings: Systems) -> dict[str, Any]:
@@ -125,10 +126,10 @@ def measure(settings: Systems) -> dict[str, Any]:
     busy = busy_share()
     checkpoints = {run: run.folder(race, work) / "last.safetensors" for run in runs}
     # Neither seed, objective nor videos change what a clip costs.
-    cost = costs({run.system.base: path for run, path in reversed(checkpoints.items())}, val)
+    cost = costs({run.system.cost_of: path for run, path in reversed(checkpoints.items())}, val)
     pairs = {(run.system, run.objective): pair_accuracies(path, val) for run, path in checkpoints.items() if run.seed == 0}
     rows = [
-        _row(system, objective, results, {**cost[system.base], "pairs": pairs.get((system, objective), {})})
+        _row(system, objective, results, {**cost[system.cost_of], "pairs": pairs.get((system, objective), {})})
         for system, objective in _entries(runs)
     ]
     return {
@@ -153,7 +154,7 @@ def planned(settings: Systems) -> list[Run]:
         for objective, seeds in objectives.items()
         if seed < seeds
         for system in SYSTEMS
-        if system.name in settings.systems and (objective == "scores" or system.twins) and (seed == 0 or not system.control)
+        if system.name in settings.systems and (objective == "scores" or system.twins) and (seed == 0 or not system.of)
     ]
 
 
@@ -194,7 +195,7 @@ def _row(system: System, objective: str, results: Mapping[Run, Mapping[str, Any]
         "model": system.model,
         "about": system.about,
         "base": system.base,
-        "control": system.control,
+        "control": bool(system.of),
         "objective": objective,
         "seeds": top1,
         "top1": round(statistics.mean(top1), 4),

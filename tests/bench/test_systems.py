@@ -34,7 +34,7 @@ def named(name: str) -> System:
 
 
 def test_every_system_is_trained_alike() -> None:
-    recipes = [Run(system, "scores", 1).recipe(RACE).to_dict() for system in SYSTEMS if not system.control]
+    recipes = [Run(system, "scores", 1).recipe(RACE).to_dict() for system in SYSTEMS if not system.of]
     for recipe in recipes[1:]:
         assert {name for name, value in recipe.items() if value != recipes[0][name]} <= OWN
     assert {recipe["epochs"] for recipe in recipes} == {3}
@@ -42,12 +42,22 @@ def test_every_system_is_trained_alike() -> None:
     assert all(recipe["segments"] * recipe["frames_per_segment"] <= RACE.frames for recipe in recipes)
 
 
-def test_a_control_differs_in_its_videos_alone() -> None:
-    for control in (system for system in SYSTEMS if system.control):
-        plain = named(control.name.removesuffix("-more"))
+def test_a_control_differs_in_its_videos_and_their_clip_alone() -> None:
+    for control in (system for system in SYSTEMS if system.of):
+        plain = named(control.of)
         assert RACE.of(control) == replace(RACE, train_videos=control.videos * RACE.train_videos)
         assert RACE.of(plain) == RACE
-        assert Run(control, "scores", 0).recipe(RACE) == Run(plain, "scores", 0).recipe(RACE)
+        assert Run(replace(control, clip=plain.clip), "scores", 0).recipe(RACE) == Run(plain, "scores", 0).recipe(RACE)
+
+
+def test_the_same_network_on_the_same_clip_is_timed_once() -> None:
+    assert {name: named(name).cost_of for name in ("tsm", "tsm-more", "tsm-4-more", "pan-lite", "da-tsm-more")} == {
+        "tsm": "tsm",
+        "tsm-more": "tsm",
+        "tsm-4-more": "tsm-4-more",
+        "pan-lite": "pan-lite",
+        "da-tsm-more": "da-tsm",
+    }
 
 
 def test_first_seeds_come_first_and_controls_once() -> None:
