@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from onnx import NodeProto, numpy_helper
+
+from flowless.export.zones import noted
 
 #: Operators that pass numbers on, or zeros: what goes in quantised comes out on the same grid.
 _MOVES = {"Slice", "Pad", "Concat", "MaxPool", "Mul", "Relu", "Reshape", "Transpose"}
@@ -116,8 +117,7 @@ def shortcuts_only(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 def floats_unrounded(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Return the graph with nodes that stay out of INT8 reading a convolution's result as it was before its pair (`seams.py`)."""
-    seams = next((item.value for item in proto.metadata_props if item.key == "flowless.seams"), "[]")
-    reading = {(node, tensor) for node, tensor in json.loads(seams)}
+    reading = {(node, tensor) for node, tensor in noted(proto, "seams")}
     result = onnx.ModelProto()
     result.CopyFrom(proto)
     behind = {pair.dequantise.output[0]: pair.quantise.input[0] for pair in activation_pairs(result)}

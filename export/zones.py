@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Iterable
+from typing import Any
 
 import onnx
 from onnx import NodeProto
@@ -98,8 +99,12 @@ def kept_exact(proto: onnx.ModelProto, *, quantised: bool = False) -> list[str]:
 
 def named(proto: onnx.ModelProto, key: str) -> set[str]:
     """Return the node names that the exporter wrote into the metadata; none in a graph of an older version."""
-    found = next((item.value for item in proto.metadata_props if item.key == f"flowless.{key}"), "[]")
-    return set(json.loads(found))
+    return set(noted(proto, key))
+
+
+def noted(proto: onnx.ModelProto, key: str) -> list[Any]:
+    """Return a list that the export wrote into the metadata, as `named` does for names; empty where it wrote none."""
+    return json.loads(next((item.value for item in proto.metadata_props if item.key == f"flowless.{key}"), "[]"))
 
 
 def is_pa(node: NodeProto) -> bool:
