@@ -50,6 +50,10 @@ def hangs(ledger):
     ledger.fact(child=child.pid)
     time.sleep(600)
 
+def holds(ledger):
+    files = [os.readlink(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{number}")]
+    ledger.fact(held=[os.path.basename(name) for name in files if name.endswith(".lock")])
+
 def lacks(ledger):
     import a_library_that_nobody_has
 
@@ -85,7 +89,11 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     work = tmp_path / "work"
     work.mkdir()
-    return lambda name, seconds=30.0: run_part(name, f"small_parts:{name}", settings=Settings(work=str(work)), seconds=seconds)
+
+    def part(name, seconds=30.0, held=()):
+        return run_part(name, f"small_parts:{name}", settings=Settings(work=str(work)), seconds=seconds, held=held)
+
+    return part
 
 
 def test_a_part_that_runs(run):
@@ -129,6 +137,13 @@ def test_a_part_that_is_stopped_says_where(run):
     assert part["status"] == "failed: stopped after 4 s, at the second"
     assert "at" not in part
     assert part["rows"] == [{"first": 1}]
+
+
+def test_a_part_holds_the_lock_of_what_it_makes(tmp_path, run):
+    """It may outlive its command, which holds the lock as well."""
+    with (tmp_path / "network.lock").open("w") as lock:
+        assert run("holds", held=(lock.fileno(),))["facts"]["held"] == ["network.lock"]
+        assert run("holds")["facts"]["held"] == []
 
 
 def alive(process: int) -> bool:
