@@ -23,8 +23,6 @@ from flowless.engines.engine import Engine, Label, Prediction, likeliest
 from flowless.engines.memory import first_memory, refuse_several_frames
 from flowless.errors import FlowlessError
 from flowless.machine import usable_cores
-from flowless.pipeline.decode import iter_frames
-from flowless.pipeline.preprocess import resize_and_crop
 
 
 class Online:
@@ -45,6 +43,10 @@ class Online:
     """
 
     def __init__(self, engine: Engine) -> None:
+        # Here, and not with the module: whoever has arrays needs no PyAV, which this brings; and not within the first frame's time.
+        from flowless.pipeline.preprocess import resize_and_crop
+
+        self._resize = resize_and_crop
         refuse_several_frames(engine.model, engine.spec)
         self.engine = engine
         self.frames = 0
@@ -70,7 +72,7 @@ class Online:
         if not isinstance(frame, np.ndarray) or frame.ndim != 3:
             kind = list(frame.shape) if isinstance(frame, np.ndarray) else type(frame).__name__
             raise FlowlessError(f"the frame is {kind}; it must be one picture, uint8 [H, W, 3], RGB.")
-        return resize_and_crop(frame[None], self.engine.spec)
+        return self._resize(frame[None], self.engine.spec)
 
     def see(self, picture: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Do what `push` does, with what `picture` made of the frame."""
@@ -174,6 +176,8 @@ def _timed_frames(
     path: str | os.PathLike[str], every: int, spent: dict[str, float]
 ) -> Generator[tuple[int, NDArray[np.uint8]], None, None]:
     """Yield every so manieth frame with its ordinal; add what decoding took to `spent`."""
+    from flowless.pipeline.decode import iter_frames
+
     started = time.perf_counter()
     with closing(iter_frames(path, threads=usable_cores())) as frames:
         for ordinal, frame in enumerate(frames):

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flowless.pipeline.preprocess import ClipViews, load_views
 from flowless.pipeline.spec import ClipSpec
+
+if TYPE_CHECKING:
+    from flowless.pipeline.preprocess import ClipViews
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,9 @@ def timed_clip(path: str | os.PathLike[str], spec: ClipSpec) -> TimedClip:
     Raises:
         FlowlessError: The file cannot be read.
     """
+    # PyAV is imported for a video alone: whoever has arrays needs none.
+    from flowless.pipeline.preprocess import load_views
+
     started, resizing = time.perf_counter(), []
     views = load_views(path, spec, resizing=resizing)
     return TimedClip(views, time.perf_counter() - started - sum(resizing), sum(resizing))
