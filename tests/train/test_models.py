@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 
 from flowless.errors import FlowlessError
 from flowless.pipeline.spec import ClipSpec
-from flowless.train.models import MODELS, MotionRecognizer, build_model
+from flowless.train.models import FAMILIES, MODELS, MotionRecognizer, build_model
 from flowless.train.models.backbone import widen
 from flowless.train.models.shift import ShiftedConv, earlier, later, temporal_shift, without_last
 from flowless.train.models.vap import VariousTimescaleAggregationPooling
@@ -28,7 +29,7 @@ def clips(spec, *, batch=2, seed=0):
 
 
 def shaken(model: Any) -> Any:
-    """Give batch norms statistics and weights as if trained: a fresh ResNet's residual branches end in zero."""
+    """Give batch norms statistics and weights as if trained."""
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             assert module.running_mean is not None
@@ -117,14 +118,42 @@ def test_pixels_and_normalised_frames_agree(name, encoding):
         torch.testing.assert_close(model.forward_frames(model.normalise(model.as_frames(clip))), model(clip), rtol=1e-4, atol=1e-5)
 
 
-def test_only_pan_and_tsm_see_order():
-    clip = clips(SMALL)
-    backwards = clip.flip(1)
-    for name, sees in (("tsn-r18", False), ("tsm-r18", True), ("pan-lite-r18", True)):
-        model = shaken(build_model(name, classes=5, spec=SMALL, width=0.25)).eval()
-        with torch.inference_mode():
-            difference = (model(clip) - model(backwards)).abs().max().item()
-        assert (difference > 1e-4) == sees, name
+#: Family -> what of a clip's order it claims to see: of the segments, of the frames inside each, or nothing.
+SEES = {
+    "tsn": "nothing",
+    "tsm": "segments",
+    "stm": "segments",
+    "pan-lite": "segments",
+    "pan-rgb": "segments",
+    "pan-pa": "segments",
+    "pan-full": "segments",
+    "pan-en": "segments",
+    "da-tsm": "segments",
+    "da-x3d": "segments",
+    "da-vit": "frames",  # joint attention has no position in time: blind to the order of segments
+    "disentangling": "frames",  # its segments' scores are averaged
+}
+#: Families whose width is not the ResNets'.
+WIDTHS = {"da-x3d": 1.0, "da-vit": 0.09}
+
+
+@pytest.mark.parametrize("name", [next(name for name in MODELS if name.startswith(f"{family}-")) for family in FAMILIES])
+@pytest.mark.parametrize("axis", ["segments", "frames"])
+def test_order_is_seen_from_the_first_step(name, axis):
+    """Before anything is learnt: where the order is invisible then, the first gradients know nothing of it either."""
+    family = name.rpartition("-")[0]
+    spec = ClipSpec(segments=2, frames_per_segment=3, height=40, width=40, short_side=40) if family == "disentangling" else SMALL
+    spec = replace(spec, frames_per_segment=1) if family in {"tsn", "tsm", "stm", "pan-rgb"} else spec
+    torch.manual_seed(0)
+    model = build_model(name, classes=5, spec=spec, width=WIDTHS.get(family, 0.25), dropout=0.0).train()
+    clip = clips(spec, batch=8)
+    with torch.no_grad():
+        scores, backwards = model(clip), model(clip.flip(1 if axis == "segments" else 2))
+    effect = ((scores - backwards).abs().mean() / scores.std(0).mean()).item()
+    if SEES[family] == axis:
+        assert effect > 0.1
+    elif spec.frames_per_segment == 1 or SEES[family] == "frames":
+        assert effect < 1e-3
 
 
 def test_motion_maps_are_what_the_network_sees():
