@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowless.errors import FlowlessError
 from flowless.pipeline.spec import ClipSpec
@@ -154,6 +155,54 @@ def test_order_is_seen_from_the_first_step(name, axis):
         assert effect > 0.1
     elif spec.frames_per_segment == 1 or SEES[family] == "frames":
         assert effect < 1e-3
+
+
+class OpsOf(TorchDispatchMode):
+    """Notes the type of the frames that reach the PA op, and the largest float tensor that any operator makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.frames, self.largest = [], 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.flowless.persistence.default:
+            self.frames.append(args[0].dtype)
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.is_floating_point() and out._base is None:
+            self.largest = max(self.largest, out.numel())
+        return out
+
+
+@pytest.mark.parametrize("name", [next(name for name in MODELS if name.startswith(f"{family}-")) for family in FAMILIES])
+@pytest.mark.parametrize("pa", [{}, {"pa_depth": 0}, {"pa_depth": 2}, {"pa_encoding": "e2"}])
+def test_pixels_as_bytes_give_the_numbers_of_pixels_as_floats(name, pa):
+    """Bit for bit; uint8 that wrapped around, or was normalised otherwise, would not."""
+    if pa and not name.startswith("pan-"):
+        pytest.skip("no PA in it")
+    spec = replace(SMALL, height=40, width=40, short_side=40) if name.startswith("disentangling") else SMALL
+    torch.manual_seed(0)
+    model = build_model(name, classes=5, spec=spec, width=WIDTHS.get(name.rpartition("-")[0], 0.25), **pa).eval()
+    clip = clips(spec)
+    with torch.inference_mode():
+        found = model(clip)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.compiler, "is_exporting", lambda: True)
+            wanted = model(clip)
+    assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("name", ["pan-lite-r18", "pan-full-r18"])
+def test_the_pa_op_gets_bytes(name):
+    spec = replace(SMALL, frames_per_segment=6, height=64, width=64, short_side=64)
+    model = build_model(name, classes=5, spec=spec, width=0.125).train()
+    clip = clips(spec)
+    with OpsOf() as ops:
+        model.branch_scores(clip).sum().backward()
+    assert ops.frames == [torch.uint8]
+    # No copy of the clip in floats, which would be four times its size.
+    assert ops.largest < clip.numel()
+    model.eval()
+    torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="eager")(clip), model(clip))
 
 
 def test_motion_maps_are_what_the_network_sees():
