@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flowless.machine import installed_versions, usable_cores
+from flowless.waiting import policy
 
 LIBRARIES = (
     *("numpy", "av", "pillow", "openvino", "onnxruntime-gpu", "onnx", "onnxscript", "torch", "torchvision", "timm", "lightning"),
@@ -31,7 +32,7 @@ INSTRUCTION_SETS = (
 
 
 def environment() -> dict[str, Any]:
-    """Return processor, instruction sets, cores, memory, GPU, operating system and versions of the libraries."""
+    """Return processor, instruction sets, cores, memory, GPU, operating system, how threads wait, and the libraries' versions."""
     return {
         "processor": processor(),
         "instruction_sets": instruction_sets(),
@@ -40,6 +41,7 @@ def environment() -> dict[str, Any]:
         "gpu": gpu_names(),
         "system": platform.platform(),
         "python": platform.python_version(),
+        "waiting": policy(),
         "versions": versions(),
     }
 

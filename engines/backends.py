@@ -15,6 +15,8 @@ from flowless.engines.manifest import Artefact
 from flowless.engines.memory import MEMORY, Graph, OnlineBackend, feeds_of
 from flowless.engines.openvino_core import one_at_a_time, openvino_core, openvino_reason
 from flowless.errors import FlowlessError, first_line
+from flowless.machine import usable_physical_cores
+from flowless.waiting import threads_stay_awake
 
 #: Target -> the module that runs it, and what installs it.
 LIBRARIES: dict[str, tuple[str, str]] = {
@@ -108,6 +110,8 @@ class _OpenVino:
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint or "f32"}
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads
+        if not threads_stay_awake():
+            settings["ENABLE_CPU_PINNING"] = False
         compiled = core.compile_model(model, "CPU", settings)
         self._request = compiled.create_infer_request()
         self.inputs = tuple(item.any_name for item in compiled.inputs)
@@ -123,6 +127,21 @@ class _OpenVino:
         return {name: np.concatenate(parts) for name, parts in rows.items()}
 
 
+def onnxruntime_options(threads: int | None = None) -> Any:
+    """Return the `SessionOptions` of every ONNX Runtime session here; threads None: one a core, asleep while they wait (`waiting.py`)."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong comes as an exception; the rest is noise
+    if threads_stay_awake():
+        options.intra_op_num_threads = threads or 0
+        return options
+    options.intra_op_num_threads = threads or usable_physical_cores()
+    for pool in ("intra_op", "inter_op"):
+        options.add_session_config_entry(f"session.{pool}.allow_spinning", "0")
+    return options
+
+
 class _OnnxRuntime:
     """ONNX Runtime: CUDA where there is a GPU and its provider loads, the CPU otherwise."""
 
@@ -130,10 +149,7 @@ class _OnnxRuntime:
         import onnxruntime
 
         onnxruntime.set_default_logger_severity(4)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # what goes wrong comes as an exception; the rest is noise
-        if threads:
-            options.intra_op_num_threads = threads
+        options = onnxruntime_options(threads)
         providers: list[Any] = ["CPUExecutionProvider"]
         if "CUDAExecutionProvider" in onnxruntime.get_available_providers() and cuda_driver.compute_capability():
             if hasattr(onnxruntime, "preload_dlls"):

@@ -18,6 +18,7 @@ from hypothesis import settings
 from flowless.machine import usable_cores
 from flowless.pipeline.index import DatasetIndex
 from flowless.pipeline.moving_shapes import ShapesOptions, generate
+from flowless.waiting import let_waiting_threads_sleep
 
 # In the background of a script Ctrl-C's signal is ignored, and so it would be by every process that a test interrupts.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -25,7 +26,8 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 #: Test processes side by side, at most: each takes a few GB.
 MOST_WORKERS = 4
-# Each test process has its share of the cores; libraries read this when they are first imported.
+# Each test process has its share of the cores, and leaves it to the others while it waits; libraries read this when they are loaded.
+let_waiting_threads_sleep()
 if (workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // workers)))
 

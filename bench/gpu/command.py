@@ -38,6 +38,7 @@ from flowless.bench.gpu.ledger import Settings
 from flowless.bench.gpu.shares import add_shares
 from flowless.errors import FlowlessError
 from flowless.files import write_json
+from flowless.waiting import let_waiting_threads_sleep
 
 #: Where results go that are kept with the code: only those of a GPU.
 RESULTS = Path("bench/results")
@@ -212,6 +213,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    let_waiting_threads_sleep()
     try:
         sys.exit(main())
     except FlowlessError as mistake:
