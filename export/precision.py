@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx
 
-    from flowless.export.calibration import Calibration
+    from flowless.export.quantised import Measured
 
 #: From the most exact to the fastest; the order in which `auto` tries them.
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 
 
 def with_precision(
-    proto: onnx.ModelProto, precision: str, *, clips: np.ndarray | None = None, calibration: Calibration | None = None
+    proto: onnx.ModelProto, precision: str, *, clips: np.ndarray | None = None, calibration: Measured | None = None
 ) -> onnx.ModelProto:
     """Return the graph in a precision.
 
@@ -30,7 +30,7 @@ def with_precision(
         proto: The float32 graph that `export_onnx` wrote.
         precision: One of `PRECISIONS`.
         clips: fp16 and bf16: uint8 `[K, N, m, H, W, 3]`, a clip or two that AutoCast runs to see the size of numbers.
-        calibration: int8: the videos that the scales are measured on.
+        calibration: int8: the videos, or clips, that the scales are measured on.
 
     Raises:
         FlowlessError: The precision is unknown, or lacks what it is made with.

@@ -28,16 +28,21 @@ import hashlib
 import json
 import re
 import tempfile
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import onnx
 from onnx import NodeProto, numpy_helper
 
-from flowless.export.calibration import Calibration
 from flowless.export.modelopt_quiet import modelopt_quiet
 from flowless.export.quantisers import fold_weights, keep_grid_through_shifts, spare
 from flowless.export.seams import seams_of, with_seams, without_seams
 from flowless.export.zones import backbone_nodes, kept_exact, named
+
+if TYPE_CHECKING:
+    from flowless.export.calibration import Method
 
 #: What is quantised: what multiplies, and what would otherwise stand in floating point between two that do.
 _QUANTISED = {"Conv", "MatMul", "Gemm", "Add", "MaxPool", "Concat", "Pad"}
@@ -45,7 +50,20 @@ _QUANTISED = {"Conv", "MatMul", "Gemm", "Add", "MaxPool", "Concat", "Pad"}
 _CUTS = {"Slice", "Pad", "Mul"}
 
 
-def quantised(proto: onnx.ModelProto, calibration: Calibration) -> onnx.ModelProto:
+class Measured(Protocol):
+    """What the scales of activations are measured on: a `Calibration` on videos, or clips that a caller has already."""
+
+    @property
+    def method(self) -> Method:
+        """How a scale follows from the numbers seen."""
+        ...
+
+    def stream(self, inputs: Sequence[str]) -> AbstractContextManager[Any]:
+        """Give a reader with `get_next`, `get_first` and `rewind`, as ONNX Runtime's calibrators have it."""
+        ...
+
+
+def quantised(proto: onnx.ModelProto, calibration: Measured) -> onnx.ModelProto:
     """Return the graph with its backbone in INT8 by explicit Q/DQ, everything else in float32.
 
     Args:

@@ -16,15 +16,17 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from flowless.console import progress
 from flowless.errors import FlowlessError
 from flowless.files import whole_folder, write_json
 from flowless.machine import usable_cores
-from flowless.pipeline.encode import write_video
 from flowless.pipeline.index import DatasetIndex, VideoRecord
 from flowless.pipeline.shapes_scene import CLASSES, PAIRS, TWIN, scene_frames
 
-__all__ = ["CLASSES", "PAIRS", "TWIN", "ShapesOptions", "generate"]
+__all__ = ["CLASSES", "PAIRS", "SPLITS", "TWIN", "ShapesOptions", "Split", "draw", "generate", "scenes"]
 
 Split = Literal["train", "val"]
 
@@ -116,7 +118,7 @@ def _replaceable(target: Path) -> bool:
     return target.is_dir() and ((target / MARK).is_file() or not any(target.iterdir()))
 
 
-def _scenes(split: Split, options: ShapesOptions) -> Iterator[tuple[int, tuple[str, ...]]]:
+def scenes(split: Split, options: ShapesOptions) -> Iterator[tuple[int, tuple[str, ...]]]:
     """Each scene's number and the labels it is written under: the action drawn and, with twins, its reversal."""
     videos = options.train_videos if split == "train" else options.val_videos
     for scene in range(videos // 2 if options.twins else videos):
@@ -127,6 +129,13 @@ def _scenes(split: Split, options: ShapesOptions) -> Iterator[tuple[int, tuple[s
             yield scene, ((first, second)[scene // len(PAIRS) % 2],)
 
 
+def draw(split: Split, scene: int, labels: tuple[str, ...], options: ShapesOptions) -> list[NDArray[np.uint8]]:
+    """Draw a scene once for each of its labels: uint8 `[frames, size, size, 3]`, the second backwards."""
+    seed = (options.seed, SPLITS.index(split), scene)
+    film = scene_frames(labels[0], size=options.size, frames=options.frames, shake=options.shake, seed=seed)
+    return [film, film[::-1]][: len(labels)]
+
+
 def _place(split: Split, label: str, scene: int) -> Path:
     return Path(split, label, f"{scene:05d}.mp4")
 
@@ -134,18 +143,18 @@ def _place(split: Split, label: str, scene: int) -> Path:
 def _write_scenes(folder: Path, options: ShapesOptions, workers: int) -> None:
     jobs: list[tuple[Split, list[tuple[int, tuple[str, ...]]]]] = []
     for split in SPLITS:
-        scenes = list(_scenes(split, options))
-        for at in range(0, len(scenes), _CHUNK):
-            jobs.append((split, scenes[at : at + _CHUNK]))
+        numbered = list(scenes(split, options))
+        for at in range(0, len(numbered), _CHUNK):
+            jobs.append((split, numbered[at : at + _CHUNK]))
     with progress() as bar:
         task = bar.add_task("Moving Shapes", total=options.train_videos + options.val_videos)
         if workers == 1 or len(jobs) <= 1:
-            for split, scenes in jobs:
-                bar.advance(task, _write_chunk(folder, split, scenes, options))
+            for split, chunk in jobs:
+                bar.advance(task, _write_chunk(folder, split, chunk, options))
             return
         # Spawned, not forked: the caller may hold threads (PyTorch, libav), which a forked child would lose mid-step.
         with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
-            futures = [pool.submit(_write_chunk, folder, split, scenes, options) for split, scenes in jobs]
+            futures = [pool.submit(_write_chunk, folder, split, chunk, options) for split, chunk in jobs]
             try:
                 for future in as_completed(futures):
                     bar.advance(task, future.result())
@@ -154,14 +163,13 @@ def _write_scenes(folder: Path, options: ShapesOptions, workers: int) -> None:
                 raise
 
 
-def _write_chunk(folder: Path, split: Split, scenes: list[tuple[int, tuple[str, ...]]], options: ShapesOptions) -> int:
+def _write_chunk(folder: Path, split: Split, chunk: list[tuple[int, tuple[str, ...]]], options: ShapesOptions) -> int:
     """Draw and encode some scenes; return how many videos they made."""
+    from flowless.pipeline.encode import write_video  # here: drawing needs no PyAV
+
     written = 0
-    for scene, labels in scenes:
-        seed = (options.seed, SPLITS.index(split), scene)
-        film = scene_frames(labels[0], size=options.size, frames=options.frames, shake=options.shake, seed=seed)
-        for label in labels:
-            frames = film if label == labels[0] else film[::-1]
+    for scene, labels in chunk:
+        for label, frames in zip(labels, draw(split, scene, labels, options), strict=True):
             write_video(folder / _place(split, label, scene), frames, fps=FPS, codec="libx264", options=_X264)
             written += 1
     return written
@@ -169,7 +177,7 @@ def _write_chunk(folder: Path, split: Split, scenes: list[tuple[int, tuple[str, 
 
 def _index(folder: Path, split: Split, options: ShapesOptions) -> DatasetIndex:
     """The split's index, from what is known of every video without opening it."""
-    places = [(_place(split, label, scene), label) for scene, labels in _scenes(split, options) for label in labels]
+    places = [(_place(split, label, scene), label) for scene, labels in scenes(split, options) for label in labels]
     names = sorted((place.relative_to(split).as_posix(), label) for place, label in places)
     videos = tuple(
         VideoRecord(

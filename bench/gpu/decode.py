@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowless.bench.gpu.clock import need_device
-from flowless.bench.gpu.ledger import Ledger, NotHere, Settings, told
+from flowless.bench.gpu.ledger import Ledger, NotHere, Settings
+from flowless.bench.gpu.videos import clip_loader, index_of, made_videos
 
 #: Mean difference, in grey levels, of two decoders' pictures: their conversions from YUV differ by a level or so (PyAV's rounds
 #: down), and a wrong frame or a picture turned wrongly by tens.
@@ -46,10 +47,10 @@ def decode(ledger: Ledger) -> None:
         with ledger.trial(f"{codec} indices"):
             _check_indices(ledger, codec, folder, device_id=0 if where == "gpu" else None)
     with ledger.trial("loader"):
-        _loader(ledger, _videos(ledger.settings), where)
+        _loader(ledger, made_videos(ledger.settings), where)
     if ledger.settings.videos:
         with ledger.trial("real videos"):
-            _colours(ledger, _index_of(Path(ledger.settings.videos), ledger.settings, "real"), where, name="real videos")
+            _colours(ledger, index_of(Path(ledger.settings.videos), ledger.settings, "real"), where, name="real videos")
 
 
 def numbered_frames(count: int) -> Iterator[NDArray[np.uint8]]:
@@ -125,9 +126,8 @@ def by_dali(path: Path, ordinals: NDArray[Any], *, device_id: int | None) -> NDA
     return torch.from_dlpack(graph.run([item]))[0].cpu().numpy()
 
 
-def _loader(ledger: Ledger, folder: Path, where: str) -> None:
+def _loader(ledger: Ledger, index: Any, where: str) -> None:
     """Check the loader's pictures against PyAV's on the CPU, and time all its ways over the same clips."""
-    index = _index_of(folder, ledger.settings, "made")
     _colours(ledger, index, where, name="made videos")
     copies = 2 if ledger.settings.rehearsal else 8 if ledger.settings.quick else 32
     many = replace(index, videos=tuple(replace(video, id=f"{video.id}#{copy}") for copy in range(copies) for video in index.videos))
@@ -137,7 +137,7 @@ def _loader(ledger: Ledger, folder: Path, where: str) -> None:
         if not ledger.in_time(name):
             continue
         with ledger.trial(name):
-            loader = _clip_loader(many, ledger.settings, device=device, decoder=decoder)
+            loader = clip_loader(many, ledger.settings, device=device, decoder=decoder)
             sum(len(batch.ids) for batch in loader)  # the graph is built, files are in the cache
             started = time.perf_counter()
             clips = sum(len(batch.ids) for batch in loader)
@@ -167,43 +167,6 @@ def _colours(ledger: Ledger, index: Any, where: str, *, name: str) -> None:
 def _clips(index: Any, settings: Settings, *, device: str, decoder: str) -> dict[str, NDArray[np.uint8]]:
     return {
         name: clip.cpu().numpy()
-        for batch in _clip_loader(index, settings, device=device, decoder=decoder)
+        for batch in clip_loader(index, settings, device=device, decoder=decoder)
         for name, clip in zip(batch.ids, batch.clips, strict=True)
     }
-
-
-def _clip_loader(index: Any, settings: Settings, *, device: str, decoder: str) -> Any:
-    from flowless.bench.gpu.network import spec_of
-    from flowless.pipeline.augment import LoaderOptions
-    from flowless.pipeline.loader import ClipLoader
-
-    options = LoaderOptions(device=device, decoder=decoder, max_bad_share=1.0)  # type: ignore[arg-type]
-    return ClipLoader(index, spec_of(settings), rule="centre", batch_size=8, options=options)
-
-
-def _videos(settings: Settings) -> Path:
-    """Make the videos that are timed: H.264 as a data set has it; for the CPU, whose DALI has no H.264, numbered VP9."""
-    root = settings.folder / "videos"
-    if settings.rehearsal:
-        film(root / "one", "vp9", count=40)
-        return root
-    from flowless.bench.sample_videos import sample_videos
-
-    sample_videos(root / "one", count=2 if settings.quick else 4, frames=100 if settings.quick else 250)
-    return root
-
-
-def _index_of(root: Path, settings: Settings, name: str) -> Any:
-    """Scan a folder, its sub-folders as labels; films that lie in the folder itself get one label."""
-    from flowless.errors import FlowlessError
-    from flowless.pipeline.scan import scan
-
-    try:
-        if not any(path.is_dir() for path in root.iterdir()):
-            link = settings.folder / name / "all"
-            link.parent.mkdir(exist_ok=True)
-            link.symlink_to(root.resolve(), target_is_directory=True)
-            root = link.parent
-        return scan(root, out=settings.folder / f"{name}.index.jsonl")
-    except (FlowlessError, OSError) as error:
-        raise NotHere(f"{root}: {told(error)}") from error

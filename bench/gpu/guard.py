@@ -28,20 +28,24 @@ _SOFT = 0.8
 _EMPTY: dict[str, Any] = {"facts": {}, "rows": [], "checks": [], "left_out": {}, "errors": {}}
 
 
-def run_part(name: str, function: str, *, settings: Settings, seconds: float) -> dict[str, Any]:
+def run_part(
+    name: str, function: str, *, settings: Settings, seconds: float, scratch: Path | None = None, held: Sequence[int] = ()
+) -> dict[str, Any]:
     """Run one part.
 
     Args:
-        name: Its name; files in the settings' folder are called by it.
+        name: Its name; its files in `scratch` are called by it.
         function: `module:function`, called with a `Ledger`.
         settings: What it is told.
         seconds: It is stopped after these, with all processes that it started.
+        scratch: Folder of its settings, ledger and log, of one command alone; None: the settings' folder.
+        held: Descriptors that it inherits: locks that are to last as long as it does.
 
     Returns:
         Its document: `status` (`ran`, `not here: ...` or `failed: ...`), `seconds`, `facts`, `rows`, `checks`, `left_out`, `errors`;
         and what the process `said` last, where it did not run to its end.
     """
-    folder = settings.folder
+    folder = scratch or settings.folder
     told_of, ledger, log = (folder / f"{name}{suffix}" for suffix in (".settings.json", ".json", ".log"))
     write_json(told_of, settings.to_dict())
     ledger.unlink(missing_ok=True)
@@ -49,7 +53,9 @@ def run_part(name: str, function: str, *, settings: Settings, seconds: float) ->
     started, late = time.monotonic(), False
     with log.open("wb") as stream:
         # A session of its own, so that a compiler's processes are stopped with the part.
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True)
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True, pass_fds=held
+        )
         try:
             child.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
@@ -57,12 +63,13 @@ def run_part(name: str, function: str, *, settings: Settings, seconds: float) ->
         finally:
             _stop(child)
     document = _read(ledger)
+    at = document.pop("at", None)
     if late:
-        document["status"] = f"failed: stopped after {seconds:g} s"
+        document["status"] = f"failed: stopped after {seconds:g} s" + (f", at {at}" if at else "")
     elif not document.get("status"):
-        document["status"] = f"failed: {_ending(child.returncode)}"
+        document["status"] = f"failed: {_ending(child.returncode)}" + (f", at {at}" if at else "")
     if not document["status"].startswith("ran") and (said := _last_words(log)):
-        document["said"] = said.replace(str(folder), "WORK").replace(sys.prefix, "PYTHON")
+        document["said"] = said.replace(str(folder), "WORK").replace(str(settings.folder), "WORK").replace(sys.prefix, "PYTHON")
     return {"status": document.pop("status"), "seconds": round(time.monotonic() - started, 1), **_EMPTY, **document}
 
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,9 @@ from torch import Tensor
 
 from flowless.bench.gpu.clock import device_ms, need_device
 from flowless.bench.gpu.ledger import Ledger, NotHere
+from flowless.bench.gpu.machine import tool
 from flowless.bench.gpu.persistence import ARITHMETIC, Case, cases
+from flowless.files import sha256_of, whole_file
 from flowless.train.persistence_forms import TOLERANCES, motion_shape, persistence_by_pixels
 
 #: Makes maps `out` of frames and weight, all dense, on the current stream.
@@ -36,10 +37,10 @@ def kernels(ledger: Ledger) -> None:
     if device.type != "cuda":
         raise NotHere("kernels compiled for a GPU have no rehearsal on the CPU")
     with ledger.trial("plugin's kernel"):
-        entry = _plugin_entry(ledger.settings.folder)
+        entry = plugin_entry(ledger.settings.folder)
         for arithmetic in _PLUGIN_TYPES:
             half = int(arithmetic == "float16")
-            _judge(ledger, "plugin's kernel", arithmetic, lambda eps, half=half: _plugin_launch(entry, half, eps), device)
+            _judge(ledger, "plugin's kernel", arithmetic, lambda eps, half=half: plugin_launch(entry, half, eps), device)
     major, minor = torch.cuda.get_device_capability(device)
     for arch, binary in ((_PORTABLE, "ptx"), (10 * major + minor, "cubin")):
         for arithmetic in ("float32", "float16", "uint8"):
@@ -87,24 +88,40 @@ def _error(case: Case, kind: torch.dtype, weight_kind: torch.dtype, launch: Laun
     return float(beyond.clamp(min=0) / truth.abs().max())
 
 
-def _plugin_entry(folder: Path) -> Any:
-    import flowless.export as room
-
-    nvcc = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
-    if nvcc is None:
-        raise NotHere("nvcc is neither on the path nor in /usr/local/cuda/bin")
-    source = Path(str(room.__file__)).with_name("plugin") / "pa_kernel.cu"
-    if not source.is_file():
-        raise NotHere(f"the plugin's sources are not in this installation ({source.name})")
-    library = folder / "pa_kernel.so"
-    options = ["-std=c++17", "-O3", "-arch=native", "-shared", "-Xcompiler", "-fPIC"]
-    done = subprocess.run([nvcc, *options, str(source), "-o", str(library)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"nvcc refuses the plugin's kernel: {done.stderr.strip()[:400]}")
+def plugin_entry(folder: Path) -> Any:
+    """Compile the plugin's kernel, unless `folder` holds it, and return its C entry; raise NotHere without a compiler or its sources."""
+    source = plugin_sources() / "pa_kernel.cu"
+    library = folder / f"pa_kernel-{sha256_of(source)[:16]}.so"
+    if not library.is_file():
+        with whole_file(library) as draft:
+            nvcc(["-shared", "-Xcompiler", "-fPIC", str(source), "-o", str(draft)])
     return ctypes.CDLL(str(library)).flowless_pa_launch
 
 
-def _plugin_launch(entry: Any, half: int, eps: float) -> Launch:
+def plugin_sources() -> Path:
+    """Return the folder of the plugin's sources; raise NotHere where this installation has none."""
+    import flowless.export
+
+    folder = Path(str(flowless.export.__file__)).with_name("plugin")
+    if not (folder / "pa_kernel.cu").is_file():
+        raise NotHere("the plugin's sources are not in this installation (pa_kernel.cu)")
+    return folder
+
+
+def nvcc(words: Sequence[str]) -> str:
+    """Compile for the GPU that is here and return what the compiler says; raise NotHere where there is no compiler."""
+    compiler = tool("nvcc")
+    if compiler is None:
+        raise NotHere("nvcc is neither on the path nor in /usr/local/cuda/bin")
+    done = subprocess.run([compiler, "-std=c++17", "-O3", "-arch=native", *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"nvcc refuses the plugin's kernel: {done.stderr.strip()[:400]}")
+    return done.stderr
+
+
+def plugin_launch(entry: Any, half: int, eps: float) -> Launch:
+    """Return what launches the plugin's kernel, in fp16 with `half`, in fp32 without."""
+
     def launch(frames: Tensor, weight: Tensor, out: Tensor) -> None:
         stacks, count, _, height, width = frames.shape
         pointers = [ctypes.c_void_p(item.data_ptr()) for item in (frames, weight, out)]

@@ -74,6 +74,8 @@ class Ledger:
     errors: dict[str, str] = field(default_factory=dict)
     status: str | None = None
     """How the part ended; None while it runs."""
+    at: str | None = None
+    """The piece that runs now: what a part that is stopped was at."""
 
     def fact(self, **facts: Any) -> None:
         """Write down what is true of the whole part."""
@@ -103,6 +105,8 @@ class Ledger:
             what: Its name.
             may_refuse: An exception is a library's refusal, such as of a precision, and no fault of ours.
         """
+        before, self.at = self.at, what
+        self.write()
         try:
             yield
         except Exception as error:  # the libraries raise types of their own, one of them plain RuntimeError
@@ -112,18 +116,29 @@ class Ledger:
                 self.leave_out(what, f"refused: {told(error)}")
             else:
                 self.errors[what] = told(error)
-                self.write()
+        self.at = before
+        self.write()
 
-    def in_time(self, what: str) -> bool:
-        """Whether there is time for another piece; where there is none, write that down."""
-        if time.monotonic() < self.deadline:
+    def in_time(self, what: str, *, needs: float = 0.0) -> bool:
+        """Whether there is time for another piece, which takes `needs` seconds or so; where there is none, write that down."""
+        left = self.seconds_left()
+        if left > needs:
             return True
-        self.leave_out(what, "not run: the part's time was spent")
+        reason = f"it takes about {needs:g} s, {left:.0f} were left" if needs else "the part's time was spent"
+        self.leave_out(what, f"not run: {reason}")
         return False
+
+    def seconds_left(self) -> float:
+        """Return the seconds in which something new may be begun."""
+        return max(self.deadline - time.monotonic(), 0.0)
+
+    def share(self, pieces: float) -> float:
+        """Return the seconds that one measurement may take where `pieces` are still to come: at most the settings' own."""
+        return min(self.settings.most_seconds, self.seconds_left() / max(pieces, 1))
 
     def write(self) -> None:
         """Write the file."""
-        names = ("status", "facts", "rows", "checks", "left_out", "errors")
+        names = ("status", "at", "facts", "rows", "checks", "left_out", "errors")
         write_json(self.path, plain({name: getattr(self, name) for name in names}))
 
 

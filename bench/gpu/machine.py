@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -17,6 +18,10 @@ QUERY = (
 #: Larger than what `flowless doctor` lists: what may be found on a machine that is lent.
 _LIBRARIES = ("triton", "onnxruntime", "cuda-python", "nvidia-cudnn-cu13", "nvidia-cudnn-cu12", "nvidia-dali-cuda130", "tensorrt-cu13")
 
+#: What the driver and TensorRT bring, and the programs of the CUDA toolkit: whether the other parts can run.
+_SHARED = ("libcuda.so.1", "libnvcuvid.so.1", "libnvidia-encode.so.1", "libnvinfer.so.10")
+_TOOLS = ("nvcc", "compute-sanitizer", "ncu")
+
 
 def machine(ledger: Ledger) -> None:
     """Write down processor, GPU, driver, CUDA, clocks and versions; without a GPU, why there is none."""
@@ -26,6 +31,7 @@ def machine(ledger: Ledger) -> None:
     found = environment()
     found["versions"] |= installed_versions(_LIBRARIES)
     ledger.fact(environment=found, nvidia_smi=nvidia_smi())
+    ledger.fact(loads={name: loads(name) for name in _SHARED}, tools={name: tool(name) is not None for name in _TOOLS})
     try:
         gpu = gpu_facts()
     except (NotHere, ModuleNotFoundError) as error:
@@ -33,6 +39,20 @@ def machine(ledger: Ledger) -> None:
         ledger.fact(gpu=None, no_gpu=reason)
         return
     ledger.fact(gpu=gpu)
+
+
+def loads(library: str) -> bool | str:
+    """Return whether a shared library loads, or what the loader says."""
+    try:
+        ctypes.CDLL(library)
+    except OSError as error:
+        return str(error)[:160]
+    return True
+
+
+def tool(name: str) -> str | None:
+    """Return where a program of the CUDA toolkit lies: on the path, or where the toolkit is installed."""
+    return shutil.which(name) or shutil.which(f"/usr/local/cuda/bin/{name}")
 
 
 def gpu_facts() -> dict[str, Any]:
@@ -85,6 +105,8 @@ def peak(ledger: Ledger) -> None:
 
     settings = ledger.settings
     device = need_device(settings)
+    if device.type == "cuda":
+        ledger.fact(card=torch.cuda.get_device_name(device))
     sides = (64,) if settings.rehearsal else (8192,) if settings.quick else (4096, 8192, 16384)
     torch.manual_seed(0)
     for arithmetic in ("bf16", "fp16", "int8", "tf32", "fp32"):

@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,12 @@ from flowless.bench.gpu import command as gpu
 from flowless.bench.gpu.guard import failures, run_part
 from flowless.bench.gpu.ledger import Ledger, NotHere, Settings, plain
 from flowless.bench.gpu.machine import gpu_facts, tera_per_second
+from flowless.bench.gpu.parts import PARTS, chosen_parts
 from flowless.bench.gpu.shares import add_shares
+from flowless.bench.gpu.work import Work
 from flowless.errors import FlowlessError
 
-PARTS = """
+SMALL_PARTS = """
 import ctypes
 import os
 import subprocess
@@ -55,6 +58,12 @@ def lacks(ledger):
 def lacks_more(ledger):
     raise NotHere("no such card")
 
+def slow_piece(ledger):
+    with ledger.trial("the first"):
+        ledger.row(first=1)
+    with ledger.trial("the second"):
+        time.sleep(600)
+
 def trials(ledger):
     with ledger.trial("broken"):
         raise RuntimeError("wrong\\nin two lines")
@@ -66,6 +75,7 @@ def trials(ledger):
         raise TypeError("a mistake in the suite is no refusal")
     ledger.check("far", passed=False, error=2.0)
     ledger.check("unjudged", passed=None)
+    ledger.in_time("long", needs=100)
     while ledger.in_time("late"):
         time.sleep(0.05)
 """
@@ -73,7 +83,7 @@ def trials(ledger):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    (tmp_path / "small_parts.py").write_text(PARTS)
+    (tmp_path / "small_parts.py").write_text(SMALL_PARTS)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     work = tmp_path / "work"
     work.mkdir()
@@ -116,6 +126,13 @@ def test_a_part_that_hangs_is_stopped_with_all_that_it_started(run):
     assert not alive(part["facts"]["child"])
 
 
+def test_a_part_that_is_stopped_says_where(run):
+    part = run("slow_piece", seconds=4.0)
+    assert part["status"] == "failed: stopped after 4 s, at the second"
+    assert "at" not in part
+    assert part["rows"] == [{"first": 1}]
+
+
 def alive(process: int) -> bool:
     """Whether a process still runs; one that has ended and that nobody has asked about yet does not."""
     try:
@@ -143,6 +160,7 @@ def test_pieces_of_a_part_fail_for_themselves(run):
         "absent": "not here: a_library_that_nobody_has is not installed",
         "int8": "refused: RuntimeError: no such convolution",
         "late": "not run: the part's time was spent",
+        "long": "not run: it takes about 100 s, 4 were left",
     }
     assert [line.split(": ")[1] for line in failures("trials", part)] == ["broken", "ours", "far"]
 
@@ -168,6 +186,26 @@ def test_rates_and_shares():
     assert "share_of_peak" not in full
     assert nothing == {}
     assert parts["decode"]["rows"] == [{"loader": "gpu", "clips_per_s": 900.0}]
+
+
+def test_a_row_is_counted_by_its_own_network():
+    """Rows of other networks were once given PAN-Lite's arithmetic; twice, since shares are added after every part."""
+    own = {"precision": "bf16", "clips_per_s": 1000.0, "macs_per_clip": 10e9}
+    measured = {"precision": "bf16", "clips_per_s": 1000.0, "tflop_per_s": 12.5}
+    parts = {
+        "peak": {"rows": [{"arithmetic": "bf16", "tflop_per_s": 400.0}], "facts": {}},
+        "network": {"rows": [], "facts": {"macs_per_clip": 35.2e9}},
+        "models": {"rows": [own, measured], "facts": {}},
+    }
+    add_shares(parts)
+    add_shares(parts)
+    assert (own["tflop_per_s"], own["share_of_peak"]) == (20.0, 0.05)
+    assert (measured["tflop_per_s"], measured["share_of_peak"]) == (12.5, 0.0312)
+    del parts["network"]
+    other = {"precision": "bf16", "clips_per_s": 1000.0, "macs_per_clip": 10e9}
+    parts["models"]["rows"] = [other]
+    add_shares(parts)
+    assert other["tflop_per_s"] == 20.0
 
 
 @pytest.mark.parametrize(
@@ -202,18 +240,30 @@ def test_only_a_gpu_writes_into_the_results(tmp_path, monkeypatch):
 
 
 def test_parts_bring_what_they_use():
-    assert gpu.chosen_parts(None) == list(gpu.PARTS)
-    assert gpu.chosen_parts("onnxruntime, peak") == ["machine", "peak", "network", "graphs", "onnxruntime"]
-    for words in ("peak,speed", ","):
+    assert list(chosen_parts(None)) == list(PARTS)
+    assert list(chosen_parts("onnxruntime, peak")) == ["machine", "network", "graphs", "onnxruntime", "peak"]
+    assert list(chosen_parts("peak,machine,graphs")) == ["machine", "peak", "network", "graphs"]
+    for words in ("peak,speed", ",", "speed=3"):
         with pytest.raises(FlowlessError, match="is no part; there are machine, peak"):
-            gpu.chosen_parts(words)
+            chosen_parts(words)
+
+
+def test_parts_have_limits_of_their_own():
+    found = chosen_parts("onnxruntime, peak=40, graphs=7.5")
+    assert found["peak"] == 40.0
+    assert found["graphs"] == 7.5
+    assert found["network"] == PARTS["network"].seconds
+    assert chosen_parts("network", quick=True)["network"] == PARTS["network"].quick_seconds
+    for limit in ("0", "-3", "soon", "nan", "inf"):
+        with pytest.raises(FlowlessError, match="must be a number of seconds above 0, such as peak=60"):
+            chosen_parts(f"peak={limit}")
 
 
 def test_every_part_is_a_function():
     """The names are text, so nothing else finds out before a GPU is there."""
     import importlib
 
-    for part in gpu.PARTS.values():
+    for part in PARTS.values():
         module, _, function = part.function.partition(":")
         assert callable(getattr(importlib.import_module(f"flowless.bench.gpu.{module}"), function))
         assert part.quick_seconds <= part.seconds
@@ -232,22 +282,136 @@ def test_without_a_gpu_every_part_says_so(tmp_path, monkeypatch, capsys):
     assert document["gpu"] is None
     assert document["failed"] == []
     assert document["environment"]["versions"]["torch"]
-    assert list(document["parts"]) == list(gpu.PARTS)
+    assert list(document["parts"]) == list(PARTS)
     for name, part in document["parts"].items():
         assert part["status"] == "ran" if name == "machine" else part["status"].startswith("not here: no CUDA GPU"), name
-    assert "no GPU: 1 parts ran, 13 not here" in capsys.readouterr().err
+    assert f"no GPU: 1 parts ran, {len(PARTS) - 1} not here, 0 not run" in capsys.readouterr().err
 
 
-def test_a_check_that_fails_is_exit_code_3(tmp_path, monkeypatch, capsys):
-    def other(name, function, *, settings, seconds):
-        wrong = [{"check": "maps", "passed": False}] if name == "peak" else []
-        return {**gpu.not_here("x"), "status": "ran", "facts": {"gpu": {"name": "NVIDIA L4"}}, "checks": wrong}
+@pytest.fixture
+def said(monkeypatch):
+    """Parts that take no time: what each was given, and what it answers."""
+    given: dict[str, float] = {}
+    answers: dict[str, dict] = {"machine": {"facts": {"gpu": {"name": "NVIDIA L4"}}}}
+
+    def other(name, function, *, settings, seconds, scratch, held=()):
+        given[name] = seconds
+        return {**gpu.unrun("ran"), **answers.get(name, {})}
 
     monkeypatch.setattr(gpu, "run_part", other)
+    return given, answers
+
+
+def test_a_check_that_fails_is_exit_code_3(tmp_path, said, capsys):
+    said[1]["peak"] = {"checks": [{"check": "maps", "passed": False}]}
     assert gpu.main(["--parts", "peak", "--out", str(tmp_path)]) == 3
     assert "FAILED peak: maps: not passed" in capsys.readouterr().err
     assert json.loads((tmp_path / "gpu-l4-parts.json").read_text())["failed"] == ["peak: maps: not passed"]
     assert gpu.main(["--parts", "machine", "--out", str(tmp_path)]) == 0
+
+
+def test_a_deadline_cuts_limits_and_leaves_out(tmp_path, said, monkeypatch):
+    given, answers = said
+    out = tmp_path / "out.json"
+    now = time.monotonic()
+    answers["peak"] = {"status": "failed: stopped after 63 s, at bf16"}
+    monkeypatch.setattr(gpu.time, "monotonic", lambda: now + 30.0 * len(given))  # each part takes half a minute
+    words = ["--parts", "peak=70,persistence=10,shapes=10,models", "--out", str(out)]
+    assert gpu.main([*words, "--until", "93"]) == 0
+    assert given == {"machine": 60.0, "peak": 63.0, "persistence": 10.0}
+    parts = json.loads(out.read_text())["parts"]
+    assert parts["peak"]["status"] == "not run to its end: stopped after 63 s, at bf16"
+    assert [parts[name]["status"] for name in ("shapes", "models")] == ["not run: no time left"] * 2
+    # With all of its own time it is a fault of the part.
+    assert gpu.main(words) == 3
+    assert given["peak"] == 70.0
+
+
+def test_a_deadline_that_is_none(capsys):
+    for text in ("0", "-1", "soon"):
+        with pytest.raises(SystemExit) as ended:
+            gpu.main(["--until", text])
+        assert ended.value.code == 2
+    assert "--until" in capsys.readouterr().err
+
+
+@pytest.fixture
+def work(tmp_path):
+    return Work(Settings(device="cpu", work=str(tmp_path)))
+
+
+def test_a_work_folder_keeps_what_is_made(tmp_path, monkeypatch, capsys):
+    """Through the real part: made once, and again with another setting or another version of the code."""
+    out, words = tmp_path / "out.json", ["--device", "cpu", "--parts", "videos", "--work", str(tmp_path / "work")]
+
+    def kept(*more: str) -> bool:
+        assert gpu.main([*words, *more, "--out", str(out)]) == 0
+        part = json.loads(out.read_text())["parts"]["videos"]
+        assert part["status"] == "ran"
+        assert part["rows"][0]["videos"] == 1
+        return part.get("kept", False)
+
+    assert not kept()
+    assert kept()
+    assert not kept("--quick")
+    assert not kept()  # the videos are those of --quick now
+    monkeypatch.setattr("flowless.bench.gpu.work.code_hash", lambda: "another")
+    assert not kept()
+    assert kept()
+    assert "videos: ran (" in capsys.readouterr().err
+
+
+def test_what_is_not_whole_is_not_kept(work):
+    whole = {**gpu.unrun("ran"), "left_out": {"bf16": "not here: modelopt is not installed"}}
+    for part in (
+        {**whole, "status": "failed: stopped after 3 s"},
+        {**whole, "errors": {"int8": "RuntimeError: no"}},
+        {**whole, "left_out": {"int8": "not run: the part's time was spent"}},
+    ):
+        work.keep("graphs", part)
+        assert work.kept("graphs") is None
+    work.keep("graphs", whole)
+    assert work.kept("graphs") == whole
+    assert Work(Settings(device="cuda", work=work.settings.work)).kept("graphs") is None
+    (work.settings.folder / "graphs.made.json").write_text("{")
+    assert work.kept("graphs") is None
+
+
+def test_a_part_is_made_by_one_command_at_a_time(work):
+    """The process that makes it holds the lock too: it may outlive its command."""
+    with work.turn("network", seconds=1) as lock:
+        assert lock is not None
+        with work.turn("network", seconds=0.3) as second:
+            assert second is None
+        with work.turn("graphs", seconds=0.3) as other:
+            assert other is not None
+        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock,))
+    with work.turn("network", seconds=0.3) as second:
+        assert second is None
+    child.communicate(b"\n")
+    with work.turn("network", seconds=10) as second:
+        assert second is not None
+
+
+def test_a_command_waits_for_what_another_makes(work, said, tmp_path):
+    given, _ = said
+    made = {**gpu.unrun("ran"), "facts": {"macs_per_clip": 1}}
+    with ThreadPoolExecutor(1) as pool:
+        with work.turn("network", seconds=1):
+            asked = [*("--device", "cpu", "--work", work.settings.work), *("--parts", "network=20", "--out", str(tmp_path / "out.json"))]
+            done = pool.submit(gpu.main, asked)
+            time.sleep(1)
+            assert not done.done()
+            work.keep("network", made)
+        assert done.result(timeout=20) == 0
+    part = json.loads((tmp_path / "out.json").read_text())["parts"]["network"]
+    assert part["kept"]
+    assert part["waited_seconds"] > 0.5
+    assert set(given) == {"machine"}
+    with work.turn("graphs", seconds=1):
+        gpu.main([*asked[:-3], "graphs=1", *asked[-2:]])
+    part = json.loads((tmp_path / "out.json").read_text())["parts"]["graphs"]
+    assert part["status"].startswith("not run: another command was making it for 1")
 
 
 def test_nothing_heavy_is_imported_before_a_part_needs_it():
