@@ -22,7 +22,7 @@ from collections.abc import MutableMapping
 
 POLICY = "OMP_WAIT_POLICY"
 #: Where the user has set one of these, how OpenMP's threads wait is decided already (the last is of Intel's and LLVM's libraries).
-_DECIDED_BY = (POLICY, "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+DECIDED_BY = (POLICY, "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
 def let_waiting_threads_sleep(environment: MutableMapping[str, str] = os.environ) -> None:
@@ -30,7 +30,7 @@ def let_waiting_threads_sleep(environment: MutableMapping[str, str] = os.environ
 
     What the user has set stays. For commands and tests alone: a library leaves the environment of its host as it is.
     """
-    if not any(environment.get(name) for name in _DECIDED_BY):
+    if not any(environment.get(name) for name in DECIDED_BY):
         environment[POLICY] = "PASSIVE"
 
 
@@ -41,4 +41,10 @@ def threads_stay_awake() -> bool:
 
 def policy() -> dict[str, str]:
     """Return the variables that decide how OpenMP's threads wait in this process, as far as they are set."""
-    return {name: os.environ[name] for name in _DECIDED_BY if os.environ.get(name)}
+    return {name: os.environ[name] for name in DECIDED_BY if os.environ.get(name)}
+
+
+def described() -> str:
+    """Say in a line how threads wait here, for people."""
+    own = ", ".join(f"{name}={value}" for name, value in policy().items())
+    return f"{own or 'as the libraries have it'}; engines: {'as the libraries have it' if threads_stay_awake() else 'asleep, not pinned'}"

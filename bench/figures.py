@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flowless.bench.motion_claims import quickest
+from flowless.bench.neighbours import readme_lines as neighbours_lines
 from flowless.bench.systems_page import readme_lines
 from flowless.errors import FlowlessError
 from flowless.files import whole_file
@@ -32,6 +33,7 @@ def render(results: Path) -> str:
             *_sentences(throughput, peers, reversal),
             *_precisions(throughput, minutes),
             "",
+            *_neighbours(results / "neighbours.json"),
             *_systems(results / "systems.json"),
             *_motion(results),
             *_gpus(results),
@@ -92,6 +94,11 @@ def _precisions(throughput: dict[str, Any], minutes: float | None) -> list[str]:
     if minutes is not None:
         lines.append(f"- From the checkpoint to a verified INT8 bundle, cold: {minutes:.1f} minutes.")
     return lines
+
+
+def _neighbours(path: Path) -> list[str]:
+    """What work loses beside other programs, where that was measured."""
+    return [*neighbours_lines(json.loads(path.read_text(encoding="utf-8"))), ""] if path.is_file() else []
 
 
 def _systems(path: Path) -> list[str]:
