@@ -7,7 +7,7 @@ import platform
 from dataclasses import dataclass
 from typing import Any
 
-from flowless.engines import cuda_driver
+from flowless import cuda_driver
 from flowless.engines.manifest import Artefact
 
 #: The oldest GPUs that run what was built for no GPU in particular: Ampere.

@@ -15,7 +15,7 @@ QUERY = (
     *("temperature.gpu", "power.draw"),
 )
 #: Larger than what `flowless doctor` lists: what may be found on a machine that is lent.
-_LIBRARIES = ("triton", "onnxruntime", "cuda-python", "nvidia-cudnn-cu13", "nvidia-cudnn-cu12", "nvidia-dali-cuda130", "tensorrt-cu13")
+_LIBRARIES = ("triton", "onnxruntime", "cuda-python", "nvidia-cudnn-cu13", "nvidia-cudnn-cu12", "nvidia-dali-cuda120", "tensorrt-cu13")
 
 
 def machine(ledger: Ledger) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from flowless.engines import backends, built_for, cuda_driver, tensorrt_backend
+from flowless import cuda_driver
+from flowless.engines import backends, built_for, tensorrt_backend
 from flowless.engines.built_for import Here, mismatch
 from flowless.engines.manifest import Artefact, read_manifest
 from flowless.engines.openvino_core import openvino_reason

@@ -188,6 +188,7 @@ def test_views_are_averaged(sampling, crop, views, built, videos):
 
     class Counting:
         device = "CPU"
+        fallback = None
 
         def __call__(self, clip):
             seen.append(len(clip))
@@ -225,6 +226,7 @@ def test_decoding_goes_on_while_the_engine_runs(engine, videos):
 
     class Waiting:
         device = "CPU"
+        fallback = None
 
         def __call__(self, clip):
             if not held:
