@@ -54,13 +54,11 @@ def why_not(target: str, artefact: Artefact | None = None) -> str | None:
     capability = cuda_driver.compute_capability()
     if capability is None:
         return "there is no NVIDIA GPU here"
-    if artefact is None:
-        return None
     try:
         here = built_for.what_is_here(module, capability)
     except (ImportError, OSError) as error:  # installed, and its libraries are not
         return f"{module} cannot be imported ({first_line(error)})"
-    return built_for.mismatch(artefact, here)
+    return built_for.unknown_gpu(here) if artefact is None else built_for.mismatch(artefact, here)
 
 
 def open_backend(artefact: Artefact, path: Path, *, classes: int, threads: int | None = None, hint: str | None = None) -> Backend:
