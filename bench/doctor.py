@@ -11,8 +11,9 @@ from typing import Any, Literal
 from rich.markup import escape
 from rich.table import Table
 
-from flowless import waiting
+from flowless import cuda_driver, waiting
 from flowless.bench.environment import environment, gpu_names
+from flowless.errors import FlowlessError, first_line
 
 Area = Literal["decode", "train", "build", "run", "measure"]
 
@@ -27,6 +28,8 @@ CODECS = {
     "MJPEG": ("mjpeg",),
 }
 _NEEDS_GPU = "an NVIDIA GPU with its driver"
+#: Its own extras bring CUDA's and cuDNN's libraries, of the version that it was built for.
+_ORT_CUDA = "pip install 'onnxruntime-gpu[cuda,cudnn]', and a driver for its CUDA"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,13 +155,17 @@ def _building() -> Iterator[Finding]:
 
 
 def _running() -> Iterator[Finding]:
+    from flowless.engines.backends import why_not
+
+    has_gpu = cuda_driver.compute_capability() is not None
     yield _attempt("run", "openvino", _openvino_devices, remedy="pip install openvino")
-    yield _attempt("run", "onnxruntime", _onnxruntime_providers, remedy="pip install 'flowless[onnxruntime]'")
+    yield _attempt("run", "onnxruntime", _onnxruntime, remedy="pip install 'flowless[onnxruntime]'")
+    yield _attempt("run", "onnxruntime on CUDA", _onnxruntime_on_cuda, remedy=_ORT_CUDA if has_gpu else _NEEDS_GPU)
     for module, what, extra in (("tensorrt_rtx", "tensorrt-rtx", "rtx"), ("tensorrt", "tensorrt", "tensorrt")):
         if not _installed(module):
             yield Finding(area="run", what=what, ok=False, detail="not installed", remedy=f"pip install 'flowless[{extra}]'")
-        elif not gpu_names():
-            yield Finding(area="run", what=what, ok=False, detail="installed, but no GPU here", remedy=_NEEDS_GPU)
+        elif reason := why_not(what):
+            yield Finding(area="run", what=what, ok=False, detail=reason, remedy="another target" if has_gpu else _NEEDS_GPU)
         else:
             yield Finding(area="run", what=what, ok=True, detail=", ".join(gpu_names()))
 
@@ -183,11 +190,16 @@ def _openvino_devices() -> str:
     return "; ".join(described)
 
 
-def _onnxruntime_providers() -> str:
-    import onnxruntime
+def _onnxruntime() -> str:
+    return f"version {importlib.import_module('onnxruntime').__version__}, on the CPU"
 
-    providers = ["CPUExecutionProvider"] + (["CUDAExecutionProvider"] if gpu_names() else [])
-    return ", ".join(name for name in providers if name in onnxruntime.get_available_providers())
+
+def _onnxruntime_on_cuda() -> str:
+    from flowless.engines.onnxruntime_cuda import why_not_cuda
+
+    if reason := why_not_cuda():
+        raise FlowlessError(reason)
+    return f"CUDA {importlib.import_module('onnxruntime').cuda_version}"
 
 
 def _attempt(area: Area, what: str, try_it: Callable[[], str], *, remedy: str) -> Finding:
@@ -197,8 +209,8 @@ def _attempt(area: Area, what: str, try_it: Callable[[], str], *, remedy: str) -
     except ModuleNotFoundError:
         return Finding(area=area, what=what, ok=False, detail="not installed", remedy=remedy)
     except Exception as error:  # a library that is there but broken must not end the examination
-        reason = (str(error).splitlines() or [""])[0]
-        return Finding(area=area, what=what, ok=False, detail=f"{type(error).__name__}: {reason}", remedy=remedy)
+        kind = "" if isinstance(error, FlowlessError) else f"{type(error).__name__}: "
+        return Finding(area=area, what=what, ok=False, detail=kind + first_line(error), remedy=remedy)
 
 
 def _installed(module: str) -> bool:

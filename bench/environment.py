@@ -12,7 +12,7 @@ from flowless.waiting import policy
 
 LIBRARIES = (
     *("numpy", "av", "pillow", "openvino", "onnxruntime-gpu", "onnx", "onnxscript", "torch", "torchvision", "timm", "lightning"),
-    *("nvidia-modelopt", "polygraphy", "nvidia-dali-cuda120", "tensorrt-rtx", "tensorrt"),
+    *("nvidia-modelopt", "polygraphy", "nvidia-dali-cuda130", "tensorrt-rtx", "tensorrt"),
     *("opencv-contrib-python-headless", "flowless"),
 )
 #: The instruction sets that decide how fast a network runs on a CPU.

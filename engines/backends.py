@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from flowless.engines import built_for, cuda_driver
+from flowless import cuda_driver
+from flowless.engines import built_for
 from flowless.engines.manifest import Artefact
 from flowless.engines.memory import MEMORY, Graph, OnlineBackend, feeds_of
 from flowless.engines.openvino_core import one_at_a_time, openvino_core, openvino_reason
@@ -35,6 +36,11 @@ class Backend(Protocol):
     device: str
     """Where it runs, for people."""
 
+    @property
+    def fallback(self) -> str | None:
+        """Why it is not on the GPU that is here; None where it is, and where there is none or the library has no use for it."""
+        ...
+
     def __call__(self, clip: np.ndarray) -> np.ndarray:
         """Return float32 scores `[B, classes]` of uint8 clips `[B, N, m, H, W, 3]`, C-contiguous."""
         ...
@@ -50,13 +56,11 @@ def why_not(target: str, artefact: Artefact | None = None) -> str | None:
     capability = cuda_driver.compute_capability()
     if capability is None:
         return "there is no NVIDIA GPU here"
-    if artefact is None:
-        return None
     try:
         here = built_for.what_is_here(module, capability)
     except (ImportError, OSError) as error:  # installed, and its libraries are not
         return f"{module} cannot be imported ({first_line(error)})"
-    return built_for.mismatch(artefact, here)
+    return built_for.unknown_gpu(here) if artefact is None else built_for.mismatch(artefact, here)
 
 
 def open_backend(artefact: Artefact, path: Path, *, classes: int, threads: int | None = None, hint: str | None = None) -> Backend:
@@ -93,7 +97,7 @@ class _ClipBackend:
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
-        self.device = graph.device
+        self.device, self.fallback = graph.device, graph.fallback
 
     def __call__(self, clip: np.ndarray) -> np.ndarray:
         (scores,) = self._graph.run(feeds_of(clip, self._graph.inputs)).values()
@@ -102,6 +106,8 @@ class _ClipBackend:
 
 class _OpenVino:
     """OpenVINO on the CPU, compiled for batch 1: per clip that is faster than a larger batch on every CPU measured."""
+
+    fallback = None
 
     def __init__(self, path: Path, *, threads: int | None, hint: str | None) -> None:
         core = openvino_core()
@@ -143,24 +149,17 @@ def onnxruntime_options(threads: int | None = None) -> Any:
 
 
 class _OnnxRuntime:
-    """ONNX Runtime: CUDA where there is a GPU and its provider loads, the CPU otherwise."""
+    """ONNX Runtime: CUDA where there is a GPU and its provider starts, the CPU otherwise."""
 
     def __init__(self, path: Path, *, threads: int | None, hint: str | None) -> None:
-        import onnxruntime
+        from flowless.engines.onnxruntime_cuda import open_session
 
-        onnxruntime.set_default_logger_severity(4)
-        options = onnxruntime_options(threads)
-        providers: list[Any] = ["CPUExecutionProvider"]
-        if "CUDAExecutionProvider" in onnxruntime.get_available_providers() and cuda_driver.compute_capability():
-            if hasattr(onnxruntime, "preload_dlls"):
-                onnxruntime.preload_dlls()  # CUDA's and cuDNN's libraries as pip installs them
-            # Its default is TF32, 10 bits of mantissa: fp32 means float32.
-            providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": "0"}))
-        session = onnxruntime.InferenceSession(path, options, providers=providers)
+        session, reason = open_session(path, onnxruntime_options(threads))
         self._session = session
         self.inputs = tuple(item.name for item in session.get_inputs())
         self._outputs = [item.name for item in session.get_outputs()]
-        self.device = "GPU" if "CUDAExecutionProvider" in session.get_providers() else "CPU"
+        self.device = "GPU" if reason is None else "CPU"
+        self.fallback = reason if cuda_driver.compute_capability() else None
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         answers = self._session.run(self._outputs, dict(feeds))

@@ -56,6 +56,8 @@ def load(
     computed = HINTS[hint] if hint and artefact.precision == "fp32" else artefact.precision
     if hint:
         why += f", computing in {computed} by its hint"
+    if backend.fallback:
+        why += f"; on the {backend.device}, because {backend.fallback}"
     return Engine(backend, manifest=manifest, target=artefact.target, precision=computed, why=why)
 
 

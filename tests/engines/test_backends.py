@@ -10,14 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from flowless.engines import backends, built_for, cuda_driver, tensorrt_backend
+from flowless import cuda_driver
+from flowless.engines import backends, built_for, tensorrt_backend
 from flowless.engines.built_for import Here, mismatch
 from flowless.engines.manifest import Artefact, read_manifest
 from flowless.engines.openvino_core import openvino_reason
 from flowless.errors import FlowlessError
 
 A10 = Here(version="10.13.3.9", capability=86, gpu="NVIDIA A10", platform="linux-x86_64")
-RTX_4090 = Here(version="1.7.1.116", capability=89, gpu="NVIDIA GeForce RTX 4090", platform="linux-x86_64")
+#: What TensorRT-RTX 1.7.1 names; `test_the_library_names_the_gpus_that_it_runs_on` reads it off the library.
+RTX_KNOWS = (75, 80, 86, 89, 120, 121)
+RTX_4090 = Here(version="1.7.1.116", capability=89, gpu="NVIDIA GeForce RTX 4090", platform="linux-x86_64", known=RTX_KNOWS)
 ON_A10 = {"platform": "linux-x86_64", "gpu": "NVIDIA A10", "gpu_compute_capability": 86, "compute_capabilities": [], "portable": False}
 PORTABLE = {**ON_A10, "portable": True}
 ANY_RTX = {"platform": "linux-x86_64", "compute_capabilities": [], "portable": False}
@@ -49,6 +52,9 @@ def engine(target: str, version: str | None, options: dict) -> Artefact:
         # TensorRT-RTX: every GPU since Ampere, or those named; Linux and Windows alike
         (engine("tensorrt-rtx", "1.7.1.116", ANY_RTX), RTX_4090),
         (engine("tensorrt-rtx", "1.7.1.116", ANY_RTX), dataclasses.replace(RTX_4090, capability=80)),
+        (engine("tensorrt-rtx", "1.7.1.116", ANY_RTX), dataclasses.replace(RTX_4090, capability=120)),
+        (engine("tensorrt-rtx", "1.7.1.116", ANY_RTX), dataclasses.replace(RTX_4090, capability=121)),
+        (engine("tensorrt-rtx", "1.7.1.116", {**ANY_RTX, "compute_capabilities": [75]}), dataclasses.replace(RTX_4090, capability=75)),
         (engine("tensorrt-rtx", "1.7.1.116", ANY_RTX), dataclasses.replace(RTX_4090, platform="windows-amd64")),
         (engine("tensorrt-rtx", "1.7.1.116", {**ANY_RTX, "compute_capabilities": [86, 89]}), RTX_4090),
     ],
@@ -116,6 +122,40 @@ def test_engines_that_do_not_fit(artefact, here, says):
     assert "\n" not in line
     for words in [*says, f"; build it again with: flowless build BUNDLE --target {artefact.target} --precision fp16 --force"]:
         assert words in line
+
+
+@pytest.mark.parametrize("named", [[], [86, 89]])
+@pytest.mark.parametrize(
+    ("capability", "gpu"),
+    [
+        (87, "Orin"),
+        (90, "NVIDIA H100 80GB HBM3"),
+        (100, "NVIDIA B200"),
+        (103, "NVIDIA B300"),
+        (110, "NVIDIA Thor"),
+        (70, "Tesla V100"),
+    ],
+)
+def test_gpus_that_tensorrt_rtx_does_not_name(capability, gpu, named):
+    """It says so itself, and no engine of it can be built for them; a portable one of TensorRT runs on all since Ampere."""
+    here = dataclasses.replace(RTX_4090, capability=capability, gpu=gpu)
+    line = mismatch(engine("tensorrt-rtx", "1.7.1.116", {**ANY_RTX, "compute_capabilities": named}), here)
+    assert line == (
+        "tensorrt_rtx 1.7.1.116 runs on compute capability 7.5, 8.0, 8.6, 8.9, 12.0, 12.1 alone, and "
+        f"{gpu} has compute capability {capability // 10}.{capability % 10}; build another target"
+    )
+    portable = engine("tensorrt", "10.13.3.9", PORTABLE)
+    runs = mismatch(portable, dataclasses.replace(A10, capability=capability, gpu=gpu)) is None
+    assert runs == (capability >= 80)
+
+
+def test_the_library_names_the_gpus_that_it_runs_on(monkeypatch):
+    trt = pytest.importorskip("tensorrt_rtx")
+    assert built_for.known_capabilities(trt) == RTX_KNOWS
+    monkeypatch.setattr(cuda_driver, "compute_capability", lambda: (9, 0))
+    assert "8.9, 12.0, 12.1 alone, and the GPU here has compute capability 9.0" in (backends.why_not("tensorrt-rtx") or "")
+    monkeypatch.setattr(cuda_driver, "compute_capability", lambda: (12, 0))
+    assert backends.why_not("tensorrt-rtx") is None
 
 
 def test_why_not_knows_what_is_here(built, monkeypatch):

@@ -62,7 +62,7 @@ def test_without_openvino_the_next_is_taken(built, monkeypatch):
 
 
 def test_a_gpu_that_the_engine_was_not_built_for(built, monkeypatch):
-    monkeypatch.setattr(backends.cuda_driver, "compute_capability", lambda: (9, 0))
+    monkeypatch.setattr(backends.cuda_driver, "compute_capability", lambda: (12, 0))
     manifest = read_manifest(built)
     artefact = manifest.artefact("tensorrt-rtx", "fp32")
     assert artefact is not None
@@ -70,7 +70,17 @@ def test_a_gpu_that_the_engine_was_not_built_for(built, monkeypatch):
     chosen = replace(artefact, options={"compute_capabilities": [86, 89]})
     told = backends.why_not("tensorrt-rtx", chosen)
     assert told is not None
-    assert told.startswith("it was built for compute capability 86, 89 and the GPU here has 90; build it again with: flowless build")
+    assert told.startswith("it was built for compute capability 86, 89 and the GPU here has 120; build it again with: flowless build")
+
+
+def test_on_a_gpu_that_tensorrt_rtx_does_not_know_the_next_engine_is_taken(built, monkeypatch):
+    """An H100: TensorRT-RTX comes first in the order, and would refuse the engine only when it is opened."""
+    pytest.importorskip("tensorrt_rtx")
+    monkeypatch.setattr(backends.cuda_driver, "compute_capability", lambda: (9, 0))
+    engine = flowless.load(built)
+    assert (engine.target, engine.device) == ("openvino", "CPU")
+    assert "not tensorrt-rtx: tensorrt_rtx" in engine.why
+    assert "has compute capability 9.0; build another target" in engine.why
 
 
 @pytest.mark.parametrize(
@@ -188,6 +198,7 @@ def test_views_are_averaged(sampling, crop, views, built, videos):
 
     class Counting:
         device = "CPU"
+        fallback = None
 
         def __call__(self, clip):
             seen.append(len(clip))
@@ -225,6 +236,7 @@ def test_decoding_goes_on_while_the_engine_runs(engine, videos):
 
     class Waiting:
         device = "CPU"
+        fallback = None
 
         def __call__(self, clip):
             if not held:
