@@ -38,7 +38,8 @@ def computes_in(hint: str) -> str:
     pixels = opset13.parameter([1, 8, 8, 8], np.float32)
     weights = np.ones((8, 8, 3, 3), np.float32)
     convolution = opset13.convolution(pixels, weights, strides=[1, 1], pads_begin=[1, 1], pads_end=[1, 1], dilations=[1, 1])
-    compiled = openvino_core().compile_model(Model([convolution], [pixels]), "CPU", {"INFERENCE_PRECISION_HINT": hint})
+    model = Model([convolution], [pixels])  # pyright: ignore[reportGeneralTypeIssues]
+    compiled = openvino_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": hint})
     return compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
 
 
