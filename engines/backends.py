@@ -14,7 +14,7 @@ from flowless import cuda_driver
 from flowless.engines import built_for
 from flowless.engines.manifest import Artefact
 from flowless.engines.memory import MEMORY, Graph, OnlineBackend, feeds_of
-from flowless.engines.openvino_core import one_at_a_time, openvino_core, openvino_reason
+from flowless.engines.openvino_core import computes_in, one_at_a_time, openvino_core, openvino_reason
 from flowless.errors import FlowlessError, first_line
 from flowless.machine import usable_physical_cores
 from flowless.waiting import threads_stay_awake
@@ -28,6 +28,9 @@ LIBRARIES: dict[str, tuple[str, str]] = {
 }
 #: OpenVINO's `INFERENCE_PRECISION_HINT`, and what the answer is then called.
 HINTS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
+#: ONNX Runtime's session option (`kOrtSessionOptionsAvx2PrecisionMode`) that keeps int8 exact where the processor has no VNNI: there
+#: two products of an unsigned and a signed byte are added in 16 bits, which overflow. It changes nothing on other processors.
+EXACT_INT8 = ("session.x64quantprecision", "1")
 
 
 class Backend(Protocol):
@@ -61,6 +64,12 @@ def why_not(target: str, artefact: Artefact | None = None) -> str | None:
     except (ImportError, OSError) as error:  # installed, and its libraries are not
         return f"{module} cannot be imported ({first_line(error)})"
     return built_for.unknown_gpu(here) if artefact is None else built_for.mismatch(artefact, here)
+
+
+def other_arithmetic(hint: str) -> str | None:
+    """Return what OpenVINO computes in on this processor, as `fp32`, where that is not what a hint asks for; None where it is."""
+    found = hint if hint == "f32" else computes_in(hint)
+    return None if found == hint else HINTS.get(found, found)
 
 
 def open_backend(artefact: Artefact, path: Path, *, classes: int, threads: int | None = None, hint: str | None = None) -> Backend:
@@ -139,6 +148,7 @@ def onnxruntime_options(threads: int | None = None) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what goes wrong comes as an exception; the rest is noise
+    options.add_session_config_entry(*EXACT_INT8)
     if threads_stay_awake():
         options.intra_op_num_threads = threads or 0
         return options

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from flowless import cuda_driver
@@ -275,3 +276,47 @@ Summary:
 )
 def test_openvinos_reason_is_told_and_not_its_source_files(text, told):
     assert openvino_reason(RuntimeError(text)) == told
+
+
+def test_int8_sums_do_not_overflow_on_any_processor(tmp_path):
+    """Without VNNI two products of bytes are added in 16 bits: 255 x 127 twice is more. (ONNX Runtime knows a way around it.)"""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    from flowless.export.inspect_cpu import inspect_onnxruntime
+
+    constants = {
+        "weights": np.full((4, 4, 3, 3), 127, np.int8),
+        "scale": np.float32(0.01),
+        "coarse": np.float32(10),
+        "zero": np.int8(0),
+        "unsigned": np.uint8(0),
+        "shape": np.array([-1, 4], np.int64),
+        "pixels": np.array([-1, 4, 8, 8], np.int64),
+    }
+    nodes = [
+        helper.make_node("Cast", ["clip"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["floats", "scale"], ["scaled"]),
+        helper.make_node("Reshape", ["scaled", "pixels"], ["x"]),
+        helper.make_node("QuantizeLinear", ["x", "scale", "unsigned"], ["xq"]),
+        helper.make_node("DequantizeLinear", ["xq", "scale", "unsigned"], ["xd"]),
+        helper.make_node("DequantizeLinear", ["weights", "scale", "zero"], ["wd"]),
+        helper.make_node("Conv", ["xd", "wd"], ["y"], "only"),
+        helper.make_node("QuantizeLinear", ["y", "coarse", "unsigned"], ["yq"]),
+        helper.make_node("DequantizeLinear", ["yq", "coarse", "unsigned"], ["yd"]),
+        helper.make_node("GlobalMaxPool", ["yd"], ["most"]),
+        helper.make_node("Reshape", ["most", "shape"], ["scores"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "sums",
+        [helper.make_tensor_value_info("clip", TensorProto.UINT8, ["B", 4, 8, 8])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["B", 4])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    artefact = Artefact(target="onnxruntime", precision="int8", status="verified", files=("model.onnx",))
+    scores = backends.open_backend(artefact, path, classes=4)(np.full((1, 4, 8, 8), 255, np.uint8))
+    np.testing.assert_allclose(scores, 2.55 * 1.27 * 4 * 9, atol=5.1)
+    assert [layer.precision for layer in inspect_onnxruntime(path)] == ["int8"]
