@@ -205,7 +205,8 @@ def table(document: Mapping[str, Any]) -> Table:
     cores = document["environment"]["cores"]
     shown = Table(title=f"Beside others on {cores} cores", caption="× fair: time over the fair time; --help says what is fair")
     for column in ("work", "threads that wait", "alone, ms", "cores", "busy core, ms", "× fair", "a second, ms", "× fair"):
-        shown.add_column(column, justify="left" if column in {"work", "threads that wait"} else "right")
+        names = column in {"work", "threads that wait"}
+        shown.add_column(column, justify="left" if names else "right", no_wrap=names)
     for row in document["rows"]:
         shown.add_row(
             row["kind"] if row["waiting"] == ASLEEP else "",
