@@ -147,6 +147,10 @@ OTHERWISE: dict[str, dict[str, Any]] = {
 }
 
 
+#: What the others see.
+LEARNT_CLIP: dict[str, Any] = {"segments": 4, "frames_per_segment": 3, "height": 32, "width": 32, "short_side": 32}
+
+
 def learn(path: Path, name: str, index: DatasetIndex) -> Path:
     """Write a model that has learnt a few videos by heart: its scores mean something, so int8 can be told from rubbish."""
     import torch
@@ -157,7 +161,7 @@ def learn(path: Path, name: str, index: DatasetIndex) -> Path:
     from flowless.train.models import build_model
 
     own = OTHERWISE.get(name, {})
-    spec = ClipSpec(**{"segments": 4, "frames_per_segment": 3, "height": 32, "width": 32, "short_side": 32} | own.get("spec", {}))
+    spec = ClipSpec(**LEARNT_CLIP | own.get("spec", {}))
     clips = torch.from_numpy(np.concatenate([load_clip(index.path_of(video), spec)[:1] for video in index.videos]))
     labels = torch.tensor([video.label for video in index.videos])
     torch.manual_seed(7)
@@ -197,9 +201,9 @@ def learnt_bundle(learnt, tmp_path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def calibration(shapes, learnt) -> Calibration:
-    """Twelve of the training videos."""
-    from flowless.engines.manifest import read_manifest
+def calibration(shapes) -> Calibration:
+    """Twelve of the training videos, as models that `learnt` gives see them."""
     from flowless.export.calibration import Calibration
+    from flowless.pipeline.spec import ClipSpec
 
-    return Calibration(index=shapes / "train.index.jsonl", spec=read_manifest(learnt("pan-lite-r18")).spec, videos=12)
+    return Calibration(index=shapes / "train.index.jsonl", spec=ClipSpec(**LEARNT_CLIP), videos=12)
