@@ -66,7 +66,7 @@ def test_the_table_of_tolerances_is_whole():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", [pytest.param(model, marks=pytest.mark.xdist_group(f"table-{model}")) for model in MODELS])
 def test_model_by_precision_by_target(model, learnt, calibration, tmp_path, monkeypatch):
     # Times are not looked at here, and opening all engines once more takes seconds. (The race: test_trials.py.)
     monkeypatch.setattr(trials, "_race", lambda *_, **__: None)
