@@ -39,7 +39,7 @@ def models(ledger: Ledger) -> None:
     device = need_device(ledger.settings)
     full_float32(False)
     torch.backends.cudnn.benchmark = True
-    names = list(FRAMES) if device.type == "cuda" and not ledger.settings.quick else list(FRAMES)[:2]
+    names = list(FRAMES) if device.type == "cuda" and not ledger.settings.quick else list(FRAMES)[: 1 if ledger.settings.rehearsal else 2]
     for place, name in enumerate(names):
         if not ledger.in_time(name, needs=_BUILD_SECONDS):
             continue

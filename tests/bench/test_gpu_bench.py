@@ -7,7 +7,6 @@ import math
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +16,9 @@ from flowless.bench.gpu import command as gpu
 from flowless.bench.gpu.guard import failures, run_part
 from flowless.bench.gpu.ledger import Ledger, NotHere, Settings, plain
 from flowless.bench.gpu.machine import gpu_facts, tera_per_second
-from flowless.bench.gpu.parts import PARTS, chosen_parts
+from flowless.bench.gpu.parts import PARTS
+from flowless.bench.gpu.sanitizer import shares_of
 from flowless.bench.gpu.shares import add_shares
-from flowless.bench.gpu.work import Work
-from flowless.errors import FlowlessError
 
 SMALL_PARTS = """
 import ctypes
@@ -51,6 +49,10 @@ def hangs(ledger):
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     ledger.fact(child=child.pid)
     time.sleep(600)
+
+def holds(ledger):
+    files = [os.readlink(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{number}")]
+    ledger.fact(held=[os.path.basename(name) for name in files if name.endswith(".lock")])
 
 def lacks(ledger):
     import a_library_that_nobody_has
@@ -87,7 +89,11 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     work = tmp_path / "work"
     work.mkdir()
-    return lambda name, seconds=30.0: run_part(name, f"small_parts:{name}", settings=Settings(work=str(work)), seconds=seconds)
+
+    def part(name, seconds=30.0, held=()):
+        return run_part(name, f"small_parts:{name}", settings=Settings(work=str(work)), seconds=seconds, held=held)
+
+    return part
 
 
 def test_a_part_that_runs(run):
@@ -133,6 +139,13 @@ def test_a_part_that_is_stopped_says_where(run):
     assert part["rows"] == [{"first": 1}]
 
 
+def test_a_part_holds_the_lock_of_what_it_makes(tmp_path, run):
+    """It may outlive its command, which holds the lock as well."""
+    with (tmp_path / "network.lock").open("w") as lock:
+        assert run("holds", held=(lock.fileno(),))["facts"]["held"] == ["network.lock"]
+        assert run("holds")["facts"]["held"] == []
+
+
 def alive(process: int) -> bool:
     """Whether a process still runs; one that has ended and that nobody has asked about yet does not."""
     try:
@@ -163,6 +176,21 @@ def test_pieces_of_a_part_fail_for_themselves(run):
         "long": "not run: it takes about 100 s, 4 were left",
     }
     assert [line.split(": ")[1] for line in failures("trials", part)] == ["broken", "ours", "far"]
+
+
+def test_ncus_table_is_read():
+    """As ncu printed it on an H200, but for the second kernel's figures."""
+    columns = '"ID","Process ID","Process Name","Kernel Name","Device","Metric Name","Metric Unit","Metric Value"'
+    memory, busy = "dram__throughput.avg.pct_of_peak_sustained_elapsed", "sm__throughput.avg.pct_of_peak_sustained_elapsed"
+    lines = ["==PROF== Connected to process 1165", columns]
+    for number, (kind, figures) in enumerate({"float": ("0.07", "81.52"), "__half": ("0.05", "79.1")}.items()):
+        kernel = f'"{number}","1165","pa_program","void unnamed>::persistenceOfAppearance<{kind}>(Problem, const T1 *, T1 *)","0"'
+        lines += [f'{kernel},"{metric}","%","{value}"' for metric, value in zip((memory, busy), figures, strict=True)]
+    assert shares_of("\n".join(lines)) == {
+        "fp32": {"memory_percent": 0.07, "sm_percent": 81.52},
+        "fp16": {"memory_percent": 0.05, "sm_percent": 79.1},
+    }
+    assert shares_of("==ERROR== ERR_NVGPUCTRPERM") == {}
 
 
 def test_numbers_that_are_none_are_null():
@@ -239,26 +267,6 @@ def test_only_a_gpu_writes_into_the_results(tmp_path, monkeypatch):
     assert gpu.place(Path("here.json"), card=None, **full) == Path("here.json")
 
 
-def test_parts_bring_what_they_use():
-    assert list(chosen_parts(None)) == list(PARTS)
-    assert list(chosen_parts("onnxruntime, peak")) == ["machine", "network", "graphs", "onnxruntime", "peak"]
-    assert list(chosen_parts("peak,machine,graphs")) == ["machine", "peak", "network", "graphs"]
-    for words in ("peak,speed", ",", "speed=3"):
-        with pytest.raises(FlowlessError, match="is no part; there are machine, peak"):
-            chosen_parts(words)
-
-
-def test_parts_have_limits_of_their_own():
-    found = chosen_parts("onnxruntime, peak=40, graphs=7.5")
-    assert found["peak"] == 40.0
-    assert found["graphs"] == 7.5
-    assert found["network"] == PARTS["network"].seconds
-    assert chosen_parts("network", quick=True)["network"] == PARTS["network"].quick_seconds
-    for limit in ("0", "-3", "soon", "nan", "inf"):
-        with pytest.raises(FlowlessError, match="must be a number of seconds above 0, such as peak=60"):
-            chosen_parts(f"peak={limit}")
-
-
 def test_every_part_is_a_function():
     """The names are text, so nothing else finds out before a GPU is there."""
     import importlib
@@ -286,132 +294,6 @@ def test_without_a_gpu_every_part_says_so(tmp_path, monkeypatch, capsys):
     for name, part in document["parts"].items():
         assert part["status"] == "ran" if name == "machine" else part["status"].startswith("not here: no CUDA GPU"), name
     assert f"no GPU: 1 parts ran, {len(PARTS) - 1} not here, 0 not run" in capsys.readouterr().err
-
-
-@pytest.fixture
-def said(monkeypatch):
-    """Parts that take no time: what each was given, and what it answers."""
-    given: dict[str, float] = {}
-    answers: dict[str, dict] = {"machine": {"facts": {"gpu": {"name": "NVIDIA L4"}}}}
-
-    def other(name, function, *, settings, seconds, scratch, held=()):
-        given[name] = seconds
-        return {**gpu.unrun("ran"), **answers.get(name, {})}
-
-    monkeypatch.setattr(gpu, "run_part", other)
-    return given, answers
-
-
-def test_a_check_that_fails_is_exit_code_3(tmp_path, said, capsys):
-    said[1]["peak"] = {"checks": [{"check": "maps", "passed": False}]}
-    assert gpu.main(["--parts", "peak", "--out", str(tmp_path)]) == 3
-    assert "FAILED peak: maps: not passed" in capsys.readouterr().err
-    assert json.loads((tmp_path / "gpu-l4-parts.json").read_text())["failed"] == ["peak: maps: not passed"]
-    assert gpu.main(["--parts", "machine", "--out", str(tmp_path)]) == 0
-
-
-def test_a_deadline_cuts_limits_and_leaves_out(tmp_path, said, monkeypatch):
-    given, answers = said
-    out = tmp_path / "out.json"
-    now = time.monotonic()
-    answers["peak"] = {"status": "failed: stopped after 63 s, at bf16"}
-    monkeypatch.setattr(gpu.time, "monotonic", lambda: now + 30.0 * len(given))  # each part takes half a minute
-    words = ["--parts", "peak=70,persistence=10,shapes=10,models", "--out", str(out)]
-    assert gpu.main([*words, "--until", "93"]) == 0
-    assert given == {"machine": 60.0, "peak": 63.0, "persistence": 10.0}
-    parts = json.loads(out.read_text())["parts"]
-    assert parts["peak"]["status"] == "not run to its end: stopped after 63 s, at bf16"
-    assert [parts[name]["status"] for name in ("shapes", "models")] == ["not run: no time left"] * 2
-    # With all of its own time it is a fault of the part.
-    assert gpu.main(words) == 3
-    assert given["peak"] == 70.0
-
-
-def test_a_deadline_that_is_none(capsys):
-    for text in ("0", "-1", "soon"):
-        with pytest.raises(SystemExit) as ended:
-            gpu.main(["--until", text])
-        assert ended.value.code == 2
-    assert "--until" in capsys.readouterr().err
-
-
-@pytest.fixture
-def work(tmp_path):
-    return Work(Settings(device="cpu", work=str(tmp_path)))
-
-
-def test_a_work_folder_keeps_what_is_made(tmp_path, monkeypatch, capsys):
-    """Through the real part: made once, and again with another setting or another version of the code."""
-    out, words = tmp_path / "out.json", ["--device", "cpu", "--parts", "videos", "--work", str(tmp_path / "work")]
-
-    def kept(*more: str) -> bool:
-        assert gpu.main([*words, *more, "--out", str(out)]) == 0
-        part = json.loads(out.read_text())["parts"]["videos"]
-        assert part["status"] == "ran"
-        assert part["rows"][0]["videos"] == 1
-        return part.get("kept", False)
-
-    assert not kept()
-    assert kept()
-    assert not kept("--quick")
-    assert not kept()  # the videos are those of --quick now
-    monkeypatch.setattr("flowless.bench.gpu.work.code_hash", lambda: "another")
-    assert not kept()
-    assert kept()
-    assert "videos: ran (" in capsys.readouterr().err
-
-
-def test_what_is_not_whole_is_not_kept(work):
-    whole = {**gpu.unrun("ran"), "left_out": {"bf16": "not here: modelopt is not installed"}}
-    for part in (
-        {**whole, "status": "failed: stopped after 3 s"},
-        {**whole, "errors": {"int8": "RuntimeError: no"}},
-        {**whole, "left_out": {"int8": "not run: the part's time was spent"}},
-    ):
-        work.keep("graphs", part)
-        assert work.kept("graphs") is None
-    work.keep("graphs", whole)
-    assert work.kept("graphs") == whole
-    assert Work(Settings(device="cuda", work=work.settings.work)).kept("graphs") is None
-    (work.settings.folder / "graphs.made.json").write_text("{")
-    assert work.kept("graphs") is None
-
-
-def test_a_part_is_made_by_one_command_at_a_time(work):
-    """The process that makes it holds the lock too: it may outlive its command."""
-    with work.turn("network", seconds=1) as lock:
-        assert lock is not None
-        with work.turn("network", seconds=0.3) as second:
-            assert second is None
-        with work.turn("graphs", seconds=0.3) as other:
-            assert other is not None
-        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock,))
-    with work.turn("network", seconds=0.3) as second:
-        assert second is None
-    child.communicate(b"\n")
-    with work.turn("network", seconds=10) as second:
-        assert second is not None
-
-
-def test_a_command_waits_for_what_another_makes(work, said, tmp_path):
-    given, _ = said
-    made = {**gpu.unrun("ran"), "facts": {"macs_per_clip": 1}}
-    with ThreadPoolExecutor(1) as pool:
-        with work.turn("network", seconds=1):
-            asked = [*("--device", "cpu", "--work", work.settings.work), *("--parts", "network=20", "--out", str(tmp_path / "out.json"))]
-            done = pool.submit(gpu.main, asked)
-            time.sleep(1)
-            assert not done.done()
-            work.keep("network", made)
-        assert done.result(timeout=20) == 0
-    part = json.loads((tmp_path / "out.json").read_text())["parts"]["network"]
-    assert part["kept"]
-    assert part["waited_seconds"] > 0.5
-    assert set(given) == {"machine"}
-    with work.turn("graphs", seconds=1):
-        gpu.main([*asked[:-3], "graphs=1", *asked[-2:]])
-    part = json.loads((tmp_path / "out.json").read_text())["parts"]["graphs"]
-    assert part["status"].startswith("not run: another command was making it for 1")
 
 
 def test_nothing_heavy_is_imported_before_a_part_needs_it():
@@ -466,43 +348,3 @@ def test_a_frame_says_its_number():
     assert numbers_of(frames) == list(range(70))
     assert numbers_of(np.full((1, *frames.shape[1:]), 128, np.uint8)) == [-1]
     assert numbers_of(frames[[3, 9]] // 2 + 60) == [-1, -1]
-
-
-@pytest.mark.slow
-def test_rehearsal_of_the_op_and_the_decoder(tmp_path):
-    from flowless.bench.gpu.decode import decode
-    from flowless.bench.gpu.machine import peak
-    from flowless.bench.gpu.persistence import persistence
-
-    pytest.importorskip("nvidia.dali")
-    ledgers = {}
-    for part in (peak, persistence, decode):
-        ledger = ledgers[part.__name__] = Ledger(
-            path=tmp_path / f"{part.__name__}.json", settings=Settings(device="cpu", work=str(tmp_path))
-        )
-        part(ledger)
-        assert not ledger.errors
-        assert not [check for check in ledger.checks if not check["passed"]]
-    assert {row["arithmetic"] for row in ledgers["peak"].rows} == {"bf16", "fp16", "int8", "tf32", "fp32"}
-    rows = ledgers["persistence"].rows
-    assert {(row["body"], row["arithmetic"]) for row in rows} == {
-        (body, arithmetic) for body in ("plain", "torch") for arithmetic in ("float32", "float16", "uint8")
-    }
-    assert len(ledgers["persistence"].checks) == 11
-    assert {row["decoder"] for row in ledgers["decode"].rows} == {"pyav", "dali"}
-    assert "vp9: every frame" in {check["check"] for check in ledgers["decode"].checks}
-
-
-@pytest.mark.slow
-def test_rehearsal_of_the_engines(tmp_path, monkeypatch):
-    pytest.importorskip("onnxruntime")
-    monkeypatch.chdir(tmp_path)
-    assert gpu.main(["--device", "cpu", "--parts", "peak,eager,onnxruntime", "--out", "rehearsal.json"]) == 0
-    parts = json.loads(Path("rehearsal.json").read_text(encoding="utf-8"))["parts"]
-    seen = {(row["name"], row["precision"], row["batch"]) for part in ("eager", "onnxruntime") for row in parts[part]["rows"]}
-    assert seen >= {("pytorch eager", precision, batch) for precision in ("fp32", "bf16", "fp16") for batch in (1, 2)}
-    assert seen >= {("onnxruntime", precision, batch) for precision in ("fp32", "fp16", "int8") for batch in (1, 2)}
-    for row in parts["eager"]["rows"]:
-        rate = 2 * parts["network"]["facts"]["macs_per_clip"] * row["clips_per_s"] / 1e12
-        assert row["tflop_per_s"] == pytest.approx(rate, rel=1e-2, abs=1e-4)
-        assert row["share_of_peak"] > 0

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from flowless.bench.gpu import command as gpu
 from flowless.bench.gpu.guard import failures, run_part
 from flowless.bench.gpu.ledger import Settings
+from flowless.bench.gpu.parts import PARTS, chosen_parts
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 
@@ -20,13 +20,13 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", gpu.PARTS)
+@pytest.mark.parametrize("name", PARTS)
 def test_part(name: str, work: Path) -> None:
-    part = gpu.PARTS[name]
-    for need in gpu.chosen_parts(name):
+    part = PARTS[name]
+    for need in chosen_parts(name):
         # Each part by itself too: `pytest -k compiled` brings the network that it runs.
         if need not in {name, "machine"} and not (work / f"{need}.json").is_file():
-            run_part(need, f"flowless.bench.gpu.{gpu.PARTS[need].function}", settings=Settings(quick=True, work=str(work)), seconds=120)
+            run_part(need, f"flowless.bench.gpu.{PARTS[need].function}", settings=Settings(quick=True, work=str(work)), seconds=120)
     found = run_part(name, f"flowless.bench.gpu.{part.function}", settings=Settings(quick=True, work=str(work)), seconds=part.seconds)
     assert not found["status"].startswith("not here: no CUDA GPU"), "this test demands a GPU"
     assert found["facts"].get("gpu", True) is not None

@@ -158,7 +158,7 @@ def test_nothing_is_left_of_a_failed_run(tmp_path: Path, monkeypatch: pytest.Mon
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("flowless.pipeline.moving_shapes.write_video", full)
+    monkeypatch.setattr("flowless.pipeline.encode.write_video", full)
     with pytest.raises(FlowlessError, match="disk is full"):
         generate(tmp_path / "full", options=SMALL, workers=1)
     assert list(tmp_path.iterdir()) == []
