@@ -92,10 +92,27 @@ def _dali() -> Iterator[Finding]:
         yield Finding(area="decode", what="NVDEC", **missing)
         return
     yield _attempt("decode", "DALI graph", _run_dali_graph, remedy="pip install -U 'flowless[dali]'")
-    if gpu_names():
-        yield Finding(area="decode", what="NVDEC", ok=True, detail=f"DALI, {', '.join(gpu_names())}")
-    else:
+    if cuda_driver.compute_capability() is None:
         yield Finding(area="decode", what="NVDEC", ok=False, detail="no GPU here; frames come from PyAV", remedy=_NEEDS_GPU)
+    else:
+        # A container sees the driver's decoders only where it was given them.
+        yield _attempt(
+            "decode", "NVDEC", _nvdec, remedy="the driver's libnvcuvid (in a container: NVIDIA_DRIVER_CAPABILITIES=compute,video)"
+        )
+
+
+def _nvdec() -> str:
+    from flowless.pipeline import nvdec
+
+    if reason := nvdec.why_no_nvdec():
+        raise FlowlessError(reason)
+    found = {codec: nvdec.caps(codec, "4:2:0", 8) for codec in nvdec.CODECS}
+    told = [
+        f"{codec} from {caps.min_width}x{caps.min_height} to {caps.max_width}x{caps.max_height}"
+        for codec, caps in found.items()
+        if caps.supported
+    ]
+    return f"the driver says that it decodes, in 8 bits of 4:2:0: {', '.join(told) or 'nothing'}"
 
 
 def _run_dali_graph() -> str:
