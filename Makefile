@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 UV := 0.13.8
-# Tests of one file share what they set up, so they stay together.
-SIDE_BY_SIDE := -n auto --dist loadfile
+# Which tests stay together, and in which order, tests/conftest.py says.
+SIDE_BY_SIDE := -n auto --dist loadgroup --no-loadscope-reorder
 
 .PHONY: help demo test quick check lint types gpu lock clean
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from flowless.console import log
 from flowless.errors import FlowlessError
+from flowless.waiting import let_waiting_threads_sleep
 
 #: Subcommand -> the function that runs it (module:function, called with the remaining words), and what it does.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -85,7 +86,11 @@ def usage() -> str:
 
 
 def run_command(command: Callable[[], int | None]) -> int:
-    """Run `command`; turn what a user can cause into one paragraph and an exit code, never a traceback."""
+    """Run `command`; turn what a user can cause into one paragraph and an exit code, never a traceback.
+
+    It must import PyTorch itself, if at all: how threads wait is set here, and read when PyTorch is loaded.
+    """
+    let_waiting_threads_sleep()
     try:
         return command() or 0
     except FlowlessError as error:

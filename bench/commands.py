@@ -17,6 +17,7 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
     "export": ("flowless.bench.export_time:main", "minutes from a checkpoint to a verified INT8 bundle, stage by stage"),
     "systems": ("flowless.bench.systems:main", "the four systems and their baselines trained alike: accuracy beside cost"),
     "reversal": ("flowless.bench.reversal:main", "does a model read time? Real videos, forwards and backwards"),
+    "neighbours": ("flowless.bench.neighbours:main", "training, evaluation and each engine beside other programs, over a fair share"),
     "motion": ("flowless.bench.motion:main", "motion cues beside optical flow on the same frames: speed, operations, pictures"),
     "gpu": ("flowless.bench.gpu.command:main", "everything that needs a GPU: kernels, decoder, engines; says what is not here"),
 }

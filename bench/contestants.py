@@ -13,8 +13,6 @@ class System:
     name: str
     model: str
     about: str
-    twins: bool = False
-    """Whether Twins Training applies: one loss on scores. What has a loss of its own besides (DA) or one a branch is left out."""
     clip: tuple[tuple[str, Any], ...]
     """Recipe fields of the clip that it sees, and of what depends on the clip."""
     of: str = ""
@@ -43,12 +41,11 @@ _PAIRS = (("segments", 2), ("frames_per_segment", 3), ("displacement_window", 2)
 
 #: The order of the table: baselines, then by the year of the paper.
 SYSTEMS = (
-    System(name="tsn", model="tsn-r18", clip=_FRAMES, twins=True, about="single frames, their scores averaged: blind to order"),
+    System(name="tsn", model="tsn-r18", clip=_FRAMES, about="single frames, their scores averaged: blind to order"),
     System(
         name="tsm",
         model="tsm-r18",
         clip=_FRAMES,
-        twins=True,
         about="an eighth of the channels shifted each way between segments",
     ),
     System(name="tsm-more", of="tsm", model="tsm-r18", clip=_FRAMES, videos=4, about="a control: tsm on four times as many videos"),
@@ -66,15 +63,14 @@ SYSTEMS = (
         clip=_PAIRS,
         about="appearance, displacement maps, warped differences",
     ),
-    System(name="pan-lite", model="pan-lite-r18", clip=_STACKS, twins=True, about="a frame and its PA maps, shift, VAP"),
+    System(name="pan-lite", model="pan-lite-r18", clip=_STACKS, about="a frame and its PA maps, shift, VAP"),
     System(
         name="pan-full",
         model="pan-full-r18",
         clip=_STACKS,
-        twins=True,
         about="an RGB and a PA branch, each with shift and VAP",
     ),
-    System(name="stm", model="stm-r18", clip=_FRAMES, twins=True, about="CSTM and CMM in every block, single frames"),
+    System(name="stm", model="stm-r18", clip=_FRAMES, about="CSTM and CMM in every block, single frames"),
     System(name="stm-more", of="stm", model="stm-r18", clip=_FRAMES, videos=2, about="a control: stm on twice as many videos"),
     System(
         name="da-tsm",

@@ -11,7 +11,9 @@ from typing import Any, Literal
 from rich.markup import escape
 from rich.table import Table
 
+from flowless import cuda_driver, waiting
 from flowless.bench.environment import environment, gpu_names
+from flowless.errors import FlowlessError, first_line
 
 Area = Literal["decode", "train", "build", "run", "measure"]
 
@@ -26,6 +28,8 @@ CODECS = {
     "MJPEG": ("mjpeg",),
 }
 _NEEDS_GPU = "an NVIDIA GPU with its driver"
+#: Its own extras bring CUDA's and cuDNN's libraries, of the version that it was built for.
+_ORT_CUDA = "pip install 'onnxruntime-gpu[cuda,cudnn]', and a driver for its CUDA"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +92,27 @@ def _dali() -> Iterator[Finding]:
         yield Finding(area="decode", what="NVDEC", **missing)
         return
     yield _attempt("decode", "DALI graph", _run_dali_graph, remedy="pip install -U 'flowless[dali]'")
-    if gpu_names():
-        yield Finding(area="decode", what="NVDEC", ok=True, detail=f"DALI, {', '.join(gpu_names())}")
-    else:
+    if cuda_driver.compute_capability() is None:
         yield Finding(area="decode", what="NVDEC", ok=False, detail="no GPU here; frames come from PyAV", remedy=_NEEDS_GPU)
+    else:
+        # A container sees the driver's decoders only where it was given them.
+        yield _attempt(
+            "decode", "NVDEC", _nvdec, remedy="the driver's libnvcuvid (in a container: NVIDIA_DRIVER_CAPABILITIES=compute,video)"
+        )
+
+
+def _nvdec() -> str:
+    from flowless.pipeline import nvdec
+
+    if reason := nvdec.why_no_nvdec():
+        raise FlowlessError(reason)
+    found = {codec: nvdec.caps(codec, "4:2:0", 8) for codec in nvdec.CODECS}
+    told = [
+        f"{codec} from {caps.min_width}x{caps.min_height} to {caps.max_width}x{caps.max_height}"
+        for codec, caps in found.items()
+        if caps.supported
+    ]
+    return f"the driver says that it decodes, in 8 bits of 4:2:0: {', '.join(told) or 'nothing'}"
 
 
 def _run_dali_graph() -> str:
@@ -120,6 +141,7 @@ def _training() -> Iterator[Finding]:
     import torch
 
     yield Finding(area="train", what="PyTorch on the CPU", ok=True, detail=f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    yield Finding(area="train", what="threads that wait", ok=True, detail=waiting.described())
     if torch.cuda.is_available():
         names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
         yield Finding(area="train", what="PyTorch on CUDA", ok=True, detail=names)
@@ -150,13 +172,17 @@ def _building() -> Iterator[Finding]:
 
 
 def _running() -> Iterator[Finding]:
+    from flowless.engines.backends import why_not
+
+    has_gpu = cuda_driver.compute_capability() is not None
     yield _attempt("run", "openvino", _openvino_devices, remedy="pip install openvino")
-    yield _attempt("run", "onnxruntime", _onnxruntime_providers, remedy="pip install 'flowless[onnxruntime]'")
+    yield _attempt("run", "onnxruntime", _onnxruntime, remedy="pip install 'flowless[onnxruntime]'")
+    yield _attempt("run", "onnxruntime on CUDA", _onnxruntime_on_cuda, remedy=_ORT_CUDA if has_gpu else _NEEDS_GPU)
     for module, what, extra in (("tensorrt_rtx", "tensorrt-rtx", "rtx"), ("tensorrt", "tensorrt", "tensorrt")):
         if not _installed(module):
             yield Finding(area="run", what=what, ok=False, detail="not installed", remedy=f"pip install 'flowless[{extra}]'")
-        elif not gpu_names():
-            yield Finding(area="run", what=what, ok=False, detail="installed, but no GPU here", remedy=_NEEDS_GPU)
+        elif reason := why_not(what):
+            yield Finding(area="run", what=what, ok=False, detail=reason, remedy="another target" if has_gpu else _NEEDS_GPU)
         else:
             yield Finding(area="run", what=what, ok=True, detail=", ".join(gpu_names()))
 
@@ -181,11 +207,16 @@ def _openvino_devices() -> str:
     return "; ".join(described)
 
 
-def _onnxruntime_providers() -> str:
-    import onnxruntime
+def _onnxruntime() -> str:
+    return f"version {importlib.import_module('onnxruntime').__version__}, on the CPU"
 
-    providers = ["CPUExecutionProvider"] + (["CUDAExecutionProvider"] if gpu_names() else [])
-    return ", ".join(name for name in providers if name in onnxruntime.get_available_providers())
+
+def _onnxruntime_on_cuda() -> str:
+    from flowless.engines.onnxruntime_cuda import why_not_cuda
+
+    if reason := why_not_cuda():
+        raise FlowlessError(reason)
+    return f"CUDA {importlib.import_module('onnxruntime').cuda_version}"
 
 
 def _attempt(area: Area, what: str, try_it: Callable[[], str], *, remedy: str) -> Finding:
@@ -195,8 +226,8 @@ def _attempt(area: Area, what: str, try_it: Callable[[], str], *, remedy: str) -
     except ModuleNotFoundError:
         return Finding(area=area, what=what, ok=False, detail="not installed", remedy=remedy)
     except Exception as error:  # a library that is there but broken must not end the examination
-        reason = (str(error).splitlines() or [""])[0]
-        return Finding(area=area, what=what, ok=False, detail=f"{type(error).__name__}: {reason}", remedy=remedy)
+        kind = "" if isinstance(error, FlowlessError) else f"{type(error).__name__}: "
+        return Finding(area=area, what=what, ok=False, detail=kind + first_line(error), remedy=remedy)
 
 
 def _installed(module: str) -> bool:

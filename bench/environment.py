@@ -4,34 +4,25 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from pathlib import Path
 from typing import Any
 
 from flowless.machine import installed_versions, usable_cores
+from flowless.waiting import policy
 
 LIBRARIES = (
     *("numpy", "av", "pillow", "openvino", "onnxruntime-gpu", "onnx", "onnxscript", "torch", "torchvision", "timm", "lightning"),
-    *("nvidia-modelopt", "polygraphy", "nvidia-dali-cuda120", "tensorrt-rtx", "tensorrt"),
+    *("nvidia-modelopt", "polygraphy", "nvidia-dali-cuda130", "tensorrt-rtx", "tensorrt"),
     *("opencv-contrib-python-headless", "flowless"),
 )
-#: The instruction sets that decide how fast a network runs on a CPU.
-INSTRUCTION_SETS = (
-    "avx2",
-    "avx512f",
-    "avx512_vnni",
-    "avx512_bf16",
-    "avx_vnni",
-    "amx_tile",
-    "amx_bf16",
-    "amx_int8",
-    "asimd",
-    "bf16",
-    "i8mm",
-)
+#: What the names of instruction sets hold that decide how fast a network runs on a CPU, and in which arithmetic. They are noted, and
+#: nothing is concluded from them: what is computed in, the libraries tell.
+_TELLING = re.compile(r"^(avx2|avx512f|avx10.*|.*vnni.*|.*bf16|.*fp16|amx.*|asimd|asimdhp|asimddp|i8mm|sve2?)$")
 
 
 def environment() -> dict[str, Any]:
-    """Return processor, instruction sets, cores, memory, GPU, operating system and versions of the libraries."""
+    """Return processor, instruction sets, cores, memory, GPU, operating system, how threads wait, and the libraries' versions."""
     return {
         "processor": processor(),
         "instruction_sets": instruction_sets(),
@@ -40,6 +31,7 @@ def environment() -> dict[str, Any]:
         "gpu": gpu_names(),
         "system": platform.platform(),
         "python": platform.python_version(),
+        "waiting": policy(),
         "versions": versions(),
     }
 
@@ -58,14 +50,21 @@ def processor() -> str:
 
 
 def instruction_sets() -> list[str]:
-    """Return those of `INSTRUCTION_SETS` that the processor has."""
-    flags = next((set(value.split()) for key, value in _cpuinfo() if key in {"flags", "Features"}), set())
-    return [name for name in INSTRUCTION_SETS if name in flags]
+    """Return the processor's instruction sets that matter to a network, by the operating system's names and in its order."""
+    flags = next((value.split() for key, value in _cpuinfo() if key in {"flags", "Features"}), [])
+    return [name for name in flags if _TELLING.match(name)]
 
 
 def quick_precision() -> str:
-    """Return the faster arithmetic of training here: mixed bf16 where the processor multiplies in it, else fp32."""
-    return "bf16" if {"avx512_bf16", "amx_bf16"} & set(instruction_sets()) else "fp32"
+    """Return the faster arithmetic of training here: mixed bf16 where PyTorch says that the processor multiplies in it, else fp32.
+
+    Where PyTorch's oneDNN takes bf16 and the processor has no instruction that multiplies it, it is emulated, slower than fp32.
+    """
+    import torch
+
+    has = torch.cpu.get_capabilities()
+    multiplies = any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return "bf16" if multiplies and torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
 
 
 def memory_gib() -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flowless.bench.motion_claims import quickest
+from flowless.bench.neighbours import readme_lines as neighbours_lines
 from flowless.bench.systems_page import readme_lines
 from flowless.errors import FlowlessError
 from flowless.files import whole_file
@@ -32,8 +33,10 @@ def render(results: Path) -> str:
             *_sentences(throughput, peers, reversal),
             *_precisions(throughput, minutes),
             "",
+            *_neighbours(results / "neighbours.json"),
             *_systems(results / "systems.json"),
             *_motion(results),
+            *_gpus(results),
         ]
     )
 
@@ -93,6 +96,11 @@ def _precisions(throughput: dict[str, Any], minutes: float | None) -> list[str]:
     return lines
 
 
+def _neighbours(path: Path) -> list[str]:
+    """What work loses beside other programs, where that was measured."""
+    return [*neighbours_lines(json.loads(path.read_text(encoding="utf-8"))), ""] if path.is_file() else []
+
+
 def _systems(path: Path) -> list[str]:
     """The systems side by side, where they have been measured."""
     if not path.is_file():
@@ -130,6 +138,60 @@ def _motion(results: Path) -> list[str]:
     if (results / document["picture"]["file"]).is_file():
         lines += ["", f"![Each cue beside optical flow, on real gestures](bench/results/{document['picture']['file']})"]
     return [*lines, ""]
+
+
+def _gpus(results: Path) -> list[str]:
+    """What `flowless bench gpu` measured on each card."""
+    lines: list[str] = []
+    for path in sorted(results.glob("gpu-*.json")):
+        document = json.loads(path.read_text(encoding="utf-8"))
+        parts, versions = document["parts"], document["environment"]["versions"]
+        checks = [check["passed"] for part in parts.values() for check in part["checks"]]
+        lines += [
+            f"PAN-Lite ResNet-50 on an {document['gpu']}, PyTorch {versions['torch']}, ONNX Runtime {versions['onnxruntime']},"
+            " 8 × 4 frames of 224 × 224, from clips in its memory:",
+            "",
+            "| how | precision | ms a clip, batch 1 | clips/s, batch 32 |",
+            "|---|---|---|---|",
+            *_gpu_rows(parts),
+            "",
+            *_gpu_maps(parts),
+            f"- Of the {len(checks)} comparisons there, {checks.count(True)} passed, {checks.count(False)} failed, the others have no"
+            f" tolerance to be judged by: `bench/results/{path.name}`.",
+            "",
+        ]
+    return lines
+
+
+def _gpu_rows(parts: dict[str, Any]) -> list[str]:
+    found: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    for name in ("eager", "models", "compiled", "onnxruntime"):
+        for row in parts.get(name, {}).get("rows", ()):
+            how = row.get("how", row["name"])
+            # The part `models` measures PAN-Lite's eager form as well.
+            if row["name"] in {"pytorch eager", "torch.compile", "onnxruntime"} or (row["name"] == "pan-lite-r50" and "graph" in how):
+                found.setdefault((how, row["precision"]), {})[row["batch"]] = row
+    failed = {check["check"].partition(",")[0] for part in parts.values() for check in part["checks"] if check["passed"] is False}
+    lines = []
+    for (how, precision), rows in found.items():
+        title = how.replace("eager in a", "PyTorch in a").replace("pytorch", "PyTorch").replace("onnxruntime", "ONNX Runtime")
+        wrong = ": its scores are wrong" if f"{how} {precision}" in failed else ""
+        latency, rate = (_short(rows[batch][name]) if batch in rows else "" for batch, name in ((1, "latency_ms_p50"), (32, "clips_per_s")))
+        lines.append(f"| {title} | {precision}{wrong} | {latency} | {rate} |")
+    return lines
+
+
+def _gpu_maps(parts: dict[str, Any]) -> list[str]:
+    rates = {row["form"]: row["maps_per_s"] for row in parts.get("pa-forms", {}).get("rows", ())}
+    ours, plain, plugin = (
+        rates.get(name) for name in ("uint8, colours last (a view)", "plain by pixels, fp32", "plugin's CUDA kernel, fp32")
+    )
+    if not (ours and plain and plugin):
+        return []
+    return [
+        f"- PA of uint8 frames by the Triton kernel: {round(ours / 1e3)} thousand maps/s, {ours / plain:.1f}× the formula in plain PyTorch;"
+        f" by the TensorRT plugin's CUDA kernel, fp32: {round(plugin / 1e3)}, {plugin / plain:.1f}×."
+    ]
 
 
 def _short(value: float) -> str:

@@ -208,12 +208,11 @@ class BundleLooker(Looker):
     def _session(self, names: list[str]) -> Any:
         import onnxruntime
 
+        from flowless.engines.backends import onnxruntime_options
         from flowless.export.insides import opened
 
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # what goes wrong comes as an exception
         graph = opened(self._proto, names)
         try:
-            return onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+            return onnxruntime.InferenceSession(graph.SerializeToString(), onnxruntime_options(), providers=["CPUExecutionProvider"])
         except Exception as error:  # the library raises types of its own
             raise FlowlessError(f"{self._what}: ONNX Runtime cannot open its insides ({first_line(error)}). Export it again.") from error

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from flowless.bench.networks import Eager
-from flowless.bench.rivals import Rival
+from flowless.bench.rivals import Rival, why_not_in
 from flowless.engines.backends import HINTS, open_backend, why_not
 from flowless.engines.manifest import Artefact
 from flowless.export.graph import export_onnx, inlined, read_graph
@@ -90,7 +90,7 @@ def cue_rivals(
     flat.write_bytes(proto.SerializeToString())
     for target, hint in engines:
         precision = HINTS[hint] if hint else "fp32"
-        name, reason = f"{target} {precision}", why_not(target)
+        name, reason = f"{target} {precision}", why_not(target) or why_not_in(hint or "f32")
         if reason:
             rivals.append(Rival(name, target, precision, reason))
             continue

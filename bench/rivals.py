@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flowless.console import log
-from flowless.engines.backends import HINTS, open_backend, why_not
+from flowless.engines.backends import HINTS, open_backend, other_arithmetic, why_not
 from flowless.engines.manifest import TARGETS, Manifest, Target, read_manifest
 from flowless.errors import FlowlessError
 from flowless.pipeline.spec import ClipSpec
@@ -92,7 +92,8 @@ def engine_rivals(manifest: Manifest, *, threads: int, targets: Sequence[str] = 
         for hint in (None, *extra):
             precision = HINTS[hint] if hint else artefact.precision
             name = f"{artefact.target} {precision}"
-            reason = why_not(artefact.target, artefact)
+            asked = hint or artefact.options.get("hint", "f32")
+            reason = why_not(artefact.target, artefact) or why_not_in(asked if artefact.target == "openvino" else "f32")
             if reason:
                 rivals.append(Rival(name, artefact.target, precision, reason))
                 continue
@@ -100,6 +101,12 @@ def engine_rivals(manifest: Manifest, *, threads: int, targets: Sequence[str] = 
             run = open_backend(artefact, path, classes=len(manifest.labels), threads=threads, hint=hint)
             rivals.append(Rival(name, artefact.target, precision, "runs", run))
     return rivals
+
+
+def why_not_in(hint: str) -> str | None:
+    """Say why OpenVINO would not be measured in the arithmetic of a hint: it computes in another here. None where it would."""
+    other = other_arithmetic(hint)
+    return f"OpenVINO computes in {other} on this processor" if other else None
 
 
 def torch_rivals(checkpoint: Path | None, manifest: Manifest, *, width: float = 1.0, compiled: bool = True) -> list[Rival]:

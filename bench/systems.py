@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -29,8 +29,8 @@ class Systems:
     """Train every system alike on Moving Shapes, from scratch, with a small backbone, and put accuracy beside cost.
 
     Moving Shapes' actions are each the time-reversal of their twin, so a model that ignores order is right half of the time at
-    most. Every system gets the same videos, epochs, batches, optimiser and rate; with Twins Training besides where it applies.
-    Each run is kept in the folder named like OUT: the same command again goes on where it was stopped, and trains nothing twice.
+    most. Every system gets the same videos, epochs, batches, optimiser and rate. Each run is kept in the folder named like OUT: the
+    same command again goes on where it was stopped, and trains nothing twice.
     Controls, called -more, are a system trained once on more videos (tsm-4-more also sees four frames of each instead of eight): they
     tell what cannot be learnt from what was not learnt yet.
 
@@ -42,12 +42,8 @@ class Systems:
     """JSON to write; the page and the runs' folder are named like it."""
     systems: tuple[str, ...] = NAMES
     """Systems to train."""
-    twins: bool = True
-    """Also train by Twins Training what it applies to; a step then takes twice as long."""
     seeds: int = 3
     """Trainings of each, from other first weights and in another order."""
-    twins_seeds: int | None = None
-    """The same by Twins Training; by default as many."""
     epochs: int = 6
     """Times that training sees every video."""
     train_videos: int = 4800
@@ -56,6 +52,9 @@ class Systems:
     """Validation videos, twins included."""
     frames: int = 16
     """Frames of a video: the fewer, the faster is what moves."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the training: auto takes mixed bf16 where the processor multiplies in it, else fp32. Name one, so that trainings
+    on several machines belong together."""
     so_far: bool = False
     """Train nothing: count, time and show what is trained already."""
     jobs: int | None = None
@@ -68,7 +67,7 @@ class Systems:
         problems = [f"{name!r} is no system; there are {', '.join(NAMES)}" for name in self.systems if name not in NAMES]
         if not self.systems:
             problems.append(f"no system is named; there are {', '.join(NAMES)}")
-        counts = {name: getattr(self, name) for name in ("seeds", "twins_seeds", "epochs", "val_videos", "jobs")}
+        counts = {name: getattr(self, name) for name in ("seeds", "epochs", "val_videos", "jobs")}
         problems += [f"{name} is {count}; it must be at least 1" for name, count in counts.items() if count is not None and count < 1]
         if self.out.suffix != ".json":
             problems.append(f"out is {self.out}; it must end in .json: its page, plot and runs are named like it")
@@ -111,7 +110,7 @@ def measure(settings: Systems) -> dict[str, Any]:
         frames=settings.frames,
         epochs=settings.epochs,
         seeds=settings.seeds,
-        precision=quick_precision(),
+        precision=quick_precision() if settings.precision == "auto" else settings.precision,
         jobs=settings.jobs,
     )
     work, runs = settings.out.with_suffix(""), planned(settings)
@@ -126,13 +125,11 @@ def measure(settings: Systems) -> dict[str, Any]:
     log.print("counting, judging and timing …", style="dim")
     busy = busy_share()
     checkpoints = {run: run.folder(race, work) / "last.safetensors" for run in runs}
-    # Neither seed, objective nor videos change what a clip costs.
+    # Neither seed nor videos change what a clip costs.
     cost = costs({run.system.cost_of: path for run, path in reversed(checkpoints.items())}, val)
-    pairs = {(run.system, run.objective): pair_accuracies(path, val) for run, path in checkpoints.items() if run.seed == 0}
-    rows = [
-        _row(system, objective, results, {**cost[system.cost_of], "pairs": pairs.get((system, objective), {})})
-        for system, objective in _entries(runs)
-    ]
+    pairs = {run.system: pair_accuracies(path, val) for run, path in checkpoints.items() if run.seed == 0}
+    trained = {run.system for run in runs}
+    rows = [_row(system, results, {**cost[system.cost_of], "pairs": pairs.get(system, {})}) for system in SYSTEMS if system in trained]
     return {
         "benchmark": "systems",
         "environment": environment(),
@@ -148,14 +145,11 @@ def planned(settings: Systems) -> list[Run]:
     """Return what is to be trained, in this order: a first seed of everything comes before a second one of anything."""
     from flowless.bench.systems_runs import Run
 
-    objectives = {"scores": settings.seeds, "twins": (settings.twins_seeds or settings.seeds) if settings.twins else 0}
     return [
-        Run(system, objective, seed)
-        for seed in range(max(objectives.values()))
-        for objective, seeds in objectives.items()
-        if seed < seeds
+        Run(system, seed)
+        for seed in range(settings.seeds)
         for system in SYSTEMS
-        if system.name in settings.systems and (objective == "scores" or system.twins) and (seed == 0 or not system.of)
+        if system.name in settings.systems and (seed == 0 or not system.of)
     ]
 
 
@@ -171,7 +165,7 @@ def table(document: Mapping[str, Any]) -> Table:
     for row in document["systems"]:
         spread = "" if row["spread"] is None else f" ± {100 * row['spread']:.1f}"
         shown.add_row(
-            row["system"] + (" + Twins" if row["objective"] == "twins" else ""),
+            row["system"],
             f"{100 * row['top1']:.1f}{spread}",
             str(len(row["seeds"])),
             f"{row['parameters'] / 1e6:.2f}",
@@ -182,14 +176,8 @@ def table(document: Mapping[str, Any]) -> Table:
     return shown
 
 
-def _entries(runs: Sequence[Run]) -> list[tuple[System, str]]:
-    """Each system with each of its objectives, in the table's order."""
-    pairs = dict.fromkeys((run.system, run.objective) for run in runs)
-    return sorted(pairs, key=lambda pair: (NAMES.index(pair[0].name), pair[1]))
-
-
-def _row(system: System, objective: str, results: Mapping[Run, Mapping[str, Any]], cost: Mapping[str, Any]) -> dict[str, Any]:
-    own = {run.seed: result for run, result in results.items() if (run.system, run.objective) == (system, objective)}
+def _row(system: System, results: Mapping[Run, Mapping[str, Any]], cost: Mapping[str, Any]) -> dict[str, Any]:
+    own = {run.seed: result for run, result in results.items() if run.system == system}
     top1 = [round(own[seed]["history"][-1]["val_top1"], 4) for seed in sorted(own)]
     return {
         "system": system.name,
@@ -197,7 +185,6 @@ def _row(system: System, objective: str, results: Mapping[Run, Mapping[str, Any]
         "about": system.about,
         "base": system.base,
         "control": bool(system.of),
-        "objective": objective,
         "seeds": top1,
         "top1": round(statistics.mean(top1), 4),
         "spread": round(statistics.stdev(top1), 4) if len(top1) > 1 else None,
@@ -215,7 +202,6 @@ def _goals(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         if row["control"]:
             continue
-        name = row["system"] + (" with Twins" if row["objective"] == "twins" else "")
         blind = row["system"] == "tsn"
-        found.append(goal(f"{name}: top-1, mean of the seeds", BLIND if blind else WANTED, row["top1"], at_most=blind))
+        found.append(goal(f"{row['system']}: top-1, mean of the seeds", BLIND if blind else WANTED, row["top1"], at_most=blind))
     return found

@@ -45,7 +45,7 @@ def accuracy_over_cost(rows: Sequence[Mapping[str, Any]], *, blind: float) -> st
     """Draw top-1 over multiplications and over latency, a point a row, as inline SVG.
 
     Args:
-        rows: `system`, `base`, `control`, `objective`, `top1`, `seeds`, `macs`, `latency_ms` of each.
+        rows: `system`, `base`, `control`, `top1`, `seeds`, `macs`, `latency_ms` of each.
         blind: The most that a model blind to order can reach.
     """
     from matplotlib.lines import Line2D
@@ -58,10 +58,9 @@ def accuracy_over_cost(rows: Sequence[Mapping[str, Any]], *, blind: float) -> st
     ):
         for row in rows:
             cost, top1, colour = row[key] / scale, row["top1"], COLOURS[row["base"]]
-            filled = "white" if row["objective"] == "twins" else colour
             mark = "D" if row["control"] else "o"
             bars = [[max(0.0, top1 - min(row["seeds"]))], [max(0.0, max(row["seeds"]) - top1)]]
-            axes.errorbar(*(cost, top1, bars), fmt=mark, ms=7, color=colour, mfc=filled, mew=1.6, capsize=2.5, lw=1.1, zorder=3)
+            axes.errorbar(*(cost, top1, bars), fmt=mark, ms=7, color=colour, mew=1.6, capsize=2.5, lw=1.1, zorder=3)
         axes.axhline(blind, color="#888", lw=1, ls="--")
         axes.annotate("all that appearance can give", (0.01, blind + 0.012), xycoords=("axes fraction", "data"), fontsize=8, color="#666")
         axes.set(xscale="log", xlabel=label, ylim=(-0.02, 1.05))
@@ -70,11 +69,10 @@ def accuracy_over_cost(rows: Sequence[Mapping[str, Any]], *, blind: float) -> st
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter(NullFormatter())
     panels[0].set(ylabel="top-1")
-    kinds = [("o", "white", "with Twins Training")] * any(row["objective"] == "twins" for row in rows)
-    kinds += [("D", "#555", "control: on more videos")] * any(row["control"] for row in rows)
     names = dict.fromkeys(row["base"] for row in rows)
     marks = [Line2D([], [], ls="", marker="o", ms=7, mew=1.6, color=COLOURS[name], label=name) for name in names]
-    marks += [Line2D([], [], ls="", marker=mark, ms=7, mew=1.6, color="#555", mfc=filled, label=label) for mark, filled, label in kinds]
+    if any(row["control"] for row in rows):
+        marks.append(Line2D([], [], ls="", marker="D", ms=7, mew=1.6, color="#555", label="control: on more videos"))
     panels[1].legend(handles=marks, frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return plots.svg(figure)
 
@@ -82,14 +80,11 @@ def accuracy_over_cost(rows: Sequence[Mapping[str, Any]], *, blind: float) -> st
 def readme_lines(document: Mapping[str, Any]) -> list[str]:
     """Return the evidence table in Markdown, with what it was measured on."""
     settings, rows = document["settings"], document["systems"]
-    plain = [row for row in rows if row["objective"] == "scores"]
-    twins = {row["system"]: row for row in rows if row["objective"] == "twins"}
-    side, seeds = settings["size"], max(len(row["seeds"]) for row in plain)
+    side, seeds = settings["size"], max(len(row["seeds"]) for row in rows)
     columns = (
         "system",
         "clip",
         "top-1, % ± over the seeds",
-        "with Twins Training",
         "weakest pair of twins",
         "parameters, M",
         "MMAC a clip",
@@ -104,12 +99,10 @@ def readme_lines(document: Mapping[str, Any]) -> list[str]:
         f"| {' | '.join(columns)} |",
         f"|{'---|' * len(columns)}",
     ]
-    for row in plain:
-        beside = twins.get(row["system"])
+    for row in rows:
         figures = (
             " × ".join(map(str, row["clip"][:2])),
             _told(row, of=seeds),
-            _told(beside, of=seeds) if beside else "",
             weakest(row),
             f"{row['parameters'] / 1e6:.2f}",
             f"{row['macs'] / 1e6:.0f}",
@@ -117,7 +110,7 @@ def readme_lines(document: Mapping[str, Any]) -> list[str]:
             row["target"],
         )
         lines.append(f"| {' | '.join((row['system'], *figures))} |")
-    controls = [f"`{row['system']}` is {row['about']}" for row in plain if row["control"]]
+    controls = [f"`{row['system']}` is {row['about']}" for row in rows if row["control"]]
     return [*lines, "", f"{'; '.join(controls)}."] if controls else lines
 
 

@@ -51,20 +51,19 @@ class Race:
 
 @dataclass(frozen=True)
 class Run:
-    """One training: a system, an objective, a seed."""
+    """One training: a system, a seed."""
 
     system: System
-    objective: str
     seed: int
 
     @property
     def name(self) -> str:
-        """The run's folder, such as pan-lite-twins-0."""
-        return f"{self.system.name}{'-twins' if self.objective == 'twins' else ''}-{self.seed}"
+        """The run's folder, such as pan-lite-0."""
+        return f"{self.system.name}-{self.seed}"
 
     def recipe(self, race: Race) -> Recipe:
         """Return what it is trained by: Moving Shapes' recipe of the model, under the race's conditions."""
-        found = find_recipe(f"{self.system.model}/moving-shapes", epochs=race.epochs, seed=self.seed, objective=self.objective)
+        found = find_recipe(f"{self.system.model}/moving-shapes", epochs=race.epochs, seed=self.seed)
         same: dict[str, Any] = {"precision": race.precision, "validate_every": race.epochs, "threads": 1}
         return replace(found, **same, **dict(self.system.clip))
 

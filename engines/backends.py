@@ -10,11 +10,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from flowless.engines import built_for, cuda_driver
+from flowless import cuda_driver
+from flowless.engines import built_for
 from flowless.engines.manifest import Artefact
 from flowless.engines.memory import MEMORY, Graph, OnlineBackend, feeds_of
-from flowless.engines.openvino_core import one_at_a_time, openvino_core, openvino_reason
+from flowless.engines.openvino_core import computes_in, one_at_a_time, openvino_core, openvino_reason
 from flowless.errors import FlowlessError, first_line
+from flowless.machine import usable_physical_cores
+from flowless.waiting import threads_stay_awake
 
 #: Target -> the module that runs it, and what installs it.
 LIBRARIES: dict[str, tuple[str, str]] = {
@@ -25,6 +28,9 @@ LIBRARIES: dict[str, tuple[str, str]] = {
 }
 #: OpenVINO's `INFERENCE_PRECISION_HINT`, and what the answer is then called.
 HINTS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
+#: ONNX Runtime's session option (`kOrtSessionOptionsAvx2PrecisionMode`) that keeps int8 exact where the processor has no VNNI: there
+#: two products of an unsigned and a signed byte are added in 16 bits, which overflow. It changes nothing on other processors.
+EXACT_INT8 = ("session.x64quantprecision", "1")
 
 
 class Backend(Protocol):
@@ -32,6 +38,11 @@ class Backend(Protocol):
 
     device: str
     """Where it runs, for people."""
+
+    @property
+    def fallback(self) -> str | None:
+        """Why it is not on the GPU that is here; None where it is, and where there is none or the library has no use for it."""
+        ...
 
     def __call__(self, clip: np.ndarray) -> np.ndarray:
         """Return float32 scores `[B, classes]` of uint8 clips `[B, N, m, H, W, 3]`, C-contiguous."""
@@ -48,13 +59,17 @@ def why_not(target: str, artefact: Artefact | None = None) -> str | None:
     capability = cuda_driver.compute_capability()
     if capability is None:
         return "there is no NVIDIA GPU here"
-    if artefact is None:
-        return None
     try:
         here = built_for.what_is_here(module, capability)
     except (ImportError, OSError) as error:  # installed, and its libraries are not
         return f"{module} cannot be imported ({first_line(error)})"
-    return built_for.mismatch(artefact, here)
+    return built_for.unknown_gpu(here) if artefact is None else built_for.mismatch(artefact, here)
+
+
+def other_arithmetic(hint: str) -> str | None:
+    """Return what OpenVINO computes in on this processor, as `fp32`, where that is not what a hint asks for; None where it is."""
+    found = hint if hint == "f32" else computes_in(hint)
+    return None if found == hint else HINTS.get(found, found)
 
 
 def open_backend(artefact: Artefact, path: Path, *, classes: int, threads: int | None = None, hint: str | None = None) -> Backend:
@@ -91,7 +106,7 @@ class _ClipBackend:
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
-        self.device = graph.device
+        self.device, self.fallback = graph.device, graph.fallback
 
     def __call__(self, clip: np.ndarray) -> np.ndarray:
         (scores,) = self._graph.run(feeds_of(clip, self._graph.inputs)).values()
@@ -101,6 +116,8 @@ class _ClipBackend:
 class _OpenVino:
     """OpenVINO on the CPU, compiled for batch 1: per clip that is faster than a larger batch on every CPU measured."""
 
+    fallback = None
+
     def __init__(self, path: Path, *, threads: int | None, hint: str | None) -> None:
         core = openvino_core()
         model = one_at_a_time(core.read_model(path))
@@ -108,6 +125,8 @@ class _OpenVino:
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint or "f32"}
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads
+        if not threads_stay_awake():
+            settings["ENABLE_CPU_PINNING"] = False
         compiled = core.compile_model(model, "CPU", settings)
         self._request = compiled.create_infer_request()
         self.inputs = tuple(item.any_name for item in compiled.inputs)
@@ -123,28 +142,34 @@ class _OpenVino:
         return {name: np.concatenate(parts) for name, parts in rows.items()}
 
 
+def onnxruntime_options(threads: int | None = None) -> Any:
+    """Return the `SessionOptions` of every ONNX Runtime session here; threads None: one a core, asleep while they wait (`waiting.py`)."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong comes as an exception; the rest is noise
+    options.add_session_config_entry(*EXACT_INT8)
+    if threads_stay_awake():
+        options.intra_op_num_threads = threads or 0
+        return options
+    options.intra_op_num_threads = threads or usable_physical_cores()
+    for pool in ("intra_op", "inter_op"):
+        options.add_session_config_entry(f"session.{pool}.allow_spinning", "0")
+    return options
+
+
 class _OnnxRuntime:
-    """ONNX Runtime: CUDA where there is a GPU and its provider loads, the CPU otherwise."""
+    """ONNX Runtime: CUDA where there is a GPU and its provider starts, the CPU otherwise."""
 
     def __init__(self, path: Path, *, threads: int | None, hint: str | None) -> None:
-        import onnxruntime
+        from flowless.engines.onnxruntime_cuda import open_session
 
-        onnxruntime.set_default_logger_severity(4)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # what goes wrong comes as an exception; the rest is noise
-        if threads:
-            options.intra_op_num_threads = threads
-        providers: list[Any] = ["CPUExecutionProvider"]
-        if "CUDAExecutionProvider" in onnxruntime.get_available_providers() and cuda_driver.compute_capability():
-            if hasattr(onnxruntime, "preload_dlls"):
-                onnxruntime.preload_dlls()  # CUDA's and cuDNN's libraries as pip installs them
-            # Its default is TF32, 10 bits of mantissa: fp32 means float32.
-            providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": "0"}))
-        session = onnxruntime.InferenceSession(path, options, providers=providers)
+        session, reason = open_session(path, onnxruntime_options(threads))
         self._session = session
         self.inputs = tuple(item.name for item in session.get_inputs())
         self._outputs = [item.name for item in session.get_outputs()]
-        self.device = "GPU" if "CUDAExecutionProvider" in session.get_providers() else "CPU"
+        self.device = "GPU" if reason is None else "CPU"
+        self.fallback = reason if cuda_driver.compute_capability() else None
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         answers = self._session.run(self._outputs, dict(feeds))

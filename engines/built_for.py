@@ -7,7 +7,7 @@ import platform
 from dataclasses import dataclass
 from typing import Any
 
-from flowless.engines import cuda_driver
+from flowless import cuda_driver
 from flowless.engines.manifest import Artefact
 
 #: The oldest GPUs that run what was built for no GPU in particular: Ampere.
@@ -28,6 +28,8 @@ class Here:
     """The GPU's name; None where the driver does not tell."""
     platform: str
     """System and processor, `linux-x86_64`."""
+    known: tuple[int, ...] = ()
+    """Compute capabilities that the library itself names (TensorRT-RTX's `ComputeCapability`); empty where it names none."""
 
 
 def this_platform() -> str:
@@ -37,8 +39,20 @@ def this_platform() -> str:
 
 def what_is_here(module: str, capability: tuple[int, int]) -> Here:
     """Return what this machine has to run an engine of `module`, `tensorrt` or `tensorrt_rtx`."""
-    version = str(importlib.import_module(module).__version__)
-    return Here(version=version, capability=capability[0] * 10 + capability[1], gpu=cuda_driver.gpu_name(), platform=this_platform())
+    library = importlib.import_module(module)
+    return Here(
+        version=str(library.__version__),
+        capability=capability[0] * 10 + capability[1],
+        gpu=cuda_driver.gpu_name(),
+        platform=this_platform(),
+        known=known_capabilities(library),
+    )
+
+
+def known_capabilities(library: Any) -> tuple[int, ...]:
+    """Return the compute capabilities that TensorRT-RTX builds for and runs on, such as 86 for 8.6; none of TensorRT, which names none."""
+    members = getattr(getattr(library, "ComputeCapability", None), "__members__", {})
+    return tuple(sorted(int(name[2:]) for name in members if name.startswith("SM") and name[2:].isdigit()))
 
 
 def rebuild(artefact: Artefact) -> str:
@@ -53,19 +67,31 @@ def mismatch(artefact: Artefact, here: Here) -> str | None:
 
     Rules: NVIDIA, "Engine Compatibility" of TensorRT 11 and of TensorRT-RTX 1.7. TensorRT's engines are for one version, one
     kind of GPU and one platform; portable ones run on GPUs since Ampere and on later versions of the same major version, and a
-    TensorRT 11 also runs those of TensorRT 10. TensorRT-RTX's are for one version, for the GPUs that were named or all since
-    Ampere, on Linux and Windows alike.
+    TensorRT 11 also runs those of TensorRT 10. TensorRT-RTX's are for one version, for the GPUs that were named or those since
+    Ampere that this version names ("CPU-Only AOT": 8.0, 8.6, 8.9, 12.0 and later; no 8.7, 9.0, 10.x, 11.0), on Linux and Windows alike.
     """
     options = artefact.options
-    wrong = [_of_version(artefact, here), _of_gpu(options, here, rtx=artefact.target == "tensorrt-rtx")]
+    rtx = artefact.target == "tensorrt-rtx"
+    if rtx and (never := unknown_gpu(here)):
+        return never
+    wrong = [_of_version(artefact, here), _of_gpu(options, here, rtx=rtx)]
     built_on = options.get("platform")
     if artefact.target == "tensorrt" and built_on and built_on != here.platform:
         wrong.append(f"it was built for {built_on} and this is {here.platform}")
     told = [reason for reason in wrong if reason]
     if not told:
         return None
-    turing = artefact.target == "tensorrt-rtx" and here.capability < _AMPERE
+    turing = rtx and here.capability < _AMPERE
     return f"{'; '.join(told)}; {rebuild(artefact)}{f' --compute-capability {here.capability}' if turing else ''}"
+
+
+def unknown_gpu(here: Here) -> str | None:
+    """Say in one line that the library does not know the GPU that is here, for which no engine can be built; None where it does."""
+    if not here.known or here.capability in here.known:
+        return None
+    names = ", ".join(f"{item // 10}.{item % 10}" for item in here.known)
+    which = f"{here.gpu or 'the GPU here'} has compute capability {here.capability // 10}.{here.capability % 10}"
+    return f"tensorrt_rtx {here.version} runs on compute capability {names} alone, and {which}; build another target"
 
 
 def _of_version(artefact: Artefact, here: Here) -> str | None:

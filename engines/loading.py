@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from flowless.engines.backends import HINTS, LIBRARIES, open_backend, why_not
+from flowless.engines.backends import HINTS, LIBRARIES, open_backend, other_arithmetic, why_not
 from flowless.engines.engine import Engine
 from flowless.engines.manifest import TARGETS, Artefact, Manifest, read_manifest
 from flowless.errors import FlowlessError
@@ -34,7 +34,8 @@ def load(
             as fast where the processor has it, and rounds to 8 bits; no export has compared it with PyTorch.
 
     Returns:
-        An engine; its `why` says what was chosen, and why not the others.
+        An engine; its `why` says what was chosen, and why not the others; its `precision` is what it computes in, and `why` says so
+        where OpenVINO, which falls back without a word, lacks on this processor what was asked for.
 
     Raises:
         FlowlessError: The bundle is damaged, or has no engine that runs here.
@@ -53,10 +54,22 @@ def load(
     artefact, why = _choose(manifest, target, precision)
     manifest.check(artefact.files)
     backend = open_backend(artefact, manifest.path_of(artefact.files[0]), classes=len(manifest.labels), threads=threads, hint=hint)
-    computed = HINTS[hint] if hint and artefact.precision == "fp32" else artefact.precision
-    if hint:
-        why += f", computing in {computed} by its hint"
+    computed, told = _computed(artefact, hint)
+    why += told
+    if backend.fallback:
+        why += f"; on the {backend.device}, because {backend.fallback}"
     return Engine(backend, manifest=manifest, target=artefact.target, precision=computed, why=why)
+
+
+def _computed(artefact: Artefact, hint: str | None) -> tuple[str, str]:
+    """Return the precision that an engine computes in on this processor, and what `why` says of it."""
+    if artefact.target != "openvino" or artefact.precision == "int8":
+        return artefact.precision, ""
+    asked = hint or artefact.options.get("hint", "f32")
+    other = other_arithmetic(asked)
+    if other:
+        return other, f", computing in {other}: OpenVINO does not compute in {HINTS[asked]} on this processor"
+    return HINTS[asked], f", computing in {HINTS[asked]} by its hint" if hint else ""
 
 
 def _choose(manifest: Manifest, target: str | None, precision: str | None) -> tuple[Artefact, str]:

@@ -27,6 +27,11 @@ class Graph(Protocol):
     inputs: tuple[str, ...]
     """Names of its inputs, in the graph's order."""
 
+    @property
+    def fallback(self) -> str | None:
+        """Why it is not on the GPU that is here; None where it is, and where there is none or the library has no use for it."""
+        ...
+
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the outputs by name, arrays of their own; each input's first axis is the batch B, the same for all."""
         ...
@@ -58,7 +63,7 @@ class OnlineBackend:
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
-        self.device = graph.device
+        self.device, self.fallback = graph.device, graph.fallback
 
     def __call__(self, clip: np.ndarray) -> np.ndarray:
         """Return float32 scores `[B, classes]` of uint8 clips `[B, N, 1, H, W, 3]`: of their last frame, after the others."""

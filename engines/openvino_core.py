@@ -25,6 +25,24 @@ def openvino_core() -> Any:
     return openvino.Core()
 
 
+@functools.cache
+def computes_in(hint: str) -> str:
+    """Return what OpenVINO computes in on this processor when it is asked for `hint`: `f32`, `bf16` or `f16`.
+
+    What the processor lacks OpenVINO leaves out without a word (`hasHardwareSupport` in its plugin); a compiled model tells. Which
+    instructions that takes differs by its version, so none is named here. The answer stays while the process lives.
+    """
+    import numpy as np
+    from openvino import Model, opset13
+
+    pixels = opset13.parameter([1, 8, 8, 8], np.float32)
+    weights = np.ones((8, 8, 3, 3), np.float32)
+    convolution = opset13.convolution(pixels, weights, strides=[1, 1], pads_begin=[1, 1], pads_end=[1, 1], dilations=[1, 1])
+    model = Model([convolution], [pixels])  # pyright: ignore[reportGeneralTypeIssues]
+    compiled = openvino_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": hint})
+    return compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+
+
 def one_at_a_time(model: Any) -> Any:
     """Give a model batch 1 in every input; return it."""
     model.reshape({item.any_name: [1, *(int(part.get_length()) for part in list(item.partial_shape)[1:])] for item in model.inputs})

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from flowless.engines import cuda_driver
+from flowless import cuda_driver
 from flowless.engines.built_for import rebuild
 from flowless.engines.manifest import Artefact
 from flowless.engines.memory import MEMORY, NEXT_MEMORY
@@ -27,6 +27,7 @@ class TensorRt:
     """An engine of TensorRT or TensorRT-RTX on the first GPU."""
 
     device = "GPU"
+    fallback = None
 
     def __init__(self, path: Path, *, artefact: Artefact, module: str, classes: int) -> None:
         """Open an engine.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnx
 
+from flowless.engines.backends import onnxruntime_options
 from flowless.engines.manifest import Artefact
 from flowless.engines.openvino_core import one_at_a_time, openvino_core
 from flowless.export.inspection import Layer
@@ -46,8 +47,7 @@ def inspect_onnxruntime(path: Path) -> list[Layer]:
     import onnxruntime
 
     with tempfile.TemporaryDirectory(prefix="flowless-inspect-") as folder:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
+        options = onnxruntime_options()
         options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
         onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         optimised = onnx.load(options.optimized_model_filepath)

@@ -15,7 +15,7 @@ from typing import Any
 
 import onnx
 
-from flowless.engines import cuda_driver
+from flowless import cuda_driver
 from flowless.engines.backends import LIBRARIES
 from flowless.engines.built_for import rebuild
 from flowless.engines.manifest import Artefact

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from flowless.engines import cuda_driver
+from flowless import cuda_driver
 from flowless.errors import FlowlessError
 from flowless.export.pa_function import DOMAIN, OP, pa_nodes
 from flowless.export.plugin_library import registered_kind, without_function

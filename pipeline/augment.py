@@ -111,8 +111,8 @@ class LoaderOptions:
     device_id: int = 0
     """The GPU's number, where `device` is `gpu`."""
     decoder: Literal["auto", "pyav", "dali"] = "auto"
-    """Who decodes. `auto`: DALI on a GPU for the codecs that it can, PyAV for everything else. `dali`: DALI for every
-    video whose codec it can, on the CPU too (VP8, VP9, MJPEG; its colours differ from PyAV's by a level or so)."""
+    """Who decodes. `auto`: DALI on a GPU for the videos that the GPU's driver says it decodes, PyAV for everything else. `dali`:
+    DALI for every video that it can, on the CPU too (VP8, VP9, MJPEG; its colours differ from PyAV's by a level or so)."""
     max_bad_share: float = 0.05
     """Share of bad videos above which an epoch stops."""
 

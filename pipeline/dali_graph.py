@@ -40,11 +40,8 @@ TOLERANCE_MEAN_NOISE = 0.25
 #: the last pixel. Measured: 8 on real clips, 13 on noise.
 TOLERANCE_EDGE = 16
 
-#: FFmpeg's names of the codecs that DALI decodes, by device (DALI 2.4).
-DALI_CODECS: dict[Literal["cpu", "gpu"], frozenset[str]] = {
-    "cpu": frozenset({"vp8", "vp9", "mjpeg"}),
-    "gpu": frozenset({"vp8", "vp9", "mjpeg", "h264", "hevc", "av1", "mpeg4"}),
-}
+#: FFmpeg's names of the codecs that DALI decodes on a CPU (DALI 2.4); what a GPU decodes, `nvdec` asks its driver.
+DALI_CPU_CODECS = frozenset({"vp8", "vp9", "mjpeg"})
 
 #: Where a graph's frames come from: decoded by PyAV, by DALI, or each sample its own way.
 Frames = Literal["pyav", "dali", "both"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -11,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowless.errors import FlowlessError
+from flowless.pipeline import nvdec
 from flowless.pipeline.augment import Augmentation, View, training_view
-from flowless.pipeline.dali_graph import DALI_CODECS, Frames, GraphInput, place
+from flowless.pipeline.dali_graph import DALI_CPU_CODECS, Frames, GraphInput, place
 from flowless.pipeline.decode import decode_frames
 from flowless.pipeline.index import DatasetIndex, Refused, VideoRecord
 from flowless.pipeline.preprocess import crop_corners, resized_size
@@ -51,7 +53,7 @@ class FrameSource:
     """Makes samples. Each depends on (seed, epoch, video) alone, so any thread may make any of them at any time."""
 
     def __init__(
-        self, index: DatasetIndex, spec: ClipSpec, *, rule: Rule, seed: int, augmentation: Augmentation | None, by_dali: frozenset[str]
+        self, index: DatasetIndex, spec: ClipSpec, *, rule: Rule, seed: int, augmentation: Augmentation | None, by_dali: frozenset[int]
     ) -> None:
         """Say what samples are.
 
@@ -61,20 +63,19 @@ class FrameSource:
             rule: which frames are taken.
             seed: of everything drawn.
             augmentation: training's changes; None makes evaluation samples, in which nothing is drawn.
-            by_dali: codecs whose files the graph decodes.
+            by_dali: places in the index of the videos that the graph decodes.
 
         Raises:
             FlowlessError: the augmentation names a label that the index does not know.
         """
         self._index, self._spec, self._seed, self._augmentation = index, spec, seed, augmentation
         self._rule: Rule = rule
-        self._by_dali = by_dali
-        self._pyav_only: set[int] = set()
+        self._by_dali = set(by_dali)
         self._mirror_labels = augmentation.mirrored(index.labels) if augmentation else ()
 
     def leave_to_pyav(self, numbers: Iterable[int]) -> None:
         """Have PyAV decode these videos from now on, because DALI could not decode one of them."""
-        self._pyav_only |= set(numbers)
+        self._by_dali -= set(numbers)
 
     def draw(self, number: int, epoch: int) -> Drawn:
         """Make the sample of a video, or in training of another where it is bad.
@@ -118,7 +119,7 @@ class FrameSource:
         )
         ordinals, order = np.unique(indices, return_inverse=True)
         path = self._index.path_of(record)
-        if number not in self._pyav_only and trusted_codec(record) in self._by_dali:
+        if number in self._by_dali:
             width, height, rotation, frames = record.width, record.height, record.rotation, None
             encoded = _bytes_of(path)
         else:
@@ -170,25 +171,52 @@ def trusted_codec(record: VideoRecord) -> str:
     return record.codec if record.key_frames else ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Decoders:
+    """Who decodes the videos of an index."""
+
+    by_dali: frozenset[int]
+    """Places in the index of the videos that DALI decodes; PyAV decodes the others."""
+    left: dict[str, int]
+    """Where DALI was wanted: why it does not decode a video, and of how many that is true."""
+    frames: Frames
+    """The same for the graph."""
+
+
 def decoders_for(
-    index: DatasetIndex, *, device: Literal["cpu", "gpu"], decoder: Literal["auto", "pyav", "dali"]
-) -> tuple[Frames, frozenset[str]]:
-    """Return which decoders a data set needs, and the codecs that DALI decodes of it.
+    index: DatasetIndex, *, device: Literal["cpu", "gpu"], decoder: Literal["auto", "pyav", "dali"], device_id: int = 0
+) -> Decoders:
+    """Return who decodes the videos of a data set; on a GPU its driver is asked what it decodes.
 
     Raises:
-        FlowlessError: `dali` was asked for and no video of the index has a codec that it can decode on this device.
+        FlowlessError: `dali` was asked for, and it can decode no video of the index on this device.
     """
-    present = {trusted_codec(video) for video in index.videos}
-    able = frozenset() if decoder == "pyav" or (decoder == "auto" and device == "cpu") else DALI_CODECS[device]
-    chosen = frozenset(present & able)
-    if decoder == "dali" and not chosen:
-        raise FlowlessError(
-            f"decoder is 'dali', which on the {device.upper()} can decode {', '.join(sorted(able))}; the index has "
-            f"{', '.join(sorted(present - {''})) or 'none'}. Use decoder 'auto' or 'pyav'."
-        )
-    if not chosen:
-        return "pyav", chosen
-    return ("dali" if chosen == present else "both"), chosen
+    if decoder == "pyav" or (decoder == "auto" and device == "cpu"):
+        return Decoders(by_dali=frozenset(), left={}, frames="pyav")
+    reasons = _reasons_for_pyav(index, device_id=device_id if device == "gpu" else None)
+    by_dali = frozenset(place for place, reason in enumerate(reasons) if reason is None)
+    left = dict(Counter(reason for reason in reasons if reason is not None).most_common())
+    if decoder == "dali" and not by_dali:
+        raise FlowlessError(f"decoder is 'dali', which can decode no video of the index: {'; '.join(left)}. Use decoder 'auto' or 'pyav'.")
+    return Decoders(by_dali=by_dali, left=left, frames="pyav" if not by_dali else "both" if left else "dali")
+
+
+def _reasons_for_pyav(index: DatasetIndex, *, device_id: int | None) -> list[str | None]:
+    """Return for each video why DALI cannot decode it on this GPU, or on the CPU; None where it can."""
+    if device_id is not None and (nothing := nvdec.why_no_nvdec(device_id)):
+        return [nothing.rstrip(".")] * len(index.videos)
+
+    def reason(video: VideoRecord) -> str | None:
+        if not trusted_codec(video):
+            return "its time stamps cannot be trusted, and only PyAV finds its frames"
+        if device_id is None:
+            able = ", ".join(sorted(DALI_CPU_CODECS))
+            return None if video.codec in DALI_CPU_CODECS else f"{video.codec}: on the CPU, DALI decodes {able}"
+        width, height = (video.height, video.width) if video.rotation % 180 else (video.width, video.height)
+        stream = nvdec.Stream(codec=video.codec, pixel_format=video.pixel_format, width=width, height=height)
+        return nvdec.why_not(stream, device_id)
+
+    return [reason(video) for video in index.videos]
 
 
 def _bytes_of(path: os.PathLike[str]) -> NDArray[np.uint8]:

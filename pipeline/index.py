@@ -39,6 +39,8 @@ class VideoRecord:
     """Clockwise degrees by which the stored frame is turned for showing: 0, 90, 180 or 270."""
     codec: str = ""
     """FFmpeg's name of the codec."""
+    pixel_format: str = ""
+    """FFmpeg's name of the stored pixels' format; empty where an older scan did not write it down."""
     variable_rate: bool = False
     """Whether the time between frames changes by more than rounding."""
     key_frames: tuple[int, ...] = ()

@@ -14,10 +14,11 @@ from __future__ import annotations
 import math
 import queue
 import threading
+from collections import Counter
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -73,6 +74,8 @@ class ClipLoader:
         self.epoch = 0
         self._first_batch = 0
         self._bad: dict[str, Refused] = {}
+        self.decoded_by: Counter[Literal["pyav", "dali"]] = Counter()
+        """How many videos of the newest loop each decoder has decoded so far."""
         self._graph: ClipGraph | None = None
         self._end_loop: Callable[[], None] = lambda: None
         if batch_size < 1:
@@ -81,21 +84,25 @@ class ClipLoader:
             raise FlowlessError(f"The index of {index.root} has no videos. Make one with: flowless scan")
         if self.rule == "train" and not self.training:
             raise FlowlessError("The rule 'train' places frames by chance and cannot evaluate; use centre, two-clip or dense.")
-        self._frames: Frames
-        self._frames, by_dali = decoders_for(index, device=options.device, decoder=options.decoder)
+        decoders = decoders_for(index, device=options.device, decoder=options.decoder, device_id=options.device_id)
+        self._frames: Frames = decoders.frames
         self._source = FrameSource(
             index,
             spec,
             rule=self.rule,
             seed=options.seed,
             augmentation=options.augmentation if self.training else None,
-            by_dali=by_dali,
+            by_dali=decoders.by_dali,
         )
         if not len(self):
             raise FlowlessError(
                 f"There are {len(index.videos)} videos for {options.world} x {batch_size} a batch, and a batch that is not full is "
                 f"left out in training: no batch is left. Use a batch_size of at most {max(1, len(index.videos) // options.world)}."
             )
+
+        if decoders.left and options.device == "gpu":
+            count, why = sum(decoders.left.values()), "; ".join(f"{reason} ({many})" for reason, many in decoders.left.items())
+            log.print(f"flowless: PyAV decodes {count} of {len(index.videos)} videos, not the GPU: {why}.", style="yellow", markup=False)
 
     @property
     def bad_videos(self) -> list[Refused]:
@@ -117,6 +124,7 @@ class ClipLoader:
         One loop at a time: a new one ends an older one that was left in the middle.
         """
         self._end_loop()
+        self.decoded_by = Counter()
         stop, ready = threading.Event(), queue.Queue[Any](maxsize=self.options.prefetch)
         plan, self._first_batch = self.plan()[self._first_batch :], 0
         producer = threading.Thread(target=self._produce, args=(plan, self.epoch, ready, stop), name="flowless-loader", daemon=True)
@@ -176,7 +184,9 @@ class ClipLoader:
         samples = self._accept(drawn)
         while samples:
             try:
-                return self._finish(samples)
+                batch = self._finish(samples)
+                self.decoded_by.update("pyav" if sample.graph.encoded is None else "dali" for sample in samples)
+                return batch
             except RuntimeError as error:
                 if all(sample.graph.encoded is None for sample in samples):
                     raise

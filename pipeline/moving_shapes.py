@@ -189,6 +189,7 @@ def _index(folder: Path, split: Split, options: ShapesOptions) -> DatasetIndex:
             width=options.size,
             height=options.size,
             codec="h264",
+            pixel_format="yuv420p",
             key_frames=tuple(range(0, options.frames, KEY_FRAME_EVERY)),
         )
         for name, label in names

@@ -148,6 +148,7 @@ def _index(
                 height=finding.height,
                 rotation=finding.rotation,
                 codec=finding.codec,
+                pixel_format=finding.pixel_format,
                 variable_rate=finding.variable_rate,
                 key_frames=tuple(finding.key_frames),
             )

@@ -41,6 +41,7 @@ class Found:
     height: int = 0
     rotation: int = 0
     codec: str = ""
+    pixel_format: str = ""
     variable_rate: bool = False
     key_frames: tuple[int, ...] = ()
 
@@ -64,6 +65,7 @@ def look(job: Job) -> Found:
         height=info.height,
         rotation=info.rotation,
         codec=info.codec,
+        pixel_format=info.pixel_format,
         variable_rate=info.variable_rate,
         key_frames=info.key_frames,
     )

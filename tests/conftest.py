@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -13,11 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 from flowless.machine import usable_cores
 from flowless.pipeline.index import DatasetIndex
 from flowless.pipeline.moving_shapes import ShapesOptions, generate
+from flowless.waiting import let_waiting_threads_sleep
 
 # In the background of a script Ctrl-C's signal is ignored, and so it would be by every process that a test interrupts.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -25,7 +28,8 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 #: Test processes side by side, at most: each takes a few GB.
 MOST_WORKERS = 4
-# Each test process has its share of the cores; libraries read this when they are first imported.
+# Each test process has its share of the cores, and leaves it to the others while it waits; libraries read this when they are loaded.
+let_waiting_threads_sleep()
 if (workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // workers)))
 
@@ -47,11 +51,41 @@ def the_same_weights_every_time() -> None:
         sys.modules["torch"].manual_seed(0)
 
 
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this run's that all test processes have."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+#: Makes what has a name, once for all test processes, by a function that gets its path; returns the path.
+Once = Callable[[str, Callable[[Path], object]], Path]
+
+
+@pytest.fixture(scope="session")
+def once(shared: Path) -> Once:
+    """Return what makes a file or folder once: one process makes it, the others wait for it. Read it; copy it before changing it."""
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        path, done = shared / name, shared / f"{name}.done"
+        with FileLock(shared / f"{name}.lock"):
+            if not done.exists():
+                if path.is_dir():
+                    shutil.rmtree(path)  # half made
+                make(path)
+                done.touch()
+        return path
+
+    return made
+
+
 @pytest.fixture(scope="session", autouse=True)
-def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def cache_of_its_own(shared: Path) -> Iterator[None]:
     """Graphs that tests make do not end up in the user's cache, nor come from it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FLOWLESS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("FLOWLESS_CACHE", str(shared / "cache"))
         yield
 
 
@@ -79,10 +113,10 @@ def reference() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shapes(once: Once) -> Path:
     """A few Moving Shapes: 24 training and 12 validation videos of 32 x 32 pixels and 16 frames."""
-    folder = tmp_path_factory.mktemp("shapes") / "data"
-    return generate(folder, options=ShapesOptions(size=32, frames=16, train_videos=24, val_videos=12), workers=1)
+    options = ShapesOptions(size=32, frames=16, train_videos=24, val_videos=12)
+    return once("shapes", lambda folder: generate(folder, options=options, workers=1))
 
 
 @pytest.fixture(scope="session")
@@ -134,8 +168,11 @@ def explained_alike(told_alike: Callable[[Any, Any], None]) -> Callable[[Any, Pa
     return compare
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip GPU tests where there is no GPU, unless FLOWLESS_REQUIRE_GPU=1 demands that they run (and so fail)."""
+    """Spread tests over processes; skip GPU tests where there is no GPU, unless FLOWLESS_REQUIRE_GPU=1 demands them (so they fail)."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        _spread(items)
     if os.environ.get("FLOWLESS_REQUIRE_GPU") == "1":
         return
     marked = [item for item in items if item.get_closest_marker("gpu")]
@@ -143,6 +180,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return
     for item in marked:
         item.add_marker(pytest.mark.skip(reason="no CUDA GPU here"))
+
+
+def _spread(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file in one process, unless they name groups of their own, and begin with files that have slow ones.
+
+    So the short files, which come last, even out when the processes end.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+    for item in items:
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
 
 
 def _gpu_here() -> bool:

@@ -83,7 +83,7 @@ def train(words: Sequence[str]) -> int:
     )
     index = DatasetIndex.load(options.data)
     val_index = DatasetIndex.load(options.val_data) if options.val_data else None
-    from flowless.train.fit import first_process, fit
+    from flowless.train.fit import fit
 
     result = fit(
         options.recipe,
@@ -93,7 +93,7 @@ def train(words: Sequence[str]) -> int:
         resume=options.resume,
         overwrite=options.overwrite,
     )
-    if first_process():
+    if result.global_zero:
         emit(result.to_dict(), *_fit_tables(result), as_json=options.json)
     return 0
 

@@ -48,6 +48,8 @@ class FitResult:
     seconds: float
     """Wall time of this call's training."""
     bad_videos: list[Refused] = field(default_factory=list)
+    global_zero: bool = True
+    """Whether this process is the first of all that trained together, over all nodes: the one that writes and prints."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
@@ -95,22 +97,23 @@ def fit(
     if val_index is not None:
         val_index = relabel(val_index, index.labels, what="validation index")
     _check_machine(recipe)
-    # Under DDP Lightning starts this command again for each further process: the first one has claimed the folder.
-    if first_process():
-        if resume:
-            folder.check_resumable(recipe, index)
-        else:
-            folder.begin(recipe, index, val_index=val_index, overwrite=overwrite)
-    torch.manual_seed(recipe.seed)
-    model = _model(recipe, classes=len(index.labels), resume=resume)
-    module = TrainingModule(model, recipe, index=index, val_index=val_index)
-    start = time.perf_counter()
     with _quiet():
+        # Before the folder is claimed: only Lightning knows which of the processes that torchrun, SLURM, MPI or DDP itself started
+        # is the first one. The others find the folder claimed.
         trainer = _trainer(recipe, folder, labels=index.labels, validate=val_index is not None)
         device_batch(recipe, trainer.world_size)
+        if trainer.is_global_zero:
+            if resume:
+                folder.check_resumable(recipe, index)
+            else:
+                folder.begin(recipe, index, val_index=val_index, overwrite=overwrite)
+        torch.manual_seed(recipe.seed)
+        model = _model(recipe, classes=len(index.labels), resume=resume)
+        module = TrainingModule(model, recipe, index=index, val_index=val_index)
+        start = time.perf_counter()
         _run(trainer, module, folder, resume=resume)
-    result = _result(module, folder, seconds=time.perf_counter() - start)
-    if trainer.is_global_zero:
+    result = _result(module, folder, seconds=time.perf_counter() - start, global_zero=trainer.is_global_zero)
+    if result.global_zero:
         write_json(folder.result, result.to_dict())
     return result
 
@@ -193,12 +196,7 @@ def _check_machine(recipe: Recipe) -> None:
         )
 
 
-def first_process() -> bool:
-    """Tell whether this is the process that speaks and writes for all that train together."""
-    return all(int(os.environ.get(name, "0") or 0) == 0 for name in ("LOCAL_RANK", "NODE_RANK"))
-
-
-def _result(module: TrainingModule, folder: RunFolder, *, seconds: float) -> FitResult:
+def _result(module: TrainingModule, folder: RunFolder, *, seconds: float, global_zero: bool) -> FitResult:
     best = best_row(module.rows)
     return FitResult(
         folder=folder.path,
@@ -209,6 +207,7 @@ def _result(module: TrainingModule, folder: RunFolder, *, seconds: float) -> Fit
         best_top1=best["val_top1"],
         seconds=seconds,
         bad_videos=module.bad_videos(),
+        global_zero=global_zero,
     )
 
 
@@ -218,11 +217,13 @@ def _quiet() -> Iterator[None]:
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning")
-        warnings.filterwarnings("ignore", module="torch.distributed")
-        yield
-    logger.setLevel(level)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            warnings.filterwarnings("ignore", module="torch.distributed")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 class _Bar(Callback):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -104,8 +105,8 @@ class TrainingModule(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Mix the gradients of two losses where there are two; stop where training has diverged, rather than write a model of NaN."""
         if self.joint is not None:
-            steps = max(1, self.trainer.num_training_batches // self.recipe.accumulate) * self.recipe.epochs
-            self.joint.mix(step=self.trainer.global_step + 1, steps=int(steps), reduce=self._mean_over_processes)
+            steps = self._steps_an_epoch() * self.recipe.epochs
+            self.joint.mix(step=self.trainer.global_step + 1, steps=steps, reduce=self._mean_over_processes)
         if self.trainer.global_step % 10 == 0 and not bool(torch.isfinite(self._sums["train"].loss)):
             raise FlowlessError(
                 f"epoch {self.current_epoch}: the loss is no number any more; training has diverged. Lower --lr (it is {self.recipe.lr:g} "
@@ -159,8 +160,11 @@ class TrainingModule(pl.LightningModule):
         torch.manual_seed(((self.recipe.seed * 100_003 + epoch) * 1009 + self.global_rank) % 2**63)
 
     def _epochs_done(self) -> float:
-        steps = max(1, self.trainer.num_training_batches // self.recipe.accumulate)
-        return self.trainer.global_step / steps
+        return self.trainer.global_step / self._steps_an_epoch()
+
+    def _steps_an_epoch(self) -> int:
+        # An epoch's last batches make a step too, however few they are.
+        return math.ceil(self.trainer.num_training_batches / self.recipe.accumulate)
 
     def _mean_over_processes(self, gradient: Tensor) -> Tensor:
         return self.trainer.strategy.reduce(gradient, reduce_op="mean")  # type: ignore[return-value]

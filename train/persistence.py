@@ -3,9 +3,12 @@
 The op keeps neither the eight feature maps nor the differences for the backward pass: it computes them again, a chunk of
 planes at a time. Plain autograd would store eight planes for each plane of motion.
 
-Two bodies do the work. On NVIDIA GPUs (compute capability 8.0 and later) the Triton kernels of `persistence_triton`, which hold
-feature maps in registers alone; everywhere else, and for what those kernels are not written for (float64, filters other than
-`[8, 3, 7, 7]`), PyTorch's convolutions. `FLOWLESS_PA=torch` or `FLOWLESS_PA=triton` in the environment demands one of them.
+Two bodies do the work: PyTorch's convolutions, and on NVIDIA GPUs (compute capability 8.0 and later) the Triton kernels of
+`persistence_triton`, which hold feature maps in registers alone. The faster one is taken: Triton makes the maps where its product
+runs on tensor cores (uint8, half precision, TF32), PyTorch everything else: float32 in full, where Triton takes 1.4 times as long,
+and every backward pass, where it takes 1.5 to 2.7 times as long (256 stacks of 4 frames of 224 x 224 on an H200,
+`bench/results/gpu-h200.json`, `persistence`). What the kernels are not written for (float64, filters other than `[8, 3, 7, 7]`) is
+PyTorch's too. `FLOWLESS_PA=torch` or `FLOWLESS_PA=triton` in the environment demands one of them for both passes.
 """
 
 from __future__ import annotations
@@ -81,7 +84,7 @@ def persistence_backward(ratio: Tensor, x: Tensor, weight: Tensor, eps: float, e
     `ratio` `[..., m-1, H, W]` is the gradient at the output divided by the output: d out / d feature = feature / out, so
     this one plane serves all filters.
     """
-    if body(x, weight) == "triton":
+    if body(x, weight, backward=True) == "triton":
         from flowless.train import persistence_triton_backward as triton_backward
 
         frames, kernel = triton_backward.backward(ratio, x, weight, eps if eps_inside else 0.0, need_x=need_x)
@@ -136,20 +139,25 @@ def _chunk_backward(stacks: Tensor, ratio: Tensor, weight: Tensor, how: tuple[fl
     return grad_difference[..., :height, :width] if need_x else change, grad_weight
 
 
-def body(x: Tensor, weight: Tensor) -> Literal["torch", "triton"]:
-    """Choose what computes PA of these tensors, or obey `FLOWLESS_PA`.
+def body(x: Tensor, weight: Tensor, *, backward: bool = False) -> Literal["torch", "triton"]:
+    """Choose what computes PA of these tensors, or its gradients, or obey `FLOWLESS_PA`.
 
     Raises FlowlessError where `FLOWLESS_PA` is neither of the two, or demands Triton where it cannot serve.
     """
     wish = os.environ.get("FLOWLESS_PA", "")
     if wish not in {"", "torch", "triton"}:
         raise FlowlessError(f"FLOWLESS_PA is {wish!r}; it must be 'torch' or 'triton', or not be set, to choose the faster one.")
-    if wish == "torch" or (wish != "triton" and not x.is_cuda):
+    if wish == "torch" or (wish != "triton" and (backward or not x.is_cuda or _in_full_float32(x))):
         return "torch"
     reason = _why_not_triton(x, weight)
     if wish == "triton" and reason:
         raise FlowlessError(f"FLOWLESS_PA=triton: {reason}. Leave FLOWLESS_PA unset, to use PyTorch there.")
     return "torch" if reason else "triton"
+
+
+def _in_full_float32(x: Tensor) -> bool:
+    """Whether a product of these frames is float32 in full, which no tensor core computes."""
+    return x.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision != "tf32"
 
 
 def _why_not_triton(x: Tensor, weight: Tensor) -> str:

@@ -47,6 +47,7 @@ from flowless.bench.gpu.shares import add_shares
 from flowless.bench.gpu.work import Work
 from flowless.errors import FlowlessError
 from flowless.files import write_json
+from flowless.waiting import let_waiting_threads_sleep
 
 #: Where results go that are kept with the code: only those of a GPU.
 RESULTS = Path("bench/results")
@@ -247,6 +248,7 @@ def _seconds(text: str) -> float:
 
 
 if __name__ == "__main__":
+    let_waiting_threads_sleep()
     try:
         sys.exit(main())
     except FlowlessError as mistake:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +14,6 @@ from flowless.bench.gpu.ledger import Ledger, NotHere
 from flowless.bench.gpu.network import load_reference, read_precise
 from flowless.export.pa_function import DOMAIN
 
-_PROVIDER = "CUDAExecutionProvider"
-
 
 class OrtRunner:
     """A session; its clips lie where PyTorch put them."""
@@ -25,23 +22,20 @@ class OrtRunner:
         """Open a session.
 
         Raises:
-            NotHere: This ONNX Runtime has no CUDA provider, or it does not load here.
+            NotHere: This ONNX Runtime has no CUDA provider, or it does not start here: the reason.
         """
         import onnxruntime
 
-        providers: list[Any] = ["CPUExecutionProvider"]
-        if device.type == "cuda":
-            if _PROVIDER not in onnxruntime.get_available_providers():
-                raise NotHere(f"this onnxruntime {onnxruntime.__version__} has no CUDA provider (onnxruntime-gpu has it)")
-            if hasattr(onnxruntime, "preload_dlls"):
-                onnxruntime.preload_dlls()
-            # Without the option, fp32 convolutions run in TF32.
-            providers.insert(0, (_PROVIDER, {"use_tf32": str(int(tf32))}))
+        from flowless.engines.onnxruntime_cuda import open_on_cuda, why_not_cuda
+
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(graph, options, providers=providers)
-        if device.type == "cuda" and _PROVIDER not in self._session.get_providers():
-            raise NotHere(f"onnxruntime {onnxruntime.__version__} does not load its CUDA provider")
+        if device.type == "cuda":
+            if reason := why_not_cuda():
+                raise NotHere(reason)
+            self._session = open_on_cuda(graph, options, tf32=tf32)
+        else:
+            self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         self._input, self._output = self._session.get_inputs()[0].name, self._session.get_outputs()[0].name
         self._device = device
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from flowless.bench.gpu.videos import clip_loader, index_of, made_videos
 #: down), and a wrong frame or a picture turned wrongly by tens.
 _COLOUR = 4.0
 _BITS, _CELL = 10, 32
-_WIDTH, _HEIGHT = _BITS * _CELL, 4 * _CELL
+#: NVDEC wants 144 x 144 at least of HEVC, 128 x 128 of VP9 and AV1.
+_WIDTH, _HEIGHT = _BITS * _CELL, 5 * _CELL
 #: FFmpeg's encoders of what DALI decodes on a GPU: with frames that refer to later ones, so that the order of decoding is not
 #: that of showing.
 _ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
@@ -39,11 +40,10 @@ def decode(ledger: Ledger) -> None:
     """Check indices and colours of every codec, then time the loader."""
     device = need_device(ledger.settings)
     import flowless.pipeline.loader  # noqa: F401  says at once which library is missing
-    from flowless.pipeline.dali_graph import DALI_CODECS
 
     where = "gpu" if device.type == "cuda" else "cpu"
     folder = ledger.settings.folder / "films"
-    for codec in sorted(DALI_CODECS[where] & set(_ENCODERS)):
+    for codec in _codecs(ledger, where):
         with ledger.trial(f"{codec} indices"):
             _check_indices(ledger, codec, folder, device_id=0 if where == "gpu" else None)
     with ledger.trial("loader"):
@@ -51,6 +51,26 @@ def decode(ledger: Ledger) -> None:
     if ledger.settings.videos:
         with ledger.trial("real videos"):
             _colours(ledger, index_of(Path(ledger.settings.videos), ledger.settings, "real"), where, name="real videos")
+
+
+def _codecs(ledger: Ledger, where: str) -> list[str]:
+    """Return which films can be tried; what the driver says of each goes into the facts, and a refused one is left out with it."""
+    from flowless.pipeline import nvdec
+    from flowless.pipeline.dali_graph import DALI_CPU_CODECS
+
+    if where == "cpu":
+        return sorted(DALI_CPU_CODECS & set(_ENCODERS))
+    with ledger.trial("NVDEC"):
+        if reason := nvdec.why_no_nvdec():
+            raise NotHere(reason)
+        tried = {codec: nvdec.caps(codec, "4:2:0", 8) for codec in sorted(_ENCODERS)}
+        ledger.fact(nvdec={codec: asdict(caps) for codec, caps in tried.items()})
+        refused = {codec: caps.refuses(_WIDTH, _HEIGHT) for codec, caps in tried.items()}
+        for codec, why in refused.items():
+            if why:
+                ledger.leave_out(f"{codec} indices", f"not here: the GPU's driver says: {codec} 4:2:0 8 bits: {why}")
+        return [codec for codec, why in refused.items() if not why]
+    return []
 
 
 def numbered_frames(count: int) -> Iterator[NDArray[np.uint8]]:
@@ -142,7 +162,14 @@ def _loader(ledger: Ledger, index: Any, where: str) -> None:
             started = time.perf_counter()
             clips = sum(len(batch.ids) for batch in loader)
             seconds = time.perf_counter() - started
-            ledger.row(loader=device, decoder=decoder, clips=clips, seconds=round(seconds, 3), clips_per_s=round(clips / seconds, 2))
+            ledger.row(
+                loader=device,
+                decoder=decoder,
+                clips=clips,
+                decoded_by=dict(loader.decoded_by),
+                seconds=round(seconds, 3),
+                clips_per_s=round(clips / seconds, 2),
+            )
 
 
 def _colours(ledger: Ledger, index: Any, where: str, *, name: str) -> None:

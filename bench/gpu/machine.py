@@ -16,7 +16,7 @@ QUERY = (
     *("temperature.gpu", "power.draw"),
 )
 #: Larger than what `flowless doctor` lists: what may be found on a machine that is lent.
-_LIBRARIES = ("triton", "onnxruntime", "cuda-python", "nvidia-cudnn-cu13", "nvidia-cudnn-cu12", "nvidia-dali-cuda130", "tensorrt-cu13")
+_LIBRARIES = ("triton", "onnxruntime", "cuda-python", "nvidia-cudnn-cu13", "nvidia-cudnn-cu12", "nvidia-dali-cuda120", "tensorrt-cu13")
 
 #: What the driver and TensorRT bring, and the programs of the CUDA toolkit: whether the other parts can run.
 _SHARED = ("libcuda.so.1", "libnvcuvid.so.1", "libnvidia-encode.so.1", "libnvinfer.so.10")

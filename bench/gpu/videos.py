@@ -53,11 +53,14 @@ def index_of(root: Path, settings: Settings, name: str) -> Any:
 
 
 def clip_loader(index: Any, settings: Settings, *, device: str, decoder: str) -> Any:
-    """Return a loader of batches of eight clips, as the network takes them."""
+    """Return a loader of batches of eight clips, as the network takes them; raise NotHere where DALI has no NVDEC to decode on."""
     from flowless.bench.gpu.network import spec_of
+    from flowless.pipeline import nvdec
     from flowless.pipeline.augment import LoaderOptions
     from flowless.pipeline.loader import ClipLoader
 
+    if (device, decoder) == ("gpu", "dali") and (reason := nvdec.why_no_nvdec()):
+        raise NotHere(reason)
     options = LoaderOptions(device=device, decoder=decoder, max_bad_share=1.0)  # type: ignore[arg-type]
     return ClipLoader(index, spec_of(settings), rule="centre", batch_size=8, options=options)
 

@@ -154,6 +154,7 @@ def test_a_bundle_runs_the_protocols_of_its_size(name, roomy, roomy_bundle, wide
 
     class Counting:
         device = "CPU"
+        fallback = None
 
         def __call__(self, clip):
             seen.append(len(clip))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flowless.bench.figures import BEGIN, END, ROOT, _motion, _precisions, render, replaced
+from flowless.bench.figures import BEGIN, END, ROOT, _gpus, _motion, _precisions, render, replaced
 from flowless.errors import FlowlessError
 
 
@@ -68,6 +68,41 @@ def test_motion_is_told_where_it_was_measured(tmp_path: Path) -> None:
     ]
     (tmp_path / "motion.jpg").write_bytes(b"x")
     assert _motion(tmp_path)[-2] == "![Each cue beside optical flow, on real gestures](bench/results/motion.jpg)"
+
+
+def test_a_gpu_is_told_with_what_failed_on_it(tmp_path: Path) -> None:
+    assert _gpus(tmp_path) == []
+
+    def row(name: str, batch: int, milliseconds: float, rate: float, **more: object) -> dict[str, object]:
+        return {"name": name, "precision": "bf16", "batch": batch, "latency_ms_p50": milliseconds, "clips_per_s": rate, **more}
+
+    checks = [{"check": "onnxruntime bf16, batch 1", "passed": False}, {"check": "x", "passed": None}, {"check": "y", "passed": True}]
+    graph = {"how": "eager in a CUDA graph"}
+    parts = {
+        "eager": {"rows": [row("pytorch eager", 1, 9.94, 90), row("pytorch eager", 32, 30, 943.4)], "checks": checks[1:]},
+        "models": {"rows": [row("tsn-r50", 1, 1, 800, **graph), row("pan-lite-r50", 1, 1.98, 508, **graph)], "checks": []},
+        "onnxruntime": {"rows": [row("onnxruntime", 1, 50.0, 90)], "checks": checks[:1]},
+        "pa-forms": {
+            "rows": [
+                {"form": "uint8, colours last (a view)", "maps_per_s": 232657},
+                {"form": "plain by pixels, fp32", "maps_per_s": 131148},
+                {"form": "plugin's CUDA kernel, fp32", "maps_per_s": 301295},
+            ],
+            "checks": [],
+        },
+    }
+    document = {"gpu": "NVIDIA X", "environment": {"versions": {"torch": "2", "onnxruntime": "1"}}, "parts": parts}
+    (tmp_path / "gpu-x.json").write_text(json.dumps(document), encoding="utf-8")
+    assert _gpus(tmp_path)[4:] == [
+        "| PyTorch eager | bf16 | 9.9 | 943 |",
+        "| PyTorch in a CUDA graph | bf16 | 2.0 |  |",
+        "| ONNX Runtime | bf16: its scores are wrong | 50 |  |",
+        "",
+        "- PA of uint8 frames by the Triton kernel: 233 thousand maps/s, 1.8× the formula in plain PyTorch; by the TensorRT plugin's CUDA"
+        " kernel, fp32: 301, 2.3×.",
+        "- Of the 3 comparisons there, 1 passed, 1 failed, the others have no tolerance to be judged by: `bench/results/gpu-x.json`.",
+        "",
+    ]
 
 
 def test_figures_are_replaced_between_their_lines() -> None:

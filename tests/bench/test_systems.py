@@ -34,7 +34,7 @@ def named(name: str) -> System:
 
 
 def test_every_system_is_trained_alike() -> None:
-    recipes = [Run(system, "scores", 1).recipe(RACE).to_dict() for system in SYSTEMS if not system.of]
+    recipes = [Run(system, 1).recipe(RACE).to_dict() for system in SYSTEMS if not system.of]
     for recipe in recipes[1:]:
         assert {name for name, value in recipe.items() if value != recipes[0][name]} <= OWN
     assert {recipe["epochs"] for recipe in recipes} == {3}
@@ -47,7 +47,7 @@ def test_a_control_differs_in_its_videos_and_their_clip_alone() -> None:
         plain = named(control.of)
         assert RACE.of(control) == replace(RACE, train_videos=control.videos * RACE.train_videos)
         assert RACE.of(plain) == RACE
-        assert Run(replace(control, clip=plain.clip), "scores", 0).recipe(RACE) == Run(plain, "scores", 0).recipe(RACE)
+        assert Run(replace(control, clip=plain.clip), 0).recipe(RACE) == Run(plain, 0).recipe(RACE)
 
 
 def test_the_same_network_on_the_same_clip_is_timed_once() -> None:
@@ -61,14 +61,13 @@ def test_the_same_network_on_the_same_clip_is_timed_once() -> None:
 
 
 def test_first_seeds_come_first_and_controls_once() -> None:
-    names = [run.name for run in planned(Systems(seeds=2, twins_seeds=1, systems=("tsn", "tsm-more", "da-tsm")))]
-    assert names == ["tsn-0", "tsm-more-0", "da-tsm-0", "tsn-twins-0", "tsn-1", "da-tsm-1"]
+    names = [run.name for run in planned(Systems(seeds=2, systems=("tsn", "tsm-more", "da-tsm")))]
+    assert names == ["tsn-0", "tsm-more-0", "da-tsm-0", "tsn-1", "da-tsm-1"]
 
 
-@pytest.mark.parametrize("objective", ["scores", "twins"])
-def test_the_command_line_says_the_recipe(objective: str) -> None:
+def test_the_command_line_says_the_recipe() -> None:
     for system in SYSTEMS:
-        run = Run(system, objective, 2)
+        run = Run(system, 2)
         wanted = run.recipe(RACE)
         command = systems_runs._command(run, wanted, ["--resume"], race=RACE, work=Path("work"))
         train, recipe = command[3:5]
@@ -102,14 +101,14 @@ def test_what_cannot_be_run_is_told(fields: dict[str, Any], told: str) -> None:
 
 
 def rows() -> list[dict[str, Any]]:
-    """Return rows as measured: TSN blind, STM seeing, STM by Twins Training in between."""
-    tsn, stm = named("tsn"), named("stm")
+    """Return rows as measured: TSN blind, STM seeing, TSM in between."""
+    tsn, stm, tsm = named("tsn"), named("stm"), named("tsm")
     results: dict[Run, dict[str, Any]] = {}
     for run, top1 in (
-        (Run(tsn, "scores", 0), 0.4),
-        (Run(stm, "scores", 0), 0.98),
-        (Run(stm, "scores", 1), 0.96),
-        (Run(stm, "twins", 0), 0.5),
+        (Run(tsn, 0), 0.4),
+        (Run(stm, 0), 0.98),
+        (Run(stm, 1), 0.96),
+        (Run(tsm, 0), 0.5),
     ):
         # Epochs before the last one do not count, however good.
         history = [{"val_top1": 1.0, "train_top1": 1.0, "seconds": 1.0}, {"val_top1": top1, "train_top1": 0.7, "seconds": 2.0}]
@@ -122,23 +121,22 @@ def rows() -> list[dict[str, Any]]:
         "latency_ms": 2.5,
         "target": "openvino",
     }
-    return [_row(system, objective, results, cost) for system, objective in ((tsn, "scores"), (stm, "scores"), (stm, "twins"))]
+    return [_row(system, results, cost) for system in (tsn, stm, tsm)]
 
 
 def test_rows_and_goals_are_of_the_last_epoch() -> None:
-    tsn, stm, twins = rows()
+    tsn, stm, tsm = rows()
     assert (stm["top1"], stm["seeds"], stm["training_s"]) == (0.97, [0.98, 0.96], 3.0)
     assert tsn["spread"] is None, "one seed has none"
     assert stm["spread"] == pytest.approx(0.0141, abs=1e-4)
     control = {**stm, "system": "stm-more", "control": True}
-    assert [goal["met"] for goal in _goals([tsn, stm, control, twins])] == [True, True, False], "a control has no goal"
+    assert [goal["met"] for goal in _goals([tsn, stm, control, tsm])] == [True, True, False], "a control has no goal"
 
 
 def test_the_picture_names_every_system_once() -> None:
     assert set(COLOURS) == {system.base for system in SYSTEMS}
     drawn = accuracy_over_cost(rows(), blind=0.5)
     assert drawn.count(">stm<") == 1
-    assert "with Twins Training" in drawn
     assert "on more videos" not in drawn
     more = {**rows()[1], "system": "stm-more", "control": True}
     assert "on more videos" in accuracy_over_cost([*rows(), more], blind=0.5)
@@ -147,11 +145,12 @@ def test_the_picture_names_every_system_once() -> None:
 def test_tables_tell_means_and_spreads() -> None:
     document = {"settings": {"train_videos": 48, "epochs": 2, "seeds": 2, "size": 48}, "systems": rows()}
     assert table(document).row_count == 3
-    *_, tsn, stm = readme_lines(document)
+    *_, tsn, stm, tsm = readme_lines(document)
     more = {**rows()[1], "system": "stm-more", "about": "a control", "control": True}
     assert readme_lines({**document, "systems": [*rows(), more]})[-1] == "`stm-more` is a control."
-    assert tsn.startswith("| tsn | 8 × 1 | 40.0 (1 seed) |  | grow / shrink, 55 % | 0.72 | 99 | 2.5 | openvino |")
-    assert stm.startswith("| stm | 8 × 1 | 97.0 ± 1.4 | 50.0 (1 seed) |")
+    assert tsn.startswith("| tsn | 8 × 1 | 40.0 (1 seed) | grow / shrink, 55 % | 0.72 | 99 | 2.5 | openvino |")
+    assert stm.startswith("| stm | 8 × 1 | 97.0 ± 1.4 | grow / shrink, 55 % |")
+    assert tsm.startswith("| tsm | 8 × 1 | 50.0 (1 seed) |")
 
 
 def test_pairs_are_judged_on_the_videos_of_both() -> None:
@@ -161,13 +160,13 @@ def test_pairs_are_judged_on_the_videos_of_both() -> None:
 
 
 def test_other_epochs_and_validation_videos_are_kept_apart(tmp_path: Path) -> None:
-    run = Run(named("tsn"), "scores", 0)
+    run = Run(named("tsn"), 0)
     races = (RACE, replace(RACE, epochs=4), replace(RACE, precision="bf16"), replace(RACE, val_videos=26), replace(RACE, frames=8))
     assert len({run.folder(race, tmp_path) for race in races}) == len(races)
 
 
 def test_a_folder_that_is_trained_in_is_left_alone(tmp_path: Path) -> None:
-    run = Run(named("tsn"), "scores", 0)
+    run = Run(named("tsn"), 0)
     folder = run.folder(RACE, tmp_path)
     folder.parent.mkdir(parents=True)
     with systems_runs._alone(folder), pytest.raises(FlowlessError, match="another process trains"):
@@ -183,7 +182,7 @@ def test_nothing_so_far_is_told(tmp_path: Path) -> None:
 def test_trained_counted_timed_and_never_twice(tmp_path: Path) -> None:
     out = tmp_path / "systems.json"
     small = ("--train-videos", "48", "--val-videos", "24", "--epochs", "1", "--seeds", "1")
-    words = ["--out", str(out), "--systems", "tsn", *small, "--no-twins", "--jobs", "1", "--json"]
+    words = ["--out", str(out), "--systems", "tsn", *small, "--jobs", "1", "--json"]
     main(words)
     document = json.loads(out.read_text(encoding="utf-8"))
     (row,) = document["systems"]
@@ -212,7 +211,7 @@ def test_trained_counted_timed_and_never_twice(tmp_path: Path) -> None:
 def test_a_failed_training_stops_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unstopped = tmp_path / "unstopped"
     long = [sys.executable, "-c", f"import pathlib, time; time.sleep(60); pathlib.Path({str(unstopped)!r}).touch()"]
-    runs = [Run(named("tsm"), "scores", 0), Run(named("tsn"), "scores", 0)]
+    runs = [Run(named("tsm"), 0), Run(named("tsn"), 0)]
     commands = {runs[0]: long, runs[1]: [sys.executable, "-c", "raise SystemExit('a bad day')"]}
     monkeypatch.setattr(systems_runs, "_command", lambda run, *_, **__: commands[run])
     # The one that failed is told, and not the other, which comes first and was stopped for its sake.
@@ -224,4 +223,4 @@ def test_a_failed_training_stops_the_others(tmp_path: Path, monkeypatch: pytest.
 def test_a_training_that_fails_is_told_with_its_last_words(tmp_path: Path) -> None:
     tsn = named("tsn")
     with pytest.raises(FlowlessError, match=r"training tsn-0 ended with 1: .*index.*tsn-0\.log"):
-        systems_runs.train_all([Run(tsn, "scores", 0)], RACE, work=tmp_path / "work")
+        systems_runs.train_all([Run(tsn, 0)], RACE, work=tmp_path / "work")

@@ -9,7 +9,6 @@ assert _spec.loader is not None
 _module = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_module)
 
-shared = _module.shared
 checkpoint = _module.checkpoint
 exported = _module.exported
 built = _module.built

@@ -8,16 +8,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from flowless.engines import backends, built_for, cuda_driver, tensorrt_backend
+from flowless import cuda_driver
+from flowless.engines import backends, built_for, tensorrt_backend
 from flowless.engines.built_for import Here, mismatch
 from flowless.engines.manifest import Artefact, read_manifest
 from flowless.engines.openvino_core import openvino_reason
 from flowless.errors import FlowlessError
 
 A10 = Here(version="10.13.3.9", capability=86, gpu="NVIDIA A10", platform="linux-x86_64")
-RTX_4090 = Here(version="1.7.1.116", capability=89, gpu="NVIDIA GeForce RTX 4090", platform="linux-x86_64")
+#: What TensorRT-RTX 1.7.1 names; `test_the_library_names_the_gpus_that_it_runs_on` reads it off the library.
+RTX_KNOWS = (75, 80, 86, 89, 120, 121)
+RTX_4090 = Here(version="1.7.1.116", capability=89, gpu="NVIDIA GeForce RTX 4090", platform="linux-x86_64", known=RTX_KNOWS)
 ON_A10 = {"platform": "linux-x86_64", "gpu": "NVIDIA A10", "gpu_compute_capability": 86, "compute_capabilities": [], "portable": False}
 PORTABLE = {**ON_A10, "portable": True}
 ANY_RTX = {"platform": "linux-x86_64", "compute_capabilities": [], "portable": False}
@@ -49,6 +53,9 @@ def engine(target: str, version: str | None, options: dict) -> Artefact:
         # TensorRT-RTX: every GPU since Ampere, or those named; Linux and Windows alike
         (engine("tensorrt-rtx", "1.7.1.116", ANY_RTX), RTX_4090),
         (engine("tensorrt-rtx", "1.7.1.116", ANY_RTX), dataclasses.replace(RTX_4090, capability=80)),
+        (engine("tensorrt-rtx", "1.7.1.116", ANY_RTX), dataclasses.replace(RTX_4090, capability=120)),
+        (engine("tensorrt-rtx", "1.7.1.116", ANY_RTX), dataclasses.replace(RTX_4090, capability=121)),
+        (engine("tensorrt-rtx", "1.7.1.116", {**ANY_RTX, "compute_capabilities": [75]}), dataclasses.replace(RTX_4090, capability=75)),
         (engine("tensorrt-rtx", "1.7.1.116", ANY_RTX), dataclasses.replace(RTX_4090, platform="windows-amd64")),
         (engine("tensorrt-rtx", "1.7.1.116", {**ANY_RTX, "compute_capabilities": [86, 89]}), RTX_4090),
     ],
@@ -116,6 +123,40 @@ def test_engines_that_do_not_fit(artefact, here, says):
     assert "\n" not in line
     for words in [*says, f"; build it again with: flowless build BUNDLE --target {artefact.target} --precision fp16 --force"]:
         assert words in line
+
+
+@pytest.mark.parametrize("named", [[], [86, 89]])
+@pytest.mark.parametrize(
+    ("capability", "gpu"),
+    [
+        (87, "Orin"),
+        (90, "NVIDIA H100 80GB HBM3"),
+        (100, "NVIDIA B200"),
+        (103, "NVIDIA B300"),
+        (110, "NVIDIA Thor"),
+        (70, "Tesla V100"),
+    ],
+)
+def test_gpus_that_tensorrt_rtx_does_not_name(capability, gpu, named):
+    """It says so itself, and no engine of it can be built for them; a portable one of TensorRT runs on all since Ampere."""
+    here = dataclasses.replace(RTX_4090, capability=capability, gpu=gpu)
+    line = mismatch(engine("tensorrt-rtx", "1.7.1.116", {**ANY_RTX, "compute_capabilities": named}), here)
+    assert line == (
+        "tensorrt_rtx 1.7.1.116 runs on compute capability 7.5, 8.0, 8.6, 8.9, 12.0, 12.1 alone, and "
+        f"{gpu} has compute capability {capability // 10}.{capability % 10}; build another target"
+    )
+    portable = engine("tensorrt", "10.13.3.9", PORTABLE)
+    runs = mismatch(portable, dataclasses.replace(A10, capability=capability, gpu=gpu)) is None
+    assert runs == (capability >= 80)
+
+
+def test_the_library_names_the_gpus_that_it_runs_on(monkeypatch):
+    trt = pytest.importorskip("tensorrt_rtx")
+    assert built_for.known_capabilities(trt) == RTX_KNOWS
+    monkeypatch.setattr(cuda_driver, "compute_capability", lambda: (9, 0))
+    assert "8.9, 12.0, 12.1 alone, and the GPU here has compute capability 9.0" in (backends.why_not("tensorrt-rtx") or "")
+    monkeypatch.setattr(cuda_driver, "compute_capability", lambda: (12, 0))
+    assert backends.why_not("tensorrt-rtx") is None
 
 
 def test_why_not_knows_what_is_here(built, monkeypatch):
@@ -235,3 +276,47 @@ Summary:
 )
 def test_openvinos_reason_is_told_and_not_its_source_files(text, told):
     assert openvino_reason(RuntimeError(text)) == told
+
+
+def test_int8_sums_do_not_overflow_on_any_processor(tmp_path):
+    """Without VNNI two products of bytes are added in 16 bits: 255 x 127 twice is more. (ONNX Runtime knows a way around it.)"""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    from flowless.export.inspect_cpu import inspect_onnxruntime
+
+    constants = {
+        "weights": np.full((4, 4, 3, 3), 127, np.int8),
+        "scale": np.float32(0.01),
+        "coarse": np.float32(10),
+        "zero": np.int8(0),
+        "unsigned": np.uint8(0),
+        "shape": np.array([-1, 4], np.int64),
+        "pixels": np.array([-1, 4, 8, 8], np.int64),
+    }
+    nodes = [
+        helper.make_node("Cast", ["clip"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["floats", "scale"], ["scaled"]),
+        helper.make_node("Reshape", ["scaled", "pixels"], ["x"]),
+        helper.make_node("QuantizeLinear", ["x", "scale", "unsigned"], ["xq"]),
+        helper.make_node("DequantizeLinear", ["xq", "scale", "unsigned"], ["xd"]),
+        helper.make_node("DequantizeLinear", ["weights", "scale", "zero"], ["wd"]),
+        helper.make_node("Conv", ["xd", "wd"], ["y"], "only"),
+        helper.make_node("QuantizeLinear", ["y", "coarse", "unsigned"], ["yq"]),
+        helper.make_node("DequantizeLinear", ["yq", "coarse", "unsigned"], ["yd"]),
+        helper.make_node("GlobalMaxPool", ["yd"], ["most"]),
+        helper.make_node("Reshape", ["most", "shape"], ["scores"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "sums",
+        [helper.make_tensor_value_info("clip", TensorProto.UINT8, ["B", 4, 8, 8])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["B", 4])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    artefact = Artefact(target="onnxruntime", precision="int8", status="verified", files=("model.onnx",))
+    scores = backends.open_backend(artefact, path, classes=4)(np.full((1, 4, 8, 8), 255, np.uint8))
+    np.testing.assert_allclose(scores, 2.55 * 1.27 * 4 * 9, atol=5.1)
+    assert [layer.precision for layer in inspect_onnxruntime(path)] == ["int8"]

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import flowless
-from flowless.engines import backends, loading
+from flowless.engines import backends, loading, openvino_core
+from flowless.engines.backends import HINTS
 from flowless.engines.engine import Engine
-from flowless.engines.manifest import read_manifest
+from flowless.engines.manifest import Artefact, read_manifest
 from flowless.engines.video import timed_clip
 from flowless.errors import FlowlessError
 from flowless.pipeline.preprocess import load_clip
@@ -62,7 +63,7 @@ def test_without_openvino_the_next_is_taken(built, monkeypatch):
 
 
 def test_a_gpu_that_the_engine_was_not_built_for(built, monkeypatch):
-    monkeypatch.setattr(backends.cuda_driver, "compute_capability", lambda: (9, 0))
+    monkeypatch.setattr(backends.cuda_driver, "compute_capability", lambda: (12, 0))
     manifest = read_manifest(built)
     artefact = manifest.artefact("tensorrt-rtx", "fp32")
     assert artefact is not None
@@ -70,7 +71,17 @@ def test_a_gpu_that_the_engine_was_not_built_for(built, monkeypatch):
     chosen = replace(artefact, options={"compute_capabilities": [86, 89]})
     told = backends.why_not("tensorrt-rtx", chosen)
     assert told is not None
-    assert told.startswith("it was built for compute capability 86, 89 and the GPU here has 90; build it again with: flowless build")
+    assert told.startswith("it was built for compute capability 86, 89 and the GPU here has 120; build it again with: flowless build")
+
+
+def test_on_a_gpu_that_tensorrt_rtx_does_not_know_the_next_engine_is_taken(built, monkeypatch):
+    """An H100: TensorRT-RTX comes first in the order, and would refuse the engine only when it is opened."""
+    pytest.importorskip("tensorrt_rtx")
+    monkeypatch.setattr(backends.cuda_driver, "compute_capability", lambda: (9, 0))
+    engine = flowless.load(built)
+    assert (engine.target, engine.device) == ("openvino", "CPU")
+    assert "not tensorrt-rtx: tensorrt_rtx" in engine.why
+    assert "has compute capability 9.0; build another target" in engine.why
 
 
 @pytest.mark.parametrize(
@@ -147,12 +158,44 @@ def test_many_threads_one_engine(engine):
 
 
 def test_the_bf16_hint_is_named(built):
+    """An engine says what OpenVINO computes in, which is not what it was asked for on every processor."""
     engine = flowless.load(built, hint="bf16")
-    assert (engine.target, engine.precision) == ("openvino", "bf16")
-    assert "computing in bf16" in engine.why
+    here = HINTS[openvino_core.computes_in("bf16")]
+    assert (engine.target, engine.precision) == ("openvino", here)
+    assert f"computing in {here}" in engine.why
     clip = random_clips(engine.spec)
     exact = flowless.load(built, "openvino")(clip)
     np.testing.assert_allclose(engine(clip), exact, atol=0.2 * exact.std())
+
+
+#: A processor -> what OpenVINO computes in there when asked for f32, bf16 and f16.
+PROCESSORS = {
+    "AVX2": ("f32", "f32", "f32"),
+    "AVX-512 without bf16, which is emulated": ("f32", "bf16", "f32"),
+    "AVX-512 with bf16": ("f32", "bf16", "f32"),
+    "AVX-512 with fp16, with or without AMX": ("f32", "bf16", "f16"),
+    "Arm with fp16": ("f32", "f32", "f16"),
+    "falls back on bf16": ("f32", "bf16", "bf16"),
+}
+
+
+@pytest.mark.parametrize("processor", PROCESSORS)
+@pytest.mark.parametrize("stored", ["fp32", "bf16", "fp16", "int8"])
+@pytest.mark.parametrize("hint", [None, "f32", "bf16", "f16"])
+def test_what_is_computed_in_on_any_processor(processor, stored, hint, monkeypatch):
+    answers = dict(zip(HINTS, PROCESSORS[processor], strict=True))
+    monkeypatch.setattr(backends, "computes_in", answers.__getitem__)
+    own = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}[stored]
+    artefact = Artefact(target="openvino", precision=stored, status="verified", files=("a",), options={"hint": own})
+    computed, told = loading._computed(artefact, hint)
+    asked, found = hint or own, answers[hint or own]
+    if stored == "int8":
+        assert (computed, told) == ("int8", "")
+    else:
+        assert computed == HINTS[found]
+        assert ("does not compute in" in told) == (found != asked)
+    other = replace(artefact, target="onnxruntime")
+    assert loading._computed(other, None) == (stored, "")
 
 
 def test_the_timed_clip_is_the_pipelines_clip(engine, videos):
@@ -188,6 +231,7 @@ def test_views_are_averaged(sampling, crop, views, built, videos):
 
     class Counting:
         device = "CPU"
+        fallback = None
 
         def __call__(self, clip):
             seen.append(len(clip))
@@ -225,6 +269,7 @@ def test_decoding_goes_on_while_the_engine_runs(engine, videos):
 
     class Waiting:
         device = "CPU"
+        fallback = None
 
         def __call__(self, clip):
             if not held:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,40 +48,29 @@ def make_checkpoint(path: Path, name: str, *, size: int = 48, sampling: str = "c
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.getbasetemp() / "tiny-bundles"
-    folder.mkdir(exist_ok=True)
-    return folder
+def checkpoint(once) -> Path:
+    return once("pan.safetensors", lambda path: make_checkpoint(path, "pan-lite-r18"))
 
 
 @pytest.fixture(scope="session")
-def checkpoint(shared) -> Path:
-    path = shared / "pan.safetensors"
-    return path if path.exists() else make_checkpoint(path, "pan-lite-r18")
-
-
-@pytest.fixture(scope="session")
-def exported(shared, checkpoint) -> Path:
+def exported(once, checkpoint) -> Path:
     """A bundle as `flowless export` leaves it. Read it; copy it before changing it."""
     from flowless.export.bundle import export_bundle
 
-    path = shared / "exported"
-    if not path.exists():
-        export_bundle(checkpoint, path)
-    return path
+    return once("exported", lambda path: export_bundle(checkpoint, path))
 
 
 @pytest.fixture(scope="session")
-def built(shared, exported) -> Path:
+def built(once, exported) -> Path:
     """The bundle with engines for OpenVINO and TensorRT-RTX as well. Read it; copy it before changing it."""
     from flowless.export.build_engine import build
 
-    path = shared / "built"
-    if not path.exists():
+    def make(path: Path) -> None:
         shutil.copytree(exported, path)
         for target in ("openvino", "tensorrt-rtx"):
             build(path, target=target)
-    return path
+
+    return once("built", make)
 
 
 @pytest.fixture
@@ -90,16 +80,15 @@ def bundle(built, tmp_path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def videos(shared) -> list[Path]:
+def videos(once) -> list[Path]:
     """Three videos of moving noise, encoded as H.264."""
     from flowless.pipeline.encode import write_video
 
-    paths = [shared / f"video-{seed}.mp4" for seed in range(3)]
-    for seed, path in enumerate(paths):
-        if not path.exists():
-            coarse = np.random.default_rng(seed).integers(0, 256, (12, 12, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
-            write_video(path, (np.roll(coarse, (seed + 1) * index, axis=seed % 2) for index in range(24)))
-    return paths
+    def make(path: Path, seed: int) -> None:
+        coarse = np.random.default_rng(seed).integers(0, 256, (12, 12, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+        write_video(path, (np.roll(coarse, (seed + 1) * index, axis=seed % 2) for index in range(24)))
+
+    return [once(f"video-{seed}.mp4", partial(make, seed=seed)) for seed in range(3)]
 
 
 def make_lively(name: str, *, segments: int = 4, **options: Any) -> Recognizer:
@@ -130,20 +119,20 @@ def film_model() -> Recognizer:
 
 
 @pytest.fixture(scope="session")
-def film_bundles(shared, film_model) -> dict[str, Path]:
+def film_bundles(once, film_model) -> dict[str, Path]:
     """Its bundles, `offline` and `online`, with engines for OpenVINO. Read them; copy one before changing it."""
     from flowless.export.build_engine import build
     from flowless.export.bundle import export_bundle
     from flowless.train.checkpoints import Checkpoint
 
-    paths = {form: shared / f"film-{form}" for form in ("offline", "online")}
     about = {"name": "stm-r18", "spec": film_model.spec, "labels": ("down", "left", "right", "up")}
-    for form, path in paths.items():
-        if not path.exists():
-            made = Checkpoint(model=film_model, recipe={}, versions={}, metrics={}, **about)
-            export_bundle(made, path, online=form == "online")
-            build(path, target="openvino")
-    return paths
+
+    def make(path: Path, form: str) -> None:
+        made = Checkpoint(model=film_model, recipe={}, versions={}, metrics={}, **about)
+        export_bundle(made, path, online=form == "online")
+        build(path, target="openvino")
+
+    return {form: once(f"film-{form}", partial(make, form=form)) for form in ("offline", "online")}
 
 
 #: Models that learn otherwise than `learn` has it. BN-Inception halves 40 rows five times, to 2; the maps of displacement have sides
@@ -158,6 +147,10 @@ OTHERWISE: dict[str, dict[str, Any]] = {
 }
 
 
+#: What the others see.
+LEARNT_CLIP: dict[str, Any] = {"segments": 4, "frames_per_segment": 3, "height": 32, "width": 32, "short_side": 32}
+
+
 def learn(path: Path, name: str, index: DatasetIndex) -> Path:
     """Write a model that has learnt a few videos by heart: its scores mean something, so int8 can be told from rubbish."""
     import torch
@@ -168,7 +161,7 @@ def learn(path: Path, name: str, index: DatasetIndex) -> Path:
     from flowless.train.models import build_model
 
     own = OTHERWISE.get(name, {})
-    spec = ClipSpec(**{"segments": 4, "frames_per_segment": 3, "height": 32, "width": 32, "short_side": 32} | own.get("spec", {}))
+    spec = ClipSpec(**LEARNT_CLIP | own.get("spec", {}))
     clips = torch.from_numpy(np.concatenate([load_clip(index.path_of(video), spec)[:1] for video in index.videos]))
     labels = torch.tensor([video.label for video in index.videos])
     torch.manual_seed(7)
@@ -189,19 +182,16 @@ def learn(path: Path, name: str, index: DatasetIndex) -> Path:
 
 
 @pytest.fixture(scope="session")
-def learnt(shared, train_index) -> Callable[[str], Path]:
+def learnt(once, train_index) -> Callable[[str], Path]:
     """Give a bundle of a model that has learnt the training videos, by name; made once. Copy it before changing it."""
 
-    def bundle_of(name: str) -> Path:
+    def make(path: Path, name: str) -> None:
         from flowless.export.bundle import export_bundle
 
-        path = shared / f"learnt-{name}"
-        if not path.exists():
-            checkpoint = learn(shared / f"learnt-{name}.safetensors", name, train_index)
-            export_bundle(checkpoint, path, videos=[train_index.path_of(video) for video in train_index.videos[:4]])
-        return path
+        checkpoint = learn(path.with_name(f"learnt-{name}.safetensors"), name, train_index)
+        export_bundle(checkpoint, path, videos=[train_index.path_of(video) for video in train_index.videos[:4]])
 
-    return bundle_of
+    return lambda name: once(f"learnt-{name}", partial(make, name=name))
 
 
 @pytest.fixture
@@ -211,9 +201,9 @@ def learnt_bundle(learnt, tmp_path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def calibration(shapes, learnt) -> Calibration:
-    """Twelve of the training videos."""
-    from flowless.engines.manifest import read_manifest
+def calibration(shapes) -> Calibration:
+    """Twelve of the training videos, as models that `learnt` gives see them."""
     from flowless.export.calibration import Calibration
+    from flowless.pipeline.spec import ClipSpec
 
-    return Calibration(index=shapes / "train.index.jsonl", spec=read_manifest(learnt("pan-lite-r18")).spec, videos=12)
+    return Calibration(index=shapes / "train.index.jsonl", spec=ClipSpec(**LEARNT_CLIP), videos=12)

@@ -15,7 +15,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from flowless.engines import cuda_driver, tensorrt_backend
+from flowless import cuda_driver
+from flowless.engines import tensorrt_backend
 from flowless.errors import FlowlessError
 from flowless.export import pa_function, plugin_library, target_tensorrt
 from flowless.export.inspect_tensorrt import inspect_build, inspect_graph, read_engine_information

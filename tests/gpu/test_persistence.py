@@ -48,6 +48,13 @@ def test_colours_last_need_no_copy() -> None:
     assert torch.cuda.max_memory_allocated() - before < found.nbytes + stored.nbytes // 2
 
 
+def test_the_faster_body_is_taken() -> None:
+    weight, bytes_ = filters(), pixels(1, 2, 3, 32, 32)
+    for frames, maps in ((bytes_, "triton"), (bytes_.half(), "triton"), (bytes_.float(), "torch")):
+        kernel = weight.to(frames.dtype) if frames.is_floating_point() else weight
+        assert (body(frames, kernel), body(frames, kernel, backward=True)) == (maps, "torch")
+
+
 def test_a_part_of_a_larger_tensor() -> None:
     whole = pixels(3, 8, 3, 60, 70).float()
     part = whole[1:, 2:7, :, 5:49, 3:66]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
 
+from flowless import cuda_driver
 from flowless.bench import doctor
 from flowless.cli import main
 
@@ -34,6 +36,18 @@ def test_a_broken_library_is_a_finding_and_not_a_crash() -> None:
     assert not finding.ok
     assert "libcuda" in finding.detail
     assert finding.remedy == "pip install thing"
+
+
+def test_a_gpu_whose_decoders_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that was given the GPU's computing alone."""
+    if cuda_driver.compute_capability() is not None:
+        pytest.skip("there is a GPU here")
+    monkeypatch.setattr(cuda_driver, "compute_capability", lambda: (9, 0))
+    monkeypatch.setattr(cuda_driver, "primary_context", lambda number: contextlib.nullcontext())
+    (finding,) = (item for item in doctor._dali() if item.what == "NVDEC")
+    assert not finding.ok
+    assert "libnvcuvid.so.1 does not load" in finding.detail
+    assert "NVIDIA_DRIVER_CAPABILITIES" in finding.remedy
 
 
 def test_json_is_one_document(capsys: pytest.CaptureFixture[str]) -> None:

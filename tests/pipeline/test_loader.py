@@ -251,11 +251,16 @@ def test_dali_decodes_what_it_can_and_pyav_the_rest(tmp_path: Path, index: Datas
         write_video(tmp_path / label / "h264.mp4", frames)
     mixed = scan(tmp_path, out=tmp_path / "index.jsonl", workers=1)
     assert len(mixed.videos) == 6
+    assert {video.pixel_format for video in mixed.videos} == {"yuv420p"}
     by_dali, by_pyav = (clips_by_id(list(loader(mixed, rule="centre", decoder=name))) for name in ("dali", "pyav"))
     for name, clip in by_dali.items():
         difference = np.abs(clip.astype(int) - by_pyav[name])
         assert difference.mean() < 3
         assert difference.any() == name.endswith("webm"), "H.264 takes PyAV's way in both"
+    both = loader(mixed, rule="centre", decoder="dali")
+    for _ in range(2):
+        assert sum(len(batch.ids) for batch in both) == 6
+        assert both.decoded_by == {"dali": 4, "pyav": 2}, "counted anew in every loop"
     whole = (tmp_path / "up" / "1.webm").read_bytes()
     (tmp_path / "up" / "1.webm").write_bytes(whole[: len(whole) // 3])
     alone = replace(mixed, videos=tuple(video for video in mixed.videos if video.codec == "vp9"))
@@ -264,8 +269,10 @@ def test_dali_decodes_what_it_can_and_pyav_the_rest(tmp_path: Path, index: Datas
         for _ in range(2):
             assert sorted(ids(list(made))) == sorted({video.id for video in some.videos} - {"up/1.webm"})
             assert [item.path for item in made.bad_videos] == ["up/1.webm"]
+            # PyAV takes the batch with the file that DALI gave up, and keeps it.
+            assert made.decoded_by == {"pyav": len(some.videos) - 1}
         assert capsys.readouterr().err.count("DALI cannot decode") == 1, "the second loop knows whom to ask"
-    with pytest.raises(FlowlessError, match=r"can decode mjpeg, vp8, vp9; the index has h264"):
+    with pytest.raises(FlowlessError, match=r"can decode no video of the index: h264: on the CPU, DALI decodes mjpeg, vp8, vp9"):
         loader(index, decoder="dali")
 
 

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -154,6 +155,61 @@ def test_two_processes_train_together(tmp_path, shapes):
     (row,) = json.loads(done.stdout)["history"]
     assert row["val_loss"] > 0
     load_checkpoint(out / "last.safetensors")
+
+
+def environment_of(launcher: str, *, node: int, port: int) -> dict[str, str]:
+    """Variables by which a launcher tells a process that it is the only one of the second of two nodes, or of the first."""
+    if launcher == "torchrun":
+        # As torch.distributed.run sets them: every node's own ranks begin at 0.
+        names = {"RANK": node, "LOCAL_RANK": 0, "GROUP_RANK": node, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 1, "TORCHELASTIC_RUN_ID": "test"}
+    else:
+        names = {"SLURM_PROCID": node, "SLURM_LOCALID": 0, "SLURM_NODEID": node, "SLURM_NTASKS": 2, "SLURM_NTASKS_PER_NODE": 1}
+        names |= {"SLURM_NNODES": 2, "SLURM_JOB_ID": 7, "SLURM_NODELIST": "127.0.0.1", "SLURM_JOB_NAME": "training"}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+    return {name: str(value) for name, value in (names | address).items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "slurm"])
+def test_two_nodes_train_together(tmp_path, shapes, launcher):
+    """One process claims the folder, writes and prints; the other node's, whose local rank is 0 as well, does not."""
+    out = tmp_path / "run"
+    fields = {"epochs": 1, "num_nodes": 2, "devices": 1}
+    command = [*words("tsn-r18/moving-shapes", shapes, out, **fields), "--json"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    nodes = [
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | environment_of(launcher, node=node, port=port),
+        )
+        for node in (1, 0)
+    ]
+    try:
+        (other, other_said), (first, first_said) = (node.communicate(timeout=240) for node in nodes)
+    finally:
+        for node in nodes:
+            node.kill()
+    assert [node.returncode for node in nodes] == [0, 0], other_said + first_said
+    assert other == ""
+    (row,) = json.loads(first)["history"]
+    assert row["val_loss"] > 0
+    load_checkpoint(out / "last.safetensors")
+
+
+@pytest.mark.parametrize(("batch_size", "accumulate", "steps"), [(20, 4, 1), (15, 3, 2), (6, 3, 4), (8, 1, 3)])
+def test_the_schedule_counts_the_steps_that_the_optimiser_takes(tmp_path, train_index, batch_size, accumulate, steps):
+    """The last batches of an epoch are a step too, where they are fewer than `accumulate`."""
+    recipe = small(batch_size=batch_size, accumulate=accumulate, epochs=2, schedule="cosine", warm_up=0.0)
+    result = fit(recipe, index=train_index, out=tmp_path / "run")
+    state = torch.load(result.folder / "resume.ckpt", weights_only=True)
+    assert {int(value["step"]) for value in state["optimizer_states"][0]["state"].values()} == {2 * steps}
+    for row in result.rows:
+        assert row["lr"] == pytest.approx(recipe.rate_at(row["epoch"] + (steps - 1) / steps))
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,8 @@ def gradients(recipe, data) -> Any:
     module.train()
     for batch in data:
         (module.training_step(batch, 0) / recipe.accumulate).backward()
-    trainer = SimpleNamespace(global_step=4, num_training_batches=10 * recipe.accumulate, strategy=SimpleNamespace(reduce=keep))
+    # Ten steps an epoch, of which the last is of one batch.
+    trainer = SimpleNamespace(global_step=4, num_training_batches=9 * recipe.accumulate + 1, strategy=SimpleNamespace(reduce=keep))
     module._trainer = trainer  # type: ignore[assignment]
     assert module.joint is not None
     module.on_before_optimizer_step(None)  # type: ignore[arg-type]

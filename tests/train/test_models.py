@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,11 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowless.errors import FlowlessError
 from flowless.pipeline.spec import ClipSpec
-from flowless.train.models import MODELS, MotionRecognizer, build_model
+from flowless.train.models import FAMILIES, MODELS, MotionRecognizer, build_model
 from flowless.train.models.backbone import widen
 from flowless.train.models.shift import ShiftedConv, earlier, later, temporal_shift, without_last
 from flowless.train.models.vap import VariousTimescaleAggregationPooling
@@ -28,7 +30,7 @@ def clips(spec, *, batch=2, seed=0):
 
 
 def shaken(model: Any) -> Any:
-    """Give batch norms statistics and weights as if trained: a fresh ResNet's residual branches end in zero."""
+    """Give batch norms statistics and weights as if trained."""
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             assert module.running_mean is not None
@@ -117,14 +119,90 @@ def test_pixels_and_normalised_frames_agree(name, encoding):
         torch.testing.assert_close(model.forward_frames(model.normalise(model.as_frames(clip))), model(clip), rtol=1e-4, atol=1e-5)
 
 
-def test_only_pan_and_tsm_see_order():
-    clip = clips(SMALL)
-    backwards = clip.flip(1)
-    for name, sees in (("tsn-r18", False), ("tsm-r18", True), ("pan-lite-r18", True)):
-        model = shaken(build_model(name, classes=5, spec=SMALL, width=0.25)).eval()
-        with torch.inference_mode():
-            difference = (model(clip) - model(backwards)).abs().max().item()
-        assert (difference > 1e-4) == sees, name
+#: Family -> what of a clip's order it claims to see: of the segments, of the frames inside each, or nothing.
+SEES = {
+    "tsn": "nothing",
+    "tsm": "segments",
+    "stm": "segments",
+    "pan-lite": "segments",
+    "pan-rgb": "segments",
+    "pan-pa": "segments",
+    "pan-full": "segments",
+    "pan-en": "segments",
+    "da-tsm": "segments",
+    "da-x3d": "segments",
+    "da-vit": "frames",  # joint attention has no position in time: blind to the order of segments
+    "disentangling": "frames",  # its segments' scores are averaged
+}
+#: Families whose width is not the ResNets'.
+WIDTHS = {"da-x3d": 1.0, "da-vit": 0.09}
+
+
+@pytest.mark.parametrize("name", [next(name for name in MODELS if name.startswith(f"{family}-")) for family in FAMILIES])
+@pytest.mark.parametrize("axis", ["segments", "frames"])
+def test_order_is_seen_from_the_first_step(name, axis):
+    """Before anything is learnt: where the order is invisible then, the first gradients know nothing of it either."""
+    family = name.rpartition("-")[0]
+    spec = ClipSpec(segments=2, frames_per_segment=3, height=40, width=40, short_side=40) if family == "disentangling" else SMALL
+    spec = replace(spec, frames_per_segment=1) if family in {"tsn", "tsm", "stm", "pan-rgb"} else spec
+    torch.manual_seed(0)
+    model = build_model(name, classes=5, spec=spec, width=WIDTHS.get(family, 0.25), dropout=0.0).train()
+    clip = clips(spec, batch=8)
+    with torch.no_grad():
+        scores, backwards = model(clip), model(clip.flip(1 if axis == "segments" else 2))
+    effect = ((scores - backwards).abs().mean() / scores.std(0).mean()).item()
+    if SEES[family] == axis:
+        assert effect > 0.1
+    elif spec.frames_per_segment == 1 or SEES[family] == "frames":
+        assert effect < 1e-3
+
+
+class OpsOf(TorchDispatchMode):
+    """Notes the type of the frames that reach the PA op, and the largest float tensor that any operator makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.frames, self.largest = [], 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.flowless.persistence.default:
+            self.frames.append(args[0].dtype)
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.is_floating_point() and out._base is None:
+            self.largest = max(self.largest, out.numel())
+        return out
+
+
+@pytest.mark.parametrize("name", [next(name for name in MODELS if name.startswith(f"{family}-")) for family in FAMILIES])
+@pytest.mark.parametrize("pa", [{}, {"pa_depth": 0}, {"pa_depth": 2}, {"pa_encoding": "e2"}])
+def test_pixels_as_bytes_give_the_numbers_of_pixels_as_floats(name, pa):
+    """Bit for bit; uint8 that wrapped around, or was normalised otherwise, would not."""
+    if pa and not name.startswith("pan-"):
+        pytest.skip("no PA in it")
+    spec = replace(SMALL, height=40, width=40, short_side=40) if name.startswith("disentangling") else SMALL
+    torch.manual_seed(0)
+    model = build_model(name, classes=5, spec=spec, width=WIDTHS.get(name.rpartition("-")[0], 0.25), **pa).eval()
+    clip = clips(spec)
+    with torch.inference_mode():
+        found = model(clip)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.compiler, "is_exporting", lambda: True)
+            wanted = model(clip)
+    assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("name", ["pan-lite-r18", "pan-full-r18"])
+def test_the_pa_op_gets_bytes(name):
+    spec = replace(SMALL, frames_per_segment=6, height=64, width=64, short_side=64)
+    model = build_model(name, classes=5, spec=spec, width=0.125).train()
+    clip = clips(spec)
+    with OpsOf() as ops:
+        model.branch_scores(clip).sum().backward()
+    assert ops.frames == [torch.uint8]
+    # No copy of the clip in floats, which would be four times its size.
+    assert ops.largest < clip.numel()
+    model.eval()
+    torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="eager")(clip), model(clip))
 
 
 def test_motion_maps_are_what_the_network_sees():

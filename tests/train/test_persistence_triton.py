@@ -49,7 +49,7 @@ def test_some_of_both_in_the_interpreter():
 
 
 def on_gpu(x, w, upstream):
-    """Return the op's maps and gradients, of the frames too unless they are uint8."""
+    """Return the maps and gradients of Triton's kernels, of the frames too unless they are uint8."""
     x, w = x.cuda(), w.cuda().requires_grad_()
     sources = (x.requires_grad_(), w) if x.is_floating_point() else (w,)
     assert body(x, w) == "triton"
@@ -60,7 +60,7 @@ def on_gpu(x, w, upstream):
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "uint8"])
 def test_kernels_on_the_gpu(reference, dtype, monkeypatch):
-    monkeypatch.delenv("FLOWLESS_PA", raising=False)
+    monkeypatch.setenv("FLOWLESS_PA", "triton")
     for case in reference.pa_cases():
         if dtype == "uint8" and not case.pixels:
             continue
@@ -78,7 +78,7 @@ def test_kernels_on_the_gpu(reference, dtype, monkeypatch):
 
 @pytest.mark.gpu
 def test_gradients_are_the_same_again_on_the_gpu(monkeypatch):
-    monkeypatch.delenv("FLOWLESS_PA", raising=False)
+    monkeypatch.setenv("FLOWLESS_PA", "triton")
     x, w, upstream = torch.randn(4, 4, 3, 64, 96), torch.randn(8, 3, 7, 7), torch.randn(4, 3, 64, 96)
     for first, again in zip(on_gpu(x, w, upstream), on_gpu(x, w, upstream), strict=True):
         torch.testing.assert_close(first, again, rtol=0, atol=0)
@@ -86,7 +86,7 @@ def test_gradients_are_the_same_again_on_the_gpu(monkeypatch):
 
 @pytest.mark.gpu
 def test_no_feature_map_is_in_memory_on_the_gpu(monkeypatch):
-    monkeypatch.delenv("FLOWLESS_PA", raising=False)
+    monkeypatch.setenv("FLOWLESS_PA", "triton")
     x = torch.randn(32, 4, 3, 224, 224, device="cuda")
     w = torch.randn(8, 3, 7, 7, device="cuda", requires_grad=True)
     upstream = torch.ones(32, 3, 224, 224, device="cuda")

@@ -86,7 +86,8 @@ class PixelPersistence(nn.Module):
 
 
 def frame_differences(x: Tensor) -> Tensor:
-    """Return what changed between adjacent frames: `[..., m, C, H, W]` to `[K, C, H, W]`, K the differences of all stacks."""
+    """Return what changed between adjacent frames, float or uint8: `[..., m, C, H, W]` to `[K, C, H, W]` of all stacks."""
+    x = x if x.is_floating_point() else x.float()  # bytes would wrap around
     return (x[..., 1:, :, :, :] - x[..., :-1, :, :, :]).flatten(0, -4)
 
 

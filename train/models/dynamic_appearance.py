@@ -11,7 +11,7 @@ from flowless.errors import FlowlessError
 from flowless.pipeline.spec import ClipSpec
 from flowless.train.models.clip_transformer import ClipTransformer
 from flowless.train.models.plan import Plan
-from flowless.train.models.recognizer import Network
+from flowless.train.models.recognizer import Network, pixels_of
 from flowless.train.models.shift import add_temporal_shift
 from flowless.train.models.temporal_projection import PixelwiseTemporalProjection, enopr
 from flowless.train.models.vap import AverageHead
@@ -32,12 +32,12 @@ class AppearanceRecognizer(Network):
     def appearance(self, clip: Tensor) -> Tensor:
         """Return the dynamic appearance of pixels: uint8 `[B, N, T, H, W, 3]` to `[B, N, 3, H, W]`, in normalised colours."""
         self._check(clip)
-        return self._seen_in_pixels(clip.float())
+        return self._seen_in_pixels(pixels_of(clip))
 
     def scores_and_enopr(self, clip: Tensor) -> tuple[Tensor, Tensor]:
         """Return scores `[B, classes]` of pixels, uint8 `[B, N, T, H, W, 3]`, and PWTP's own loss (Eq. 8), of one graph."""
         self._check(clip)
-        residual = self.projection.residual(self._stacks(clip.float()))
+        residual = self.projection.residual(self._stacks(pixels_of(clip)))
         seen = residual.mean(1).unflatten(0, (-1, self.spec.segments))
         return self.head(self._encode(seen)), enopr(residual)
 
@@ -48,7 +48,7 @@ class AppearanceRecognizer(Network):
         return self.projection(self._stacks(pixels)).unflatten(0, (-1, self.spec.segments))
 
     def _stacks(self, pixels: Tensor) -> Tensor:
-        """Normalise float pixels `[B, N, T, H, W, 3]` of values 0 to 255: `[B * N, T, 3, H, W]`."""
+        """Normalise pixels `[B, N, T, H, W, 3]`, uint8 or float of values 0 to 255: `[B * N, T, 3, H, W]`."""
         # Joined before transposing: engines do not like six axes.
         return self.normalise(pixels.flatten(0, 2).movedim(-1, 1)).unflatten(0, (-1, self.spec.frames_per_segment))
 

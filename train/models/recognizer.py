@@ -62,8 +62,7 @@ class Recognizer(nn.Module):
     def branch_scores(self, clip: Tensor) -> Tensor:
         """Return every network's own scores of pixels: uint8 `[B, N, m, H, W, 3]` to `[networks, B, classes]`."""
         self._check(clip)
-        # The cast comes first: TensorRT neither cuts nor transposes bytes.
-        pixels = clip.float()
+        pixels = pixels_of(clip)
         return torch.stack([network.scores_of_pixels(pixels) for network in self.networks])
 
     def forward_frames(self, x: Tensor) -> Tensor:
@@ -96,6 +95,15 @@ class Recognizer(nn.Module):
             )
 
 
+def pixels_of(clip: Tensor) -> Tensor:
+    """Return a uint8 clip as networks read it: as it is, a quarter of float32's memory; float32 while a graph is exported.
+
+    On a GPU the PA op is two to three times as fast on uint8 (`bench/results/gpu-h200.json`, `pa-forms`). TensorRT neither cuts nor
+    transposes bytes, so the cast comes first in a graph.
+    """
+    return clip.float() if torch.compiler.is_exporting() else clip
+
+
 class Network(Recognizer):
     """A 2D network over the first frame of each segment, and a head over the segments.
 
@@ -117,10 +125,10 @@ class Network(Recognizer):
     def forward(self, clip: Tensor) -> Tensor:
         """Recognise pixels: uint8 `[B, N, m, H, W, 3]` to scores `[B, classes]`."""
         self._check(clip)
-        return self.scores_of_pixels(clip.float())
+        return self.scores_of_pixels(pixels_of(clip))
 
     def scores_of_pixels(self, pixels: Tensor) -> Tensor:
-        """Recognise float pixels `[B, N, m, H, W, 3]` of values 0 to 255: scores `[B, classes]`."""
+        """Recognise pixels `[B, N, m, H, W, 3]`, uint8 or float of values 0 to 255: scores `[B, classes]`."""
         return self.head(self._encode(self._seen_in_pixels(pixels)))
 
     def features(self, x: Tensor) -> Tensor:
@@ -132,7 +140,7 @@ class Network(Recognizer):
         return x[:, :, 0]
 
     def _seen_in_pixels(self, pixels: Tensor) -> Tensor:
-        """What the backbone sees of float pixels `[B, N, m, H, W, 3]` of values 0 to 255: `[B, N, C, H, W]`."""
+        """What the backbone sees of pixels `[B, N, m, H, W, 3]`, uint8 or float of values 0 to 255: `[B, N, C, H, W]`."""
         # Cut before transposing, so that an engine moves one frame of a segment and not all of them.
         return self.normalise(pixels[:, :, 0].movedim(-1, -3))
 
@@ -150,7 +158,7 @@ class MotionRecognizer(Network):
     def motion(self, clip: Tensor) -> Tensor:
         """Return the PA maps of pixels: uint8 `[B, N, m, H, W, 3]` to `[B, N, m-1, H, W]`."""
         self._check(clip)
-        return self._motion_in_pixels(self.as_frames(clip))
+        return self._motion_in_pixels(pixels_of(clip).movedim(-1, -3))
 
     def _motion_in_pixels(self, frames: Tensor) -> Tensor:
         # The mean cancels in the difference, so only the scale is applied, to 1,176 weights instead of every frame.

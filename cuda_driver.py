@@ -1,4 +1,4 @@
-"""The few calls of the CUDA driver that an engine needs, through ctypes: no other package, no toolkit.
+"""The few calls of the CUDA driver that an engine and the loader need, through ctypes: no other package, no toolkit.
 
 `libcuda` comes with the NVIDIA driver, so that it is there exactly where a GPU can be used.
 Signatures: the CUDA Driver API reference (`cuInit`, `cuDevicePrimaryCtxRetain`, `cuMemAlloc`, `cuMemcpyHtoDAsync`, ...).
@@ -10,12 +10,14 @@ import contextlib
 import ctypes
 import functools
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from flowless.errors import FlowlessError
 
+_NO_GPU = "No NVIDIA GPU can be used here (no driver, or no device)."
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_{MAJOR,MINOR}
 
 
@@ -57,29 +59,50 @@ def gpu_name() -> str | None:
     return text.value.decode(errors="replace").strip() or None
 
 
+@contextlib.contextmanager
+def primary_context(number: int = 0) -> Iterator[None]:
+    """Make the primary context of a GPU current in this thread; afterwards the thread has what it had before.
+
+    Raises:
+        FlowlessError: There is no GPU of that number.
+    """
+    if compute_capability() is None:
+        raise FlowlessError(_NO_GPU)
+    device, context = ctypes.c_int(0), ctypes.c_void_p()
+    _call("cuDeviceGet", ctypes.byref(device), number)
+    _call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
+    try:
+        _call("cuCtxPushCurrent_v2", context)
+        try:
+            yield
+        finally:
+            _call("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
+    finally:
+        _call("cuDevicePrimaryCtxRelease_v2", device)
+
+
 class Gpu:
     """The first GPU's primary context, one stream, and buffers that grow as they are needed."""
 
     def __init__(self) -> None:
         if compute_capability() is None:
-            raise FlowlessError("No NVIDIA GPU can be used here (no driver, or no device). Load another target: --target openvino.")
-        self._cuda: Any = _library()
+            raise FlowlessError(f"{_NO_GPU} Load another target: --target openvino.")
         self._buffers: dict[str, tuple[ctypes.c_uint64, int]] = {}
         device = ctypes.c_int(0)
         self._context = ctypes.c_void_p()
         self._stream = ctypes.c_void_p()
-        self._call("cuDeviceGet", ctypes.byref(device), 0)
-        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), device)
+        _call("cuDeviceGet", ctypes.byref(device), 0)
+        _call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), device)
         self.enter()
-        self._call("cuStreamCreate", ctypes.byref(self._stream), 1)  # 1: does not wait for the default stream
+        _call("cuStreamCreate", ctypes.byref(self._stream), 1)  # 1: does not wait for the default stream
 
     def __del__(self) -> None:
         # At the interpreter's end the driver may be gone already; its memory goes with the process then.
         with contextlib.suppress(Exception):
             self.enter()
             for address, _ in self._buffers.values():
-                self._call("cuMemFree_v2", address)
-            self._call("cuStreamDestroy_v2", self._stream)
+                _call("cuMemFree_v2", address)
+            _call("cuStreamDestroy_v2", self._stream)
 
     @property
     def stream(self) -> int:
@@ -88,37 +111,39 @@ class Gpu:
 
     def enter(self) -> None:
         """Make the context current in this thread."""
-        self._call("cuCtxSetCurrent", self._context)
+        _call("cuCtxSetCurrent", self._context)
 
     def buffer(self, name: str, size: int) -> int:
         """Return the device address of at least `size` bytes kept under `name`."""
         address, have = self._buffers.get(name, (ctypes.c_uint64(0), 0))
         if have < size:
             if have:
-                self._call("cuMemFree_v2", address)
+                _call("cuMemFree_v2", address)
             address = ctypes.c_uint64(0)
             self._buffers.pop(name, None)
-            self._call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(size))
+            _call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(size))
             self._buffers[name] = (address, size)
         return int(address.value)
 
     def upload(self, address: int, array: np.ndarray) -> None:
         """Copy a C-contiguous array to the device, in the stream's order."""
         pointer = array.ctypes.data_as(ctypes.c_void_p)
-        self._call("cuMemcpyHtoDAsync_v2", ctypes.c_uint64(address), pointer, ctypes.c_size_t(array.nbytes), self._stream)
+        _call("cuMemcpyHtoDAsync_v2", ctypes.c_uint64(address), pointer, ctypes.c_size_t(array.nbytes), self._stream)
 
     def download(self, array: np.ndarray, address: int) -> None:
         """Fill a C-contiguous array from the device and wait until it is there."""
         pointer = array.ctypes.data_as(ctypes.c_void_p)
-        self._call("cuMemcpyDtoHAsync_v2", pointer, ctypes.c_uint64(address), ctypes.c_size_t(array.nbytes), self._stream)
-        self._call("cuStreamSynchronize", self._stream)
+        _call("cuMemcpyDtoHAsync_v2", pointer, ctypes.c_uint64(address), ctypes.c_size_t(array.nbytes), self._stream)
+        _call("cuStreamSynchronize", self._stream)
 
-    def _call(self, name: str, *arguments: Any) -> None:
-        status = getattr(self._cuda, name)(*arguments)
-        if status == 0:
-            return
-        text = ctypes.c_char_p()
-        self._cuda.cuGetErrorString(status, ctypes.byref(text))
-        reason = (text.value or b"unknown error").decode()
-        hint = " Use a smaller batch, or free memory on the GPU." if status == 2 else ""
-        raise FlowlessError(f"The GPU refused {name}: {reason} (CUDA error {status}).{hint}")
+
+def _call(name: str, *arguments: Any) -> None:
+    cuda: Any = _library()
+    status = getattr(cuda, name)(*arguments)
+    if status == 0:
+        return
+    text = ctypes.c_char_p()
+    cuda.cuGetErrorString(status, ctypes.byref(text))
+    reason = (text.value or b"unknown error").decode()
+    hint = " Use a smaller batch, or free memory on the GPU." if status == 2 else ""
+    raise FlowlessError(f"The GPU refused {name}: {reason} (CUDA error {status}).{hint}")
