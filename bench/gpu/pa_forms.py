@@ -81,9 +81,10 @@ def _gradients(ledger: Ledger, frames: _Frames, body: str) -> None:
             with torch.enable_grad():
                 return torch.autograd.grad(torch.ops.flowless.persistence(x, weight, pa.EPS), weight, upstream)
 
-        with chosen(body, float32=True):
-            what = f"forward and weight's gradient, {name}"
-            _time(ledger, frames, what, back, body="chosen by the op" if body == "plain" else body, demanded=body != "plain")
+        what = f"forward and weight's gradient, {name}"
+        with chosen(body, float32=True), ledger.trial(f"{what} by {body}"):
+            both = " and ".join(dict.fromkeys((pa.body(x, weight), pa.body(x, weight, backward=True))))
+            _time(ledger, frames, what, back, body=both, demanded=body != "plain")
 
 
 def _plugin(ledger: Ledger, frames: _Frames) -> None:
