@@ -1,7 +1,8 @@
 """What a GPU's video decoder (NVDEC) decodes, asked of its driver: which codec, chroma format and bit depth, in which sizes.
 
-`libnvcuvid` comes with the NVIDIA driver, where a container or a virtual machine was given it. Struct and numbers: `cuviddec.h` of
-NVIDIA's Video Codec SDK 13.0 (`CUVIDDECODECAPS`, `cudaVideoCodec`, `cudaVideoChromaFormat`), unchanged since version 8.1 of it.
+`libnvcuvid` comes with the NVIDIA driver, where a container or a virtual machine was given it. It decodes nothing by itself: DALI's
+wheel, built for a CUDA that the driver runs, opens it, asks it the same before each decoder that it makes, and refuses the batch.
+Struct and numbers: `cuviddec.h` of NVIDIA's Video Codec SDK 13.0 (`CUVIDDECODECAPS`, `cudaVideoCodec`, `cudaVideoChromaFormat`).
 """
 
 from __future__ import annotations
