@@ -188,8 +188,10 @@ def test_the_whole_benchmark(tmp_path: Path) -> None:
             assert row["times_tv_l1"] == pytest.approx(slowest / row["p50_ms"], abs=1e-3)
         if row["precision"] == "fp32" and row["target"] in {"openvino", "onnxruntime"}:
             assert row["max_abs_diff"] < 1e-3, name
-    assert document["claims"][0]["ours"] == max(row["times_tv_l1"] for row in rows.values() if row["method"] == "PA")
-    assert quickest(document["rows"])["PA"]["maps_per_s"] == max(row["maps_per_s"] for row in rows.values() if row["method"] == "PA")
+    # A precision that this processor does not compute in has a status and no times.
+    timed = [row for row in rows.values() if row["method"] == "PA" and "p50_ms" in row]
+    assert document["claims"][0]["ours"] == max(row["times_tv_l1"] for row in timed)
+    assert quickest(document["rows"])["PA"]["maps_per_s"] == max(row["maps_per_s"] for row in timed)
     with Image.open(tmp_path / "motion.jpg") as picture:
         assert picture.size == (16 + 226 + 2 * 164 - 4 + 16, 42 + 8 * 164 + 76)
     assert len(tables(document)) == 4
