@@ -67,12 +67,13 @@ def said(target: str, precision: str) -> str:
             onnxruntime.InferenceSession(bare_convolution(precision).SerializeToString(), options, providers=["CPUExecutionProvider"])
         except NoImplementation:
             return ""
-        nodes = onnx.load(options.optimized_model_filepath).graph.node
-    (convolution,) = [node for node in nodes if "Conv" in node.op_type]
+        graph = onnx.load(options.optimized_model_filepath).graph
+    (convolution,) = [node for node in graph.node if "Conv" in node.op_type]
     if convolution.op_type in {"QLinearConv", "ConvInteger"}:
         return "int8"
-    cast = any(node.op_type == "Cast" and node.output[0] == convolution.input[0] for node in nodes)
-    return "fp32" if cast or precision == "int8" else precision
+    # What it multiplies with, folded or cast: other nodes, such as those that lay pixels out anew, may stand before its first input.
+    weights = {item.name: item.data_type for item in graph.initializer}.get(convolution.input[1], TensorProto.FLOAT)
+    return "fp32" if weights == TensorProto.FLOAT or precision == "int8" else precision
 
 
 def openvino_kernel(precision: str) -> tuple[str, str]:
