@@ -86,7 +86,8 @@ class ChannelwiseMotion(nn.Module):
         inner = max(LEAST_CHANNELS, channels // REDUCTION)
         self.reduce = nn.Conv2d(channels, inner, 1, bias=False)
         self.move = None if fixed else nn.Conv2d(inner, inner, 3, padding=1, groups=inner, bias=False)
-        self.restore = nn.Conv2d(inner, out_channels, 1, stride=stride, bias=False)
+        self.restore = nn.Conv2d(inner, out_channels, 1, bias=False)
+        self.stride = stride
         nn.init.kaiming_normal_(self.reduce.weight, nonlinearity="linear")
         nn.init.kaiming_normal_(self.restore.weight, nonlinearity="relu")
         if self.move is not None:
@@ -99,8 +100,10 @@ class ChannelwiseMotion(nn.Module):
         """Map `[B * N, C, H, W]` to its motion, `[B * N, out_channels, H / stride, W / stride]`."""
         now = self.reduce(x)
         moved = now if self.move is None else self.move(now)
-        change = now - later(moved, segments=self.segments)
-        return self.restore(without_last(change, segments=self.segments))
+        change = without_last(now - later(moved, segments=self.segments), segments=self.segments)
+        # Instead of a stride of the 1x1 convolution: with fewer than 8 channels, laid out last, PyTorch's gradient of that writes
+        # beyond its memory on processors without AVX-512 (seen in 2.13: the heap is corrupted).
+        return self.restore(change if self.stride == 1 else change[:, :, :: self.stride, :: self.stride])
 
 
 class SpatioTemporalMotion(nn.Module):
