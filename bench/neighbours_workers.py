@@ -70,7 +70,8 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 bufsize=0,
-                env=environment | (BY_DEFAULT if by_default else {}),
+                # What DALI writes for its own use stays where it is removed with all else, however the worker ends.
+                env=environment | {"TMPDIR": str(folder)} | (BY_DEFAULT if by_default else {}),
                 start_new_session=True,
             )
         self._listener = threading.Thread(target=self._listen, daemon=True)

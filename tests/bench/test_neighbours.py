@@ -108,7 +108,9 @@ def test_the_whole_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str],
     assert [row["kind"] for row in document["rows"]] == list(document["kinds"])
     assert all(row[f"{name}_ratio"] > 0 for row in document["rows"] for name in ("busy", "second"))
     assert len(document["goals"]) == 2 * len(document["rows"])
-    assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
+    # (DALI and PyTorch keep files of their own until this process, which makes the inputs, ends.)
+    assert (tmp_path / "out.json").is_file()
+    assert not list(tmp_path.glob("flowless-*"))
     assert processes_of(tmp_path) == []
 
 
