@@ -107,12 +107,12 @@ def _nvdec() -> str:
     if reason := nvdec.why_no_nvdec():
         raise FlowlessError(reason)
     found = {codec: nvdec.caps(codec, "4:2:0", 8) for codec in nvdec.CODECS}
-    told = [
+    listed = [
         f"{codec} from {caps.min_width}x{caps.min_height} to {caps.max_width}x{caps.max_height}"
         for codec, caps in found.items()
         if caps.supported
     ]
-    return f"the driver says that it decodes, in 8 bits of 4:2:0: {', '.join(told) or 'nothing'}"
+    return f"the driver says that it decodes, in 8 bits of 4:2:0: {', '.join(listed) or 'nothing'}"
 
 
 def _run_dali_graph() -> str:

@@ -42,7 +42,7 @@ FAIR = (
 class Neighbours:
     """Measure training, evaluation and each engine alone, beside a program that keeps one core busy, and beside a second of its kind.
 
-    Each is told as a ratio to its fair time. FAIR SHARE: cores are shared out evenly between programs, and what one does not want
+    Each is given as a ratio to its fair time. FAIR SHARE: cores are shared out evenly between programs, and what one does not want
     the other gets. On C cores, work that uses all of them takes C / (C - 1) times as long beside one busy core and twice as long beside a
     second of its kind; work that uses one core of two takes no longer beside either. How many cores it uses is measured: core-seconds over
     seconds, alone. A ratio of 1 is fair, 1.3 at most is the goal.
@@ -231,8 +231,8 @@ def readme_lines(document: Mapping[str, Any]) -> list[str]:
     for row in document["rows"]:
         if row["waiting"] == ASLEEP:
             before = baseline.get(row["kind"])
-            told = [
+            figures = [
                 f"{row[f'{name}_ratio']:.1f}" + (f" ({before[f'{name}_ratio']:.1f})" if before is not None else "") for name in NEIGHBOURS
             ]
-            lines.append(f"| {row['kind']} | {' | '.join(told)} |")
+            lines.append(f"| {row['kind']} | {' | '.join(figures)} |")
     return lines

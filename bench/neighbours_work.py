@@ -1,6 +1,6 @@
-"""What `flowless bench neighbours` measures: a process that does one piece of work again and again while it is told to.
+"""What `flowless bench neighbours` measures: a process that does one piece of work again and again between two commands.
 
-It is told by lines on its standard input, `go` and `stop`, and ends where that input ends, so it does not outlive the command. On its
+The commands are lines on its standard input, `go` and `stop`. It ends where that input ends, so it does not outlive the benchmark. On its
 standard output it says `{"ready": true}`, then for each piece when it began and ended (the system's monotonic clock) and the processor
 time of all its threads, and `{"stopped": true}`.
 """

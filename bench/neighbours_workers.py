@@ -45,7 +45,7 @@ class Piece:
 
 
 class Worker:
-    """A process that works while it is told to; see `neighbours_work.py`. It is ready when this returns, and ended by `close`.
+    """A process that works between `go` and `stop`; see `neighbours_work.py`. It is ready when this returns, and ended by `close`.
 
     Args:
         kind: What it does; `busy` keeps a core busy from its start to its end.
@@ -53,13 +53,13 @@ class Worker:
         by_default: Let its threads wait as the libraries have it, not as flowless does.
 
     Raises:
-        FlowlessError: It fails; the last line that it said is in the error.
+        FlowlessError: It fails; the last line of its log is in the error.
     """
 
     def __init__(self, kind: str, folder: Path, *, by_default: bool = False) -> None:
         self.kind = kind
         environment = {name: value for name, value in os.environ.items() if name not in DECIDED_BY}
-        self._said: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self._messages: queue.Queue[dict[str, Any] | None] = queue.Queue()
         number = len(list(folder.glob("worker-*.log")))
         self._log = folder / f"worker-{number}.log"
         with self._log.open("wb") as log:
@@ -90,14 +90,14 @@ class Worker:
 
     def go(self) -> None:
         """Let it work."""
-        self._tell("go")
+        self._send("go")
 
     def stop(self) -> list[Piece]:
         """Let it finish the piece that it is at, and return those that nobody has asked for yet."""
-        self._tell("stop")
+        self._send("stop")
         pieces = []
-        while "stopped" not in (said := self._next()):
-            pieces.append(Piece(**said))
+        while "stopped" not in (message := self._next()):
+            pieces.append(Piece(**message))
         return pieces
 
     def piece(self) -> Piece:
@@ -117,7 +117,7 @@ class Worker:
             if pipe is not None:
                 pipe.close()
 
-    def _tell(self, word: str) -> None:
+    def _send(self, word: str) -> None:
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has ended: whoever waits for its answer says why
             self._process.stdin.write(f"{word}\n".encode("ascii"))
@@ -125,18 +125,18 @@ class Worker:
     def _listen(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            self._said.put(json.loads(line))
-        self._said.put(None)
+            self._messages.put(json.loads(line))
+        self._messages.put(None)
 
     def _next(self, key: str = "") -> dict[str, Any]:
         try:
-            said = self._said.get(timeout=_PATIENCE)
+            message = self._messages.get(timeout=_PATIENCE)
         except queue.Empty:
             raise FlowlessError(f"bench neighbours: {self.kind} did nothing for {_PATIENCE:g} s.") from None
-        if said is None or (key and key not in said):
+        if message is None or (key and key not in message):
             lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it said nothing"]
             raise FlowlessError(f"bench neighbours: {self.kind} failed: {lines[-1]}")
-        return said
+        return message
 
 
 @contextlib.contextmanager

@@ -54,8 +54,8 @@ def load(
     artefact, why = _choose(manifest, target, precision)
     manifest.check(artefact.files)
     backend = open_backend(artefact, manifest.path_of(artefact.files[0]), classes=len(manifest.labels), threads=threads, hint=hint)
-    computed, told = _computed(artefact, hint)
-    why += told
+    computed, reason = _computed(artefact, hint)
+    why += reason
     if backend.fallback:
         why += f"; on the {backend.device}, because {backend.fallback}"
     return Engine(backend, manifest=manifest, target=artefact.target, precision=computed, why=why)

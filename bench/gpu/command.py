@@ -88,7 +88,7 @@ def measured(settings: Settings, chosen: Mapping[str, float], *, end: float, scr
     """Run parts one after the other and yield the document after each.
 
     Args:
-        settings: What they are told; its folder must exist.
+        settings: Settings of every part; its folder must exist.
         chosen: Parts in the order in which to run them, with the seconds that each may take; `machine` first.
         end: Time of `time.monotonic` at which all is to be over: what does not fit is not run, or for shorter.
         scratch: Folder of this command alone.
@@ -206,8 +206,8 @@ def _tell(document: dict[str, Any], out: Path) -> None:
     counts = {word: sum(part["status"].startswith(word) for part in parts) for word in ("ran", "not here", "not run")}
     checks = [check for part in parts for check in part["checks"]]
     passed = sum(check["passed"] is True for check in checks)
-    told = f"{counts['ran']} parts ran, {counts['not here']} not here, {counts['not run']} not run"
-    _say(f"{document['gpu'] or 'no GPU'}: {told}, {passed} of {len(checks)} checks passed, {len(document['failed'])} failures: {out}")
+    summary = f"{counts['ran']} parts ran, {counts['not here']} not here, {counts['not run']} not run"
+    _say(f"{document['gpu'] or 'no GPU'}: {summary}, {passed} of {len(checks)} checks passed, {len(document['failed'])} failures: {out}")
 
 
 def _say(text: str) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flowless.bench.gpu.ledger import Ledger, Settings, missing, told
+from flowless.bench.gpu.ledger import Ledger, Settings, error_text, missing
 from flowless.files import write_json
 
 #: Share of a part's seconds after which it begins nothing new, so that it ends by itself.
@@ -36,7 +36,7 @@ def run_part(
     Args:
         name: Its name; its files in `scratch` are called by it.
         function: `module:function`, called with a `Ledger`.
-        settings: What it is told.
+        settings: Its settings.
         seconds: It is stopped after these, with all processes that it started.
         scratch: Folder of its settings, ledger and log, of one command alone; None: the settings' folder.
         held: Descriptors that it inherits: locks that are to last as long as it does.
@@ -94,7 +94,7 @@ def main(words: Sequence[str]) -> int:
         ledger.status = missing(error)
         if not ledger.status:
             traceback.print_exc()
-            ledger.status = f"failed: {told(error)}"
+            ledger.status = f"failed: {error_text(error)}"
     ledger.write()
     return 0
 

@@ -1,4 +1,4 @@
-"""What a part of the GPU suite is told and what it writes down: every row at once, so that a crash loses nothing before it."""
+"""Settings of a part of the GPU suite, and the document that it writes: every row at once, so that a crash loses nothing before it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class NotHere(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What every part is told."""
+    """Settings of every part."""
 
     device: Literal["cuda", "cpu"] = "cuda"
     """Where to measure. `cpu` rehearses: the same code with small sizes, no figure of worth."""
@@ -113,9 +113,9 @@ class Ledger:
             if reason := missing(error):
                 self.leave_out(what, reason)
             elif may_refuse and not isinstance(error, _OURS):
-                self.leave_out(what, f"refused: {told(error)}")
+                self.leave_out(what, f"refused: {error_text(error)}")
             else:
-                self.errors[what] = told(error)
+                self.errors[what] = error_text(error)
         self.at = before
         self.write()
 
@@ -153,7 +153,7 @@ def missing(error: BaseException) -> str | None:
     return None
 
 
-def told(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """Return an exception in a line or two: its type and the beginning of what it says."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = " | ".join(lines[:4])[:600]

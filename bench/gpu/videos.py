@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from flowless.bench.gpu.ledger import Ledger, NotHere, Settings, told
+from flowless.bench.gpu.ledger import Ledger, NotHere, Settings, error_text
 from flowless.files import whole_folder
 
 
@@ -49,7 +49,7 @@ def index_of(root: Path, settings: Settings, name: str) -> Any:
             root = link.parent
         return scan(root, out=settings.folder / f"{name}.index.jsonl")
     except (FlowlessError, OSError) as error:
-        raise NotHere(f"{root}: {told(error)}") from error
+        raise NotHere(f"{root}: {error_text(error)}") from error
 
 
 def clip_loader(index: Any, settings: Settings, *, device: str, decoder: str) -> Any:

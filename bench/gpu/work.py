@@ -93,8 +93,8 @@ def code_hash() -> str:
     """Return a hash of this package's modules: another version of the code makes anew."""
     root = Path(__file__).resolve().parents[2]
     digest = hashlib.sha256()
-    rooms = ("bench", "engines", "export", "pipeline", "train")
-    for path in sorted([*root.glob("*.py"), *(path for room in rooms for path in (root / room).rglob("*.py"))]):
+    stages = ("bench", "engines", "export", "pipeline", "train")
+    for path in sorted([*root.glob("*.py"), *(path for stage in stages for path in (root / stage).rglob("*.py"))]):
         digest.update(path.relative_to(root).as_posix().encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
