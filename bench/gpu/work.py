@@ -7,7 +7,6 @@ other needs: each part has a lock, which the system gives back if its holder die
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import hashlib
 import json
@@ -81,6 +80,10 @@ class Work:
 
 
 def _locked(descriptor: int) -> bool:
+    try:
+        import fcntl
+    except ModuleNotFoundError:
+        return True  # Windows has no such locks: two commands would make it twice, each whole
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
