@@ -25,6 +25,7 @@ from torch.library import custom_op, register_autocast
 from flowless.errors import FlowlessError
 from flowless.train.persistence_forms import (
     Form,
+    allows_tf32,
     differences,
     even,
     features,
@@ -147,17 +148,12 @@ def body(x: Tensor, weight: Tensor, *, backward: bool = False) -> Literal["torch
     wish = os.environ.get("FLOWLESS_PA", "")
     if wish not in {"", "torch", "triton"}:
         raise FlowlessError(f"FLOWLESS_PA is {wish!r}; it must be 'torch' or 'triton', or not be set, to choose the faster one.")
-    if wish == "torch" or (wish != "triton" and (backward or not x.is_cuda or _in_full_float32(x))):
+    if wish == "torch" or (wish != "triton" and (backward or not x.is_cuda or (x.dtype == torch.float32 and not allows_tf32()))):
         return "torch"
     reason = _why_not_triton(x, weight)
     if wish == "triton" and reason:
         raise FlowlessError(f"FLOWLESS_PA=triton: {reason}. Leave FLOWLESS_PA unset, to use PyTorch there.")
     return "torch" if reason else "triton"
-
-
-def _in_full_float32(x: Tensor) -> bool:
-    """Whether a product of these frames is float32 in full, which no tensor core computes."""
-    return x.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision != "tf32"
 
 
 def _why_not_triton(x: Tensor, weight: Tensor) -> str:

@@ -33,6 +33,11 @@ Form = Literal["pixels", "phases"]
 TOLERANCES = {"float64": 1e-12, "float32": 2e-6, "tf32": 2e-3, "uint8": 5e-5, "float16": 2e-3, "bfloat16": 1.6e-2}
 
 
+def allows_tf32() -> bool:
+    """Whether the user lets a GPU's tensor cores compute float32 products in TF32, 10 bits of mantissa."""
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
 def differences(frames: Tensor) -> Tensor:
     """Return what changed between adjacent frames: `[S, m, C, H, W]` to `[S * (m-1), C, H, W]`, memory layout kept."""
     return (frames[:, 1:] - frames[:, :-1]).flatten(0, 1)

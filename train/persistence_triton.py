@@ -28,7 +28,7 @@ import triton.language as tl
 from torch import Tensor
 from triton import knobs
 
-from flowless.train.persistence_forms import motion_shape
+from flowless.train.persistence_forms import allows_tf32, motion_shape
 
 #: What the kernels are written for, the paper's filters: `[8, 3, 7, 7]`.
 WEIGHT_SHAPE = (8, 3, 7, 7)
@@ -205,7 +205,7 @@ def launch(kernel: Any, programs: int, arguments: tuple[Any, ...], constants: di
 
 def precision(dtype: torch.dtype) -> str:
     """Return the product's `input_precision` for frames of a type: TF32 only where the user has allowed it."""
-    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+    return "tf32" if dtype == torch.float32 and allows_tf32() else "ieee"
 
 
 def takes(x: Tensor, weight: Tensor) -> bool:
