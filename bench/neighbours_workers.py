@@ -25,7 +25,7 @@ BY_DEFAULT = {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": "300000"}
 #: Seconds in which a worker must be ready, or end a piece of its work.
 _PATIENCE = 900.0
 #: Seconds after which the pieces that are there must do, one of each worker at least.
-_ENOUGH = 60.0
+_ENOUGH = 20.0
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def ended_in_order() -> Iterator[None]:
 
 
 def side_by_side(workers: Sequence[Worker], count: int) -> list[Piece]:
-    """Let workers work at the same time until each has done `count` pieces, fewer where they take minutes.
+    """Let workers work at the same time until each has done `count` pieces, fewer where they take long.
 
     Returns:
         All pieces that ended while all worked.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 import tomllib
@@ -105,3 +106,10 @@ def _copy(tmp_path: Path) -> Path:
     for room in ROOMS:
         shutil.copytree(ROOT / room, target / room, ignore=shutil.ignore_patterns("__pycache__", "build"))
     return target
+
+
+def test_the_tests_of_a_file_share_a_process(request: pytest.FixtureRequest) -> None:
+    """Otherwise each process makes a file's fixtures again; a pytest that pytest-xdist does not know groups nothing, and says nothing."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        pytest.skip("one process runs all tests")
+    assert request.node.nodeid.endswith("@tests/house/test_tree.py")
