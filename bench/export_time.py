@@ -96,7 +96,9 @@ def measure(settings: ExportTime) -> dict[str, Any]:
     """
     from flowless.bench.environment import environment
     from flowless.bench.quiet import busy_share, judged
+    from flowless.export.build_engine import refuse_missing_library
 
+    refuse_missing_library(settings.target)  # now, and not after the export
     busy = busy_share()
     with tempfile.TemporaryDirectory(prefix="flowless-export-") as name:
         work = Path(name)

@@ -84,7 +84,7 @@ def build(
     check_precision(precision)
     options.check(target)
     manifest = read_manifest(bundle)
-    _refuse_missing_library(target)
+    refuse_missing_library(target)
     request = Request(
         target=target,
         precision=precision,
@@ -247,7 +247,8 @@ def _builder(target: Target) -> Callable[..., Artefact]:
     return partial(build_tensorrt, target=target)
 
 
-def _refuse_missing_library(target: Target) -> None:
+def refuse_missing_library(target: Target) -> None:
+    """Raise `FlowlessError`, with what to install, where the target's library is not here."""
     if reason := _missing_library(target):
         hint = (
             " It comes from NVIDIA's own index and needs an NVIDIA GPU; without one, build --target tensorrt-rtx."

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from flowless.bench import export_time
 from flowless.bench.commands import BENCHMARKS
 from flowless.bench.export_time import STAGES, ExportTime, main
 from flowless.engines.backends import why_not
@@ -48,10 +49,17 @@ def test_stages_add_up_to_the_minutes(tmp_path: Path, capsys: pytest.CaptureFixt
     assert str(tmp_path.parent) not in out.read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(why_not("tensorrt") is None, reason="TensorRT runs here")
-def test_a_target_that_cannot_run_is_told(tmp_path: Path) -> None:
-    """The error comes out of the other process as the user's error that it is."""
-    with pytest.raises(FlowlessError, match="tensorrt"):
+def test_a_target_that_cannot_be_built_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export_time, "_made", lambda *_: pytest.fail("it began"))
+    with pytest.raises(FlowlessError, match=r"--target tensorrt: .*install"):
         main([*SMALL, "--target", "tensorrt", "--out", str(tmp_path / "export.json")])
+    assert not (tmp_path / "export.json").exists()
+
+
+def test_a_users_mistake_comes_out_of_the_other_process_as_one(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text("{")
+    with pytest.raises(FlowlessError, match=r"broken\.jsonl"):
+        main(["--checkpoint", str(tmp_path / "mine.safetensors"), "--calibrate", str(broken), "--out", str(tmp_path / "export.json")])
     assert not (tmp_path / "export.json").exists()

@@ -100,11 +100,11 @@ def gradients(x, w, *, eps, inside, upstream):
     return out.detach(), *torch.autograd.grad(out, (x, w), upstream.double())
 
 
-SOME = {"random", "one pixel large", "odd sides", "large magnitude"}
-GRADIENT_CASES = pytest.mark.parametrize("case", [case for case in cases() if case.name in SOME], ids=lambda case: case.name)
+#: Small ones: the interpreter takes a second for a thousand pixels.
+GRADIENT_CASES = [case for case in cases() if case.name in {"one pixel large", "odd sides", "large magnitude"}]
 
 
-@GRADIENT_CASES
+@pytest.mark.parametrize("case", GRADIENT_CASES, ids=lambda case: case.name)
 @COMBINED
 def test_gradients(case, dtype, inside):
     x, w = cast(case, dtype)
@@ -129,7 +129,7 @@ def test_frames_gradient_where_tiles_meet():
 
 
 def test_number_of_parts_changes_no_gradient_but_its_rounding(monkeypatch):
-    x, w, ratio = torch.randn(1, 3, 3, 9, 40), torch.randn(8, 3, 7, 7), torch.randn(1, 2, 9, 40)
+    x, w, ratio = torch.randn(1, 3, 3, 5, 20), torch.randn(8, 3, 7, 7), torch.randn(1, 2, 5, 20)
     _, each_tile = backward_kernels.backward(ratio, x, w, 0.0, need_x=False)
     monkeypatch.setattr(backward_kernels, "PARTS", 3)
     _, three = backward_kernels.backward(ratio, x, w, 0.0, need_x=False)
