@@ -17,7 +17,7 @@ _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def measure_peak(*, threads: int, runs: int = 12) -> dict[str, float]:
-    """Return giga-multiply-adds per second of large matrix products in fp32 and bf16: the best of several runs, fewer of a type that is slow.
+    """Return giga-multiply-adds per second of large matrix products in fp32 and bf16, the best of several runs: of fewer, if they are slow.
 
     A product of matrices is what a processor does fastest, so this bounds every network from above.
     """
