@@ -100,7 +100,7 @@ def test_pwtp_alone(tmp_path: Path, subspace: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("da-tsm-r18", {}), ("da-tsm-r18", {"da_subspace": 3}), ("da-x3d-xs", {}), ("da-vit-b", {"da_subspace": 2})],
+    [("da-tsm-r18", {"da_subspace": 3}), ("da-vit-b", {"da_subspace": 2})],  # others: test_family.py
 )
 def test_the_bundle_gives_pytorchs_scores(tmp_path: Path, name: str, options: dict[str, Any], explained_alike) -> None:
     """The project's own gate, on ONNX Runtime and OpenVINO, at every batch size that it tries."""
@@ -113,8 +113,8 @@ def test_the_bundle_gives_pytorchs_scores(tmp_path: Path, name: str, options: di
     checkpoint = Checkpoint(model=model, name=name, spec=spec, labels=tuple("abcde"), recipe={}, versions={}, metrics={})
     manifest = export_bundle(checkpoint, tmp_path / "bundle")
     assert not onnx.load(tmp_path / "bundle" / "model.onnx").functions
-    # The gate is a thousandth. Behind X3D's 26 untrained blocks the clips' scores lie close together, and rounding weighs more.
-    assert manifest.parity["max_abs_diff"] < (5e-4 if name == "da-x3d-xs" else 1e-4) * manifest.parity["spread"]
+    # The gate is a thousandth of the spread; what is left here is the order of additions.
+    assert manifest.parity["max_abs_diff"] < 1e-4 * manifest.parity["spread"]
     explained_alike(checkpoint, tmp_path / "bundle")
     engine = build(tmp_path / "bundle", target="openvino")
     assert engine.status == "verified"

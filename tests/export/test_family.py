@@ -1,4 +1,4 @@
-"""Every model, PAN and STM, as one graph: exported, run by ONNX Runtime, and held against PyTorch by the bundle's own gate."""
+"""Every model as one graph: exported, run by ONNX Runtime, and held against PyTorch by the bundle's own gate."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ def test_one_graph_with_pytorchs_scores(tmp_path: Path, name: str, options: dict
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "nodes"), [("stm-r18", 0), ("pan-full-r18", 1)])
+@pytest.mark.parametrize(
+    ("name", "nodes"), [("tsn-r18", 0), ("tsm-r18", 0), ("stm-r18", 0), ("pan-full-r18", 1), ("da-tsm-r18", 0), ("da-x3d-xs", 0)]
+)
 def test_what_has_learnt_is_one_graph_too(name: str, nodes: int, learnt, explained_alike) -> None:
     from flowless.engines.manifest import read_manifest
     from flowless.train.checkpoints import load_checkpoint

@@ -65,25 +65,6 @@ def test_no_path_of_this_machine(exported):
         assert trace.encode() not in content, trace
 
 
-@pytest.mark.parametrize("name", ["tsm-r18", "tsn-r18"])
-def test_the_baselines_export_too(name, tmp_path):
-    import onnxruntime
-    import torch
-
-    from flowless.train.models import build_model
-
-    spec = ClipSpec(segments=2, frames_per_segment=2, height=32, width=32, short_side=32)
-    torch.manual_seed(1)
-    model = build_model(name, classes=3, spec=spec, width=0.25).eval()
-    proto = graph.export_onnx(model, tmp_path / "m.onnx", spec=spec, labels=["a", "b", "c"], name=name, versions={})
-    assert not proto.functions
-    clip = np.random.default_rng(0).integers(0, 256, (3, *spec.shape), dtype=np.uint8)
-    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
-    with torch.inference_mode():
-        expected = model(torch.from_numpy(clip)).numpy()
-    np.testing.assert_allclose(np.asarray(session.run(None, {"clip": clip})[0]), expected, rtol=1e-4, atol=1e-7)
-
-
 def test_what_is_no_graph(tmp_path):
     path = tmp_path / "model.onnx"
     path.write_bytes(b"\xff\xff nothing of the kind")
