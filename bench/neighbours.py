@@ -103,10 +103,10 @@ def measure(settings: Neighbours) -> dict[str, Any]:
     from flowless.bench.quiet import busy_share, judged
 
     busy = busy_share()
-    model, size = ("pan-lite-r18", 64) if settings.quick else (settings.model, settings.size)
+    model, size, width = ("pan-lite-r18", 64, 0.25) if settings.quick else (settings.model, settings.size, 1.0)
     with ended_in_order(), tempfile.TemporaryDirectory(prefix="flowless-bench-") as name:
         log.print("making videos, a checkpoint and engines …", style="dim")
-        make_inputs(Path(name), model=model, size=size, videos=settings.videos)
+        make_inputs(Path(name), kinds=settings.kinds, model=model, size=size, width=width, videos=settings.videos)
         rows = [row for kind in settings.kinds for row in _rows(kind, Path(name), settings)]
     return {
         "benchmark": "neighbours",

@@ -12,13 +12,16 @@ import os
 import select
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flowless.engines.manifest import Target
 
 #: A recipe of `flowless train`, whose videos are 48 x 48 pixels.
 RECIPE = "pan-lite-r18/moving-shapes"
-ENGINES = ("openvino", "onnxruntime")
+ENGINES: tuple[Target, ...] = ("openvino", "onnxruntime")
 #: What is measured, and what one piece of it is.
 KINDS = {
     "training": f"an epoch of {RECIPE}, as `flowless train` does it, checkpoints included",
@@ -28,16 +31,23 @@ KINDS = {
 }
 
 
-def make_inputs(folder: Path, *, model: str, size: int, videos: int) -> None:
-    """Write what the workers read: `shapes/`, `run/last.safetensors`, and `bundle/` with `model.safetensors` beside it."""
-    from flowless.bench.rivals import bundle_of
+def make_inputs(folder: Path, *, kinds: Collection[str], model: str, size: int, width: float, videos: int) -> None:
+    """Write what the workers of `kinds` read: `shapes/` and `run/last.safetensors`, `bundle/` with `model.safetensors` beside it."""
+    from flowless.bench.rivals import exported
+    from flowless.export.build_engine import build
     from flowless.pipeline.moving_shapes import ShapesOptions, generate
     from flowless.pipeline.spec import ClipSpec
 
-    generate(folder / "shapes", options=ShapesOptions(train_videos=videos, val_videos=videos))
-    _training(folder, out=folder / "run")()
-    spec = ClipSpec(height=size, width=size, short_side=size * 8 // 7)
-    bundle_of(model, spec=spec, classes=174, width=1.0, folder=folder, targets=ENGINES)
+    if not {"training", "evaluation"}.isdisjoint(kinds):
+        generate(folder / "shapes", options=ShapesOptions(train_videos=videos, val_videos=videos))
+    if "evaluation" in kinds:
+        _training(folder, out=folder / "run")()
+    if not {"pytorch", *ENGINES}.isdisjoint(kinds):
+        spec = ClipSpec(height=size, width=size, short_side=size * 8 // 7)
+        bundle = exported(model, spec=spec, classes=174, width=width, folder=folder).folder
+        for target in ENGINES:
+            if target in kinds:
+                build(bundle, target=target)
 
 
 def main(words: Sequence[str]) -> int:
