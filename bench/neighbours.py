@@ -48,7 +48,7 @@ class Neighbours:
     seconds, alone. A ratio of 1 is fair, 1.3 at most is the goal.
 
     Everything is measured twice in turn: as flowless commands run (threads that wait sleep), and by the libraries' own defaults (they
-    keep their core busy for a while), which is the baseline. It needs the machine for itself: about ten minutes on two cores.
+    keep their core busy for a while), which is the baseline. It needs the machine for itself: a quarter of an hour on two cores.
     """
 
     kinds: tuple[str, ...] = tuple(KINDS)

@@ -158,7 +158,8 @@ def test_reference_comes_back(tmp_path):
         Reference.load(tmp_path / "r.npz", ClipSpec(segments=4, frames_per_segment=2, height=32, width=32, short_side=32))
 
 
-def test_videos_given_by_the_user(checkpoint, videos, tmp_path, capsys):
+def test_videos_given_by_the_user(checkpoint, exported, videos, tmp_path, capsys, monkeypatch):
+    export_with(lambda _: None, exported, monkeypatch)
     assert main(["export", str(checkpoint), "--out", str(tmp_path / "out"), "--clips", *map(str, videos), "--json"]) == 0
     import json
 
