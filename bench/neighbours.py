@@ -222,10 +222,11 @@ def readme_lines(document: Mapping[str, Any]) -> list[str]:
     """Return the README's table in Markdown."""
     lines = [
         f"Beside another program on {document['environment']['cores']} cores, times as long as a fair share of them would allow"
-        " (`flowless bench neighbours`); in brackets by the libraries' defaults, whose threads keep their core while they wait.",
+        " (`flowless bench neighbours`); in brackets by the libraries' defaults, whose threads keep their core while they wait."
+        " Threads that sleep cost something where nobody else is: the first column. `OMP_WAIT_POLICY=ACTIVE` is for a machine of your own.",
         "",
-        "| work | beside a busy core | beside a second of its kind |",
-        "|---|---|---|",
+        "| work | alone, over the defaults | beside a busy core | beside a second of its kind |",
+        "|---|---|---|---|",
     ]
     baseline = {row["kind"]: row for row in document["rows"] if row["waiting"] == DEFAULTS}
     for row in document["rows"]:
@@ -234,5 +235,6 @@ def readme_lines(document: Mapping[str, Any]) -> list[str]:
             figures = [
                 f"{row[f'{name}_ratio']:.1f}" + (f" ({before[f'{name}_ratio']:.1f})" if before is not None else "") for name in NEIGHBOURS
             ]
-            lines.append(f"| {row['kind']} | {' | '.join(figures)} |")
+            alone = f"{row['alone_ms'] / before['alone_ms']:.2f}" if before is not None else ""
+            lines.append(f"| {row['kind']} | {alone} | {' | '.join(figures)} |")
     return lines

@@ -28,8 +28,7 @@ from flowless.train.checkpoints import load_checkpoint, save_checkpoint
 from flowless.train.data import relabel
 from flowless.train.models import build_model
 
-#: The short side is longer than a crop, so that full resolution is another size.
-SPEC = ClipSpec(segments=4, frames_per_segment=2, height=32, width=32, short_side=40)
+SPEC = ClipSpec(segments=4, frames_per_segment=2, height=32, width=32, short_side=32)
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +81,23 @@ def wide_index(tmp_path_factory, train_index):
     return relabel(scan(folder, out=folder / "index.jsonl", workers=1), train_index.labels, what="index")
 
 
+@pytest.fixture(scope="module")
+def roomy(tmp_path_factory, train_index):
+    """A model of 32 x 32 crops of frames whose short side is 40, so that full resolution is another size."""
+    torch.manual_seed(1)
+    spec = replace(SPEC, short_side=40)
+    model = build_model("pan-lite-r18", classes=12, spec=spec, width=0.25)
+    path = tmp_path_factory.mktemp("roomy") / "best.safetensors"
+    return save_checkpoint(path, model, model_name="pan-lite-r18", recipe={}, spec=spec, labels=train_index.labels, metrics={})
+
+
+@pytest.fixture(scope="module")
+def roomy_bundle(tmp_path_factory, roomy):
+    folder = tmp_path_factory.mktemp("roomy-bundle") / "model"
+    export_bundle(roomy, folder)
+    return folder
+
+
 def scores_view_by_view(model, index, spec):
     """What an average over views must be, from NumPy: each view alone through the model."""
     rows = []
@@ -98,11 +114,11 @@ SIDES = {"full-resolution": 40, "thirty-view": 40}
 @pytest.mark.parametrize(
     ("name", "views"), [("one-view", 1), ("two-clip", 2), ("dense", 10), ("three-crop", 3), ("full-resolution", 2), ("thirty-view", 30)]
 )
-def test_protocols_average_their_views_in_flat_memory(name, views, checkpoint, wide_index):
-    made = load_checkpoint(checkpoint)
+def test_protocols_average_their_views_in_flat_memory(name, views, roomy, wide_index):
+    checkpoint = load_checkpoint(roomy)
     seen = []
-    handle = made.model.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
-    result = evaluate(made, wide_index, options=EvaluationOptions(views=name, batch_size=7))
+    handle = checkpoint.model.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    result = evaluate(checkpoint, wide_index, options=EvaluationOptions(views=name, batch_size=7))
     handle.remove()
     assert sum(seen) == 3 * views
     assert max(seen) <= 7, "never more than batch_size views at once"
@@ -110,7 +126,7 @@ def test_protocols_average_their_views_in_flat_memory(name, views, checkpoint, w
     assert result.to_dict()["views"] == name
     assert result.to_dict()["views_per_video"] == views
     assert result.to_dict()["frame"] == {"height": side, "width": side}
-    alone = scores_view_by_view(made.model, wide_index, protocol_spec(made.spec, name))
+    alone = scores_view_by_view(checkpoint.model, wide_index, protocol_spec(checkpoint.spec, name))
     assert alone.shape == (3, views, 12)
     difference = np.abs(result.scores - alone.mean(1)).max()
     assert difference <= 0.02 * alone.std()
@@ -118,22 +134,22 @@ def test_protocols_average_their_views_in_flat_memory(name, views, checkpoint, w
 
 
 @pytest.mark.parametrize("name", ["full-resolution", "thirty-view"])
-def test_the_loader_gives_the_same_averages(name, checkpoint, wide_index, monkeypatch):
+def test_the_loader_gives_the_same_averages(name, roomy, wide_index, monkeypatch):
     """On a GPU every protocol comes by the loader; here it is made to."""
     options = EvaluationOptions(views=name, batch_size=7)
-    expected = evaluate(checkpoint, wide_index, options=options)
-    made, seen = load_checkpoint(checkpoint), []
-    made.model.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    expected = evaluate(roomy, wide_index, options=options)
+    checkpoint, seen = load_checkpoint(roomy), []
+    checkpoint.model.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
     monkeypatch.setattr(evaluate_checkpoint, "_LOADER_VIEWS", 30)
-    result = evaluate(made, wide_index, options=options)
+    result = evaluate(checkpoint, wide_index, options=options)
     np.testing.assert_allclose(result.scores, expected.scores, atol=0.02 * expected.scores.std())
     assert (result.ids, result.labels.tolist()) == (expected.ids, expected.labels.tolist())
     assert max(seen) <= 7
 
 
 @pytest.mark.parametrize("name", ["dense", "three-crop"])
-def test_a_bundle_runs_the_protocols_of_its_size(name, checkpoint, bundle, wide_index):
-    engine, seen = flowless.load(bundle, "onnxruntime"), []
+def test_a_bundle_runs_the_protocols_of_its_size(name, roomy, roomy_bundle, wide_index):
+    engine, seen = flowless.load(roomy_bundle, "onnxruntime"), []
     backend = engine._backend
 
     class Counting:
@@ -148,25 +164,25 @@ def test_a_bundle_runs_the_protocols_of_its_size(name, checkpoint, bundle, wide_
     result = evaluate(engine, wide_index, options=EvaluationOptions(views=name, batch_size=4))
     total = 3 * result.spec.views
     assert seen == [4] * (total // 4) + [total % 4] * (total % 4 > 0), "full batches, whatever videos they are of"
-    alone = scores_view_by_view(load_checkpoint(checkpoint).model, wide_index, result.spec)
+    alone = scores_view_by_view(load_checkpoint(roomy).model, wide_index, result.spec)
     np.testing.assert_allclose(result.scores, alone.mean(1), atol=1e-4)
     assert result.views == name
 
 
 @pytest.mark.parametrize("name", ["full-resolution", "thirty-view"])
-def test_a_bundle_of_another_size_says_how_to_get_one(name, bundle, wide_index):
+def test_a_bundle_of_another_size_says_how_to_get_one(name, roomy_bundle, wide_index):
     with pytest.raises(FlowlessError, match=rf"frames of 40 x 40; .* 32 x 32\. .*flowless export .* --views {name}.* three-crop"):
-        evaluate(bundle, wide_index, options=EvaluationOptions(views=name))
+        evaluate(roomy_bundle, wide_index, options=EvaluationOptions(views=name))
 
 
 @pytest.mark.slow
-def test_a_bundle_exported_for_a_protocol_runs_it(checkpoint, wide_index, tmp_path, capsys):
-    made = load_checkpoint(checkpoint)
+def test_a_bundle_exported_for_a_protocol_runs_it(roomy, wide_index, tmp_path, capsys):
+    checkpoint = load_checkpoint(roomy)
     large = tmp_path / "large"
-    export_bundle(replace(made, spec=protocol_spec(made.spec, "thirty-view")), large)
+    export_bundle(replace(checkpoint, spec=protocol_spec(checkpoint.spec, "thirty-view")), large)
     result = evaluate(large, wide_index)
     assert (result.views, result.spec.views, result.spec.shape) == ("thirty-view", 30, (4, 2, 40, 40, 3))
-    by_torch = evaluate(checkpoint, wide_index, options=EvaluationOptions(views="thirty-view"))
+    by_torch = evaluate(roomy, wide_index, options=EvaluationOptions(views="thirty-view"))
     np.testing.assert_allclose(result.scores, by_torch.scores, atol=0.02 * by_torch.scores.std())
     videos = [wide_index.path_of(video) for video in wide_index.videos]
     for item, scores in zip(flowless.load(large).predict_many(videos), result.scores, strict=True):

@@ -61,8 +61,8 @@ def test_a_row_is_times_over_fair_times_and_its_goals() -> None:
         "training beside a busy core, over its fair time": True,
         "training beside a second of its kind, over its fair time": False,
     }
-    slow = {**row, "waiting": DEFAULTS, "second_ratio": 4.3, "busy_ratio": 3.0}
-    assert readme_lines({"environment": {"cores": 2}, "rows": [row, slow]})[-1] == "| training | 1.1 (3.0) | 2.0 (4.3) |"
+    slow = {**row, "waiting": DEFAULTS, "alone_ms": 800.0, "second_ratio": 4.3, "busy_ratio": 3.0}
+    assert readme_lines({"environment": {"cores": 2}, "rows": [row, slow]})[-1] == "| training | 1.25 | 1.1 (3.0) | 2.0 (4.3) |"
 
 
 def test_settings_that_measure_nothing_are_refused() -> None:
