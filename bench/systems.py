@@ -190,7 +190,6 @@ def _row(system: System, results: Mapping[Run, Mapping[str, Any]], cost: Mapping
         "spread": round(statistics.stdev(top1), 4) if len(top1) > 1 else None,
         "train_top1": round(statistics.mean(result["history"][-1]["train_top1"] for result in own.values()), 4),
         "epochs": len(next(iter(own.values()))["history"]),
-        "training_s": round(statistics.median(sum(row["seconds"] for row in result["history"]) for result in own.values()), 1),
         **cost,
     }
 
