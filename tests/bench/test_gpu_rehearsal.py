@@ -93,6 +93,7 @@ def test_rehearsal(with_pyav: Parts) -> None:
         assert parts[name]["status"] == "ran", name
         assert not [why for why in parts[name]["left_out"].values() if why.startswith("not run")], name
     rows = {name: part["rows"] for name, part in parts.items()}
+    assert rows["videos"][0]["videos"] == 1
     assert {(row["body"], row["arithmetic"]) for row in rows["persistence"]} == {
         (body, arithmetic) for body in ("plain", "torch") for arithmetic in ("float32", "float16", "uint8")
     }

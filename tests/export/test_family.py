@@ -37,9 +37,9 @@ CASES = [
             ("pan-pa-r18", {}, 1),
             # As imported from the official code: eps inside the norm, in both nodes' one body.
             ("pan-en-r18", {"eps_inside": True}, 2),
-            ("pan-pa-r18", {"pa_encoding": "e2"}, 1),
+            ("pan-full-r18", {"pa_encoding": "e2"}, 1),
             ("pan-lite-r18", {"pa_depth": 0}, 0),
-            ("pan-pa-r18", {"pa_depth": 2, "pa_encoding": "e2"}, 0),
+            ("pan-full-r18", {"pa_depth": 2, "pa_encoding": "e2"}, 0),
         )
     ),
 ]

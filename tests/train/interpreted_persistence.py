@@ -30,17 +30,11 @@ def cases():
     return module.pa_cases()
 
 
+CASES = pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
 INSIDE = pytest.mark.parametrize("inside", [False, True], ids=["under the root", "eps inside"])
-TYPES = [("float32", False), ("float32", True), ("float16", False), ("bfloat16", True), ("uint8", False), ("uint8", True)]
-#: Those of several tiles take the interpreter seconds: where tiles meet is the same in every type and form.
-SEVERAL_TILES = {"random", "one row, wider than a tile", "more than one tile, ragged"}
-MAPS = [
-    pytest.param(case, *how, id=f"{case.name}-{how[0]}{'-inside' * how[1]}")
-    for case in cases()
-    for how in TYPES
-    if case.name not in SEVERAL_TILES or how in {("float32", False), ("uint8", True)}
-]
-COMBINED = pytest.mark.parametrize(("dtype", "inside"), TYPES)
+COMBINED = pytest.mark.parametrize(
+    ("dtype", "inside"), [("float32", False), ("float32", True), ("float16", False), ("bfloat16", True), ("uint8", False), ("uint8", True)]
+)
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "uint8"])
 
 
@@ -59,7 +53,8 @@ def assert_close(ours, wanted, dtype):
     assert (ours.double() - wanted).abs().max() <= forms.TOLERANCES[dtype] * wanted.abs().max() + finest
 
 
-@pytest.mark.parametrize(("case", "dtype", "inside"), MAPS)
+@CASES
+@COMBINED
 def test_maps(reference, case, dtype, inside):
     x, w = cast(case, dtype)
     wanted = reference.persistence(x.double().numpy(), w.double().numpy(), np.zeros(8), case.eps, eps_inside=inside)
@@ -105,8 +100,9 @@ def gradients(x, w, *, eps, inside, upstream):
     return out.detach(), *torch.autograd.grad(out, (x, w), upstream.double())
 
 
-#: Small ones: the interpreter takes a second for a thousand pixels.
-GRADIENT_CASES = [case for case in cases() if case.name in {"one pixel large", "odd sides", "large magnitude"}]
+SOME = {"random", "one pixel large", "odd sides", "large magnitude"}
+#: Of the larger ones five rows, as wide as they are: tiles of both kernels meet in a row, and the interpreter takes half as long.
+GRADIENT_CASES = [case._replace(frames=case.frames[..., :5, :]) if case.name == "random" else case for case in cases() if case.name in SOME]
 
 
 @pytest.mark.parametrize("case", GRADIENT_CASES, ids=lambda case: case.name)

@@ -181,9 +181,7 @@ class OpsOf(TorchDispatchMode):
 @pytest.mark.parametrize(
     ("family", "pa"),
     [(family, {}) for family in FAMILIES]
-    + [
-        (family, pa) for family in FAMILIES if family.startswith("pan-") for pa in ({"pa_depth": 0}, {"pa_depth": 2}, {"pa_encoding": "e2"})
-    ],
+    + [(family, pa) for family in PAN for pa in ({"pa_depth": 0}, {"pa_depth": 2}, {"pa_encoding": "e2"})],
 )
 def test_pixels_as_bytes_give_the_numbers_of_pixels_as_floats(family, pa):
     """Bit for bit; uint8 that wrapped around, or was normalised otherwise, would not."""
