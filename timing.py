@@ -1,4 +1,4 @@
-"""Timing that survives a noisy machine: several runs, medians and percentiles, rivals taken in turn."""
+"""Timing that survives a noisy machine: several runs, medians and percentiles, runners taken in turn."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Timing:
 
 
 def time_in_turn(
-    rivals: Mapping[str, Callable[[], object]],
+    runners: Mapping[str, Callable[[], object]],
     *,
     runs: int,
     warm_up: int = 1,
@@ -45,30 +45,30 @@ def time_in_turn(
     clock: Callable[[], float] = time.perf_counter,
     after_each: Callable[[], None] = lambda: None,
 ) -> dict[str, Timing]:
-    """Time every rival `runs` times, one after the other in each round, so that a slow minute hits all alike.
+    """Time every runner `runs` times, one after the other in each round, so that a slow minute hits all alike.
 
     Args:
-        rivals: Name -> what to time.
+        runners: Name -> what to time.
         runs: Rounds.
-        warm_up: Untimed calls of each rival before the first round.
-        settle: Untimed calls of a rival before each timed one. Engines want one: whoever follows a rival finds caches full of its
+        warm_up: Untimed calls of each runner before the first round.
+        settle: Untimed calls of a runner before each timed one. Engines want one: whoever follows a runner finds caches full of its
             numbers and its own threads asleep, which costs the quick ones most, and an app calls one engine again and again.
-        every: Rounds from one turn of a rival to its next, where that is not 1: for one that takes as long as all others together.
+        every: Rounds from one turn of a runner to its next, where that is not 1: for one that takes as long as all others together.
         clock: Returns seconds; a test passes its own.
         after_each: Called after every round.
     """
-    for rival in rivals.values():
+    for runner in runners.values():
         for _ in range(warm_up):
-            rival()
-    seconds: dict[str, list[float]] = {name: [] for name in rivals}
+            runner()
+    seconds: dict[str, list[float]] = {name: [] for name in runners}
     for number in range(runs):
-        for name, rival in rivals.items():
+        for name, runner in runners.items():
             if number % (every or {}).get(name, 1):
                 continue
             for _ in range(settle):
-                rival()
+                runner()
             start = clock()
-            rival()
+            runner()
             seconds[name].append(clock() - start)
         after_each()
     return {name: Timing.of(values) for name, values in seconds.items()}

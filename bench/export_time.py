@@ -155,7 +155,7 @@ def _goals(found: dict[str, Any], minutes: float) -> list[dict[str, Any]]:
 def _made(settings: ExportTime, work: Path) -> tuple[Path, Path]:
     """Return the checkpoint and the index to calibrate on, making what the user did not bring."""
     from flowless.bench.precision_builds import made_index
-    from flowless.bench.rivals import random_checkpoint
+    from flowless.bench.runners import random_checkpoint
     from flowless.pipeline.spec import ClipSpec
     from flowless.train.checkpoints import load_checkpoint
 

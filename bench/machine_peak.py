@@ -11,15 +11,16 @@ import torch
 from flowless.bench.networks import torch_threads
 
 _SIDE = 1024
-#: After these a type gets no further run: without instructions for it a product takes seconds, and is no quicker the next time.
+#: Seconds after which a type gets no further product.
 _MOST_SECONDS = 2.0
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def measure_peak(*, threads: int, runs: int = 12) -> dict[str, float]:
-    """Return giga-multiply-adds per second of large matrix products in fp32 and bf16, the best of several runs: of fewer, if they are slow.
+    """Return giga-multiply-adds per second of large matrix products in fp32 and bf16: the best of several.
 
-    A product of matrices is what a processor does fastest, so this bounds every network from above.
+    A product of matrices is what a processor does fastest, so this bounds every network from above. A type without instructions of
+    its own, whose products take seconds, gets fewer.
     """
     found = {}
     with torch_threads(threads), torch.inference_mode():

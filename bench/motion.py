@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from flowless.bench.motion_cues import Method
     from flowless.pipeline.spec import ClipSpec
 
-#: A rival whose clip takes longer than this takes its turn in every fifth round only.
+#: A runner whose clip takes longer than this takes its turn in every fifth round only.
 _LONG_SECONDS, _SELDOM = 1.0, 5
 
 
@@ -51,9 +51,9 @@ class Motion:
     moments: int = 3
     """Moments of each of them."""
     runs: int = 15
-    """Rounds, each of which every rival runs once; those that take more than a second run in every fifth."""
+    """Rounds, each of which every runner runs once; those that take more than a second run in every fifth."""
     threads: int = 0
-    """CPU threads of every rival; 0: one a core."""
+    """CPU threads of every runner; 0: one a core."""
     size: int = 224
     """Side of the square that all see, in pixels: a multiple of 8."""
     stacks: int = 8
@@ -193,15 +193,15 @@ def _clip(videos: Sequence[Path], spec: ClipSpec) -> np.ndarray:
 
 
 def _rows(methods: Sequence[Method], settings: Motion, *, frames: int) -> list[dict[str, Any]]:
-    """Time all rivals in turn; one JSON row each, without times where it does not run here."""
+    """Time all runners in turn; one JSON row each, without times where it does not run here."""
     import numpy as np
 
     from flowless.timing import time_in_turn
 
     running = {
-        f"{method.name}, {rival.name}": partial(rival.run, method.given) for method in methods for rival in method.rivals if rival.run
+        f"{method.name}, {runner.name}": partial(runner.run, method.given) for method in methods for runner in method.runners if runner.run
     }
-    log.print(f"measuring {len(running)} rivals …", style="dim")
+    log.print(f"measuring {len(running)} runners …", style="dim")
     answers, every = {}, {}
     for name, run in running.items():
         run()
@@ -212,17 +212,17 @@ def _rows(methods: Sequence[Method], settings: Motion, *, frames: int) -> list[d
     slowest = timings.get("TV-L1, opencv")
     rows = []
     for method in methods:
-        exact = answers.get(f"{method.name}, {method.rivals[0].name}")
-        for rival in method.rivals:
-            name = f"{method.name}, {rival.name}"
-            row = {"name": name, "method": method.name, "engine": rival.name, "target": rival.target, "precision": rival.precision}
-            row |= {"status": rival.status}
+        exact = answers.get(f"{method.name}, {method.runners[0].name}")
+        for runner in method.runners:
+            name = f"{method.name}, {runner.name}"
+            row = {"name": name, "method": method.name, "engine": runner.name, "target": runner.target, "precision": runner.precision}
+            row |= {"status": runner.status}
             if name in timings:
                 timing = timings[name]
                 row |= timing.to_dict()
                 row |= {"frames_per_s": round(timing.per_second(frames), 2), "maps_per_s": round(timing.per_second(method.maps), 2)}
                 row |= {"times_tv_l1": round(slowest.p50_ms / timing.p50_ms, 3)} if slowest else {}
-                if len(method.rivals) > 1 and exact is not None:
+                if len(method.runners) > 1 and exact is not None:
                     row["max_abs_diff"] = float(np.abs(answers[name] - exact).max())
             rows.append(row)
     return rows

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from flowless.bench.motion_maps import ENGINES, EXACT_ENGINES, CueOf, cue_rivals, maps_per_clip, motion_model
+from flowless.bench.motion_maps import ENGINES, EXACT_ENGINES, CueOf, cue_runners, maps_per_clip, motion_model
 from flowless.bench.networks import Eager
-from flowless.bench.rivals import Rival, Run
+from flowless.bench.runners import Run, Runner
 from flowless.engines.backends import open_backend, why_not
 from flowless.engines.manifest import Artefact
 from flowless.errors import FlowlessError
@@ -43,10 +43,10 @@ class Method:
     about: str
     maps: int
     """Motion maps of one clip."""
-    rivals: list[Rival]
+    runners: list[Runner]
     """What runs it."""
     given: np.ndarray
-    """What the rivals are given: pixels uint8 `[1, N, m, H, W, 3]`, stacks of them `[N, 1, m, H, W, 3]`, or features."""
+    """What the runners are given: pixels uint8 `[1, N, m, H, W, 3]`, stacks of them `[N, 1, m, H, W, 3]`, or features."""
     gmacs: float | None = None
     """Multiplications with additions for one clip, in 10^9; what papers call FLOPs."""
     parameters: int | None = None
@@ -112,7 +112,7 @@ def our_methods(clip: np.ndarray, *, spec: ClipSpec, threads: int, folder: Path)
         folder: Where graphs are written.
     """
     pairs, stack = maps_per_clip(spec), replace(spec, segments=1)
-    opened = partial(cue_rivals, spec=spec, threads=threads)
+    opened = partial(cue_runners, spec=spec, threads=threads)
     appearance = _appearance(spec)
     projection = appearance.model.get_submodule("projection")
     assert isinstance(projection, PixelwiseTemporalProjection)
@@ -122,7 +122,7 @@ def our_methods(clip: np.ndarray, *, spec: ClipSpec, threads: int, folder: Path)
             about="eight 7x7 filters on the difference of two frames (PAN); pixels to maps",
             maps=pairs,
             given=clip,
-            rivals=opened(CueOf(motion_model(spec)), graph=folder / "pa.onnx"),
+            runners=opened(CueOf(motion_model(spec)), graph=folder / "pa.onnx"),
             gmacs=pa_macs(spec) / 1e9,
             parameters=pa_parameters(),
             counted="by formula, as this code computes it: a stack's m - 1 differences are convolved; the paper convolves its m frames",
@@ -137,7 +137,7 @@ def our_methods(clip: np.ndarray, *, spec: ClipSpec, threads: int, folder: Path)
             about=f"PWTP: {spec.frames_per_segment} frames to one picture of what moved (Dynamic Appearance); pixels to pictures",
             maps=spec.segments,
             given=clip,
-            rivals=opened(appearance, graph=folder / "appearance.onnx", engines=EXACT_ENGINES),
+            runners=opened(appearance, graph=folder / "appearance.onnx", engines=EXACT_ENGINES),
             gmacs=spec.segments * projection_macs(projection, height=spec.height, width=spec.width) / 1e9,
             parameters=sum(parameter.numel() for parameter in projection.parameters()),
             counted="by formula, as its paper counts: without the upsampling and the projection itself, a few products a pixel",
@@ -254,22 +254,22 @@ def _staged(names: tuple[str, str], before: nn.Module, cue: nn.Module, how: tupl
         (name, f"{about}; pixels to maps, with the layers that a network shares with it", whole, stacks),
         (f"{name} alone", "features given: the same without the layers before it, which the network runs anyway", cue, features),
     )
-    rivals = (
-        cue_rivals(whole, spec=spec, threads=threads, graph=graph, engines=engines),
-        _feature_rivals(cue, features[:1], threads=threads, graph=graph.with_stem(f"{graph.stem}-alone")),
+    runners = (
+        cue_runners(whole, spec=spec, threads=threads, graph=graph, engines=engines),
+        _feature_runners(cue, features[:1], threads=threads, graph=graph.with_stem(f"{graph.stem}-alone")),
     )
     return [
         Method(
             name=part,
             about=told,
             maps=len(stacks) * (spec.frames_per_segment - 1),
-            rivals=[replace(rival, run=rival.run and _one_by_one(rival.run)) for rival in opened],
+            runners=[replace(runner, run=runner.run and _one_by_one(runner.run)) for runner in opened],
             given=given,
             gmacs=_macs(module, given) / 1e9,
             parameters=sum(parameter.numel() for parameter in module.parameters()),
             counted="convolutions and matrix products, as PyTorch's FlopCounterMode sees them",
         )
-        for (part, told, module, given), opened in zip(parts, rivals, strict=True)
+        for (part, told, module, given), opened in zip(parts, runners, strict=True)
     ]
 
 
@@ -277,18 +277,18 @@ def _one_by_one(run: Run) -> Run:
     return lambda stacks: np.concatenate([run(stacks[index : index + 1]) for index in range(len(stacks))])
 
 
-def _feature_rivals(cue: nn.Module, features: np.ndarray, *, threads: int, graph: Path) -> list[Rival]:
+def _feature_runners(cue: nn.Module, features: np.ndarray, *, threads: int, graph: Path) -> list[Runner]:
     """Return PyTorch eager and OpenVINO of a module that takes features float32 `[1, K, C, h, w]`."""
-    rivals = [Rival("pytorch eager", "pytorch", "fp32", "runs", Eager(cue))]
+    runners = [Runner("pytorch eager", "pytorch", "fp32", "runs", Eager(cue))]
     if reason := why_not("openvino"):
-        return [*rivals, Rival("openvino fp32", "openvino", "fp32", reason)]
+        return [*runners, Runner("openvino fp32", "openvino", "fp32", reason)]
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(cue, (torch.from_numpy(features),), dynamo=True, opset_version=OPSET, verbose=False)
     assert program is not None
     program.save(graph)
     artefact = Artefact(target="openvino", precision="fp32", status="built, not run here", files=(graph.name,))
-    return [*rivals, Rival("openvino fp32", "openvino", "fp32", "runs", open_backend(artefact, graph, classes=1, threads=threads))]
+    return [*runners, Runner("openvino fp32", "openvino", "fp32", "runs", open_backend(artefact, graph, classes=1, threads=threads))]
 
 
 def _macs(module: nn.Module, given: np.ndarray) -> int:

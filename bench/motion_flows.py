@@ -14,7 +14,7 @@ from PIL import Image
 
 from flowless.bench.motion_cues import Method
 from flowless.bench.networks import Eager
-from flowless.bench.rivals import Rival
+from flowless.bench.runners import Runner
 
 #: From two grey frames uint8 `[H, W]` to where each place of the first lies in the second: float32 `[H, W, 2]`, columns first.
 FlowOfPair = Callable[[NDArray[np.uint8], NDArray[np.uint8]], NDArray[np.float32]]
@@ -106,8 +106,8 @@ def flow_methods(clip: np.ndarray) -> list[Method]:
     methods = []
     for flow in opencv_flows():
         run = None if flow.pair is None else lambda stacks, pair=flow.pair: flows_of(pair, stacks)
-        rival = Rival("opencv", "opencv", "fp32", flow.status, run)
-        methods.append(Method(name=flow.name, about=flow.about, maps=pairs, given=stacks, rivals=[rival], counted=flow.counted))
+        runner = Runner("opencv", "opencv", "fp32", flow.status, run)
+        methods.append(Method(name=flow.name, about=flow.about, maps=pairs, given=stacks, runners=[runner], counted=flow.counted))
     return [*methods, _raft(clip, pairs)]
 
 
@@ -119,7 +119,7 @@ def _raft(clip: np.ndarray, pairs: int) -> Method:
     height, width = clip.shape[3:5]
     if min(height, width) < _RAFT_LEAST or height % 8 or width % 8:
         status = f"not measured: RAFT takes frames of at least {_RAFT_LEAST} x {_RAFT_LEAST}, in steps of 8; these are {height} x {width}"
-        return Method(**method, rivals=[Rival(*name, status)], counted="not counted: it does not run on these frames")
+        return Method(**method, runners=[Runner(*name, status)], counted="not counted: it does not run on these frames")
     import torch
     from torch.utils.flop_counter import FlopCounterMode
     from torchvision.models.optical_flow import raft_small
@@ -139,7 +139,7 @@ def _raft(clip: np.ndarray, pairs: int) -> Method:
 
     return Method(
         **method,
-        rivals=[Rival(*name, "runs", Eager(flow))],
+        runners=[Runner(*name, "runs", Eager(flow))],
         gmacs=pairs * counter.get_total_flops() / 2e9,
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         counted="convolutions and matrix products, as PyTorch's FlopCounterMode sees them",

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from flowless.bench.networks import Eager
-from flowless.bench.rivals import Rival, why_not_in
+from flowless.bench.runners import Runner, why_not_in
 from flowless.engines.backends import HINTS, open_backend, why_not
 from flowless.engines.manifest import Artefact
 from flowless.export.graph import export_onnx, inlined, read_graph
@@ -52,7 +52,7 @@ def maps_per_clip(spec: ClipSpec) -> int:
     return spec.segments * (spec.frames_per_segment - 1)
 
 
-def motion_rivals(spec: ClipSpec, *, threads: int, folder: Path) -> tuple[MotionRecognizer, list[Rival]]:
+def motion_runners(spec: ClipSpec, *, threads: int, folder: Path) -> tuple[MotionRecognizer, list[Runner]]:
     """Export the PA op of a clip and open it on every target that runs here.
 
     Args:
@@ -61,15 +61,15 @@ def motion_rivals(spec: ClipSpec, *, threads: int, folder: Path) -> tuple[Motion
         folder: Where the graphs are written.
 
     Returns:
-        The model, for its weights, and the rivals; the first is PyTorch eager.
+        The model, for its weights, and the runners; the first is PyTorch eager.
     """
     model = motion_model(spec)
-    return model, cue_rivals(CueOf(model), spec=spec, threads=threads, graph=folder / "motion.onnx")
+    return model, cue_runners(CueOf(model), spec=spec, threads=threads, graph=folder / "motion.onnx")
 
 
-def cue_rivals(
+def cue_runners(
     cue: nn.Module, *, spec: ClipSpec, threads: int, graph: Path, engines: Sequence[tuple[str, str | None]] = ENGINES
-) -> list[Rival]:
+) -> list[Runner]:
     """Export a cue and open it on every target that runs here.
 
     Args:
@@ -80,9 +80,9 @@ def cue_rivals(
         engines: Target and arithmetic of each, as `ENGINES`.
 
     Returns:
-        The rivals; the first is PyTorch eager.
+        The runners; the first is PyTorch eager.
     """
-    rivals = [Rival("pytorch eager", "pytorch", "fp32", "runs", Eager(cue))]
+    runners = [Runner("pytorch eager", "pytorch", "fp32", "runs", Eager(cue))]
     export_onnx(cue.eval(), graph, spec=spec, labels=["motion"], name=graph.stem, versions={})
     flat = graph.with_name(f"{graph.stem}-inlined.onnx")
     proto = inlined(read_graph(graph))
@@ -92,10 +92,10 @@ def cue_rivals(
         precision = HINTS[hint] if hint else "fp32"
         name, reason = f"{target} {precision}", why_not(target) or why_not_in(hint or "f32")
         if reason:
-            rivals.append(Rival(name, target, precision, reason))
+            runners.append(Runner(name, target, precision, reason))
             continue
         path = flat if target == "openvino" else graph
         artefact = Artefact(target=target, precision="fp32", status="built, not run here", files=(path.name,))  # type: ignore[arg-type]
         run = open_backend(artefact, path, classes=1, threads=threads, hint=hint)
-        rivals.append(Rival(name, target, precision, "runs", run))
-    return rivals
+        runners.append(Runner(name, target, precision, "runs", run))
+    return runners

@@ -14,14 +14,11 @@ import sys
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from flowless.engines.manifest import Target
+from typing import IO
 
 #: A recipe of `flowless train`, whose videos are 48 x 48 pixels.
 RECIPE = "pan-lite-r18/moving-shapes"
-ENGINES: tuple[Target, ...] = ("openvino", "onnxruntime")
+ENGINES = ("openvino", "onnxruntime")
 #: What is measured, and what one piece of it is.
 KINDS = {
     "training": f"an epoch of {RECIPE}, as `flowless train` does it, checkpoints included",
@@ -33,8 +30,7 @@ KINDS = {
 
 def make_inputs(folder: Path, *, kinds: Collection[str], model: str, size: int, width: float, videos: int) -> None:
     """Write what the workers of `kinds` read: `shapes/` and `run/last.safetensors`, `bundle/` with `model.safetensors` beside it."""
-    from flowless.bench.rivals import exported
-    from flowless.export.build_engine import build
+    from flowless.bench.runners import bundle_of
     from flowless.pipeline.moving_shapes import ShapesOptions, generate
     from flowless.pipeline.spec import ClipSpec
 
@@ -44,10 +40,7 @@ def make_inputs(folder: Path, *, kinds: Collection[str], model: str, size: int, 
         _training(folder, out=folder / "run")()
     if not {"pytorch", *ENGINES}.isdisjoint(kinds):
         spec = ClipSpec(height=size, width=size, short_side=size * 8 // 7)
-        bundle = exported(model, spec=spec, classes=174, width=width, folder=folder).folder
-        for target in ENGINES:
-            if target in kinds:
-                build(bundle, target=target)
+        bundle_of(model, spec=spec, classes=174, width=width, folder=folder, targets=[target for target in ENGINES if target in kinds])
 
 
 def main(words: Sequence[str]) -> int:

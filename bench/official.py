@@ -4,7 +4,7 @@ The code of 2020 asks `torch.nn.PairwiseDistance` for a norm over the channels, 
 tensor. PyTorch has since moved that norm to the last axis, so the code as it stands ends in a shape error. The module
 here gives the name its old meaning, seen by the official file alone (PyTorch itself stays as it is), in two ways: the
 norm as the old PyTorch computed it, and the same numbers by square, sum and root, which is several times faster on a
-CPU. Both are quoted beside ours; the second is the fair rival.
+CPU. Both are quoted beside ours; the second is the fair comparison.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class Peers:
 
     Needs your own clone of it: git clone https://github.com/zhang-can/PAN-PyTorch. Nothing of it is kept in flowless. Its
     one call that current PyTorch no longer understands gets its old meaning while it runs, in two ways: as PyTorch computed
-    it then, and rewritten to be faster, which is the fair rival. Both sides get the same random weights, and their scores
+    it then, and rewritten to be faster, which is the fair comparison. Both sides get the same random weights, and their scores
     are compared.
     """
 
@@ -44,9 +44,9 @@ class Peers:
     model: str = "pan-lite-r50"
     """pan-lite-r18, r34, r50 or r101."""
     runs: int = 10
-    """Rounds, each of which every rival runs once."""
+    """Rounds, each of which every runner runs once."""
     threads: int = 0
-    """CPU threads of every rival; 0: one a core."""
+    """CPU threads of every runner; 0: one a core."""
     compiled: bool = False
     """Also measure torch.compile of our network."""
     out: Path = Path("runs/bench/peers.json")
@@ -84,7 +84,7 @@ def measure(settings: Peers) -> dict[str, Any]:
     from flowless.bench.networks import torch_threads
     from flowless.bench.official import load_official
     from flowless.bench.quiet import busy_share, judged
-    from flowless.bench.rivals import bundle_of
+    from flowless.bench.runners import bundle_of
     from flowless.bench.sample_videos import sample_videos
     from flowless.pipeline.spec import ClipSpec
 
@@ -122,7 +122,7 @@ def measure(settings: Peers) -> dict[str, Any]:
 def measure_forward(official: OfficialCode, manifest: Manifest, video: Path, how: tuple[Peers, int]) -> list[dict[str, Any]]:
     """Time one clip's forward pass of the official network, of ours in PyTorch, and of every engine; compare the scores."""
     from flowless.bench.official import NORMS, copy_weights, official_layout
-    from flowless.bench.rivals import Rival, engine_rivals, time_rivals, torch_rivals
+    from flowless.bench.runners import Runner, engine_runners, time_runners, torch_runners
     from flowless.pipeline.preprocess import load_clip
     from flowless.train.checkpoints import load_checkpoint
 
@@ -133,34 +133,34 @@ def measure_forward(official: OfficialCode, manifest: Manifest, video: Path, how
     copy_weights(load_checkpoint(checkpoint).model, network)
     clip = load_clip(video, manifest.spec)
     layout = official_layout(clip, mean=manifest.spec.mean, std=manifest.spec.std)
-    rivals = torch_rivals(checkpoint, manifest, compiled=settings.compiled)
+    runners = torch_runners(checkpoint, manifest, compiled=settings.compiled)
     for norm in NORMS:
         # Its input is laid out and normalised beforehand: loading does that in the official code.
-        rivals.append(Rival(f"official, norm {norm}", "official", "fp32", "runs", _official_run(official, network, norm, layout)))
-    rivals += engine_rivals(manifest, threads=threads)
-    return _against(time_rivals(rivals, clip, runs=settings.runs, compare=True))
+        runners.append(Runner(f"official, norm {norm}", "official", "fp32", "runs", _official_run(official, network, norm, layout)))
+    runners += engine_runners(manifest, threads=threads)
+    return _against(time_runners(runners, clip, runs=settings.runs, compare=True))
 
 
 def measure_maps(official: OfficialCode, work: Path, how: tuple[Peers, int]) -> list[dict[str, Any]]:
     """Time the PA op alone on the paper's 8 stacks of 6 frames; compare the maps."""
     import torch
 
-    from flowless.bench.motion_maps import PAPER_CLIP, maps_per_clip, motion_rivals
+    from flowless.bench.motion_maps import PAPER_CLIP, maps_per_clip, motion_runners
     from flowless.bench.networks import random_clips
     from flowless.bench.official import NORMS, official_layout
-    from flowless.bench.rivals import Rival, time_rivals
+    from flowless.bench.runners import Runner, time_runners
 
     settings, threads = how
     log.print("measuring the PA op alone …", style="dim")
-    model, rivals = motion_rivals(PAPER_CLIP, threads=threads, folder=work)
+    model, runners = motion_runners(PAPER_CLIP, threads=threads, folder=work)
     theirs = official.persistence(frames=PAPER_CLIP.frames_per_segment)
     with torch.no_grad():
         theirs.shallow_conv.weight.copy_(model.persistence.weight)  # type: ignore[union-attr]
     clip = random_clips(1, PAPER_CLIP, seed=2)
     layout = official_layout(clip, mean=PAPER_CLIP.mean, std=PAPER_CLIP.std)
     for norm in NORMS:
-        rivals.append(Rival(f"official, norm {norm}", "official", "fp32", "runs", _official_run(official, theirs, norm, layout, clips=1)))
-    rows = _against(time_rivals(rivals, clip, runs=settings.runs, compare=True))
+        runners.append(Runner(f"official, norm {norm}", "official", "fp32", "runs", _official_run(official, theirs, norm, layout, clips=1)))
+    rows = _against(time_runners(runners, clip, runs=settings.runs, compare=True))
     for row in rows:
         if "p50_ms" in row:
             row["maps_per_s"] = round(1e3 * maps_per_clip(PAPER_CLIP) / row["p50_ms"], 1)
@@ -172,7 +172,7 @@ def measure_files(
 ) -> dict[str, Any]:
     """Time from the video file to the scores: JPEGs, loading and forward on their side, `predict` on ours."""
     from flowless.bench.file_paths import OfficialPath
-    from flowless.bench.rivals import open_engine
+    from flowless.bench.runners import open_engine
     from flowless.timing import time_in_turn
 
     settings, threads, best, work = how
@@ -182,14 +182,14 @@ def measure_files(
     rows = []
     for number, video in enumerate(videos):
         path = OfficialPath(official, network, manifest.spec, video, work / f"jpegs{number}")
-        rivals: dict[str, Callable[[], object]] = {
+        runners: dict[str, Callable[[], object]] = {
             "official: extract": path.extract,
             "official: load": path.load,
             "official: forward": path.forward,
         }
-        rivals |= {f"flowless: {name}": (lambda engine=engine, video=video: engine.predict(video)) for name, engine in engines.items()}
+        runners |= {f"flowless: {name}": (lambda engine=engine, video=video: engine.predict(video)) for name, engine in engines.items()}
         with official.norm("rewritten"):
-            timings = time_in_turn(rivals, runs=max(3, settings.runs // 2))
+            timings = time_in_turn(runners, runs=max(3, settings.runs // 2))
         rows.append(_file_row(video, timings, path))
     ours = {name: round(sum(row["ms"][f"flowless: {name}"] for row in rows) / len(rows), 1) for name in engines}
     theirs = round(sum(row["official_ms"] for row in rows) / len(rows), 1)
@@ -270,7 +270,7 @@ def _official_run(official: OfficialCode, network: Any, norm: Any, layout: Any, 
 
 def _against(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Add how many times faster each row is than our eager PyTorch and than the official code, both ways."""
-    rivals = {
+    runners = {
         "times_eager": "pytorch eager",
         "times_official": "official, norm as-published",
         "times_official_rewritten": "official, norm rewritten",
@@ -278,7 +278,7 @@ def _against(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     spent = {row["name"]: row["p50_ms"] for row in rows if "p50_ms" in row}
     for row in rows:
         if "p50_ms" in row:
-            row |= {key: round(spent[name] / row["p50_ms"], 3) for key, name in rivals.items()}
+            row |= {key: round(spent[name] / row["p50_ms"], 3) for key, name in runners.items()}
     return rows
 
 

@@ -17,7 +17,7 @@ _STAT = Path("/proc/stat")
 def busy_share(*, seconds: float = 2.0, read: Callable[[], str] | None = None, sleep: Callable[[float], None] = time.sleep) -> float | None:
     """Return the share of the processors' time that others use while this program waits; None where the system does not say.
 
-    A machine's own time stolen by its host counts as used. Warns where it is more than `LIMIT`: rivals that split their work
+    A machine's own time stolen by its host counts as used. Warns where it is more than `LIMIT`: runners that split their work
     evenly over threads then wait for the slowest one, some far more than others, and not even ratios can be compared.
     """
     if read is None:

@@ -25,7 +25,7 @@ Run = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
-class Rival:
+class Runner:
     """One way to run the network; `run` is None where it cannot run here, and `status` says why."""
 
     name: str
@@ -35,8 +35,8 @@ class Rival:
     run: Run | None = None
 
 
-def bundle_of(model: str, *, spec: ClipSpec, classes: int, width: float, folder: Path, targets: Sequence[str] = ()) -> Manifest:
-    """Export a network with lively random weights into `folder`, and build the targets in fp32, or all that this machine builds.
+def bundle_of(model: str, *, spec: ClipSpec, classes: int, width: float, folder: Path, targets: Sequence[str] | None = None) -> Manifest:
+    """Export a network with lively random weights into `folder`, and build the targets in fp32; None: all that this machine builds.
 
     Returns:
         The bundle's manifest; `folder / "model.safetensors"` is the checkpoint it was made from.
@@ -44,11 +44,11 @@ def bundle_of(model: str, *, spec: ClipSpec, classes: int, width: float, folder:
     from flowless.export.build_engine import build, build_all
 
     bundle = exported(model, spec=spec, classes=classes, width=width, folder=folder).folder
-    if targets:
+    if targets is None:
+        build_all(bundle)
+    else:
         for target in known_targets(targets):
             build(bundle, target=target)
-    else:
-        build_all(bundle)
     return read_manifest(bundle)
 
 
@@ -69,8 +69,8 @@ def random_checkpoint(model: str, *, spec: ClipSpec, classes: int, width: float,
     return save_checkpoint(folder / "model.safetensors", network, model_name=model, recipe={}, spec=spec, labels=labels, metrics={})
 
 
-def engine_rivals(manifest: Manifest, *, threads: int, targets: Sequence[str] = (), precisions: Sequence[str] = ()) -> list[Rival]:
-    """Open every engine of a bundle: one rival an artefact.
+def engine_runners(manifest: Manifest, *, threads: int, targets: Sequence[str] = (), precisions: Sequence[str] = ()) -> list[Runner]:
+    """Open every engine of a bundle: one runner an artefact.
 
     Where no precisions are named and the bundle has no bf16 engine of OpenVINO's, its fp32 engine runs once more, computing in bf16.
 
@@ -82,7 +82,7 @@ def engine_rivals(manifest: Manifest, *, threads: int, targets: Sequence[str] = 
     """
     wanted = known_targets(targets)
     hints = () if precisions or manifest.artefact("openvino", "bf16") else ("bf16",)
-    rivals = []
+    runners = []
     for artefact in manifest.artefacts:
         if wanted and artefact.target not in wanted:
             continue
@@ -95,12 +95,12 @@ def engine_rivals(manifest: Manifest, *, threads: int, targets: Sequence[str] = 
             asked = hint or artefact.options.get("hint", "f32")
             reason = why_not(artefact.target, artefact) or why_not_in(asked if artefact.target == "openvino" else "f32")
             if reason:
-                rivals.append(Rival(name, artefact.target, precision, reason))
+                runners.append(Runner(name, artefact.target, precision, reason))
                 continue
             path = manifest.path_of(artefact.files[0])
             run = open_backend(artefact, path, classes=len(manifest.labels), threads=threads, hint=hint)
-            rivals.append(Rival(name, artefact.target, precision, "runs", run))
-    return rivals
+            runners.append(Runner(name, artefact.target, precision, "runs", run))
+    return runners
 
 
 def why_not_in(hint: str) -> str | None:
@@ -109,7 +109,7 @@ def why_not_in(hint: str) -> str | None:
     return f"OpenVINO computes in {other} on this processor" if other else None
 
 
-def torch_rivals(checkpoint: Path | None, manifest: Manifest, *, width: float = 1.0, compiled: bool = True) -> list[Rival]:
+def torch_runners(checkpoint: Path | None, manifest: Manifest, *, width: float = 1.0, compiled: bool = True) -> list[Runner]:
     """Return PyTorch eager and `torch.compile`, with the checkpoint's weights, or random ones of the same network.
 
     The time does not depend on the weights; where they are random, scores cannot be compared.
@@ -123,49 +123,49 @@ def torch_rivals(checkpoint: Path | None, manifest: Manifest, *, width: float = 
         network = load_checkpoint(checkpoint).model
     else:
         network = lively_model(manifest.model, classes=len(manifest.labels), spec=manifest.spec, width=width)
-    rivals = [Rival("pytorch eager", "pytorch", "fp32", "runs", Eager(network))]
+    runners = [Runner("pytorch eager", "pytorch", "fp32", "runs", Eager(network))]
     if compiled:
         run = Eager(torch.compile(network, dynamic=False))
         try:
             run(np.zeros((1, *manifest.spec.shape), np.uint8))
-            rivals.append(Rival("torch.compile", "torch.compile", "fp32", "runs", run))
+            runners.append(Runner("torch.compile", "torch.compile", "fp32", "runs", run))
         except Exception as error:  # no compiler, or any of the many errors of its own
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             log.print(f"torch.compile left out: {reason}", style="dim", markup=False)
-            rivals.append(Rival("torch.compile", "torch.compile", "fp32", f"fails here: {reason[:200]}"))
-    return rivals
+            runners.append(Runner("torch.compile", "torch.compile", "fp32", f"fails here: {reason[:200]}"))
+    return runners
 
 
-def time_rivals(
-    rivals: Sequence[Rival], clip: np.ndarray, *, runs: int, compare: bool, probe: np.ndarray | None = None
+def time_runners(
+    runners: Sequence[Runner], clip: np.ndarray, *, runs: int, compare: bool, probe: np.ndarray | None = None
 ) -> list[dict[str, Any]]:
-    """Time rivals in turn on one batch.
+    """Time runners in turn on one batch.
 
     Args:
-        rivals: The first is what the others' answers are compared with.
+        runners: The first is what the others' answers are compared with.
         clip: uint8 `[B, N, m, H, W, 3]`.
         runs: Rounds.
-        compare: Also record each rival's largest difference from the first; only where the weights are the same.
+        compare: Also record each runner's largest difference from the first; only where the weights are the same.
         probe: Clips of several videos, uint8 `[K, N, m, H, W, 3]`: with `compare`, also record how far below the spread of the first
-            rival's scores over them the differences lie, in decibels (`snr_db`).
+            runner's scores over them the differences lie, in decibels (`snr_db`).
 
     Returns:
-        One JSON row a rival; rows of rivals that do not run here have no times, and their `status` says why.
+        One JSON row a runner; rows of runners that do not run here have no times, and their `status` says why.
     """
-    running = {rival.name: rival.run for rival in rivals if rival.run is not None}
+    running = {runner.name: runner.run for runner in runners if runner.run is not None}
     answers = {name: run(clip) for name, run in running.items()} if compare else {}
     noise = _noise(running, probe) if compare and probe is not None else {}
     timings = time_in_turn({name: partial(run, clip) for name, run in running.items()}, runs=runs, settle=1)
     first = next(iter(answers.values()), None)
     rows = []
-    for rival in rivals:
-        row: dict[str, Any] = {"name": rival.name, "target": rival.target, "precision": rival.precision, "status": rival.status}
-        if rival.name in timings:
-            row |= timings[rival.name].to_dict()
-        if rival.name in answers and first is not None:
-            row["max_abs_diff"] = float(np.abs(answers[rival.name] - first).max())
-        if rival.name in noise:
-            row["snr_db"] = noise[rival.name]
+    for runner in runners:
+        row: dict[str, Any] = {"name": runner.name, "target": runner.target, "precision": runner.precision, "status": runner.status}
+        if runner.name in timings:
+            row |= timings[runner.name].to_dict()
+        if runner.name in answers and first is not None:
+            row["max_abs_diff"] = float(np.abs(answers[runner.name] - first).max())
+        if runner.name in noise:
+            row["snr_db"] = noise[runner.name]
         rows.append(row)
     return rows
 
@@ -189,7 +189,7 @@ def snr_db(scores: np.ndarray, exact: np.ndarray) -> float | None:
 
 
 def open_engine(manifest: Manifest, row: dict[str, Any], *, threads: int) -> Engine:
-    """Load the engine that a row of `time_rivals` is about, as a user would."""
+    """Load the engine that a row of `time_runners` is about, as a user would."""
     import flowless
 
     stored = manifest.artefact(row["target"], row["precision"]) is not None

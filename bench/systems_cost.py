@@ -60,8 +60,8 @@ def latencies(checkpoints: Mapping[str, Path], val: DatasetIndex) -> dict[str, d
             bundle = _built(checkpoint, name, val)
             engines |= {(name, target): flowless.load(bundle, target, "fp32") for target in TARGETS}
     given = {name: _clip(engines[name, TARGETS[0]], val) for name in checkpoints}
-    rivals = {str(key): partial(engine, given[key[0]]) for key, engine in engines.items()}
-    times = time_in_turn(rivals, runs=_ROUNDS, warm_up=2, settle=1)
+    runners = {str(key): partial(engine, given[key[0]]) for key, engine in engines.items()}
+    times = time_in_turn(runners, runs=_ROUNDS, warm_up=2, settle=1)
     return {name: _fastest({target: times[str((name, target))] for target in TARGETS}) for name in checkpoints}
 
 

@@ -28,7 +28,7 @@ class Throughput:
     """Measure decode, preprocessing, every engine that runs here beside PyTorch, the PA op alone, and all end to end.
 
     Without --bundle a network with random weights is exported and built first; its speed is that of a trained one. Without
-    --videos a few H.264 clips of ten seconds are made. Rivals take turns, so that a slow minute of the machine hits all alike;
+    --videos a few H.264 clips of ten seconds are made. Runners take turns, so that a slow minute of the machine hits all alike;
     all get the same number of threads.
     """
 
@@ -46,9 +46,9 @@ class Throughput:
     batch: int = 1
     """Clips in one call."""
     runs: int = 15
-    """Rounds, each of which every rival runs once."""
+    """Rounds, each of which every runner runs once."""
     threads: int = 0
-    """CPU threads of every rival; 0: one a core."""
+    """CPU threads of every runner; 0: one a core."""
     size: int = 224
     """Side of the square that the network sees, in pixels; ignored with --bundle."""
     width: float = 1.0
@@ -160,7 +160,7 @@ def _int8_goal(engines: list[dict]) -> dict[str, Any]:
 def _network(settings: Throughput, work: Path, threads: int) -> tuple[Manifest, Path | None, list[dict[str, Any]], tuple[Path, ...]]:
     """Return the bundle, the checkpoint that it was made from if that is at hand, how its builds went, and videos to compare on."""
     from flowless.bench.precision_builds import build_precisions, cold_cache, made_index, wanted_precisions
-    from flowless.bench.rivals import bundle_of, exported, known_targets
+    from flowless.bench.runners import bundle_of, exported, known_targets
     from flowless.engines.manifest import read_manifest
     from flowless.export.calibration import Calibration
     from flowless.export.checks import Checks
@@ -176,7 +176,7 @@ def _network(settings: Throughput, work: Path, threads: int) -> tuple[Manifest, 
     network: dict[str, Any] = {"spec": spec, "classes": settings.classes, "width": settings.width, "folder": work}
     checkpoint = work / "model.safetensors"
     if not precisions:
-        return bundle_of(settings.model, **network, targets=settings.targets), checkpoint, [], ()
+        return bundle_of(settings.model, **network, targets=settings.targets or None), checkpoint, [], ()
     train, val = made_index(work / "varied", spec)
     index = DatasetIndex.load(val)
     probe = tuple(index.path_of(video) for video in index.videos)[:8]
@@ -216,20 +216,20 @@ def _engines(
 
     from flowless.bench.networks import random_clips
     from flowless.bench.precision_builds import wanted_precisions
-    from flowless.bench.rivals import Rival, engine_rivals, time_rivals, torch_rivals
+    from flowless.bench.runners import Runner, engine_runners, time_runners, torch_runners
     from flowless.pipeline.preprocess import load_clip
 
     checkpoint, builds, videos = made
     log.print("measuring the engines beside PyTorch …", style="dim")
     # PyTorch first: it is what the others are compared with.
-    rivals = torch_rivals(checkpoint, manifest, width=settings.width, compiled=settings.compiled)
-    rivals += engine_rivals(manifest, threads=threads, targets=settings.targets, precisions=wanted_precisions(settings.precision))
+    runners = torch_runners(checkpoint, manifest, width=settings.width, compiled=settings.compiled)
+    runners += engine_runners(manifest, threads=threads, targets=settings.targets, precisions=wanted_precisions(settings.precision))
     missing = [row for row in builds if manifest.artefact(row["target"], row["precision"]) is None]
     missing = [row for row in missing if not settings.targets or row["target"] in settings.targets]
-    rivals += [Rival(f"{row['target']} {row['precision']}", row["target"], row["precision"], row["status"]) for row in missing]
+    runners += [Runner(f"{row['target']} {row['precision']}", row["target"], row["precision"], row["status"]) for row in missing]
     clip = random_clips(settings.batch, manifest.spec, seed=1)
     probe = np.concatenate([load_clip(path, manifest.spec)[:1] for path in videos[:8]])
-    rows = time_rivals(rivals, clip, runs=settings.runs, compare=checkpoint is not None, probe=probe)
+    rows = time_runners(runners, clip, runs=settings.runs, compare=checkpoint is not None, probe=probe)
     eager = rows[0]["p50_ms"]
     for row in rows:
         if "p50_ms" in row:
@@ -240,14 +240,14 @@ def _engines(
 def _maps(settings: Throughput, threads: int, spec: ClipSpec, work: Path) -> list[dict[str, Any]]:
     from dataclasses import replace
 
-    from flowless.bench.motion_maps import PAPER_CLIP, maps_per_clip, motion_rivals
+    from flowless.bench.motion_maps import PAPER_CLIP, maps_per_clip, motion_runners
     from flowless.bench.networks import random_clips
-    from flowless.bench.rivals import time_rivals
+    from flowless.bench.runners import time_runners
 
     log.print("measuring the PA op alone …", style="dim")
     clip_spec = replace(PAPER_CLIP, height=spec.height, width=spec.width, short_side=spec.short_side)
-    _, rivals = motion_rivals(clip_spec, threads=threads, folder=work)
-    rows = time_rivals(rivals, random_clips(1, clip_spec, seed=2), runs=settings.runs, compare=True)
+    _, runners = motion_runners(clip_spec, threads=threads, folder=work)
+    rows = time_runners(runners, random_clips(1, clip_spec, seed=2), runs=settings.runs, compare=True)
     for row in rows:
         if "p50_ms" in row:
             row |= {"maps": maps_per_clip(clip_spec), "maps_per_s": round(1e3 * maps_per_clip(clip_spec) / row["p50_ms"], 1)}
@@ -261,7 +261,7 @@ def _end_to_end(
 
     The slower stage is measured in the same rounds as the whole, since a machine that others use too changes its pace.
     """
-    from flowless.bench.rivals import open_engine
+    from flowless.bench.runners import open_engine
     from flowless.pipeline.preprocess import load_clip
 
     engines, stages = measured

@@ -182,10 +182,10 @@ def _check_speed(
     """Gate (c): a lower precision that is no faster serves nobody."""
     backend, above = backends
     clip = Reference.load(manifest.path_of(manifest.reference), manifest.spec).clips[:1]
-    rivals = {"it": lambda: backend(clip)}
+    runners = {"it": lambda: backend(clip)}
     if above:
-        rivals["above"] = lambda: above[1](clip)
-    found = time_in_turn(rivals, runs=_ROUNDS, warm_up=2, settle=1)
+        runners["above"] = lambda: above[1](clip)
+    found = time_in_turn(runners, runs=_ROUNDS, warm_up=2, settle=1)
     figures["latency_ms_p50"] = found["it"].p50_ms
     if above is None:
         return

@@ -93,8 +93,8 @@ def test_without_opencv_its_rows_say_how_to_get_it(without_opencv: None, tmp_pat
     clip = moving()[None, None]
     methods = {method.name: method for method in flow_methods(clip)}
     assert list(methods) == ["TV-L1", "Farneback", "DIS medium", "DIS fast", "DIS ultrafast", "RAFT-small"]
-    assert methods["TV-L1"].rivals[0].run is None
-    status = methods["TV-L1"].rivals[0].status
+    assert methods["TV-L1"].runners[0].run is None
+    status = methods["TV-L1"].runners[0].status
     assert status == "not here: pip install 'flowless[bench]'"
     shown = rows_table("motion", [{"name": "TV-L1", "status": status}], {"name": "", "status": ""})
     assert status in "".join(segment.text for segment in Console(width=100).render(shown)), "brackets are no markup"
@@ -105,8 +105,8 @@ def test_without_opencv_its_rows_say_how_to_get_it(without_opencv: None, tmp_pat
 
 def test_raft_wants_larger_frames() -> None:
     raft = flow_methods(moving()[None, None])[-1]
-    assert raft.rivals[0].run is None
-    assert "at least 128 x 128" in raft.rivals[0].status
+    assert raft.runners[0].run is None
+    assert "at least 128 x 128" in raft.runners[0].status
     assert raft.gmacs is None
 
 
@@ -115,7 +115,7 @@ def test_raft_sees_each_pair_of_a_stack() -> None:
     raft = flow_methods(frames)[-1]
     assert raft.maps == 4
     assert raft.gmacs is not None
-    run = raft.rivals[0].run
+    run = raft.runners[0].run
     assert run is not None
     flows = run(frames)
     assert flows.shape == (1, 4, 2, 128, 136)

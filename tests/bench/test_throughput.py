@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flowless.bench import machine_peak
 from flowless.bench.goals import goal, goals_table
 from flowless.bench.networks import lively_model, random_clips
 from flowless.bench.precision_builds import build_precisions, cold_cache, made_index, wanted_precisions
 from flowless.bench.quiet import busy_share, judged
-from flowless.bench.rivals import Rival, exported, snr_db, time_rivals
+from flowless.bench.runners import Runner, exported, snr_db, time_runners
 from flowless.bench.sample_videos import sample_videos
 from flowless.bench.throughput import Throughput, goals, main
 from flowless.bench.video_stages import decode_with_libav_alone, measure_stages
@@ -142,14 +143,14 @@ def test_what_is_refused_is_told(tmp_path: Path) -> None:
     assert int8["build_s"] > 0
 
 
-def test_rivals_are_timed_and_compared_with_the_first() -> None:
+def test_runners_are_timed_and_compared_with_the_first() -> None:
     clip = np.zeros((1, *TINY.shape), np.uint8)
-    rivals = [
-        Rival("exact", "a", "fp32", "runs", lambda clip: np.ones((len(clip), 3), np.float32)),
-        Rival("rounded", "b", "bf16", "runs", lambda clip: np.full((len(clip), 3), 1.25, np.float32)),
-        Rival("elsewhere", "c", "fp32", "there is no GPU here"),
+    runners = [
+        Runner("exact", "a", "fp32", "runs", lambda clip: np.ones((len(clip), 3), np.float32)),
+        Runner("rounded", "b", "bf16", "runs", lambda clip: np.full((len(clip), 3), 1.25, np.float32)),
+        Runner("elsewhere", "c", "fp32", "there is no GPU here"),
     ]
-    rows = time_rivals(rivals, clip, runs=3, compare=True)
+    rows = time_runners(runners, clip, runs=3, compare=True)
     assert [row.get("max_abs_diff") for row in rows] == [0.0, 0.25, None]
     assert rows[0]["runs"] == 3
     assert "p50_ms" not in rows[2]
@@ -187,6 +188,18 @@ def test_a_busy_machine_is_noticed_and_not_judged() -> None:
     assert judged(rows, share)[0]["met"] is None
     assert judged(rows, quiet) == judged(rows, None) == rows
     assert goals_table(judged(rows, share)).row_count == 1
+
+
+@pytest.mark.parametrize(("most_seconds", "products"), [(0.0, 1), (1e9, 14)])
+def test_a_type_whose_products_are_slow_gets_fewer(most_seconds: float, products: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    multiplied: list[torch.dtype] = []
+    monkeypatch.setattr(torch, "matmul", lambda left, _: multiplied.append(left.dtype))
+    monkeypatch.setattr(machine_peak, "_MOST_SECONDS", most_seconds)
+    found = machine_peak.measure_peak(threads=1)
+    assert multiplied == [torch.float32] * products + [torch.bfloat16] * products
+    assert all(rate > 0 for rate in found.values())
 
 
 def test_settings_that_measure_nothing_are_refused() -> None:

@@ -161,10 +161,10 @@ def test_what_is_no_faster_is_not_kept(learnt_bundle, calibration, monkeypatch):
     """The race is run by the clock; here by one on which the candidate is slow, then quick."""
     pace = {"it": 9.0, "above": 3.0}
 
-    def race(rivals, **_):
+    def race(runners, **_):
         from flowless.timing import Timing
 
-        return {name: Timing.of([pace[name] / 1e3]) for name in rivals}
+        return {name: Timing.of([pace[name] / 1e3]) for name in runners}
 
     monkeypatch.setattr(verify, "time_in_turn", race)
     build(learnt_bundle, target="onnxruntime")

@@ -13,26 +13,26 @@ def test_percentiles_and_rates() -> None:
     assert timing.per_second(4) == pytest.approx(4 / 0.051)
 
 
-def test_rivals_take_turns_and_warm_ups_are_not_counted() -> None:
+def test_runners_take_turns_and_warm_ups_are_not_counted() -> None:
     now = 0.0
     calls: list[str] = []
 
-    def rival(name: str, seconds: float) -> None:
+    def runner(name: str, seconds: float) -> None:
         nonlocal now
         calls.append(name)
         now += seconds
 
-    timings = time_in_turn({"a": lambda: rival("a", 0.010), "b": lambda: rival("b", 0.030)}, runs=3, warm_up=1, clock=lambda: now)
+    timings = time_in_turn({"a": lambda: runner("a", 0.010), "b": lambda: runner("b", 0.030)}, runs=3, warm_up=1, clock=lambda: now)
     assert "".join(calls) == "ab" + "ab" * 3
     assert timings["a"].p50_ms == pytest.approx(10)
     assert timings["b"].p50_ms == pytest.approx(30)
     assert timings["a"].runs == 3
     calls.clear()
-    timings = time_in_turn({"a": lambda: rival("a", 0.010), "b": lambda: rival("b", 0.030)}, runs=2, settle=1, clock=lambda: now)
+    timings = time_in_turn({"a": lambda: runner("a", 0.010), "b": lambda: runner("b", 0.030)}, runs=2, settle=1, clock=lambda: now)
     assert "".join(calls) == "ab" + "aabb" * 2, "each timed call follows an untimed one of its own"
     assert timings["b"].p50_ms == pytest.approx(30)
     calls.clear()
-    rivals = {"a": lambda: rival("a", 0.010), "b": lambda: rival("b", 0.030)}
-    timings = time_in_turn(rivals, runs=4, warm_up=0, every={"b": 3}, clock=lambda: now)
+    runners = {"a": lambda: runner("a", 0.010), "b": lambda: runner("b", 0.030)}
+    timings = time_in_turn(runners, runs=4, warm_up=0, every={"b": 3}, clock=lambda: now)
     assert "".join(calls) == "abaaab", "a long one takes its turn in every third round"
     assert (timings["a"].runs, timings["b"].runs) == (4, 2)
