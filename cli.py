@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from flowless.console import log
 from flowless.errors import FlowlessError
+from flowless.interrupts import note_ctrl_c
 from flowless.waiting import let_waiting_threads_sleep
 
 #: Subcommand -> the function that runs it (module:function, called with the remaining words), and what it does.
@@ -92,7 +93,8 @@ def run_command(command: Callable[[], int | None]) -> int:
     """
     let_waiting_threads_sleep()
     try:
-        return command() or 0
+        with note_ctrl_c():
+            return command() or 0
     except FlowlessError as error:
         log.print(f"flowless: {error}", style="red", markup=False, soft_wrap=True)
         return error.exit_code

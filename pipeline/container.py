@@ -17,6 +17,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from flowless.errors import FlowlessError
+from flowless.interrupts import raise_lost_ctrl_c
 
 _FIX = "Check that it plays in a video player, or convert it again; `flowless scan` lists such files and leaves them out."
 
@@ -73,9 +74,10 @@ def open_video(path: str | os.PathLike[str], *, threads: int = 1) -> Iterator[Op
 
 @contextmanager
 def told_by_name(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn FFmpeg's and the system's errors about `path` into an Unreadable that names it."""
+    """Turn FFmpeg's and the system's errors about `path` into an Unreadable that names it; a Ctrl-C that PyAV loses is raised."""
     try:
-        yield
+        with raise_lost_ctrl_c():
+            yield
     except av.error.FFmpegError as error:
         raise Unreadable(path, _reason(error)) from error
     except OSError as error:

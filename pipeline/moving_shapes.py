@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from flowless.console import progress
 from flowless.errors import FlowlessError
 from flowless.files import whole_folder, write_json
+from flowless.interrupts import WorkerPool
 from flowless.machine import usable_cores
 from flowless.pipeline.index import DatasetIndex, VideoRecord
 from flowless.pipeline.shapes_scene import CLASSES, PAIRS, TWIN, scene_frames
@@ -152,8 +152,7 @@ def _write_scenes(folder: Path, options: ShapesOptions, workers: int) -> None:
             for split, chunk in jobs:
                 bar.advance(task, _write_chunk(folder, split, chunk, options))
             return
-        # Spawned, not forked: the caller may hold threads (PyTorch, libav), which a forked child would lose mid-step.
-        with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
+        with WorkerPool(min(workers, len(jobs))) as pool:
             futures = [pool.submit(_write_chunk, folder, split, chunk, options) for split, chunk in jobs]
             try:
                 for future in as_completed(futures):

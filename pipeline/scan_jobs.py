@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 from flowless.errors import FlowlessError
+from flowless.interrupts import WorkerPool
 from flowless.pipeline.container import Unreadable
 from flowless.pipeline.probe import VideoInfo, probe
 
@@ -88,7 +87,7 @@ def run_jobs(jobs: Sequence[Job], *, workers: int) -> Iterator[tuple[Job, Found]
 
 def _run_pool(waiting: list[Job], lost: list[Job], *, workers: int) -> Iterator[tuple[Job, Found]]:
     """Take jobs off `waiting` until none is left, or until a process dies; then `lost` holds those under way."""
-    pool = _pool(min(workers, len(waiting)))
+    pool = WorkerPool(min(workers, len(waiting)))
     running: dict[Future[Found], Job] = {}
     job = waiting[-1]
     try:
@@ -112,23 +111,13 @@ def _run_pool(waiting: list[Job], lost: list[Job], *, workers: int) -> Iterator[
 
 
 def _look_alone(job: Job) -> Found:
-    pool = _pool(1)
+    pool = WorkerPool(1)
     try:
         return pool.submit(look, job).result()
     except BrokenProcessPool:
         return Found(reason="the decoder crashed on it")
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _pool(workers: int) -> ProcessPoolExecutor:
-    # Not by fork: the progress bar's thread and libav's own state must not be copied half-way.
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_quiet_worker)
-
-
-def _quiet_worker() -> None:
-    # Ctrl-C reaches every process of the terminal; the main one decides.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _frames_of(info: VideoInfo, start: float | None, end: float | None) -> tuple[int, int]:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
-from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -15,6 +13,7 @@ from torch import Tensor
 
 from flowless.bench.gpu.clock import need_device
 from flowless.bench.gpu.ledger import Ledger
+from flowless.interrupts import WorkerPool
 from flowless.machine import usable_cores
 from flowless.pipeline.moving_shapes import CLASSES, ShapesOptions, Split, draw, scenes
 from flowless.pipeline.sampling import clip_indices
@@ -45,7 +44,7 @@ def shapes(ledger: Ledger) -> None:
     recipe = find_recipe("pan-lite-r18/moving-shapes", precision="bf16" if cuda else "fp32", epochs=5 if cuda else 1)
     options = ShapesOptions() if cuda else ShapesOptions(train_videos=48, val_videos=24)
     started = time.monotonic()
-    with ProcessPoolExecutor(usable_cores() if cuda else 1, mp_context=get_context("spawn")) as pool:
+    with WorkerPool(usable_cores() if cuda else 1) as pool:
         train, val = (_drawn(split, options, pool, device) for split in ("train", "val"))
     ledger.fact(recipe=recipe.name, drawn_seconds=round(time.monotonic() - started, 1), train=len(train.labels), val=len(val.labels))
     took = 0.0
@@ -64,7 +63,7 @@ def shapes(ledger: Ledger) -> None:
                 ledger.check(f"seed {seed}: more than without the order of frames", passed=top1 >= _LEAST_TOP1, top1=top1)
 
 
-def _drawn(split: Split, options: ShapesOptions, pool: ProcessPoolExecutor, device: torch.device) -> _Films:
+def _drawn(split: Split, options: ShapesOptions, pool: WorkerPool, device: torch.device) -> _Films:
     numbered = list(scenes(split, options))
     # `draw` itself, so that the processes import no PyTorch.
     films = pool.map(draw, repeat(split), *zip(*numbered, strict=True), repeat(options), chunksize=16)

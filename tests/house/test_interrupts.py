@@ -1,0 +1,135 @@
+"""Ctrl-C that PyAV loses: it is raised after all, and nothing else changes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import av
+import av.error
+import numpy as np
+import pytest
+
+from flowless.interrupts import note_ctrl_c, raise_lost_ctrl_c
+from flowless.pipeline.container import Unreadable, told_by_name
+
+
+def ctrl_c_at_the_last_packet(path) -> int:
+    """Read a video of 20 packets from a pipe, and interrupt while its end is awaited; return how many packets came."""
+    video = path.with_suffix(".ivf")
+    with av.open(str(video), "w") as container:
+        stream = container.add_stream("libvpx", rate=10, width=64, height=64, pix_fmt="yuv420p")
+        for number in range(20):
+            picture = np.full((64, 64, 3), 10 * number, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    os.mkfifo(path)
+    opened = threading.Event()
+
+    def write():
+        with path.open("wb", buffering=0) as pipe:
+            pipe.write(video.read_bytes())
+            opened.wait(30)
+            time.sleep(0.2)  # until the other thread has read all that there is
+            # In this thread, so that the reading is not cut short: the system may deliver a process's signal to any thread.
+            signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        with told_by_name(path), av.open(str(path), format="ivf", options={"probesize": "32", "analyzeduration": "0"}) as container:
+            opened.set()
+            return sum(1 for packet in container.demux(container.streams.video[0]) if packet.size)
+    finally:
+        opened.set()
+        writer.join()
+
+
+def test_pyav_loses_it(tmp_path):
+    """Red when PyAV loses it no more: then `flowless.interrupts` can go."""
+    assert ctrl_c_at_the_last_packet(tmp_path / "pipe") == 20
+
+
+def test_what_pyav_loses_is_raised(tmp_path):
+    with note_ctrl_c(), pytest.raises(KeyboardInterrupt):
+        ctrl_c_at_the_last_packet(tmp_path / "pipe")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_what_is_lost_in_a_failure_is_raised(tmp_path):
+    with note_ctrl_c(), pytest.raises(KeyboardInterrupt), told_by_name("a.mp4"):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise av.error.InvalidDataError(1, "damaged") from None
+
+
+def test_one_that_was_not_lost_stays_as_it_is():
+    with note_ctrl_c(), pytest.raises(KeyboardInterrupt), raise_lost_ctrl_c():
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_without_ctrl_c_a_failure_is_the_file_s_own():
+    with note_ctrl_c(), pytest.raises(Unreadable), told_by_name("a.mp4"):
+        raise av.error.InvalidDataError(1, "damaged")
+
+
+def test_an_earlier_one_is_not_raised_again():
+    with note_ctrl_c():
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with raise_lost_ctrl_c():
+            pass
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda *_: None], ids=["ignored", "answered"])
+def test_another_answer_to_ctrl_c_stays(handler):
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        with note_ctrl_c(), raise_lost_ctrl_c():
+            assert signal.getsignal(signal.SIGINT) is handler
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_in_another_thread_nothing_is_set():
+    seen = []
+
+    def look():
+        with note_ctrl_c():
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert seen == [signal.default_int_handler]
+
+
+def imports_numpy(process: str) -> bool:
+    try:
+        return "_multiarray_umath" in Path(f"/proc/{process}/maps").read_text()
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
+def test_workers_that_are_just_starting_leave_it_to_the_command(tmp_path):
+    """Ctrl-C reaches them too, and while they still import they would answer it with a traceback each."""
+    words = [sys.executable, "-m", "flowless", "shapes", str(tmp_path / "shapes"), "--workers", "2"]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not any(imports_numpy(child) for child in children.read_text().split()):
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGINT)
+    _, log = process.communicate(timeout=60)
+    assert process.returncode == 130, log
+    assert "Traceback" not in log
+    assert not (tmp_path / "shapes").exists()
