@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import shutil
@@ -32,6 +33,9 @@ MOST_WORKERS = 4
 let_waiting_threads_sleep()
 if (workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // workers)))
+
+# Python's collector walks through all that the libraries keep, again and again, while exports are traced. Rarely is enough.
+gc.set_threshold(50_000, 20, 100)
 
 # A commit is red for what it changed, never by the luck of an example. To explore: --hypothesis-profile=default
 settings.register_profile("steady", derandomize=True, deadline=None)

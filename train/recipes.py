@@ -38,6 +38,8 @@ class Recipe:
     disentangling-bninception."""
     width: float = 1.0
     """Factor on the backbone's channels; 0.25 gives 16, 32, 64, 128."""
+    blocks: int = 0
+    """ResNets: residual blocks of each stage; 1 gives the smallest network that has every layer, 0 as many as the name says."""
     dropout: float = 0.5
     """Share of the features dropped before the last layer."""
     pa_encoding: PAEncoding = "e1"
@@ -221,6 +223,7 @@ class Recipe:
     def model_options(self) -> ModelOptions:
         """What `build_model` is asked beside the model's name and size."""
         return {
+            "blocks": self.blocks,
             "pa_encoding": self.pa_encoding,
             "pa_depth": self.pa_depth,
             "stm_placement": self.stm_placement,

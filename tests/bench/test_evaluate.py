@@ -34,7 +34,7 @@ SPEC = ClipSpec(segments=4, frames_per_segment=2, height=32, width=32, short_sid
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory, train_index):
     torch.manual_seed(0)
-    model = build_model("pan-lite-r18", classes=12, spec=SPEC, width=0.25)
+    model = build_model("pan-lite-r18", classes=12, spec=SPEC, width=0.25, blocks=1)
     path = tmp_path_factory.mktemp("model") / "best.safetensors"
     return save_checkpoint(path, model, model_name="pan-lite-r18", recipe={}, spec=SPEC, labels=train_index.labels, metrics={})
 
@@ -86,7 +86,7 @@ def roomy(tmp_path_factory, train_index):
     """A model of 32 x 32 crops of frames whose short side is 40, so that full resolution is another size."""
     torch.manual_seed(1)
     spec = replace(SPEC, short_side=40)
-    model = build_model("pan-lite-r18", classes=12, spec=spec, width=0.25)
+    model = build_model("pan-lite-r18", classes=12, spec=spec, width=0.25, blocks=1)
     path = tmp_path_factory.mktemp("roomy") / "best.safetensors"
     return save_checkpoint(path, model, model_name="pan-lite-r18", recipe={}, spec=spec, labels=train_index.labels, metrics={})
 

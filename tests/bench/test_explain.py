@@ -41,7 +41,7 @@ def make(folder: Path, name: str, *, segments: int = 4, frames: int = 3, samplin
     """Write a checkpoint whose answers depend on what it sees."""
     spec = ClipSpec(segments=segments, frames_per_segment=frames, height=32, width=48, short_side=48, sampling=sampling)
     torch.manual_seed(3)
-    model = build_model(name, classes=len(LABELS), spec=spec, width=0.25, **options).eval()
+    model = build_model(name, classes=len(LABELS), spec=spec, width=0.25, blocks=1, **options).eval()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.get_buffer("running_mean").normal_(0, 0.1)

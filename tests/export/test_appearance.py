@@ -22,7 +22,7 @@ def small(name: str, *, spec: ClipSpec = SPEC, **options: Any) -> Any:
     from flowless.train.models import build_model
 
     torch.manual_seed(3)
-    model = build_model(name, classes=5, spec=spec, width=0.25, **options).eval()
+    model = build_model(name, classes=5, spec=spec, width=0.25, blocks=1, **options).eval()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d | torch.nn.BatchNorm3d):
             torch.nn.init.uniform_(module.weight, 0.5, 1.0)

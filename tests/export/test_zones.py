@@ -21,14 +21,14 @@ def test_dynamic_appearance_is_computed_exactly(learnt):
     exact = convolutions(proto, kept_exact(proto))
     assert len(exact) == 5, "PWTP's: one that describes, four of its network"
     assert {tuple(item.ints) for node in exact for item in node.attribute if item.name == "kernel_shape"} >= {(9, 9)}
-    assert len(convolutions(proto, backbone_nodes(proto))) == 21, "a ResNet-18 has 21, its shortcuts counted"
+    assert len(convolutions(proto, backbone_nodes(proto))) == 13, "the first, two in each block, four shortcuts"
     assert not [node.name for node in proto.graph.node if node.op_type == "Div" and node.name in backbone_nodes(proto)]
 
 
 def test_stm_modules_stay_out_of_int8_alone(learnt):
     proto = read_graph(learnt("stm-r18") / "model.onnx")
-    assert len(convolutions(proto, backbone_nodes(proto))) == 21 + 3 * 8, "8 motion modules of three convolutions lose precision too"
-    assert len(convolutions(proto, backbone_nodes(proto, quantised=True))) == 21
+    assert len(convolutions(proto, backbone_nodes(proto))) == 13 + 3 * 4, "4 motion modules of three convolutions lose precision too"
+    assert len(convolutions(proto, backbone_nodes(proto, quantised=True))) == 13
 
 
 def test_a_transformer_loses_precision_in_its_products(learnt):

@@ -302,6 +302,11 @@ def test_wrong_requests_are_refused():
         build_model("pan-lite-r18", classes=5, spec=ClipSpec(frames_per_segment=1))
     with pytest.raises(FlowlessError, match=r"width is 0\.5"):
         build_model("tsn-r18", classes=5, spec=SMALL, width=0.5, pretrained=True)
+    with pytest.raises(FlowlessError, match="blocks is 1"):
+        build_model("tsn-r18", classes=5, spec=SMALL, blocks=1, pretrained=True)
+    for blocks in (-1, 24, 1.0):
+        with pytest.raises(FlowlessError, match=f"blocks is {blocks}"):
+            build_model("tsn-r18", classes=5, spec=SMALL, blocks=blocks)  # type: ignore[arg-type]
     model = build_model("tsn-r18", classes=5, spec=SMALL, width=0.25)
     clip = clips(SMALL)
     for wrong, told in (
@@ -314,6 +319,13 @@ def test_wrong_requests_are_refused():
     ):
         with pytest.raises(FlowlessError, match=told):
             model(wrong)
+
+
+@pytest.mark.parametrize(("name", "blocks", "count"), [("stm-r18", 1, 4), ("tsm-r50", 2, 8), ("pan-full-r18", 0, 16)])
+def test_blocks_of_a_stage(name, blocks, count):
+    model = build_model(name, classes=5, spec=SMALL, width=0.25, blocks=blocks)
+    assert sum(type(module).__name__ in {"BasicBlock", "Bottleneck"} for module in model.modules()) == count
+    assert model.config["blocks"] == blocks
 
 
 def test_every_name_builds():

@@ -15,22 +15,30 @@ from flowless.errors import FlowlessError, first_line
 DEPTHS = {"r18": "resnet18", "r34": "resnet34", "r50": "resnet50", "r101": "resnet101"}
 
 
-def resnet(depth: str, *, width: float = 1.0, pretrained: bool = False, pretrained_path: str | Path | None = None) -> nn.Module:
+def resnet(
+    depth: str, *, width: float = 1.0, blocks: int = 0, pretrained: bool = False, pretrained_path: str | Path | None = None
+) -> nn.Module:
     """Return a ResNet that maps frames `[K, 3, H, W]` to features `[K, backbone.num_features]`.
 
     Args:
         depth: r18, r34, r50 or r101.
         width: Factor on the stages' channels; 0.25 gives 16, 32, 64, 128. The first convolution keeps its 64: with 16 of
             them Moving Shapes took about twice the epochs to start being learnt.
+        blocks: Residual blocks of each stage; 0 is as many as the depth has.
         pretrained: Load ImageNet weights the way timm does (its cache, or a download).
         pretrained_path: Load ImageNet weights from this file (safetensors, or a PyTorch file of plain tensors) instead.
     """
     channels = tuple(max(8, round(width * count)) for count in (64, 128, 256, 512))
     if (pretrained or pretrained_path is not None) and width != 1.0:
         raise FlowlessError(f"width is {width}; pretrained weights exist for width 1 only. Train from scratch, or use width 1.")
+    if (pretrained or pretrained_path is not None) and blocks:
+        raise FlowlessError(f"blocks is {blocks}; pretrained weights exist for whole networks. Train from scratch, or leave blocks at 0.")
     # timm would start the last batch norm of every residual branch at 0. TSM's shift, and STM, sit inside that branch: the network
     # would begin blind to order. The papers' code starts as torchvision does, at 1.
-    return from_timm(DEPTHS[depth], pretrained=pretrained, pretrained_path=pretrained_path, channels=channels, zero_init_last=False)
+    options: dict[str, Any] = {"channels": channels, "zero_init_last": False}
+    if blocks:
+        options["layers"] = (blocks,) * len(channels)
+    return from_timm(DEPTHS[depth], pretrained=pretrained, pretrained_path=pretrained_path, **options)
 
 
 def from_timm(

@@ -23,6 +23,8 @@ from flowless.train.persistence import PersistenceOfAppearance
 SCRATCH_STD = 2.0
 #: The official start, made for pretrained weights and long training; from scratch the maps would stay invisible.
 OFFICIAL_STD = 0.001
+#: As many as ResNet-101 has in its longest stage.
+MOST_BLOCKS = 23
 #: Most layers of PA that the paper tried (section III-B).
 MOST_DEPTH = 8
 
@@ -40,6 +42,7 @@ class Plan:
     dropout: float = 0.5
     pretrained: bool = False
     pretrained_path: str | Path | None = None
+    blocks: int = 0
     pa_encoding: PAEncoding = "e1"
     pa_depth: int = 1
     eps_inside: bool = False
@@ -58,6 +61,10 @@ class Plan:
             raise FlowlessError(
                 f"{self.name}: classes {self.classes}, width {self.width}, dropout {self.dropout}; "
                 f"they must be at least 1, in (0, 4], in [0, 1)."
+            )
+        if not isinstance(self.blocks, int) or not 0 <= self.blocks <= MOST_BLOCKS:
+            raise FlowlessError(
+                f"{self.name}: blocks is {self.blocks!r}; it must be a whole number from 0 (as many as the ResNet has) to {MOST_BLOCKS}."
             )
         if not isinstance(self.pa_depth, int) or not 0 <= self.pa_depth <= MOST_DEPTH:
             raise FlowlessError(
@@ -86,7 +93,7 @@ class Plan:
     def backbone(self) -> nn.Module:
         """Build one backbone, `[K, 3, H, W]` to `[K, backbone.num_features]`."""
         depth = self.name.rpartition("-")[2]
-        return resnet(depth, width=self.width, pretrained=self.pretrained, pretrained_path=self.pretrained_path)
+        return resnet(depth, width=self.width, blocks=self.blocks, pretrained=self.pretrained, pretrained_path=self.pretrained_path)
 
     @property
     def maps(self) -> int:
