@@ -15,7 +15,7 @@ import av.error
 import numpy as np
 import pytest
 
-from flowless.interrupts import note_ctrl_c, raise_lost_ctrl_c
+from flowless.interrupts import WorkerPool, note_ctrl_c, raise_lost_ctrl_c
 from flowless.pipeline.container import Unreadable, told_by_name
 
 
@@ -110,6 +110,15 @@ def test_in_another_thread_nothing_is_set():
     thread.start()
     thread.join()
     assert seen == [signal.default_int_handler]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_workers_are_started_with_it_blocked():
+    with WorkerPool(1) as pool:
+        status = pool.submit(Path("/proc/self/status").read_text).result()
+    blocked = next(line.split()[1] for line in status.splitlines() if line.startswith("SigBlk"))
+    assert int(blocked, 16) & 1 << signal.SIGINT - 1
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def imports_numpy(process: str) -> bool:

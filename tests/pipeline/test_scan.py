@@ -241,9 +241,10 @@ def test_another_question_is_not_answered_from_the_journal(tree, tmp_path, monke
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_ctrl_c_keeps_the_journal_and_no_index(tmp_path, workers):
     short, long = video(tmp_path / "short.mp4", 40), video(tmp_path / "long.mp4", 3000)
-    for number in range(100):
-        # The long ones, which come last, take many times as long as this test takes to see that the scan has come to them.
-        link = tmp_path / "set" / "class" / f"{number:03d}.mp4"
+    for number in range(1000):
+        # The long ones, which come last, take minutes. This process has been seen to stand still for seven seconds at this place, late in
+        # a whole run of the tests.
+        link = tmp_path / "set" / "class" / f"{number:04d}.mp4"
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(short if number < 40 else long)
     out, journal = tmp_path / "i.jsonl", tmp_path / "i.jsonl.journal"
