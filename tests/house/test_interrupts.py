@@ -132,7 +132,7 @@ def imports_numpy(process: str) -> bool:
 def test_workers_that_are_just_starting_leave_it_to_the_command(tmp_path):
     """Ctrl-C reaches them too, and while they still import they would answer it with a traceback each."""
     words = [sys.executable, "-m", "flowless", "shapes", str(tmp_path / "shapes"), "--workers", "2"]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, process_group=0)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not any(imports_numpy(child) for child in children.read_text().split()):
