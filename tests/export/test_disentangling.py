@@ -54,6 +54,11 @@ def test_late_pooling_alone(tmp_path: Path) -> None:
             np.testing.assert_allclose(np.asarray(seen), wanted, atol=1e-5)
 
 
+# In the process that test_parity_table.py has the same bundle in: another would wait for it.
+TABLE = pytest.mark.xdist_group("table-disentangling-bninception")
+
+
+@TABLE
 @pytest.mark.slow
 def test_one_graph_for_every_target(learnt, explained_alike) -> None:
     from flowless.train.checkpoints import load_checkpoint
@@ -78,6 +83,7 @@ def test_one_graph_for_every_target(learnt, explained_alike) -> None:
     explained_alike(load_checkpoint(bundle.with_suffix(".safetensors")), bundle)
 
 
+@TABLE
 @pytest.mark.slow
 def test_int8_joins_paths_on_one_scale_and_spares_what_is_exact(learnt, calibration) -> None:
     manifest = read_manifest(learnt("disentangling-bninception"))
