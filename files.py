@@ -26,15 +26,17 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     with _told_by_name(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # The suffix stays last: encoders and parsers choose their format by it.
-        handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=target.suffix, dir=target.parent)
+        with _told_by_name(target, place=True):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            # The suffix stays last: encoders and parsers choose their format by it.
+            handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=target.suffix, dir=target.parent)
         os.close(handle)
         draft = Path(name)
         try:
             yield draft
-            draft.chmod(0o666 & ~_umask())
-            draft.replace(target)
+            with _told_by_name(target, place=True):
+                draft.chmod(0o666 & ~_umask())
+                draft.replace(target)
         finally:
             draft.unlink(missing_ok=True)
 
@@ -47,15 +49,17 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     with _told_by_name(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        with _told_by_name(target, place=True):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         older = draft.with_name(draft.name + ".older")
         try:
             yield draft
-            draft.chmod(0o777 & ~_umask())
-            if target.exists():
-                target.replace(older)
-            draft.replace(target)
+            with _told_by_name(target, place=True):
+                draft.chmod(0o777 & ~_umask())
+                if target.exists():
+                    target.replace(older)
+                draft.replace(target)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
             if older.exists() and not target.exists():
@@ -76,7 +80,8 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
 
 
 @contextmanager
-def _told_by_name(target: Path) -> Iterator[None]:
+def _told_by_name(target: Path, *, place: bool = False) -> Iterator[None]:
+    """Turn errors of a full or forbidden place into one that names `target`; with `place`, every error of the system's."""
     try:
         yield
     except OSError as error:
@@ -84,8 +89,8 @@ def _told_by_name(target: Path) -> Iterator[None]:
             raise FlowlessError(
                 f"{target}: the disk is full ({error.strerror}). Nothing was kept of this file; free some space and run again."
             ) from error
-        if error.errno in {errno.EACCES, errno.EROFS, errno.EPERM}:
-            raise FlowlessError(f"{target}: cannot write there ({error.strerror}). Choose a folder that you may write to.") from error
+        if place or error.errno in {errno.EACCES, errno.EROFS, errno.EPERM}:
+            raise FlowlessError(f"{target}: cannot write there ({error.strerror}). Choose a place that you may write to.") from error
         raise
 
 

@@ -60,7 +60,8 @@ def open_video(path: str | os.PathLike[str], *, threads: int = 1) -> Iterator[Op
     """
     with told_by_name(path):
         _refuse_what_is_no_file(Path(path))
-        with av.open(os.fspath(path)) as container:
+        # A title in another encoding than UTF-8, as old cameras and editors write it, says nothing about the pictures.
+        with av.open(os.fspath(path), metadata_errors="replace") as container:
             streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
             if not streams:
                 raise Unreadable(path, "it has no video stream" + (", only audio" if container.streams.audio else ""))

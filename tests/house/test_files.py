@@ -64,6 +64,28 @@ def test_a_folder_replaces_the_older_one_only_when_complete(tmp_path: Path) -> N
     assert leftovers(tmp_path) == ["bundle"]
 
 
+@pytest.mark.parametrize("whole", [whole_file, whole_folder])
+def test_a_place_that_cannot_be_is_told(tmp_path: Path, whole) -> None:
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(FlowlessError, match=r"file/a\.json: cannot write there"), whole(tmp_path / "file" / "a.json"):
+        pass
+    with pytest.raises(FlowlessError, match="cannot write there"), whole(tmp_path / ("long" * 100)):
+        pass
+    assert leftovers(tmp_path) == ["file"]
+
+
+def test_a_file_in_a_folders_place_is_told(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(FlowlessError, match=r"folder: cannot write there \(Is a directory\)"), whole_file(tmp_path / "folder") as draft:
+        draft.write_text("x")
+    assert leftovers(tmp_path) == ["folder"]
+
+
+def test_what_the_block_cannot_find_is_not_the_places_fault(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), whole_file(tmp_path / "a.json"):
+        (tmp_path / "missing").read_text()
+
+
 def test_json_and_fingerprint(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"label": "é"})
     assert (tmp_path / "a.json").read_text(encoding="utf-8") == '{\n  "label": "é"\n}\n'

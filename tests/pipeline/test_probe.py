@@ -231,3 +231,19 @@ def test_a_last_frame_that_stays_long_is_no_damage(tmp_path):
         assert probe(path).frames == 5
         write_video(path, [barcode.draw(0)], fps=Fraction(1, 10))  # one frame for ten seconds
         assert probe(path).frames == 1
+
+
+@pytest.mark.parametrize("suffix", ["avi", "mkv", "mp4", "mov"])
+def test_a_title_that_is_no_utf8_costs_no_video(tmp_path, suffix):
+    path = tmp_path / f"clip.{suffix}"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "TITLE"
+        stream = container.add_stream("mpeg4", rate=25, width=32, height=32, pix_fmt="yuv420p")
+        for number in range(5):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 40 * number, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    written = path.read_bytes()
+    assert b"TITLE" in written
+    path.write_bytes(written.replace(b"TITLE", "テスト".encode("shift-jis")[:5]))
+    assert probe(path).frames == 5
