@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,26 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             if older.exists() and not target.exists():
                 older.replace(target)
             shutil.rmtree(older, ignore_errors=True)
+
+
+def refuse_unwritable(path: str | os.PathLike[str]) -> None:
+    """Raise now what `whole_file` would raise when the work is done.
+
+    Raises:
+        FlowlessError: `path` is a folder, or no file can be written beside it.
+    """
+    target = Path(path)
+    with _told_by_name(target, place=True):
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        made = [folder for folder in target.parents if not folder.exists()]
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=target.parent).close()
+        finally:
+            for folder in made:
+                with suppress(OSError):
+                    folder.rmdir()
 
 
 def write_json(path: str | os.PathLike[str], document: Any) -> None:

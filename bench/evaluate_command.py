@@ -13,6 +13,7 @@ from rich.table import Table
 
 from flowless.bench.evaluation import EvaluationOptions
 from flowless.console import emit
+from flowless.files import refuse_unwritable
 from flowless.pipeline.index import DatasetIndex, Refused
 from flowless.pipeline.tables import refused_table
 
@@ -45,6 +46,7 @@ def main(words: Sequence[str]) -> int:
         from flowless.bench.plots import check_picture_path
 
         check_picture_path(options.plot)
+        refuse_unwritable(options.plot)
     evaluation = evaluate(options.model, DatasetIndex.load(options.data), options=options.options)
     if options.plot is not None:
         from flowless.bench.plots import save_confusion

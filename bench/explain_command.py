@@ -14,6 +14,7 @@ from rich.table import Table
 
 from flowless.console import emit, log
 from flowless.errors import FlowlessError
+from flowless.files import refuse_unwritable
 
 if TYPE_CHECKING:
     from flowless.bench.explain import Explanation
@@ -56,6 +57,7 @@ def main(words: Sequence[str]) -> int:
         raise FlowlessError(f"--out is {out}; its suffix chooses what is written and must be one of {told}.")
     if out.resolve() == ask.video.resolve():
         raise FlowlessError(f"--out is {out}, the video itself. Name another file.")
+    refuse_unwritable(out)
     from flowless.bench.explain import explain
     from flowless.bench.looking import open_looker
 

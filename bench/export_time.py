@@ -15,7 +15,7 @@ import tyro
 
 from flowless.console import emit, log
 from flowless.errors import FlowlessError
-from flowless.files import write_json
+from flowless.files import refuse_unwritable, write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -82,6 +82,7 @@ class ExportTime:
 def main(words: Sequence[str]) -> None:
     """`flowless bench export`."""
     settings = tyro.cli(ExportTime, prog="flowless bench export", description=ExportTime.__doc__, args=words)
+    refuse_unwritable(settings.out)
     document = measure(settings)
     write_json(settings.out, document)
     emit(document, *tables(document), as_json=settings.json)

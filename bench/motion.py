@@ -16,7 +16,7 @@ import tyro
 
 from flowless.console import emit, log
 from flowless.errors import FlowlessError
-from flowless.files import write_json
+from flowless.files import refuse_unwritable, write_json
 from flowless.machine import usable_cores
 
 if TYPE_CHECKING:
@@ -97,6 +97,7 @@ def measure(settings: Motion) -> dict[str, Any]:
     from flowless.bench.networks import torch_threads
     from flowless.bench.quiet import busy_share, judged
 
+    refuse_unwritable(settings.out)
     threads = settings.threads or usable_cores()
     cues = load_cues(settings.checkpoint)
     busy = busy_share()

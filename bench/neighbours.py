@@ -15,7 +15,7 @@ import tyro
 from flowless.bench.neighbours_work import KINDS
 from flowless.console import emit, log
 from flowless.errors import FlowlessError
-from flowless.files import write_json
+from flowless.files import refuse_unwritable, write_json
 from flowless.machine import usable_cores
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ class Neighbours:
 def main(words: Sequence[str]) -> None:
     """`flowless bench neighbours`."""
     settings = tyro.cli(Neighbours, prog="flowless bench neighbours", description=Neighbours.__doc__, args=words)
+    refuse_unwritable(settings.out)
     document = measure(settings)
     write_json(settings.out, document)
     from flowless.bench.goals import goals_table

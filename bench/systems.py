@@ -13,7 +13,7 @@ import tyro
 from flowless.bench.contestants import NAMES, SYSTEMS, System
 from flowless.console import emit, log
 from flowless.errors import FlowlessError
-from flowless.files import write_json
+from flowless.files import refuse_unwritable, write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -78,6 +78,7 @@ class Systems:
 def main(words: Sequence[str]) -> None:
     """`flowless bench systems`."""
     settings = tyro.cli(Systems, prog="flowless bench systems", description=Systems.__doc__, args=words)
+    refuse_unwritable(settings.out)
     document = measure(settings)
     write_json(settings.out, document)
     from flowless.bench.systems_page import write_page

@@ -14,7 +14,7 @@ import tyro
 
 from flowless.console import emit, log
 from flowless.errors import FlowlessError
-from flowless.files import write_json
+from flowless.files import refuse_unwritable, write_json
 from flowless.machine import usable_cores
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ class Throughput:
 def main(words: Sequence[str]) -> None:
     """`flowless bench throughput`."""
     settings = tyro.cli(Throughput, prog="flowless bench throughput", description=Throughput.__doc__, args=words)
+    refuse_unwritable(settings.out)
     document = measure(settings)
     write_json(settings.out, document)
     from flowless.bench.throughput_tables import tables

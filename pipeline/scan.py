@@ -10,6 +10,7 @@ from pathlib import Path
 
 from flowless.console import progress
 from flowless.errors import FlowlessError
+from flowless.files import refuse_unwritable
 from flowless.machine import usable_cores
 from flowless.pipeline.index import DatasetIndex, Refused, VideoRecord
 from flowless.pipeline.scan_jobs import Found, Job, run_jobs
@@ -74,11 +75,12 @@ def run_scan(
     began = time.perf_counter()
     if workers is not None and workers < 1:
         raise FlowlessError(f"workers is {workers}; it must be at least 1.")
+    target = Path(out)
+    refuse_unwritable(target)
     listing = list_source(source, format=format)
     names = read_labels(labels) if labels is not None else label_order({item.label for item in listing.items})
     known, refused = _with_known_labels(listing, names, labels)
     jobs = _jobs(known, decode=decode)
-    target = Path(out)
     with Journal.open(target.with_name(target.name + ".journal")) as journal:
         found = {job: journal.finding(job) for job in jobs}
         waiting = [job for job, finding in found.items() if finding is None]

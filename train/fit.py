@@ -102,13 +102,14 @@ def fit(
         # is the first one. The others find the folder claimed.
         trainer = _trainer(recipe, folder, labels=index.labels, validate=val_index is not None)
         device_batch(recipe, trainer.world_size)
+        # So is the model made: what cannot be built must not leave a folder that looks like a run.
+        torch.manual_seed(recipe.seed)
+        model = _model(recipe, classes=len(index.labels), resume=resume)
         if trainer.is_global_zero:
             if resume:
                 folder.check_resumable(recipe, index)
             else:
                 folder.begin(recipe, index, val_index=val_index, overwrite=overwrite)
-        torch.manual_seed(recipe.seed)
-        model = _model(recipe, classes=len(index.labels), resume=resume)
         module = TrainingModule(model, recipe, index=index, val_index=val_index)
         start = time.perf_counter()
         _run(trainer, module, folder, resume=resume)

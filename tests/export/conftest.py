@@ -135,10 +135,9 @@ def film_bundles(once, film_model) -> dict[str, Path]:
     return {form: once(f"film-{form}", partial(make, form=form)) for form in ("offline", "online")}
 
 
-#: Models that learn otherwise than `learn` has it. PAN-Lite has all its
-#: blocks, so that shortcuts without a convolution are met; an export takes as long as there are layers, so the other ResNets have
-#: one block a stage. BN-Inception halves 40 rows five times, to 2; the maps of displacement have sides
-#: that are no whole number of blocks; it is large, and is given few steps. da-vit-b gets one head.
+#: Models that learn otherwise than `learn` has it. PAN-Lite has all its blocks, so that shortcuts without a convolution are met; an
+#: export takes as long as there are layers, so the other ResNets have one block a stage. BN-Inception halves 40 rows five times, to 2;
+#: the maps of displacement have sides that are no whole number of blocks; it is large, and is given few steps. da-vit-b gets one head.
 OTHERWISE: dict[str, dict[str, Any]] = {
     "pan-lite-r18": {"blocks": 0},
     "disentangling-bninception": {

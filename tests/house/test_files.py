@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import importlib
 from pathlib import Path
 
 import pytest
 
 from flowless import FlowlessError
-from flowless.files import sha256_of, whole_file, whole_folder, write_json
+from flowless.files import refuse_unwritable, sha256_of, whole_file, whole_folder, write_json
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -79,6 +80,47 @@ def test_a_file_in_a_folders_place_is_told(tmp_path: Path) -> None:
     with pytest.raises(FlowlessError, match=r"folder: cannot write there \(Is a directory\)"), whole_file(tmp_path / "folder") as draft:
         draft.write_text("x")
     assert leftovers(tmp_path) == ["folder"]
+
+
+def test_a_place_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("kept")
+    for path in (tmp_path / "folder", tmp_path / "file" / "a.json", tmp_path / ("long" * 100) / "a.json"):
+        with pytest.raises(FlowlessError, match="cannot write there"):
+            refuse_unwritable(path)
+    refuse_unwritable(tmp_path / "file")
+    refuse_unwritable(tmp_path / "new" / "er" / "a.json")
+    assert leftovers(tmp_path) == ["file", "folder"]
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def must_not_run(*_: object, **__: object) -> None:
+    pytest.fail("the work was begun")
+
+
+@pytest.mark.parametrize(
+    ("module", "work", "words"),
+    [
+        ("pipeline.commands:scan", "pipeline.scan:list_source", ["videos", "--out"]),
+        ("bench.explain_command:main", "bench.looking:open_looker", ["bundle", "a.mp4", "--out"]),
+        ("bench.evaluate_command:main", "bench.evaluate:evaluate", ["bundle", "--data", "a.jsonl", "--plot"]),
+        ("bench.neighbours:main", "bench.neighbours:measure", ["--out"]),
+        ("bench.systems:main", "bench.systems:measure", ["--out"]),
+        ("bench.throughput:main", "bench.throughput:measure", ["--out"]),
+        ("bench.export_time:main", "bench.export_time:measure", ["--out"]),
+        ("bench.motion:main", "bench.motion:usable_cores", ["--out"]),
+    ],
+)
+def test_commands_refuse_a_place_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, work: str, words) -> None:
+    suffix = {"explain": ".html", "evaluate": ".png"}.get(module.partition("_")[0].partition(".")[2], ".json")
+    place = tmp_path / f"folder{suffix}"
+    place.mkdir()
+    name, _, function = work.partition(":")
+    monkeypatch.setattr(importlib.import_module(f"flowless.{name}"), function, must_not_run)
+    name, _, function = module.partition(":")
+    with pytest.raises(FlowlessError, match="cannot write there"):
+        getattr(importlib.import_module(f"flowless.{name}"), function)([*words, str(place)])
+    assert leftovers(tmp_path) == [place.name]
 
 
 def test_what_the_block_cannot_find_is_not_the_places_fault(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import av.error
 import numpy as np
 import pytest
 
+from flowless.cli import run_command
 from flowless.interrupts import WorkerPool, note_ctrl_c, raise_lost_ctrl_c
 from flowless.pipeline.container import Unreadable, told_by_name
 
@@ -59,6 +60,11 @@ def test_what_pyav_loses_is_raised(tmp_path):
     with note_ctrl_c(), pytest.raises(KeyboardInterrupt):
         ctrl_c_at_the_last_packet(tmp_path / "pipe")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_command_that_lost_it_says_that_it_stopped(tmp_path, capsys):
+    assert run_command(lambda: ctrl_c_at_the_last_packet(tmp_path / "pipe")) == 130
+    assert "stopped" in capsys.readouterr().err
 
 
 def test_what_is_lost_in_a_failure_is_raised(tmp_path):

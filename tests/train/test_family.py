@@ -293,6 +293,9 @@ def test_branches_that_do_not_fit(tmp_path, branches):
         fuse_checkpoints(rgb=rgb, pa=pa, lite=other("pan-lite-r18", spec=replace(SPEC, frames_per_segment=2)))
     with pytest.raises(FlowlessError, match="eps_inside True instead of False"):
         fuse_checkpoints(rgb=rgb, pa=pa, lite=other("pan-lite-r18", eps_inside=True))
+    for branch in ("rgb", "lite"):
+        with pytest.raises(FlowlessError, match="blocks 1 instead of 0"):
+            fuse_checkpoints(**{"rgb": rgb, "pa": pa, branch: other(f"pan-{branch}-r18", blocks=1)})
     with pytest.raises(FlowlessError, match="it is a pan-rgb-r34, not a pan-rgb-r18"):
         fuse_checkpoints(rgb=other("pan-rgb-r34"), pa=pa)
     # What a branch does not use may differ.

@@ -225,6 +225,14 @@ def test_partial_bn_leaves_the_statistics(tmp_path, train_index):
     state = load_checkpoint(result.last).model.state_dict()
     assert state["backbone.bn1.running_mean"].abs().max() > 0
     assert state["backbone.layer4.0.bn2.running_mean"].abs().max() == 0
+    assert "backbone.layer4.1.bn2.running_mean" not in state, "the recipe asks for one block a stage"
+
+
+@pytest.mark.parametrize("changes", [{"blocks": -1}, {"width": 0}, {"pretrained": True}], ids=str)
+def test_a_model_that_cannot_be_leaves_no_folder(tmp_path, train_index, changes):
+    with pytest.raises(FlowlessError):
+        fit(small(**changes), index=train_index, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_taken_folder_is_refused(tmp_path, train_index, whole):
