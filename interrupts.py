@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import resource_tracker
 from types import FrameType
 from typing import ParamSpec, TypeVar
 
@@ -25,7 +24,7 @@ _pressed: list[None] = []
 
 @contextmanager
 def note_ctrl_c() -> Iterator[None]:
-    """Count each Ctrl-C while it raises KeyboardInterrupt as ever; for a command's main thread.
+    """Count each Ctrl-C, which raises KeyboardInterrupt as before; for a command's main thread.
 
     Where Ctrl-C is ignored (in the background of a script) or answered otherwise already, it stays so.
     """
@@ -68,9 +67,6 @@ class WorkerPool(ProcessPoolExecutor):
 
     def __init__(self, workers: int) -> None:
         super().__init__(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_ignore_ctrl_c)
-        if hasattr(signal, "pthread_sigmask"):
-            # Its start unblocks Ctrl-C; it must not come between blocking it and the start of a process.
-            resource_tracker.ensure_running()
 
     def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
         """Do as `ProcessPoolExecutor.submit`; the processes that it starts are deaf to Ctrl-C from their first moment on."""
