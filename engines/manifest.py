@@ -155,10 +155,11 @@ def read_manifest(bundle: str | os.PathLike[str]) -> Manifest:
     """
     folder = Path(bundle)
     path = folder / MANIFEST
+    if folder.is_file():
+        raise FlowlessError(f"{folder}: a file. A bundle is a folder with {MANIFEST}; make one with: flowless export {folder} --out BUNDLE")
     if not folder.is_dir():
-        what = "not a folder" if folder.exists() else "no such folder"
         raise FlowlessError(
-            f"{folder}: {what}. A bundle is a folder with {MANIFEST}; make one with: flowless export CHECKPOINT --out {folder}"
+            f"{folder}: no such folder. A bundle is a folder with {MANIFEST}; make one with: flowless export CHECKPOINT --out {folder}"
         )
     try:
         document = json.loads(path.read_text(encoding="utf-8"))

@@ -37,7 +37,7 @@ def test_no_bundle(tmp_path):
     refused(tmp_path, r"it has no manifest\.json")
     file = tmp_path / "file"
     file.write_text("x")
-    refused(file, "not a folder")
+    refused(file, rf"a file\..*flowless export {file} --out BUNDLE")
 
 
 def test_not_json(bundle):
