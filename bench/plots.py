@@ -41,11 +41,11 @@ def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]], *, c
             axes.plot(epochs, [row[f"val_{key}"] for row in rows], color=colour, lw=2, marker="o", ms=3.5, label=f"{name}, validation")
     left.set(title="cross entropy", xlabel="epoch")
     right.set(title="top-1", xlabel="epoch", ylim=(-0.02, 1.02))
-    right.axhline(ceiling, color="#888", lw=1, ls="--")
-    right.annotate("all that appearance can give", (1, ceiling + 0.015), fontsize=8, color="#666")
-    right.axhline(chance, color="#bbb", lw=1, ls="--")
-    right.annotate("chance", (1, chance + 0.015), fontsize=8, color="#888")
-    left.legend(frameon=False, fontsize=8)
+    # Beside the axes, where no curve can lie under them.
+    for height, colour, text in ((ceiling, "#888", "all that\nappearance\ncan give"), (chance, "#bbb", "chance")):
+        right.axhline(height, color=colour, lw=1, ls="--")
+        right.annotate(text, (1.01, height), xycoords=("axes fraction", "data"), va="center", fontsize=8, color="#666")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     for axes in (left, right):
         axes.xaxis.get_major_locator().set_params(integer=True)
     return svg(figure)
