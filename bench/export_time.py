@@ -60,6 +60,8 @@ class ExportTime:
     """Side of the square that the network sees, in pixels; ignored with --checkpoint."""
     width: float = 1.0
     """Factor on the backbone's channels; ignored with --checkpoint."""
+    blocks: int = 0
+    """Residual blocks of each stage, as in flowless train; ignored with --checkpoint."""
     classes: int = 174
     """Scores; ignored with --checkpoint."""
     out: Path = Path("runs/bench/export.json")
@@ -164,7 +166,9 @@ def _made(settings: ExportTime, work: Path) -> tuple[Path, Path]:
     if checkpoint is None:
         log.print(f"making {settings.model} with random weights …", style="dim", markup=False)
         spec = ClipSpec(height=settings.size, width=settings.size, short_side=settings.size * 8 // 7)
-        checkpoint = random_checkpoint(settings.model, spec=spec, classes=settings.classes, width=settings.width, folder=work)
+        checkpoint = random_checkpoint(
+            settings.model, spec=spec, folder=work, classes=settings.classes, width=settings.width, blocks=settings.blocks
+        )
     if index is None:
         log.print("making videos …", style="dim")
         # More than are calibrated on: the engine is compared on others.

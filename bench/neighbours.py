@@ -104,10 +104,10 @@ def measure(settings: Neighbours) -> dict[str, Any]:
     from flowless.bench.quiet import busy_share, judged
 
     busy = busy_share()
-    model, size, width = ("pan-lite-r18", 64, 0.25) if settings.quick else (settings.model, settings.size, 1.0)
+    model, size, config = ("pan-lite-r18", 64, {"width": 0.25, "blocks": 1}) if settings.quick else (settings.model, settings.size, {})
     with ended_in_order(), tempfile.TemporaryDirectory(prefix="flowless-bench-") as name:
         log.print("making videos, a checkpoint and engines …", style="dim")
-        make_inputs(Path(name), kinds=settings.kinds, model=model, size=size, width=width, videos=settings.videos)
+        make_inputs(Path(name), kinds=settings.kinds, model=model, size=size, videos=settings.videos, config=config)
         rows = [row for kind in settings.kinds for row in _rows(kind, Path(name), settings)]
     return {
         "benchmark": "neighbours",

@@ -12,9 +12,9 @@ import os
 import select
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 #: A recipe of `flowless train`, whose videos are 48 x 48 pixels.
 RECIPE = "pan-lite-r18/moving-shapes"
@@ -28,7 +28,7 @@ KINDS = {
 }
 
 
-def make_inputs(folder: Path, *, kinds: Collection[str], model: str, size: int, width: float, videos: int) -> None:
+def make_inputs(folder: Path, *, kinds: Collection[str], model: str, size: int, videos: int, config: Mapping[str, Any]) -> None:
     """Write what the workers of `kinds` read: `shapes/` and `run/last.safetensors`, `bundle/` with `model.safetensors` beside it."""
     from flowless.bench.runners import bundle_of
     from flowless.pipeline.moving_shapes import ShapesOptions, generate
@@ -40,7 +40,7 @@ def make_inputs(folder: Path, *, kinds: Collection[str], model: str, size: int, 
         _training(folder, out=folder / "run")()
     if not {"pytorch", *ENGINES}.isdisjoint(kinds):
         spec = ClipSpec(height=size, width=size, short_side=size * 8 // 7)
-        bundle_of(model, spec=spec, classes=174, width=width, folder=folder, targets=[target for target in ENGINES if target in kinds])
+        bundle_of(model, spec=spec, folder=folder, targets=[target for target in ENGINES if target in kinds], classes=174, **config)
 
 
 def main(words: Sequence[str]) -> int:

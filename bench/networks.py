@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from flowless.engines.manifest import Manifest
+from flowless.errors import FlowlessError
 from flowless.machine import usable_cores
 from flowless.pipeline.spec import ClipSpec
 from flowless.train.models import Recognizer, build_model
@@ -19,7 +22,7 @@ _MEASURED, _FITTED = 4, 12
 _DIRECTIONS = 6
 
 
-def lively_model(name: str, *, classes: int, spec: ClipSpec, width: float = 1.0, seed: int = 0) -> Recognizer:
+def lively_model(name: str, *, spec: ClipSpec, seed: int = 0, **config: Any) -> Recognizer:
     """Build a network whose random weights behave like trained ones, so that a lower precision costs what it costs them.
 
     Fresh weights do not: the residual branches end in zeros, so half the network adds nothing, and every clip gets nearly
@@ -34,13 +37,12 @@ def lively_model(name: str, *, classes: int, spec: ClipSpec, width: float = 1.0,
 
     Args:
         name: As `build_model` knows it.
-        classes: Scores.
         spec: What a clip is.
-        width: Factor on the backbone's channels.
         seed: Other weights.
+        **config: What else `build_model` takes: `classes`, and `width` and its like.
     """
     torch.manual_seed(seed)
-    model = build_model(name, classes=classes, spec=spec, width=width)
+    model = build_model(name, spec=spec, **config)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     last = _last_norms(model)
     with torch.no_grad():
@@ -56,6 +58,13 @@ def lively_model(name: str, *, classes: int, spec: ClipSpec, width: float = 1.0,
         model.eval()
         _fit_last_layers(model, random_clips(_FITTED, spec, seed=seed + 1))
     return model
+
+
+def config_of(manifest: Manifest) -> dict[str, Any]:
+    """Return what `build_model` makes a bundle's network with, besides its name and ClipSpec; refuse a bundle that does not say."""
+    if not manifest.config:
+        raise FlowlessError(f"{manifest.folder}: does not say how large its network is, so PyTorch cannot run it. Export the model again.")
+    return manifest.config
 
 
 def _last_norms(model: nn.Module) -> set[nn.Module]:

@@ -96,7 +96,7 @@ def measure(settings: Peers) -> dict[str, Any]:
         stack.enter_context(torch_threads(threads))
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flowless-peers-")))
         log.print(f"exporting {settings.model} and building its engines …", style="dim", markup=False)
-        manifest = bundle_of(settings.model, spec=spec, classes=174, width=1.0, folder=work)
+        manifest = bundle_of(settings.model, spec=spec, classes=174, folder=work)
         videos = settings.videos or tuple(sample_videos(work / "videos"))
         forward = measure_forward(official, manifest, videos[0], (settings, threads))
         maps = measure_maps(official, work, (settings, threads))

@@ -35,7 +35,7 @@ class Runner:
     run: Run | None = None
 
 
-def bundle_of(model: str, *, spec: ClipSpec, classes: int, width: float, folder: Path, targets: Sequence[str] | None = None) -> Manifest:
+def bundle_of(model: str, *, spec: ClipSpec, folder: Path, targets: Sequence[str] | None = None, **config: Any) -> Manifest:
     """Export a network with lively random weights into `folder`, and build the targets in fp32; None: all that this machine builds.
 
     Returns:
@@ -43,7 +43,7 @@ def bundle_of(model: str, *, spec: ClipSpec, classes: int, width: float, folder:
     """
     from flowless.export.build_engine import build, build_all
 
-    bundle = exported(model, spec=spec, classes=classes, width=width, folder=folder).folder
+    bundle = exported(model, spec=spec, folder=folder, **config).folder
     if targets is None:
         build_all(bundle)
     else:
@@ -52,19 +52,19 @@ def bundle_of(model: str, *, spec: ClipSpec, classes: int, width: float, folder:
     return read_manifest(bundle)
 
 
-def exported(model: str, *, spec: ClipSpec, classes: int, width: float, folder: Path, videos: Sequence[Path] = ()) -> Manifest:
+def exported(model: str, *, spec: ClipSpec, folder: Path, videos: Sequence[Path] = (), **config: Any) -> Manifest:
     """Export a network with lively random weights into `folder / "bundle"`, compared with PyTorch on `videos`, or on made ones."""
     from flowless.export.bundle import export_bundle
 
-    return export_bundle(random_checkpoint(model, spec=spec, classes=classes, width=width, folder=folder), folder / "bundle", videos=videos)
+    return export_bundle(random_checkpoint(model, spec=spec, folder=folder, **config), folder / "bundle", videos=videos)
 
 
-def random_checkpoint(model: str, *, spec: ClipSpec, classes: int, width: float, folder: Path) -> Path:
+def random_checkpoint(model: str, *, spec: ClipSpec, folder: Path, classes: int, **config: Any) -> Path:
     """Write `folder / "model.safetensors"`, a network with lively random weights."""
     from flowless.bench.networks import lively_model
     from flowless.train.checkpoints import save_checkpoint
 
-    network = lively_model(model, classes=classes, spec=spec, width=width)
+    network = lively_model(model, spec=spec, classes=classes, **config)
     labels = [f"class {number}" for number in range(classes)]
     return save_checkpoint(folder / "model.safetensors", network, model_name=model, recipe={}, spec=spec, labels=labels, metrics={})
 
@@ -109,20 +109,20 @@ def why_not_in(hint: str) -> str | None:
     return f"OpenVINO computes in {other} on this processor" if other else None
 
 
-def torch_runners(checkpoint: Path | None, manifest: Manifest, *, width: float = 1.0, compiled: bool = True) -> list[Runner]:
+def torch_runners(checkpoint: Path | None, manifest: Manifest, *, compiled: bool = True) -> list[Runner]:
     """Return PyTorch eager and `torch.compile`, with the checkpoint's weights, or random ones of the same network.
 
     The time does not depend on the weights; where they are random, scores cannot be compared.
     """
     import torch
 
-    from flowless.bench.networks import Eager, lively_model
+    from flowless.bench.networks import Eager, config_of, lively_model
     from flowless.train.checkpoints import load_checkpoint
 
     if checkpoint is not None:
         network = load_checkpoint(checkpoint).model
     else:
-        network = lively_model(manifest.model, classes=len(manifest.labels), spec=manifest.spec, width=width)
+        network = lively_model(manifest.model, spec=manifest.spec, **config_of(manifest))
     runners = [Runner("pytorch eager", "pytorch", "fp32", "runs", Eager(network))]
     if compiled:
         run = Eager(torch.compile(network, dynamic=False))

@@ -53,6 +53,8 @@ class Throughput:
     """Side of the square that the network sees, in pixels; ignored with --bundle."""
     width: float = 1.0
     """Factor on the backbone's channels; ignored with --bundle."""
+    blocks: int = 0
+    """Residual blocks of each stage, as in flowless train; ignored with --bundle."""
     classes: int = 174
     """Scores; ignored with --bundle."""
     compiled: bool = True
@@ -109,6 +111,7 @@ def measure(settings: Throughput) -> dict[str, Any]:
             "weights": "the bundle's" if settings.bundle else "random",
             "spec": manifest.spec.to_dict(),
             "classes": len(manifest.labels),
+            "config": manifest.config,
             "precision": list(settings.precision),
             "batch": settings.batch,
             "runs": settings.runs,
@@ -160,6 +163,7 @@ def _int8_goal(engines: list[dict]) -> dict[str, Any]:
 
 def _network(settings: Throughput, work: Path, threads: int) -> tuple[Manifest, Path | None, list[dict[str, Any]], tuple[Path, ...]]:
     """Return the bundle, the checkpoint that it was made from if that is at hand, how its builds went, and videos to compare on."""
+    from flowless.bench.networks import config_of
     from flowless.bench.precision_builds import build_precisions, cold_cache, made_index, wanted_precisions
     from flowless.bench.runners import bundle_of, exported, known_targets
     from flowless.engines.manifest import read_manifest
@@ -171,10 +175,12 @@ def _network(settings: Throughput, work: Path, threads: int) -> tuple[Manifest, 
     precisions = wanted_precisions(settings.precision)
     if settings.bundle:
         manifest = read_manifest(settings.bundle)
+        config_of(manifest)  # what does not say is refused before anything is measured
         return manifest, None, [row for row in manifest.trials if not row["kept"] and row["precision"] in precisions], ()
     log.print(f"exporting {settings.model} and building its engines …", style="dim", markup=False)
     spec = ClipSpec(height=settings.size, width=settings.size, short_side=settings.size * 8 // 7)
-    network: dict[str, Any] = {"spec": spec, "classes": settings.classes, "width": settings.width, "folder": work}
+    size = {"classes": settings.classes, "width": settings.width, "blocks": settings.blocks}
+    network: dict[str, Any] = {"spec": spec, "folder": work, **size}
     checkpoint = work / "model.safetensors"
     if not precisions:
         return bundle_of(settings.model, **network, targets=settings.targets or None), checkpoint, [], ()
@@ -223,7 +229,7 @@ def _engines(
     checkpoint, builds, videos = made
     log.print("measuring the engines beside PyTorch …", style="dim")
     # PyTorch first: it is what the others are compared with.
-    runners = torch_runners(checkpoint, manifest, width=settings.width, compiled=settings.compiled)
+    runners = torch_runners(checkpoint, manifest, compiled=settings.compiled)
     runners += engine_runners(manifest, threads=threads, targets=settings.targets, precisions=wanted_precisions(settings.precision))
     missing = [row for row in builds if manifest.artefact(row["target"], row["precision"]) is None]
     missing = [row for row in missing if not settings.targets or row["target"] in settings.targets]
@@ -319,10 +325,11 @@ def _rounds(engine: Any, queue: list[Path], clips: list[Any], *, rounds: int) ->
 def _bounds(manifest: Manifest, settings: Throughput, threads: int) -> dict[str, Any]:
     """Return what the processor's peak allows at best: no engine of that arithmetic is faster."""
     from flowless.bench.machine_peak import bound, measure_peak
+    from flowless.bench.networks import config_of
     from flowless.train.flops import count
     from flowless.train.models import build_model
 
-    network = build_model(manifest.model, classes=len(manifest.labels), spec=manifest.spec, width=settings.width)
+    network = build_model(manifest.model, spec=manifest.spec, **config_of(manifest))
     gmac = count(network).macs / 1e9
     peak = measure_peak(threads=threads)
     return {"gmac_per_clip": round(gmac, 3), "peak_gmac_per_s": peak, "least_ms_per_clip": bound(gmac, peak)}

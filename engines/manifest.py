@@ -73,6 +73,8 @@ class Manifest:
     """Class names in the order of the scores."""
     opset: int
     """ONNX operator set of the graph."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """What the model was built with besides its name and `spec`, such as `width`; empty in older bundles."""
     memory: int = 0
     """Frames that an online graph takes beside the newest one, N - 1 (`engines/memory.py`); 0: the graph takes whole clips."""
     graph: str = "model.onnx"
@@ -195,7 +197,7 @@ def fingerprint(path: Path) -> FileRecord:
 def _parse(folder: Path, document: dict[str, Any]) -> Manifest:
     known = {item.name for item in fields(Manifest)} - {"folder"}
     body = {name: value for name, value in document.items() if name not in {"format", "version"}}
-    for name, absent in (("trials", []), ("memory", 0)):
+    for name, absent in (("trials", []), ("memory", 0), ("config", {})):
         body.setdefault(name, absent)  # older bundles have none
     if set(body) != known:
         raise ValueError(f"fields missing: {sorted(known - set(body))}; unknown: {sorted(set(body) - known)}")
@@ -213,6 +215,8 @@ def _parse(folder: Path, document: dict[str, Any]) -> Manifest:
             "artefacts": tuple(Artefact(**{**item, "files": tuple(item["files"])}) for item in body["artefacts"]),
         }
     )
+    if not isinstance(manifest.config, dict):
+        raise ValueError(f"config is {manifest.config!r}, not a table of arguments")
     if manifest.memory not in {0, manifest.spec.segments - 1} or (manifest.memory and manifest.spec.frames_per_segment != 1):
         raise ValueError(f"memory is {manifest.memory!r} of a clip of {list(manifest.spec.shape)}")
     for item in manifest.artefacts:

@@ -78,6 +78,7 @@ def export_bundle(
             spec=spec,
             labels=source.labels,
             opset=OPSET,
+            config=dict(source.model.config),
             memory=spec.segments - 1 if online else 0,
             versions=versions,
             parity={"clips": list(names), **_found(result), "batches": list(parity.BATCHES)},

@@ -57,8 +57,8 @@ def network(ledger: Ledger) -> None:
     settings = ledger.settings
     spec = spec_of(settings)
     # Half of the width and no less: with fewer channels one clip's scores hang on what INT8 saturates on a processor without VNNI.
-    name, width = ("pan-lite-r18", 0.5) if settings.rehearsal else ("pan-lite-r50", 1.0)
-    model = lively_model(name, classes=_CLASSES, spec=spec, width=width)
+    name, smaller = ("pan-lite-r18", {"width": 0.5, "blocks": 1}) if settings.rehearsal else ("pan-lite-r50", {})
+    model = lively_model(name, classes=_CLASSES, spec=spec, **smaller)
     clips = reference_clips(spec)
     with torch.inference_mode():
         scores = np.concatenate([model(torch.from_numpy(clip[None])).numpy() for clip in clips])
@@ -77,7 +77,7 @@ def network(ledger: Ledger) -> None:
         score_spread=deviation,
     )
     # Last: its presence tells the other parts that all of it is there.
-    write_json(settings.folder / "network-is.json", {"name": name, "width": width})
+    write_json(settings.folder / "network-is.json", {"name": name, "smaller": smaller})
 
 
 def reference_clips(spec: ClipSpec) -> np.ndarray:
@@ -137,7 +137,7 @@ def load_network(settings: Settings) -> Any:
     from flowless.train.models import build_model
 
     about = _about(settings)
-    model = build_model(about["name"], classes=_CLASSES, spec=spec_of(settings), width=about["width"])
+    model = build_model(about["name"], classes=_CLASSES, spec=spec_of(settings), **about["smaller"])
     model.load_state_dict(torch.load(settings.folder / "network.pt", weights_only=True))
     return model.eval()
 

@@ -50,8 +50,7 @@ _METRICS = {"sm": "sm__throughput.avg.pct_of_peak_sustained_elapsed", "memory": 
 
 def sanitizer(ledger: Ledger) -> None:
     """Compile the program, run it under each of compute-sanitizer's tools, and ask ncu how busy the card is."""
-    if need_device(ledger.settings).type != "cuda":
-        raise NotHere("kernels compiled for a GPU have no rehearsal on the CPU")
+    need_device(ledger.settings)
     source, program = ledger.settings.folder / "pa_program.cu", ledger.settings.folder / "pa_program"
     kernel = plugin_sources()
     source.write_text(_PROGRAM, encoding="utf-8")

@@ -13,7 +13,7 @@ from flowless.bench.export_time import STAGES, ExportTime, main
 from flowless.engines.backends import why_not
 from flowless.errors import FlowlessError
 
-SMALL = ["--model", "pan-lite-r18", "--width", "0.25", "--size", "48", "--classes", "3", "--calibration-videos", "4"]
+SMALL = ["--model", "pan-lite-r18", "--width", "0.25", "--blocks", "1", "--size", "48", "--classes", "3", "--calibration-videos", "4"]
 
 
 def test_a_model_of_ones_own_needs_videos_of_its_kind() -> None:

@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from flowless.bench.gpu.machine import gpu_facts, tera_per_second
 from flowless.bench.gpu.parts import PARTS
 from flowless.bench.gpu.sanitizer import shares_of
 from flowless.bench.gpu.shares import add_shares
+from flowless.bench.gpu.work import Work
 
 SMALL_PARTS = """
 import ctypes
@@ -294,6 +296,17 @@ def test_without_a_gpu_every_part_says_so(tmp_path, monkeypatch, capsys):
     for name, part in document["parts"].items():
         assert part["status"] == "ran" if name == "machine" else part["status"].startswith("not here: no CUDA GPU"), name
     assert f"no GPU: 1 parts ran, {len(PARTS) - 1} not here, 0 not run" in capsys.readouterr().err
+
+
+def test_a_part_that_this_machine_lacks_something_for_is_not_begun(tmp_path, monkeypatch):
+    """Its process would first load PyTorch, to say so."""
+    monkeypatch.setattr(gpu, "run_part", lambda *_, **__: pytest.fail("it was begun"))
+    monkeypatch.setitem(PARTS, "peak", replace(PARTS["peak"], library="a_library_that_nobody_has"))
+    for settings, name, status in (
+        (Settings(work=str(tmp_path)), "peak", "not here: a_library_that_nobody_has is not installed"),
+        (Settings(work=str(tmp_path), device="cpu"), "kernels", "not here: kernels compiled for a GPU have no rehearsal on the CPU"),
+    ):
+        assert gpu._step(name, Work(settings), 60.0, end=math.inf, scratch=tmp_path) == gpu.unrun(status)
 
 
 def test_nothing_heavy_is_imported_before_a_part_needs_it():

@@ -33,7 +33,7 @@ def make_checkpoint(path: Path, name: str, *, size: int = 48, sampling: str = "c
 
     spec = ClipSpec(segments=4, frames_per_segment=3, height=size, width=size + 1, short_side=size + 8, sampling=sampling)  # pyright: ignore
     torch.manual_seed(7)
-    model = build_model(name, classes=len(LABELS), spec=spec, width=0.25).eval()
+    model = build_model(name, classes=len(LABELS), spec=spec, width=0.25, blocks=1).eval()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.weight.data.uniform_(0.5, 1.0)
@@ -136,16 +136,17 @@ def film_bundles(once, film_model) -> dict[str, Path]:
 
 
 #: Models that learn otherwise than `learn` has it. PAN-Lite has all its blocks, so that shortcuts without a convolution are met; an
-#: export takes as long as there are layers, so the other ResNets have one block a stage. BN-Inception halves 40 rows five times, to 2;
-#: the maps of displacement have sides that are no whole number of blocks; it is large, and is given few steps. da-vit-b gets one head.
+#: export takes as long as there are layers, so the other ResNets have one block a stage, and X3D two, since every second one squeezes.
+#: BN-Inception halves 40 rows five times, to 2; the maps of displacement have sides that are no whole number of blocks; it is large, and
+#: is given few steps. da-vit-b gets one head and two blocks.
 OTHERWISE: dict[str, dict[str, Any]] = {
     "pan-lite-r18": {"blocks": 0},
     "disentangling-bninception": {
         "spec": {"segments": 1, "frames_per_segment": 3, "height": 40, "width": 41, "short_side": 44},
         "steps": 12,
     },
-    "da-vit-b": {"width": 0.09},
-    "da-x3d-xs": {"width": 1.0, "steps": 12},
+    "da-vit-b": {"width": 0.09, "blocks": 2},
+    "da-x3d-xs": {"width": 1.0, "blocks": 2, "steps": 12},
 }
 
 

@@ -139,10 +139,10 @@ def test_a_full_disk_while_the_manifest_is_written(exported, tmp_path, monkeypat
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on a file's size")
 def test_files_that_do_not_fit(bundle, checkpoint, tmp_path):
-    """The system itself refuses files over 1 MB, to Python and to the libraries' own writing: one paragraph each, nothing left."""
+    """The system itself refuses files over 0.2 MB, to Python and to the libraries' own writing: one paragraph each, nothing left."""
     code = """
 import resource, sys
-resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 from flowless.cli import main
 bundle, checkpoint, out = sys.argv[1:]
 print([

@@ -329,7 +329,7 @@ def test_an_int8_graph_of_modelopt(converted):
     layers = inspect_graph(proto, target=RTX)
     convolutions = sum(node.op_type == "Conv" for node in proto.graph.node)
     assert inspection(layers).summary["convolution int8"] == convolutions
-    assert inspection(layers).summary["residual add int8"] == 8
+    assert inspection(layers).summary["residual add int8"] == 4
     assert wrong_layers(layers, "int8", kept=exact_nodes(proto)) == ()
     pa = next(node.name for node in proto.graph.node if node.domain == "flowless")
     assert any(line.startswith(f"convolution {pa}/") for line in wrong_layers(layers, "int8"))

@@ -321,10 +321,24 @@ def test_wrong_requests_are_refused():
             model(wrong)
 
 
-@pytest.mark.parametrize(("name", "blocks", "count"), [("stm-r18", 1, 4), ("tsm-r50", 2, 8), ("pan-full-r18", 0, 16)])
+@pytest.mark.parametrize(
+    ("name", "blocks", "count"),
+    [
+        ("stm-r18", 1, 4),
+        ("tsm-r50", 2, 8),
+        ("pan-full-r18", 0, 16),
+        ("da-x3d-xs", 2, 8),
+        ("da-x3d-xs", 0, 26),
+        ("da-vit-b", 2, 2),
+        ("da-vit-b", 0, 12),
+    ],
+)
 def test_blocks_of_a_stage(name, blocks, count):
-    model = build_model(name, classes=5, spec=SMALL, width=0.25, blocks=blocks)
-    assert sum(type(module).__name__ in {"BasicBlock", "Bottleneck"} for module in model.modules()) == count
+    model = build_model(name, classes=5, spec=SMALL, width=0.1, blocks=blocks)
+    assert (
+        sum(type(module).__name__ in {"BasicBlock", "Bottleneck", "Block"} for name, module in model.named_modules() if "backbone" in name)
+        == count
+    )
     assert model.config["blocks"] == blocks
 
 

@@ -31,8 +31,6 @@ def resnet(
     channels = tuple(max(8, round(width * count)) for count in (64, 128, 256, 512))
     if (pretrained or pretrained_path is not None) and width != 1.0:
         raise FlowlessError(f"width is {width}; pretrained weights exist for width 1 only. Train from scratch, or use width 1.")
-    if (pretrained or pretrained_path is not None) and blocks:
-        raise FlowlessError(f"blocks is {blocks}; pretrained weights exist for whole networks. Train from scratch, or leave blocks at 0.")
     # timm would start the last batch norm of every residual branch at 0. TSM's shift, and STM, sit inside that branch: the network
     # would begin blind to order. The papers' code starts as torchvision does, at 1.
     options: dict[str, Any] = {"channels": channels, "zero_init_last": False}

@@ -35,6 +35,7 @@ class ClipTransformer(nn.Module):
         height: Rows of a frame.
         width: Columns of a frame.
         scale: Factor on the 768 features and 12 heads of ViT-B.
+        blocks: Pairs of attention and perceptron; 0 is the 12 of ViT-B.
         pretrained: Start from timm's ImageNet-21K weights (its cache, or a download).
         pretrained_path: Start from ViT-B/16 weights in this file.
 
@@ -43,14 +44,21 @@ class ClipTransformer(nn.Module):
     """
 
     def __init__(
-        self, *, height: int, width: int, scale: float = 1.0, pretrained: bool = False, pretrained_path: str | Path | None = None
+        self,
+        *,
+        height: int,
+        width: int,
+        scale: float = 1.0,
+        blocks: int = 0,
+        pretrained: bool = False,
+        pretrained_path: str | Path | None = None,
     ) -> None:
         super().__init__()
         self.grid = (height // PATCH, width // PATCH)
         if min(self.grid) < 1:
             raise FlowlessError(f"da-vit: a frame is {height} x {width}; a patch takes {PATCH} x {PATCH} pixels. Take larger frames.")
         heads = max(1, round(12 * scale))
-        options: dict[str, Any] = {"embed_dim": 64 * heads, "num_heads": heads}
+        options: dict[str, Any] = {"embed_dim": 64 * heads, "num_heads": heads, **({"depth": blocks} if blocks else {})}
         wanted = pretrained or pretrained_path is not None
         if wanted and scale != 1.0:
             raise FlowlessError(f"width is {scale}; pretrained weights exist for width 1 only. Train from scratch, or use width 1.")

@@ -88,7 +88,7 @@ def da_x3d(plan: Plan) -> ClipAppearanceRecognizer:
     """
     if plan.from_pretrained:
         raise FlowlessError(f"{plan.name}: there are no ImageNet weights for X3D. Train from scratch, with pretrained off.")
-    backbone = X3D(width=plan.width)
+    backbone = X3D(width=plan.width, blocks=plan.blocks)
     head = AverageHead(backbone.num_features, classes=plan.classes, dropout=plan.dropout)
     nn.init.normal_(head.pred.weight, std=0.01)
     return ClipAppearanceRecognizer(spec=plan.spec, backbone=backbone, head=head, projection=plan.projection())
@@ -107,7 +107,12 @@ def da_vit(plan: Plan) -> ClipAppearanceRecognizer:
     """
     spec = plan.spec
     backbone = ClipTransformer(
-        height=spec.height, width=spec.width, scale=plan.width, pretrained=plan.pretrained, pretrained_path=plan.pretrained_path
+        height=spec.height,
+        width=spec.width,
+        scale=plan.width,
+        blocks=plan.blocks,
+        pretrained=plan.pretrained,
+        pretrained_path=plan.pretrained_path,
     )
     head = AverageHead(backbone.num_features, classes=plan.classes, dropout=plan.dropout)
     return ClipAppearanceRecognizer(spec=spec, backbone=backbone, head=head, projection=plan.projection())

@@ -64,7 +64,12 @@ class Plan:
             )
         if not isinstance(self.blocks, int) or not 0 <= self.blocks <= MOST_BLOCKS:
             raise FlowlessError(
-                f"{self.name}: blocks is {self.blocks!r}; it must be a whole number from 0 (as many as the ResNet has) to {MOST_BLOCKS}."
+                f"{self.name}: blocks is {self.blocks!r}; it must be a whole number from 0 (as many as the backbone has) to {MOST_BLOCKS}."
+            )
+        if self.blocks and self.from_pretrained:
+            raise FlowlessError(
+                f"{self.name}: blocks is {self.blocks}; pretrained weights exist for whole networks. "
+                f"Train from scratch, or leave blocks at 0."
             )
         if not isinstance(self.pa_depth, int) or not 0 <= self.pa_depth <= MOST_DEPTH:
             raise FlowlessError(

@@ -37,12 +37,13 @@ class X3D(nn.Module):
 
     Args:
         width: Factor on all channels and features.
+        blocks: Blocks of each stage; 0 is as many as `DEPTHS` says.
 
     Attributes:
         num_features: Length of a clip's vector, 2,048 at width 1.
     """
 
-    def __init__(self, *, width: float = 1.0) -> None:
+    def __init__(self, *, width: float = 1.0, blocks: int = 0) -> None:
         super().__init__()
         channels = [max(8, round(width * count)) for count in CHANNELS]
         last, self.num_features = max(8, round(width * LAST_CHANNELS)), max(8, round(width * FEATURES))
@@ -52,13 +53,13 @@ class X3D(nn.Module):
             nn.BatchNorm3d(channels[0]),
             nn.ReLU(inplace=True),
         )
-        blocks: list[Block] = []
+        stages: list[Block] = []
         before = channels[0]
         for depth, count in zip(DEPTHS, channels, strict=True):
-            for index in range(depth):
-                blocks.append(Block(before, count, stride=1 if index else 2, squeeze=index % 2 == 0))
+            for index in range(blocks or depth):
+                stages.append(Block(before, count, stride=1 if index else 2, squeeze=index % 2 == 0))
                 before = count
-        self.blocks = nn.Sequential(*blocks)
+        self.blocks = nn.Sequential(*stages)
         self.last = nn.Sequential(nn.Conv3d(before, last, 1, bias=False), nn.BatchNorm3d(last), nn.ReLU(inplace=True))
         self.project = nn.Linear(last, self.num_features, bias=False)
         for module in self.modules():
