@@ -52,7 +52,7 @@ _EXTRAS = {
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run one subcommand; return the exit code: 0 done, 1 the user's input, 2 usage, 3 a check that failed."""
+    """Run one subcommand; return the exit code: 0 done, 1 the user's input, 2 usage, 3 a check that failed, 130 Ctrl-C."""
     words = list(sys.argv[1:] if words is None else words)
     if not words or words[0] in {"-h", "--help"}:
         print(usage())
@@ -81,7 +81,7 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "`flowless COMMAND --help` teaches one command. Exit codes: 0 done, 1 the input, 2 usage, 3 a check that failed.",
+            "`flowless COMMAND --help` teaches one command. Exit codes: 0 done, 1 the input, 2 usage, 3 a check that failed, 130 Ctrl-C.",
         ]
     )
 

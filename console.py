@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 #: Logs and progress go to standard error, so that standard output holds the result alone.
 log = Console(stderr=True, highlight=False)
@@ -19,6 +20,9 @@ def emit(document: Any, *renderables: RenderableType, as_json: bool) -> None:
         print(json.dumps(document, indent=2, ensure_ascii=False))
         return
     for renderable in renderables:
+        if isinstance(renderable, Table):
+            for column in renderable.columns:
+                column.overflow = "fold"  # in a narrow terminal nothing is cut off: commands and paths are there to be copied
         _out.print(renderable)
 
 

@@ -58,7 +58,7 @@ def evaluate(
 
 
 def _evaluate_engine(engine: Engine, index: DatasetIndex, options: EvaluationOptions) -> Evaluation:
-    index = relabel(index, engine.labels, what="index")
+    index = relabel(index, engine.labels)
     name, spec = options.cut(engine.spec)
     _check_size(engine, name, spec)
     start = time.perf_counter()

@@ -30,7 +30,7 @@ def evaluate_checkpoint(
     """Score every video of an index with PyTorch, on the GPU where there is one; see `evaluate`."""
     options = options or EvaluationOptions()
     checkpoint = model if isinstance(model, Checkpoint) else load_checkpoint(model)
-    index = relabel(index, checkpoint.labels, what="index")
+    index = relabel(index, checkpoint.labels)
     name, spec = options.cut(checkpoint.spec)
     gpu = torch.cuda.is_available()
     network = pixels_together(checkpoint.model.to("cuda" if gpu else "cpu"))

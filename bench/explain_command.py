@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,8 @@ class ExplainWords:
     video: tyro.conf.Positional[Path]
     """The video file."""
     out: Path | None = None
-    """The file to write: a page (.html) or a film (.mp4); by default runs/explain/VIDEO.html."""
+    """The file to write: a page (.html) or a film (.mp4); by default a page named by the video's path, such as
+    runs/explain/videos/up/1.mp4.html."""
     top: int = 5
     """Classes to name."""
     json: bool = False
@@ -50,7 +52,7 @@ class ExplainWords:
 def main(words: Sequence[str]) -> int:
     """Run `flowless explain`."""
     ask = tyro.cli(ExplainWords, args=list(words), prog="flowless explain", description=inspect.getdoc(ExplainWords))
-    out = ask.out or Path("runs") / "explain" / f"{ask.video.stem}.html"
+    out = ask.out or place_of(ask.video)
     form = FORMS.get(out.suffix.lower())
     if form is None:
         told = ", ".join(f"{suffix} ({what})" for suffix, what in FORMS.items())
@@ -75,6 +77,13 @@ def main(words: Sequence[str]) -> int:
         log.print(f"{explanation.model} has no motion cue: it sees single frames. Scores alone are shown.", markup=False, soft_wrap=True)
     emit({**explanation.to_dict(), "out": str(out)}, _table(explanation), escape(f"{form}: {out}"), as_json=ask.json)
     return 0
+
+
+def place_of(video: Path) -> Path:
+    """Return the page of a video: its path from here below runs/explain/, so that videos of one name in two folders have two pages."""
+    whole = Path(os.path.normpath(video.absolute()))
+    inside = whole.relative_to(Path.cwd()) if whole.is_relative_to(Path.cwd()) else whole.relative_to(whole.anchor)
+    return Path("runs") / "explain" / inside.with_name(f"{inside.name}.html")
 
 
 def _table(explanation: Explanation) -> Table:

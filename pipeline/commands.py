@@ -49,14 +49,18 @@ class ScanOptions:
 def scan(words: Sequence[str]) -> int:
     """Run `flowless scan`."""
     options = tyro.cli(ScanOptions, args=words, prog="flowless scan")
-    report = run_scan(
-        options.source,
-        format=options.format,
-        out=options.out,
-        workers=options.workers,
-        labels=options.labels,
-        decode=options.decode,
-    )
+    try:
+        report = run_scan(
+            options.source,
+            format=options.format,
+            out=options.out,
+            workers=options.workers,
+            labels=options.labels,
+            decode=options.decode,
+        )
+    except KeyboardInterrupt:
+        console.log.print("flowless: what was looked at is kept. Go on with the same command.", style="yellow")
+        raise
     console.emit(_scan_document(report, options.out), *_scan_tables(report, options.out), as_json=options.json)
     if not report.index.videos:
         raise FlowlessError(f"{options.source}: no video of it can be used; {options.out} lists the reasons.")

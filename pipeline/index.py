@@ -65,6 +65,13 @@ class DatasetIndex:
     """Label names in the order of the class scores."""
     videos: tuple[VideoRecord, ...]
     refused: tuple[Refused, ...] = field(default=())
+    source: Path | None = field(default=None, compare=False)
+    """File that it was read from, for messages; None where it was made here."""
+
+    @property
+    def name(self) -> str:
+        """What a message calls it: its file."""
+        return str(self.source or "the index")
 
     def path_of(self, record: VideoRecord) -> Path:
         """Return the file of a record."""
@@ -93,7 +100,7 @@ class DatasetIndex:
             if not lines:
                 raise ValueError("the file is empty")
             header = json.loads(lines[0])
-            if header.get("format") != FORMAT or header.get("version") != VERSION:
+            if not isinstance(header, dict) or header.get("format") != FORMAT or header.get("version") != VERSION:
                 raise ValueError(f"its first line is not the header of a {FORMAT} of version {VERSION}")
             videos = tuple(_record(json.loads(line), len(header["labels"])) for line in lines[1:])
             refused = tuple(Refused(**item) for item in header["refused"])
@@ -106,11 +113,13 @@ class DatasetIndex:
             raise FlowlessError(
                 f"{source}: not a readable index ({error}). Make it again with: flowless scan SOURCE --out {source}"
             ) from error
-        return cls(root=root, labels=tuple(header["labels"]), videos=videos, refused=refused)
+        return cls(root=root, labels=tuple(header["labels"]), videos=videos, refused=refused, source=source)
 
 
 def _record(document: dict[str, Any], labels: int) -> VideoRecord:
     known = {item.name for item in fields(VideoRecord)}
+    if not isinstance(document, dict):
+        raise ValueError(f"a line is {document!r:.40}, not the record of a video")
     if set(document) - known:
         raise ValueError(f"unknown fields {sorted(set(document) - known)}")
     record = VideoRecord(**{**document, "key_frames": tuple(document.get("key_frames", ()))})

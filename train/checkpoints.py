@@ -193,6 +193,8 @@ def _read(source: Path) -> tuple[dict[str, Any], dict[str, Any]]:
                     f"that `flowless train` wrote, such as best.safetensors in a run's folder."
                 )
             document = json.loads(header)
+            if not isinstance(document, dict):
+                raise ValueError("its header is no table")
             if document.get("format") != FORMAT or document.get("version") != VERSION:
                 raise FlowlessError(
                     f"{source}: a checkpoint of version {document.get('version')!r}; this flowless reads version {VERSION}. Train again, "

@@ -15,42 +15,41 @@ if TYPE_CHECKING:
     from flowless.train.recipes import Recipe
 
 
-def relabel(index: DatasetIndex, labels: Sequence[str], *, what: str) -> DatasetIndex:
+def relabel(index: DatasetIndex, labels: Sequence[str]) -> DatasetIndex:
     """Give an index the label order of a model, by name; an index may lack some of the model's labels.
 
     Args:
         index: Labelled videos.
         labels: The model's labels, in the order of its scores.
-        what: Name of the index for the error.
 
     Raises:
         FlowlessError: The index has labels that the model does not know, or no videos.
     """
     if not index.videos:
-        raise FlowlessError(f"{what}: the index holds no videos. See its refused files with: flowless scan.")
+        raise FlowlessError(f"{index.name}: holds no videos; its first line lists the files that the scan refused, and why.")
     position = {label: number for number, label in enumerate(labels)}
     unknown = sorted({index.labels[video.label] for video in index.videos} - set(position))
     if unknown:
         shown = ", ".join(map(repr, unknown[:5])) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
         raise FlowlessError(
-            f"{what}: has labels that the model was not trained on: {shown}. The model knows {len(labels)}: "
+            f"{index.name}: has labels that the model was not trained on: {shown}. The model knows {len(labels)}: "
             f"{', '.join(map(repr, labels[:5]))}{' …' if len(labels) > 5 else ''}. Index videos of the same labels."
         )
     videos = tuple(replace(video, label=position[index.labels[video.label]]) for video in index.videos)
     return replace(index, labels=tuple(labels), videos=videos)
 
 
-def check_training_index(index: DatasetIndex, *, batch_size: int, what: str) -> None:
+def check_training_index(index: DatasetIndex, *, batch_size: int) -> None:
     """Refuse an index that nothing can be learnt from."""
     seen = len({video.label for video in index.videos})
     if seen < 2:
         raise FlowlessError(
-            f"{what}: has videos of {seen} label{'' if seen == 1 else 's'}; training needs at least 2. A folder-per-class data set "
+            f"{index.name}: has videos of {seen} label{'' if seen == 1 else 's'}; training needs at least 2. A folder-per-class data set "
             f"has one folder a label: flowless scan FOLDER."
         )
     if len(index.videos) < batch_size:
         raise FlowlessError(
-            f"{what}: has {len(index.videos)} videos, fewer than batch_size, {batch_size}. Lower --batch-size, or index more videos."
+            f"{index.name}: has {len(index.videos)} videos, fewer than batch_size, {batch_size}. Lower --batch-size, or index more videos."
         )
 
 

@@ -93,9 +93,9 @@ def fit(
             read, or training diverges.
     """
     folder = RunFolder(Path(out))
-    check_training_index(index, batch_size=recipe.batch_size, what="training index")
+    check_training_index(index, batch_size=recipe.batch_size)
     if val_index is not None:
-        val_index = relabel(val_index, index.labels, what="validation index")
+        val_index = relabel(val_index, index.labels)
     _check_machine(recipe)
     with _quiet():
         # Before the folder is claimed: only Lightning knows which of the processes that torchrun, SLURM, MPI or DDP itself started
@@ -249,7 +249,7 @@ class _Bar(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._progress is not None:
-            self._progress.update(self._task, description=f"epoch {trainer.current_epoch}/{trainer.max_epochs}")
+            self._progress.update(self._task, description=f"{trainer.current_epoch} of {trainer.max_epochs} epochs")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._stop()

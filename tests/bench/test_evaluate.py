@@ -78,7 +78,7 @@ def wide_index(tmp_path_factory, train_index):
         coarse = rng.integers(0, 256, (70, height // 6 + 1, width // 6 + 1, 3)).astype(np.uint8).repeat(6, 1).repeat(6, 2)
         (folder / label).mkdir()
         write_video(folder / label / f"{number}.mp4", coarse[:, :height, :width])
-    return relabel(scan(folder, out=folder / "index.jsonl", workers=1), train_index.labels, what="index")
+    return relabel(scan(folder, out=folder / "index.jsonl", workers=1), train_index.labels)
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import re
 import subprocess
 import sys
 
 import pytest
+from rich.console import Console
+from rich.table import Table
 
-from flowless import CheckFailed, FlowlessError
+from flowless import CheckFailed, FlowlessError, console
 from flowless.cli import COMMANDS, main, run_command
 
 HEAVY = ("torch", "nvidia", "onnx", "lightning", "timm", "openvino", "onnxruntime", "matplotlib", "torchvision")
@@ -67,6 +71,15 @@ def test_exit_codes(error: BaseException, code: int, capsys: pytest.CaptureFixtu
 def test_a_missing_library_names_its_extra(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(lambda: _raise(ModuleNotFoundError("No module named 'torch'", name="torch"))) == 1
     assert "flowless[train]" in capsys.readouterr().err.replace("\n", "")
+
+
+def test_a_narrow_terminal_cuts_nothing_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed = io.StringIO()
+    monkeypatch.setattr(console, "_out", Console(file=printed, width=20))
+    table = Table("add")
+    table.add_row("a-name-longer-than-the-line")
+    console.emit({}, table, as_json=False)
+    assert "a-name-longer-than-the-line" in re.sub(r"[^a-z-]", "", printed.getvalue())
 
 
 def test_our_own_bug_is_not_dressed_up_as_the_users() -> None:

@@ -25,12 +25,26 @@ def test_what_is_written_is_read_again_from_wherever_it_lies(small: DatasetIndex
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("", "the file is empty"), ("a video\n", "not a readable index"), ("{}\n", "not the header"), ("[]\n", "not a readable index")],
+    [("", "the file is empty"), ("a video\n", "not a readable index"), ("{}\n", "not the header"), ("[]\n", "not the header")],
 )
 def test_what_is_no_index_is_told(text: str, reason: str, tmp_path: Path) -> None:
     (tmp_path / "index.jsonl").write_text(text)
     with pytest.raises(FlowlessError, match=rf"index\.jsonl.*{reason}"):
         DatasetIndex.load(tmp_path / "index.jsonl")
+
+
+def test_a_line_that_is_no_video_is_shown(small: DatasetIndex, tmp_path: Path) -> None:
+    small.save(tmp_path / "index.jsonl")
+    with (tmp_path / "index.jsonl").open("a") as stream:
+        stream.write('["wave/a.mp4"]\n')
+    with pytest.raises(FlowlessError, match=r"index\.jsonl.*\['wave/a\.mp4'\], not the record of a video"):
+        DatasetIndex.load(tmp_path / "index.jsonl")
+
+
+def test_an_index_is_called_by_its_file(small: DatasetIndex, tmp_path: Path) -> None:
+    small.save(tmp_path / "index.jsonl")
+    read = DatasetIndex.load(tmp_path / "index.jsonl")
+    assert (small.name, read.name) == ("the index", str(tmp_path / "index.jsonl"))
 
 
 def test_a_label_that_the_index_does_not_know_is_refused(small: DatasetIndex, tmp_path: Path) -> None:

@@ -256,6 +256,7 @@ def test_ctrl_c_keeps_the_journal_and_no_index(tmp_path, workers):
     _, log = process.communicate(timeout=60)
     assert process.returncode == 130, log
     assert "Traceback" not in log
+    assert "Go on with the same command" in log
     assert not out.exists()
     assert journal.exists()
     for link in (tmp_path / "set").rglob("*.mp4"):

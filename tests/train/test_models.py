@@ -302,6 +302,10 @@ def test_wrong_requests_are_refused():
         build_model("pan-lite-r18", classes=5, spec=ClipSpec(frames_per_segment=1))
     with pytest.raises(FlowlessError, match=r"width is 0\.5"):
         build_model("tsn-r18", classes=5, spec=SMALL, width=0.5, pretrained=True)
+    for name, value in (("classes", 0), ("width", 0), ("width", 4.5), ("dropout", 1)):
+        asked: dict[str, Any] = {"classes": 5, name: value}
+        with pytest.raises(FlowlessError, match=f"tsn-r18: {name} is {value}; it must be "):
+            build_model("tsn-r18", spec=SMALL, **asked)
     with pytest.raises(FlowlessError, match="blocks is 1"):
         build_model("tsn-r18", classes=5, spec=SMALL, blocks=1, pretrained=True)
     for blocks in (-1, 24, 1.0):

@@ -57,11 +57,12 @@ class Plan:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
-        if self.classes < 1 or not 0 < self.width <= 4 or not 0 <= self.dropout < 1:
-            raise FlowlessError(
-                f"{self.name}: classes {self.classes}, width {self.width}, dropout {self.dropout}; "
-                f"they must be at least 1, in (0, 4], in [0, 1)."
-            )
+        if self.classes < 1:
+            raise FlowlessError(f"{self.name}: classes is {self.classes}; it must be at least 1.")
+        if not 0 < self.width <= 4:
+            raise FlowlessError(f"{self.name}: width is {self.width}; it must be above 0 and at most 4.")
+        if not 0 <= self.dropout < 1:
+            raise FlowlessError(f"{self.name}: dropout is {self.dropout}; it must be at least 0 and below 1.")
         if not isinstance(self.blocks, int) or not 0 <= self.blocks <= MOST_BLOCKS:
             raise FlowlessError(
                 f"{self.name}: blocks is {self.blocks!r}; it must be a whole number from 0 (as many as the backbone has) to {MOST_BLOCKS}."
