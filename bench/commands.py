@@ -52,7 +52,7 @@ def demo(words: Sequence[str]) -> None:
         Args:
             out: folder for everything that is made; an older demo there is replaced.
             seed: seed of the videos and of the training.
-            quick: a tenth of the videos and two epochs: shows the path, learns little.
+            quick: a tenth of the videos, two epochs and networks of one block a stage: shows the path, learns little.
             json: print the summary as one JSON document.
         """
         from flowless.bench.demo import run_demo, summary_table

@@ -55,7 +55,7 @@ def run_demo(out: Path, *, seed: int = 0, quick: bool = False) -> dict[str, Any]
     Args:
         out: folder for everything that is made; what an older demo left there is replaced.
         seed: seed of the videos and of the training.
-        quick: few videos and two epochs.
+        quick: few videos, two epochs, networks of one block a stage.
 
     Returns:
         The content of `OUT/summary.json`: `accuracy` by model, `engines`, `seconds` by stage.
@@ -122,7 +122,7 @@ def _train(name: str, folder: Path, *, indexes: tuple[DatasetIndex, DatasetIndex
     from flowless.train.fit import fit
     from flowless.train.recipes import find_recipe
 
-    recipe = find_recipe(MODELS[name], seed=seed, precision=quick_precision(), **({"epochs": 2} if quick else {}))
+    recipe = find_recipe(MODELS[name], seed=seed, precision=quick_precision(), **({"epochs": 2, "blocks": 1} if quick else {}))
     return fit(recipe, index=indexes[0], val_index=indexes[1], out=folder, overwrite=True)
 
 

@@ -59,8 +59,7 @@ def export_bundle(
     folder = Path(out)
     _refuse_foreign(folder)
     source = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
-    spec = source.spec
-    form = _online_form(source) if online else source.model
+    spec, form = source.spec, _online_form(source) if online else source.model
     names, clips = gather_clips(spec, videos)
     reference = Reference(names=names, clips=clips, scores=torch_scores(source.model, clips))
     versions = {**installed_versions(("torch", "timm", "onnx", "onnxscript")), "flowless": _flowless_version()}

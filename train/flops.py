@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from flowless.pipeline.spec import ClipSpec
-from flowless.train.models import Recognizer
+from flowless.train.models import Recognizer, build_model
 from flowless.train.models.stm import ChannelwiseTemporalConv
 from flowless.train.models.temporal_projection import PixelwiseTemporalProjection
 
@@ -79,6 +79,12 @@ class _Counted:
 
     def __call__(self, module: nn.Module, inputs: Any, out: torch.Tensor) -> None:
         self.noted.append(self.taps * out.numel())
+
+
+def size_of(name: str, *, spec: ClipSpec, **config: Any) -> Size:
+    """Count the model that `build_model` makes of the same arguments; no memory is taken for its weights."""
+    with torch.device("meta"):
+        return count(build_model(name, spec=spec, **config))
 
 
 def count(model: Recognizer) -> Size:

@@ -53,14 +53,14 @@ def models(words: Sequence[str]) -> int:
 
 def described(name: str) -> dict[str, Any]:
     """Return what `flowless models --json` says of a model: plain values."""
-    from flowless.train.flops import count
-    from flowless.train.models import FAMILIES, build_model
+    from flowless.train.flops import size_of
+    from flowless.train.models import FAMILIES
     from flowless.train.models.papers import PAPERS
     from flowless.train.recipes import find_recipe
 
     paper = PAPERS.get(name)
     spec = paper.spec if paper else find_recipe(f"{name}/something-v1").spec
-    size = count(build_model(name, classes=CLASSES, spec=spec))
+    size = size_of(name, classes=CLASSES, spec=spec)
     card = inspect.getdoc(FAMILIES[name.rpartition("-")[0]]) or ""
     return {
         "name": name,

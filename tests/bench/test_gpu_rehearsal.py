@@ -1,8 +1,9 @@
-"""The GPU suite's parts on the CPU, each through its own process: what fails here would fail on a GPU."""
+"""The GPU suite's parts on the CPU, each in a process of its own: what fails here would fail on a GPU."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from flowless.bench.gpu import command as gpu
 from flowless.bench.gpu.parts import PARTS
 
 #: Parts that need no PyAV, which a machine that is lent may lack; the others run with it. `compiled` is a C++ compiler's minutes.
@@ -21,10 +21,50 @@ WITH_PYAV = tuple(name for name in PARTS if name not in {*WITHOUT_PYAV, "compile
 Parts = dict[str, dict[str, Any]]
 
 
-def ran(folder: Path, parts: Sequence[str]) -> Parts:
+#: The command, whose parts' processes begin with PyTorch and timm loaded, which takes most of a rehearsal. (That a part begins by
+#: itself: test_gpu_bench.py.)
+PRELOADED = """
+import os, subprocess, sys, time, types
+import timm, torch
+from flowless.bench.gpu import command, guard
+
+class Forked:
+    def __init__(self, words, *, stdout, **_):
+        self.returncode, self.pid = None, os.fork()
+        if self.pid == 0:
+            os.setsid()
+            os.dup2(stdout.fileno(), 1)
+            os.dup2(1, 2)
+            if lacks_pyav := os.environ.get("LACKS_PYAV"):
+                # Here, and in what a part starts.
+                sys.modules["av"] = None
+                os.environ["PYTHONPATH"] = lacks_pyav
+            os._exit(guard.main(words[3:]))
+
+    def wait(self, timeout=None):
+        end = time.monotonic() + (timeout or 60)
+        while self.returncode is None:
+            done, status = os.waitpid(self.pid, os.WNOHANG)
+            if done:
+                self.returncode = os.waitstatus_to_exitcode(status)
+            elif time.monotonic() > end:
+                raise subprocess.TimeoutExpired(self.pid, timeout)
+            else:
+                time.sleep(0.02)
+        return self.returncode
+
+guard.subprocess = types.SimpleNamespace(**{**vars(subprocess), "Popen": Forked})
+sys.exit(command.main(sys.argv[1:]))
+"""
+
+
+def ran(folder: Path, parts: Sequence[str], **environment: str) -> Parts:
     """Run parts on the CPU, in a work folder that two commands share; return their documents."""
     words = ["--device", "cpu", "--work", str(folder / "work"), "--parts", ",".join(parts), "--out", str(folder / "out.json")]
-    assert gpu.main(words) == 0
+    done = subprocess.run(
+        [sys.executable, "-c", PRELOADED, *words], env=os.environ | environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
     return json.loads((folder / "out.json").read_text(encoding="utf-8"))["parts"]
 
 
@@ -43,9 +83,7 @@ def without_pyav(folder: Path) -> Parts:
         "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
         "sys.meta_path.insert(0, Without())\n"
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(folder))
-        return ran(folder, (*WITHOUT_PYAV, "videos"))
+    return ran(folder, (*WITHOUT_PYAV, "videos"), LACKS_PYAV=str(folder))
 
 
 @pytest.fixture(scope="module")

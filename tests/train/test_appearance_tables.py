@@ -10,7 +10,7 @@ from __future__ import annotations
 import pytest
 
 from flowless.pipeline.spec import ClipSpec
-from flowless.train.flops import count, projection_macs
+from flowless.train.flops import projection_macs, size_of
 from flowless.train.models import build_model
 from flowless.train.models.temporal_projection import MLPShape, PixelwiseTemporalProjection
 
@@ -86,13 +86,13 @@ TABLE_1 = [
 
 @pytest.mark.parametrize(("name", "shape", "paper", "millions"), TABLE_1)
 def test_table_1_parameters(name, shape, paper, millions):
-    assert count(build_model(name, classes=CLASSES, spec=spec(*shape))).parameters / 1e6 == pytest.approx(millions, rel=0.01)
+    assert size_of(name, classes=CLASSES, spec=spec(*shape)).parameters / 1e6 == pytest.approx(millions, rel=0.01)
 
 
 def test_table_1_tsm():
     """Also Table 7: 42.9 G for RGB, 43.1 G for dynamic appearance, of 256 x 256."""
-    rgb = count(build_model("tsm-r50", classes=CLASSES, spec=spec(8, 1, 256))).macs / 1e9
-    ours = count(build_model("da-tsm-r50", classes=CLASSES, spec=spec(8, 4, 256))).macs / 1e9
+    rgb = size_of("tsm-r50", classes=CLASSES, spec=spec(8, 1, 256)).macs / 1e9
+    ours = size_of("da-tsm-r50", classes=CLASSES, spec=spec(8, 4, 256)).macs / 1e9
     assert rgb == pytest.approx(42.9, rel=0.01)
     assert ours == pytest.approx(43.1, rel=0.01)
     assert ours - rgb == pytest.approx(43.1 - 42.9, abs=0.01)
@@ -102,7 +102,7 @@ def backbone(name, segments, side):
     """GMAC of a model without PWTP's part, as `count` counts it: without Eq. 3."""
     shape = spec(segments, 2, side)
     pairs = segments * (side // 8) ** 2 * 24 / 1e9
-    return count(build_model(name, classes=CLASSES, spec=shape)).macs / 1e9 - added(segments, 2, side) + pairs
+    return size_of(name, classes=CLASSES, spec=shape).macs / 1e9 - added(segments, 2, side) + pairs
 
 
 def test_x3d_as_its_own_paper_counts_it():
@@ -158,8 +158,9 @@ def test_tables_1_and_2_transformer():
     number does not tell whether frames attend to each other. Here all patches do, without class token. (The number is as well the
     MAC of 16 such frames. Of 256 x 256 it would be 352 G; and MAC with attention's products are 141 G where frames are alone.)
     """
-    model = build_model("da-vit-b", classes=CLASSES, spec=spec(8, 4, 224))
-    macs = count(model).macs - 8 * projection_macs(PixelwiseTemporalProjection(4), height=224, width=224)
+    macs = size_of("da-vit-b", classes=CLASSES, spec=spec(8, 4, 224)).macs - 8 * projection_macs(
+        PixelwiseTemporalProjection(4), height=224, width=224
+    )
     tokens, features, layers = 8 * 196, 768, 12
     attention = layers * 2 * tokens**2 * features
     linear = layers * 12 * features**2 * tokens + tokens * features**2

@@ -286,12 +286,13 @@ def test_the_transformers_sequence():
 
 
 def test_pretrained_transformer(tmp_path):
-    donor: Any = timm.create_model("vit_base_patch16_224")
+    donor: Any = timm.create_model("vit_base_patch16_224", depth=2)
     save_file(donor.state_dict(), tmp_path / "vit.safetensors")
-    model = ClipTransformer(height=224, width=224, pretrained_path=tmp_path / "vit.safetensors")
+    weights = {"blocks": 2, "pretrained_path": tmp_path / "vit.safetensors"}
+    model = ClipTransformer(height=224, width=224, **weights)
     torch.testing.assert_close(model.positions.detach(), donor.pos_embed.detach()[:, 1:])
-    torch.testing.assert_close(model.blocks.get_parameter("11.mlp.fc2.weight").detach(), donor.blocks[11].mlp.fc2.weight.detach())
-    assert ClipTransformer(height=160, width=192, pretrained_path=tmp_path / "vit.safetensors").positions.shape == (1, 120, 768)
+    torch.testing.assert_close(model.blocks.get_parameter("1.mlp.fc2.weight").detach(), donor.blocks[1].mlp.fc2.weight.detach())
+    assert ClipTransformer(height=160, width=192, **weights).positions.shape == (1, 120, 768)
     # As in timm's own network: one frame, no class token in the attention of either.
     x = torch.randn(1, 1, 3, 224, 224)
     donor.cls_token, donor.num_prefix_tokens = None, 0

@@ -11,8 +11,7 @@ from __future__ import annotations
 import pytest
 
 from flowless.pipeline.spec import ClipSpec
-from flowless.train.flops import count, pa_macs, pa_parameters, paper_pa_macs
-from flowless.train.models import build_model
+from flowless.train.flops import pa_macs, pa_parameters, paper_pa_macs, size_of
 from flowless.train.models.deep_persistence import DeepPersistence, PixelPersistence
 from flowless.train.models.vap import VariousTimescaleAggregationPooling
 from flowless.train.persistence import PersistenceOfAppearance
@@ -82,7 +81,7 @@ TABLE_5 = [
     ("name", "spec", "paper", "here"), TABLE_5, ids=[f"{name}-{spec.segments}x{spec.height}" for name, spec, *_ in TABLE_5]
 )
 def test_table_5_flops(name, spec, paper, here):
-    macs = count(build_model(name, classes=CLASSES, spec=spec)).macs
+    macs = size_of(name, classes=CLASSES, spec=spec).macs
     nodes = {"pan-lite": 1, "pan-full": 1, "pan-en": 2}.get(name.rpartition("-")[0], 0)
     as_the_paper_counts = macs + nodes * (paper_pa_macs(spec) - pa_macs(spec))
     assert as_the_paper_counts / 1e9 == pytest.approx(paper, rel=0.01)
@@ -91,7 +90,7 @@ def test_table_5_flops(name, spec, paper, here):
 
 def test_table_6_is_table_5_rounded():
     # Kinetics400, UCF101, HMDB51: 47 G, 88 G and 135 G a view, of 256 x 256.
-    macs = {name: count(build_model(f"pan-{name}-r50", classes=400, spec=FULL_RESOLUTION)).macs for name in ("lite", "full", "en")}
+    macs = {name: size_of(f"pan-{name}-r50", classes=400, spec=FULL_RESOLUTION).macs for name in ("lite", "full", "en")}
     saved = paper_pa_macs(FULL_RESOLUTION) - pa_macs(FULL_RESOLUTION)
     assert (macs["lite"] + saved) / 1e9 == pytest.approx(47, rel=0.02)
     assert (macs["full"] + saved) / 1e9 == pytest.approx(88, rel=0.01)
@@ -104,4 +103,4 @@ def test_table_6_is_table_5_rounded():
 )
 def test_parameters(name, millions):
     # ResNet-50 without its 1,000 classes is 23.508 M; 174 classes, VAP's 392, PA's 1,184 and PAN-Lite's 3 further input channels.
-    assert count(build_model(name, classes=CLASSES, spec=ClipSpec())).parameters / 1e6 == pytest.approx(millions, abs=1e-3)
+    assert size_of(name, classes=CLASSES, spec=ClipSpec()).parameters / 1e6 == pytest.approx(millions, abs=1e-3)

@@ -15,9 +15,8 @@ from flowless.train.persistence import EPS, body
 
 pytest.importorskip("triton")
 op = torch.ops.flowless.persistence
-#: What `make quick` runs too, and the others, forward and backward.
+#: What `make quick` runs too.
 SOME = "((test_maps and odd and float32) or (test_the_op_learns and root) or nothing_in)"
-FORWARD = "(test_maps or video_memory or 32_bits or uint8_loses)"
 
 
 def run_interpreted(words):
@@ -34,14 +33,8 @@ def run_interpreted(words):
 
 
 @pytest.mark.slow
-def test_maps_in_the_interpreter():
-    done = run_interpreted(f"{FORWARD} and not {SOME}")
-    assert done.returncode == 0, done.stdout
-
-
-@pytest.mark.slow
-def test_gradients_in_the_interpreter():
-    done = run_interpreted(f"not {FORWARD} and not {SOME}")
+def test_maps_and_gradients_in_the_interpreter():
+    done = run_interpreted(f"not {SOME}")
     assert done.returncode == 0, done.stdout
 
 
