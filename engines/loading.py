@@ -28,7 +28,7 @@ def load(
     Args:
         bundle: The bundle's folder.
         target: `tensorrt`, `tensorrt-rtx`, `openvino` or `onnxruntime`; None takes the first of these that runs here.
-        precision: Such as `fp32`; None takes what the bundle has for the target.
+        precision: `fp32`, `bf16`, `fp16` or `int8`; None takes what the bundle has for the target.
         threads: CPU threads; None lets the library choose.
         hint: OpenVINO: arithmetic to compute an fp32 engine in, `f32` (the default), `bf16` or `f16`. `bf16` is about twice
             as fast where the processor has it, and rounds to 8 bits; no export has compared it with PyTorch.
@@ -42,6 +42,8 @@ def load(
     """
     if target is not None and target not in TARGETS:
         raise FlowlessError(f"target is {target!r}; it must be one of {', '.join(TARGETS)}.")
+    if precision is not None and precision not in _PREFERRED:
+        raise FlowlessError(f"precision is {precision!r}; it must be one of {', '.join(reversed(_PREFERRED))}.")
     if hint is not None and hint not in HINTS:
         raise FlowlessError(f"hint is {hint!r}; it must be one of {', '.join(HINTS)}.")
     if hint is not None and target is None:

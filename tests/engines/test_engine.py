@@ -88,6 +88,7 @@ def test_on_a_gpu_that_tensorrt_rtx_does_not_know_the_next_engine_is_taken(built
     ("asked", "says"),
     [
         ({"target": "cuda"}, "target is 'cuda'; it must be one of tensorrt, tensorrt-rtx, openvino, onnxruntime"),
+        ({"precision": "fp12"}, "precision is 'fp12'; it must be one of fp32, bf16, fp16, int8"),
         ({"target": "openvino", "precision": "int8"}, "no engine openvino int8 that runs here.*flowless build"),
         ({"hint": "f8"}, "hint is 'f8'"),
         ({"target": "onnxruntime", "hint": "bf16"}, "only openvino takes a hint"),
