@@ -22,7 +22,10 @@ def emit(document: Any, *renderables: RenderableType, as_json: bool) -> None:
     for renderable in renderables:
         if isinstance(renderable, Table):
             for column in renderable.columns:
-                column.overflow = "fold"  # in a narrow terminal nothing is cut off: commands and paths are there to be copied
+                column.no_wrap, column.overflow = (
+                    False,
+                    "fold",
+                )  # in a narrow terminal nothing is cut off: commands and paths are there to be copied
         _out.print(renderable)
 
 

@@ -82,8 +82,11 @@ def main(words: Sequence[str]) -> int:
 def place_of(video: Path) -> Path:
     """Return the page of a video: its path from here below runs/explain/, so that videos of one name in two folders have two pages."""
     whole = Path(os.path.normpath(video.absolute()))
-    inside = whole.relative_to(Path.cwd()) if whole.is_relative_to(Path.cwd()) else whole.relative_to(whole.anchor)
-    return Path("runs") / "explain" / inside.with_name(f"{inside.name}.html")
+    if whole.is_relative_to(Path.cwd()):
+        inside = whole.relative_to(Path.cwd())
+    else:
+        inside = Path("elsewhere", *(part.strip(":\\/") for part in whole.parts))
+    return Path("runs", "explain", *inside.parts[:-1], f"{inside.name or 'here'}.html")
 
 
 def _table(explanation: Explanation) -> Table:

@@ -14,6 +14,7 @@ from flowless.engines.manifest import Manifest
 from flowless.errors import FlowlessError
 from flowless.machine import usable_cores
 from flowless.pipeline.spec import ClipSpec
+from flowless.train.model_options import ModelOptions
 from flowless.train.models import Recognizer, build_model
 
 #: Clips that the statistics of the normalisation layers are taken from, and clips that the last layer is fitted to.
@@ -62,7 +63,8 @@ def lively_model(name: str, *, spec: ClipSpec, seed: int = 0, **config: Any) -> 
 
 def config_of(manifest: Manifest) -> dict[str, Any]:
     """Return what `build_model` makes a bundle's network with, besides its name and ClipSpec; refuse a bundle that does not say."""
-    if not manifest.config:
+    known = {"classes", "width", "dropout", *ModelOptions.__annotations__}
+    if manifest.config.get("classes") != len(manifest.labels) or not manifest.config.keys() <= known:
         raise FlowlessError(f"{manifest.folder}: does not say how large its network is, so PyTorch cannot run it. Export the model again.")
     return manifest.config
 

@@ -26,7 +26,7 @@ def relabel(index: DatasetIndex, labels: Sequence[str]) -> DatasetIndex:
         FlowlessError: The index has labels that the model does not know, or no videos.
     """
     if not index.videos:
-        raise FlowlessError(f"{index.name}: holds no videos; its first line lists the files that the scan refused, and why.")
+        raise FlowlessError(f"{index.name}: holds no videos. The index's first line lists the files that its scan refused, and why.")
     position = {label: number for number, label in enumerate(labels)}
     unknown = sorted({index.labels[video.label] for video in index.videos} - set(position))
     if unknown:

@@ -249,7 +249,7 @@ class _Bar(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._progress is not None:
-            self._progress.update(self._task, description=f"{trainer.current_epoch} of {trainer.max_epochs} epochs")
+            self._progress.update(self._task, description=f"{trainer.current_epoch + 1} of {trainer.max_epochs} epochs")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._stop()

@@ -115,7 +115,8 @@ def _step(name: str, work: Work, seconds: float, *, end: float, scratch: Path) -
     if left < _LEAST_SECONDS:
         return unrun("not run: no time left")
     if reason := PARTS[name].missing(work.settings):
-        return unrun(f"not here: {reason}")
+        _report(name, part := unrun(f"not here: {reason}"))
+        return part
     _say(f"{name}: {PARTS[name].what} …")
     run = _made_once if PARTS[name].kept else _run
     part = run(name, work, min(seconds, left), scratch)

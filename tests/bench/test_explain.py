@@ -176,7 +176,9 @@ def test_videos_of_one_name_have_pages_of_their_own(tmp_path, monkeypatch):
     assert place_of(Path("down/1.mp4")) == pages / "down" / "1.mp4.html"
     assert place_of(Path("1.avi")) == pages / "1.avi.html"
     # From outside by the whole path, and never out of the folder.
-    assert place_of(Path("../1.mp4")) == pages.joinpath(*tmp_path.parts[1:], "1.mp4.html")
+    assert place_of(Path("../1.mp4")) == pages.joinpath("elsewhere", *tmp_path.parts[1:], "1.mp4.html")
+    assert place_of(Path(*tmp_path.parts[1:], "1.mp4")) != place_of(tmp_path / "1.mp4")
+    assert place_of(Path()).suffix == place_of(Path("/")).suffix == ".html"  # no video, which is told later
 
 
 @pytest.mark.parametrize(("over", "frames"), [("frames", 3), ("segment", 4), ("segments", 1), (None, 1)])

@@ -32,14 +32,18 @@ class Forked:
     def __init__(self, words, *, stdout, **_):
         self.returncode, self.pid = None, os.fork()
         if self.pid == 0:
-            os.setsid()
-            os.dup2(stdout.fileno(), 1)
-            os.dup2(1, 2)
-            if lacks_pyav := os.environ.get("LACKS_PYAV"):
-                # Here, and in what a part starts.
-                sys.modules["av"] = None
-                os.environ["PYTHONPATH"] = lacks_pyav
-            os._exit(guard.main(words[3:]))
+            code = 1
+            try:
+                os.setsid()
+                os.dup2(stdout.fileno(), 1)
+                os.dup2(1, 2)
+                if lacks_pyav := os.environ.get("LACKS_PYAV"):
+                    # Here, and in what a part starts.
+                    sys.modules["av"] = None
+                    os.environ["PYTHONPATH"] = lacks_pyav
+                code = guard.main(words[3:])
+            finally:
+                os._exit(code)
 
     def wait(self, timeout=None):
         end = time.monotonic() + (timeout or 60)

@@ -218,8 +218,9 @@ def test_pytorch_beside_a_bundle_is_the_bundles_network(tmp_path: Path, monkeypa
     assert runner.run is not None
     assert runner.run(np.zeros((1, *TINY.shape), np.uint8)).shape == (1, 3)
     assert made == [{"spec": TINY, **config}]
-    with pytest.raises(FlowlessError, match="does not say how large its network is"):
-        torch_runners(None, replace(manifest, config={}), compiled=False)
+    for wrong in ({}, {**config, "classes": 4}, {**config, "depth": 3}):
+        with pytest.raises(FlowlessError, match="does not say how large its network is"):
+            torch_runners(None, replace(manifest, config=wrong), compiled=False)
 
 
 def test_settings_that_measure_nothing_are_refused() -> None:

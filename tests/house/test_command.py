@@ -77,6 +77,7 @@ def test_a_narrow_terminal_cuts_nothing_off(monkeypatch: pytest.MonkeyPatch) -> 
     printed = io.StringIO()
     monkeypatch.setattr(console, "_out", Console(file=printed, width=20))
     table = Table("add")
+    table.columns[0].no_wrap = True
     table.add_row("a-name-longer-than-the-line")
     console.emit({}, table, as_json=False)
     assert "a-name-longer-than-the-line" in re.sub(r"[^a-z-]", "", printed.getvalue())

@@ -60,7 +60,10 @@ def each_type(tried, everything):
     return rows
 
 
-@pytest.mark.parametrize(("case", "dtype", "inside"), each_type(cases(), {"random", "more than one tile, ragged"}))
+@pytest.mark.parametrize(
+    ("case", "dtype", "inside"),
+    each_type(cases(), {"random", "more than one tile, ragged", "constant in time", "pixels with scaled filters"}),
+)
 def test_maps(reference, case, dtype, inside):
     x, w = cast(case, dtype)
     wanted = reference.persistence(x.double().numpy(), w.double().numpy(), np.zeros(8), case.eps, eps_inside=inside)
@@ -111,7 +114,7 @@ SOME = {"random", "one pixel large", "odd sides", "large magnitude"}
 GRADIENT_CASES = [case._replace(frames=case.frames[..., :5, :]) if case.name == "random" else case for case in cases() if case.name in SOME]
 
 
-@pytest.mark.parametrize(("case", "dtype", "inside"), each_type(GRADIENT_CASES, {"odd sides"}))
+@pytest.mark.parametrize(("case", "dtype", "inside"), each_type(GRADIENT_CASES, {"odd sides", "large magnitude"}))
 def test_gradients(case, dtype, inside):
     x, w = cast(case, dtype)
     upstream = torch.randn(forms.motion_shape(x), generator=torch.Generator().manual_seed(2))
