@@ -21,11 +21,9 @@ def emit(document: Any, *renderables: RenderableType, as_json: bool) -> None:
         return
     for renderable in renderables:
         if isinstance(renderable, Table):
+            # In a narrow terminal nothing is cut off: commands and paths are there to be copied.
             for column in renderable.columns:
-                column.no_wrap, column.overflow = (
-                    False,
-                    "fold",
-                )  # in a narrow terminal nothing is cut off: commands and paths are there to be copied
+                column.no_wrap, column.overflow = False, "fold"
         _out.print(renderable)
 
 

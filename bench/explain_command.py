@@ -52,7 +52,7 @@ class ExplainWords:
 def main(words: Sequence[str]) -> int:
     """Run `flowless explain`."""
     ask = tyro.cli(ExplainWords, args=list(words), prog="flowless explain", description=inspect.getdoc(ExplainWords))
-    out = ask.out or place_of(ask.video)
+    out = ask.out or page_of(ask.video)
     form = FORMS.get(out.suffix.lower())
     if form is None:
         told = ", ".join(f"{suffix} ({what})" for suffix, what in FORMS.items())
@@ -79,7 +79,7 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def place_of(video: Path) -> Path:
+def page_of(video: Path) -> Path:
     """Return the page of a video: its path from here below runs/explain/, so that videos of one name in two folders have two pages."""
     whole = Path(os.path.normpath(video.absolute()))
     if whole.is_relative_to(Path.cwd()):

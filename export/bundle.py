@@ -59,26 +59,26 @@ def export_bundle(
     folder = Path(out)
     _refuse_foreign(folder)
     source = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
-    spec, form = source.spec, _online_form(source) if online else source.model
-    names, clips = gather_clips(spec, videos)
+    form = _online_form(source) if online else source.model
+    names, clips = gather_clips(source.spec, videos)
     reference = Reference(names=names, clips=clips, scores=torch_scores(source.model, clips))
     versions = {**installed_versions(("torch", "timm", "onnx", "onnxscript")), "flowless": _flowless_version()}
     with whole_folder(folder) as draft:
-        about = {"spec": spec, "labels": source.labels, "name": source.name, "versions": versions}
+        about = {"spec": source.spec, "labels": source.labels, "name": source.name, "versions": versions}
         graph.export_onnx(form, draft / "model.onnx", **about, online=online)
         ort = installed_versions(("onnxruntime-gpu", "onnxruntime"))
         engine = Artefact(target="onnxruntime", precision="fp32", status="verified", files=("model.onnx",), versions=ort)
         backend = open_backend(engine, draft / "model.onnx", classes=len(source.labels))
         result = parity.check(backend, clips, reference.scores, precision="fp32", what=f"{folder.name}/model.onnx")
-        reference.save(draft / "reference.npz", spec)
+        reference.save(draft / "reference.npz", source.spec)
         manifest = Manifest(
             folder=draft,
             model=source.name,
-            spec=spec,
+            spec=source.spec,
             labels=source.labels,
             opset=OPSET,
             config=dict(source.model.config),
-            memory=spec.segments - 1 if online else 0,
+            memory=source.spec.segments - 1 if online else 0,
             versions=versions,
             parity={"clips": list(names), **_found(result), "batches": list(parity.BATCHES)},
             files={"reference.npz": fingerprint(draft / "reference.npz")},

@@ -66,7 +66,7 @@ class DatasetIndex:
     videos: tuple[VideoRecord, ...]
     refused: tuple[Refused, ...] = field(default=())
     source: Path | None = field(default=None, compare=False)
-    """File that it was read from, for messages; None where it was made here."""
+    """Its file, for messages; None where it has none."""
 
     @property
     def name(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flowless.console import progress
@@ -92,6 +92,7 @@ def run_scan(
                 journal.note(job, finding)
                 bar.advance(task)
         index = _index(listing, known, names, {job.path: finding for job, finding in found.items() if finding}, refused)
+        index = replace(index, source=target)
         index.save(target)
         journal.remove()
     return ScanReport(index=index, ignored=listing.ignored, resumed=resumed, seconds=time.perf_counter() - began)

@@ -15,7 +15,7 @@ import torch
 
 from flowless.bench.cues import cue_of
 from flowless.bench.explain import Explanation, explain
-from flowless.bench.explain_command import place_of
+from flowless.bench.explain_command import page_of
 from flowless.bench.explain_film import windows
 from flowless.bench.explain_page import render
 from flowless.bench.looking import open_looker
@@ -159,7 +159,7 @@ def test_the_command_writes_a_page_and_prints_the_numbers(checkpoint, video, tmp
     monkeypatch.chdir(tmp_path)
     assert main(["explain", str(checkpoint), str(video), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert Path(document["out"]) == place_of(video)
+    assert Path(document["out"]) == page_of(video)
     assert (tmp_path / document["out"]).read_text(encoding="utf-8").startswith("<!doctype html>")
     assert document["cue"]["name"] == "Persistence of Appearance"
     assert [len(segment["frames"]) for segment in document["segments"]] == [3] * 4
@@ -172,13 +172,13 @@ def test_videos_of_one_name_have_pages_of_their_own(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     pages = Path("runs") / "explain"
-    assert place_of(Path("up/1.mp4")) == place_of(tmp_path / "here" / "up" / "1.mp4") == pages / "up" / "1.mp4.html"
-    assert place_of(Path("down/1.mp4")) == pages / "down" / "1.mp4.html"
-    assert place_of(Path("1.avi")) == pages / "1.avi.html"
+    assert page_of(Path("up/1.mp4")) == page_of(tmp_path / "here" / "up" / "1.mp4") == pages / "up" / "1.mp4.html"
+    assert page_of(Path("down/1.mp4")) == pages / "down" / "1.mp4.html"
+    assert page_of(Path("1.avi")) == pages / "1.avi.html"
     # From outside by the whole path, and never out of the folder.
-    assert place_of(Path("../1.mp4")) == pages.joinpath("elsewhere", *tmp_path.parts[1:], "1.mp4.html")
-    assert place_of(Path(*tmp_path.parts[1:], "1.mp4")) != place_of(tmp_path / "1.mp4")
-    assert place_of(Path()).suffix == place_of(Path("/")).suffix == ".html"  # no video, which is told later
+    assert page_of(Path("../1.mp4")) == pages.joinpath("elsewhere", *tmp_path.parts[1:], "1.mp4.html")
+    assert page_of(Path(*tmp_path.parts[1:], "1.mp4")) != page_of(tmp_path / "1.mp4")
+    assert page_of(Path()).suffix == page_of(Path("/")).suffix == ".html"  # not a video: refused when it is opened
 
 
 @pytest.mark.parametrize(("over", "frames"), [("frames", 3), ("segment", 4), ("segments", 1), (None, 1)])

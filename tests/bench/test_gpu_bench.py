@@ -307,6 +307,9 @@ def test_a_part_that_this_machine_lacks_something_for_is_not_begun(tmp_path, mon
         (Settings(work=str(tmp_path), device="cpu"), "kernels", "not here: kernels compiled for a GPU have no rehearsal on the CPU"),
     ):
         assert gpu._step(name, Work(settings), 60.0, end=math.inf, scratch=tmp_path) == gpu.unrun(status)
+    monkeypatch.setitem(sys.modules, "av", None)
+    lacking = {name for name, part in PARTS.items() if part.missing(Settings()) == "av is not installed"}
+    assert lacking == {"videos", "decode", "files"}
 
 
 def test_nothing_heavy_is_imported_before_a_part_needs_it():

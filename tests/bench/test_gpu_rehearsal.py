@@ -87,7 +87,7 @@ def without_pyav(folder: Path) -> Parts:
         "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
         "sys.meta_path.insert(0, Without())\n"
     )
-    return ran(folder, (*WITHOUT_PYAV, "videos"), LACKS_PYAV=str(folder))
+    return ran(folder, (*WITHOUT_PYAV, "files"), LACKS_PYAV=str(folder))
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +105,7 @@ def test_engines_need_no_pyav(without_pyav: Parts) -> None:
         assert parts[name]["status"] == "ran", name
         assert not [why for why in parts[name]["left_out"].values() if why.startswith("not run")], name
     assert parts["videos"]["status"] == "not here: av is not installed"
+    assert parts["files"]["status"].startswith("not here: ")
     rows = {name: part["rows"] for name, part in parts.items()}
     assert {row["arithmetic"] for row in rows["peak"]} == {"bf16", "fp16", "int8", "tf32", "fp32"}
     seen = {(row["name"], row["precision"], row["batch"]) for part in ("eager", "onnxruntime") for row in rows[part]}

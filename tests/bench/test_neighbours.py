@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from flowless.bench.neighbours import ASLEEP, DEFAULTS, Neighbours, fair_share, goals, readme_lines, row_of
-from flowless.bench.neighbours_work import make_inputs, work_of
 from flowless.bench.neighbours_workers import Piece, Worker
 from flowless.cli import main
 from flowless.errors import FlowlessError
@@ -102,7 +101,7 @@ def test_a_worker_ends_with_the_command_that_began_it(tmp_path: Path) -> None:
 def test_the_whole_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
-    words = ["bench", "neighbours", "--quick", "--kinds", "openvino", "onnxruntime", "--no-baseline"]
+    words = ["bench", "neighbours", "--quick", "--kinds", "evaluation", "onnxruntime", "--no-baseline"]
     assert main([*words, "--out", str(tmp_path / "out.json"), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document == json.loads((tmp_path / "out.json").read_text())
@@ -113,17 +112,6 @@ def test_the_whole_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str],
     assert (tmp_path / "out.json").is_file()
     assert not list(tmp_path.glob("flowless-*"))
     assert processes_of(tmp_path) == []
-
-
-@pytest.mark.slow
-def test_every_kind_does_its_work_again_and_again(tmp_path: Path) -> None:
-    """(In this process: the workers', which load PyTorch for most of their time, are tested on engines.)"""
-    kinds = ("training", "evaluation", "pytorch")
-    make_inputs(tmp_path, kinds=kinds, model="tsn-r18", size=32, videos=64, config={"width": 0.25, "blocks": 1})
-    for kind in kinds:
-        work = work_of(kind, tmp_path)
-        assert work() is not None
-        assert work() is not None
 
 
 #: What the benchmark does around its workers, with one that needs no inputs.

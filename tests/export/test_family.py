@@ -39,7 +39,7 @@ CASES = [
             ("pan-en-r18", {"eps_inside": True}, 2),
             ("pan-full-r18", {"pa_encoding": "e2"}, 1),
             ("pan-lite-r18", {"pa_depth": 0}, 0),
-            ("pan-pa-r18", {"pa_depth": 2, "pa_encoding": "e2"}, 0),
+            ("pan-full-r18", {"pa_depth": 2, "pa_encoding": "e2"}, 0),
         )
     ),
 ]

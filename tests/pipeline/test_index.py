@@ -45,6 +45,7 @@ def test_an_index_is_called_by_its_file(small: DatasetIndex, tmp_path: Path) -> 
     small.save(tmp_path / "index.jsonl")
     read = DatasetIndex.load(tmp_path / "index.jsonl")
     assert (small.name, read.name) == ("the index", str(tmp_path / "index.jsonl"))
+    assert read == small
 
 
 def test_a_label_that_the_index_does_not_know_is_refused(small: DatasetIndex, tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_number_of_parts_changes_no_gradient_but_its_rounding(monkeypatch):
 
 @INSIDE
 def test_the_op_learns_through_the_kernels(monkeypatch, inside):
-    x = torch.randn(2, 2, 3, 6, 7, requires_grad=True)
+    x = torch.randn(2, 3, 3, 6, 7, requires_grad=True)
     w = torch.randn(8, 3, 7, 7, requires_grad=True)
     eps = OFFICIAL_EPS if inside else EPS
 

@@ -158,9 +158,8 @@ def test_tables_1_and_2_transformer():
     number does not tell whether frames attend to each other. Here all patches do, without class token. (The number is as well the
     MAC of 16 such frames. Of 256 x 256 it would be 352 G; and MAC with attention's products are 141 G where frames are alone.)
     """
-    macs = size_of("da-vit-b", classes=CLASSES, spec=spec(8, 4, 224)).macs - 8 * projection_macs(
-        PixelwiseTemporalProjection(4), height=224, width=224
-    )
+    projections = 8 * projection_macs(PixelwiseTemporalProjection(4), height=224, width=224)
+    macs = size_of("da-vit-b", classes=CLASSES, spec=spec(8, 4, 224)).macs - projections
     tokens, features, layers = 8 * 196, 768, 12
     attention = layers * 2 * tokens**2 * features
     linear = layers * 12 * features**2 * tokens + tokens * features**2

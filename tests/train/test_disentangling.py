@@ -302,12 +302,12 @@ def test_motion_learns_what_appearance_cannot_see():
     model = make(classes=4, spec=spec, dropout=0.0, displacement_window=4).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for _ in range(20):
-        clip, labels = moving_textures(12)
+        clip, labels = moving_textures(16)
         optimizer.zero_grad()
         torch.stack([F.cross_entropy(scores, labels) for scores in model.branch_scores(clip)]).sum().backward()
         optimizer.step()
     clip, labels = moving_textures(64)
     with torch.no_grad():  # in training mode: 20 steps are too few for batch norm's running means
         appearance, motion, _ = ((scores.argmax(1) == labels).float().mean().item() for scores in model.branch_scores(clip))
-    assert motion > 0.8
+    assert motion > 0.9
     assert appearance < 0.5

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from flowless.console import progress
 from flowless.errors import FlowlessError
 from flowless.pipeline.index import DatasetIndex
 from flowless.train.checkpoints import load_checkpoint
@@ -246,6 +247,14 @@ def test_a_model_that_cannot_be_leaves_no_folder(tmp_path, train_index, changes)
     with pytest.raises(FlowlessError):
         fit(small(**changes), index=train_index, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_bar_counts_whole_epochs(tmp_path, train_index, monkeypatch):
+    bar, said = progress(), []
+    monkeypatch.setattr(bar, "update", lambda _, *, description: said.append(description))
+    monkeypatch.setattr("flowless.train.fit.progress", lambda: bar)
+    fit(small(epochs=2), index=train_index, out=tmp_path / "run")
+    assert said == ["1 of 2 epochs", "2 of 2 epochs"]
 
 
 def test_a_taken_folder_is_refused(tmp_path, train_index, whole):

@@ -339,10 +339,8 @@ def test_wrong_requests_are_refused():
 )
 def test_blocks_of_a_stage(name, blocks, count):
     model = build_model(name, classes=5, spec=SMALL, width=0.1, blocks=blocks)
-    assert (
-        sum(type(module).__name__ in {"BasicBlock", "Bottleneck", "Block"} for name, module in model.named_modules() if "backbone" in name)
-        == count
-    )
+    kinds = [type(module).__name__ for name, module in model.named_modules() if "backbone" in name]
+    assert sum(kind in {"BasicBlock", "Bottleneck", "Block"} for kind in kinds) == count
     assert model.config["blocks"] == blocks
 
 

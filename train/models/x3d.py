@@ -53,13 +53,13 @@ class X3D(nn.Module):
             nn.BatchNorm3d(channels[0]),
             nn.ReLU(inplace=True),
         )
-        stages: list[Block] = []
+        layers: list[Block] = []
         before = channels[0]
         for depth, count in zip(DEPTHS, channels, strict=True):
             for index in range(blocks or depth):
-                stages.append(Block(before, count, stride=1 if index else 2, squeeze=index % 2 == 0))
+                layers.append(Block(before, count, stride=1 if index else 2, squeeze=index % 2 == 0))
                 before = count
-        self.blocks = nn.Sequential(*stages)
+        self.blocks = nn.Sequential(*layers)
         self.last = nn.Sequential(nn.Conv3d(before, last, 1, bias=False), nn.BatchNorm3d(last), nn.ReLU(inplace=True))
         self.project = nn.Linear(last, self.num_features, bias=False)
         for module in self.modules():
