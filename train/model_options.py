@@ -28,7 +28,8 @@ class ModelOptions(TypedDict, total=False):
     """What some families can be asked; the others do not mind."""
 
     blocks: int
-    """ResNets, X3D: residual blocks of each stage; ViT: blocks in all. 1 to 23, instead of as many as the name says (0, the default)."""
+    """ResNets, X3D: residual blocks of each stage; BN-Inception: modules of each stage; ViT: blocks in all. 1 to 23, instead of as many
+    as the name says (0, the default)."""
     pa_encoding: PAEncoding
     """PA maps as channels (e1, the default), or as attention on the mean feature map (e2)."""
     pa_depth: int

@@ -39,7 +39,8 @@ class Recipe:
     width: float = 1.0
     """Factor on the backbone's channels; 0.25 gives 16, 32, 64, 128."""
     blocks: int = 0
-    """ResNets, X3D: residual blocks of each stage; ViT: blocks in all. 1 gives the smallest network, 0 as many as the name says."""
+    """ResNets, X3D: residual blocks of each stage; BN-Inception: modules of each stage; ViT: blocks in all. 1 gives the smallest network,
+    0 as many as the name says."""
     dropout: float = 0.5
     """Share of the features dropped before the last layer."""
     pa_encoding: PAEncoding = "e1"

@@ -137,13 +137,14 @@ def film_bundles(once, film_model) -> dict[str, Path]:
 
 #: Models that learn otherwise than `learn` has it. PAN-Lite has all its blocks, so that shortcuts without a convolution are met; an
 #: export takes as long as there are layers, so the other ResNets have one block a stage, and X3D two, since every second one squeezes.
-#: BN-Inception halves 40 rows five times, to 2; the maps of displacement have sides that are no whole number of blocks; it is large, and
-#: is given few steps. da-vit-b gets one head and two blocks.
+#: BN-Inception has two modules a stage, the kinds that it has in ten, and halves 40 rows five times, to 2; the maps of displacement have
+#: sides that are no whole number of blocks; it is large, and is given few steps. da-vit-b gets one head and two blocks.
 OTHERWISE: dict[str, dict[str, Any]] = {
     "pan-lite-r18": {"blocks": 0},
     "disentangling-bninception": {
         "spec": {"segments": 1, "frames_per_segment": 3, "height": 40, "width": 41, "short_side": 44},
-        "steps": 12,
+        "blocks": 2,
+        "steps": 30,
     },
     "da-vit-b": {"width": 0.09, "blocks": 2},
     "da-x3d-xs": {"width": 1.0, "blocks": 2, "steps": 12},

@@ -34,12 +34,10 @@ CASES = [
         for name, options, nodes in (
             ("pan-rgb-r18", {}, 0),
             ("stm-r18", {"stm_fixed": True, "stm_fusion": "concat"}, 0),
-            ("pan-pa-r18", {}, 1),
             # As imported from the official code: eps inside the norm, in both nodes' one body.
-            ("pan-en-r18", {"eps_inside": True}, 2),
-            ("pan-full-r18", {"pa_encoding": "e2"}, 1),
+            ("pan-en-r18", {"eps_inside": True, "pa_encoding": "e2"}, 2),
             ("pan-lite-r18", {"pa_depth": 0}, 0),
-            ("pan-full-r18", {"pa_depth": 2, "pa_encoding": "e2"}, 0),
+            ("pan-pa-r18", {"pa_depth": 2, "pa_encoding": "e2"}, 0),
         )
     ),
 ]

@@ -279,7 +279,7 @@ def test_what_cannot_be_made():
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_an_epoch(tmp_path, train_index, val_index, precision):
-    result = fit(small(precision=precision), index=train_index, val_index=val_index, out=tmp_path / "run")
+    result = fit(small(precision=precision, blocks=1), index=train_index, val_index=val_index, out=tmp_path / "run")
     assert np.isfinite(result.rows[-1]["val_loss"])
     assert load_checkpoint(tmp_path / "run" / "best.safetensors").name == NAME
 

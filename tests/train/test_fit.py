@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from preloaded import Command
 
 from flowless.console import progress
 from flowless.errors import FlowlessError
@@ -37,7 +38,7 @@ def words(recipe_name, shapes, out, **changes):
     fields = FIELDS | {"accelerator": "cpu"} | changes
     options = [part for name, value in fields.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     data = ["--data", str(shapes / "train.index.jsonl"), "--val-data", str(shapes / "val.index.jsonl"), "--out", str(out)]
-    return [sys.executable, "-m", "flowless", "train", recipe_name, *data, *options]
+    return ["train", recipe_name, *data, *options]
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +114,7 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path, train_index):
 def wait_for(path: Path, process, seconds=120):
     end = time.monotonic() + seconds
     while not path.exists():
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.wait()
         assert time.monotonic() < end
         time.sleep(0.05)
 
@@ -122,11 +123,11 @@ def wait_for(path: Path, process, seconds=120):
 def test_a_killed_run_can_be_resumed(tmp_path, shapes, whole):
     out = tmp_path / "run"
     command = words("pan-lite-r18/moving-shapes", shapes, out)
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = Command(command, tmp_path / "killed")
     wait_for(out / "resume.ckpt", process)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
-    done = subprocess.run([*command, "--resume", "--json"], capture_output=True, text=True, check=False)
+    assert process.wait().returncode == -signal.SIGKILL
+    done = Command([*command, "--resume", "--json"], tmp_path / "resumed").wait()
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     for ours, wanted in zip(curve(result["history"]), curve(whole.rows), strict=True):
@@ -137,20 +138,21 @@ def test_a_killed_run_can_be_resumed(tmp_path, shapes, whole):
 def test_ctrl_c_says_how_to_go_on(tmp_path, shapes):
     out = tmp_path / "run"
     command = words("tsn-r18/moving-shapes", shapes, out, epochs=200)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = Command(command, tmp_path / "stopped")
     wait_for(out / "resume.ckpt", process)
     process.send_signal(signal.SIGINT)
-    printed, told = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "--resume" in told
-    assert "Traceback" not in told
-    assert printed == ""
+    done = process.wait(60)
+    assert done.returncode == 130
+    assert "--resume" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
 
 
 @pytest.mark.slow
 def test_two_processes_train_together(tmp_path, shapes):
     out = tmp_path / "run"
-    command = [*words("pan-lite-r18/moving-shapes", shapes, out, epochs=1, devices=2, accumulate=2), "--json"]
+    command = [sys.executable, "-m", "flowless", *words("pan-lite-r18/moving-shapes", shapes, out, epochs=1, devices=2, accumulate=2)]
+    command += ["--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     (row,) = json.loads(done.stdout)["history"]
@@ -167,27 +169,7 @@ def environment_of(launcher: str, *, node: int, port: int) -> dict[str, str]:
         names = {"SLURM_PROCID": node, "SLURM_LOCALID": 0, "SLURM_NODEID": node, "SLURM_NTASKS": 2, "SLURM_NTASKS_PER_NODE": 1}
         names |= {"SLURM_NNODES": 2, "SLURM_JOB_ID": 7, "SLURM_NODELIST": "127.0.0.1", "SLURM_JOB_NAME": "training"}
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return {name: str(value) for name, value in (names | address).items()}
-
-
-#: Runs the command once for each node, in processes that begin with the libraries loaded, which takes most of a short run.
-NODES = """
-import json, os, signal, sys
-import flowless.train.fit
-from flowless.cli import main
-
-nodes = []
-for environment, said in json.loads(sys.argv[1]):
-    if not (node := os.fork()):
-        signal.alarm(200)
-        os.environ.update(environment)
-        os.dup2(os.open(said, os.O_CREAT | os.O_WRONLY), 1)
-        code = main(sys.argv[2:])
-        sys.stdout.flush()
-        os._exit(code)
-    nodes.append(node)
-print([os.waitstatus_to_exitcode(os.waitpid(node, 0)[1]) for node in nodes])
-"""
+    return {name: str(value) for name, value in (names | address | {"OMP_NUM_THREADS": 1}).items()}
 
 
 @pytest.mark.slow
@@ -195,22 +177,15 @@ print([os.waitstatus_to_exitcode(os.waitpid(node, 0)[1]) for node in nodes])
 def test_two_nodes_train_together(tmp_path, shapes, launcher):
     """One process claims the folder, writes and prints; the other node's, whose local rank is 0 as well, does not."""
     out = tmp_path / "run"
-    command = [*words("tsn-r18/moving-shapes", shapes, out, epochs=1, num_nodes=2, devices=1)[3:], "--json"]
+    command = [*words("tsn-r18/moving-shapes", shapes, out, epochs=1, num_nodes=2, devices=1), "--json"]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    nodes = [(environment_of(launcher, node=node, port=port), str(tmp_path / f"node-{node}")) for node in (1, 0)]
-    done = subprocess.run(
-        [sys.executable, "-c", NODES, json.dumps(nodes), *command],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-    )
-    assert done.stdout == "[0, 0]\n", done.stderr
-    assert (tmp_path / "node-1").read_text() == ""
-    (row,) = json.loads((tmp_path / "node-0").read_text())["history"]
+    nodes = [Command(command, tmp_path / f"node-{node}", environment_of(launcher, node=node, port=port)) for node in (1, 0)]
+    second, first = (node.wait() for node in nodes)
+    assert (first.returncode, second.returncode) == (0, 0), second.stderr + first.stderr
+    assert second.stdout == ""
+    (row,) = json.loads(first.stdout)["history"]
     assert row["val_loss"] > 0
     load_checkpoint(out / "last.safetensors")
 

@@ -335,12 +335,15 @@ def test_wrong_requests_are_refused():
         ("da-x3d-xs", 0, 26),
         ("da-vit-b", 2, 2),
         ("da-vit-b", 0, 12),
+        ("disentangling-bninception", 2, 3 * 6),
+        ("disentangling-bninception", 1, 3 * 3),
+        ("disentangling-bninception", 0, 3 * 10),
     ],
 )
 def test_blocks_of_a_stage(name, blocks, count):
     model = build_model(name, classes=5, spec=SMALL, width=0.1, blocks=blocks)
-    kinds = [type(module).__name__ for name, module in model.named_modules() if "backbone" in name]
-    assert sum(kind in {"BasicBlock", "Bottleneck", "Block"} for kind in kinds) == count
+    kinds = [type(module).__name__ for name, module in model.named_modules() if ".head" not in name]
+    assert sum(kind in {"BasicBlock", "Bottleneck", "Block", "InceptionModule"} for kind in kinds) == count
     assert model.config["blocks"] == blocks
 
 

@@ -109,9 +109,13 @@ class InceptionStages(nn.Module):
     Attributes:
         stages: The four, each a module of its own, so that something can be done between them.
         num_features: Channels behind the last, 1024 at width 1.
+
+    Args:
+        width: Factor on the channels.
+        blocks: Inception modules of each stage behind the first, the last ones (3c and 4e halve the picture); 0 is all.
     """
 
-    def __init__(self, *, width: float = 1.0) -> None:
+    def __init__(self, *, width: float = 1.0, blocks: int = 0) -> None:
         super().__init__()
 
         def scaled(count: int) -> int:
@@ -122,7 +126,7 @@ class InceptionStages(nn.Module):
         stages: list[nn.Module] = [first]
         for stage in "345":
             modules = []
-            for name in (name for name in MODULES if name.startswith(stage)):
+            for name in [name for name in MODULES if name.startswith(stage)][-blocks:]:
                 modules.append(InceptionModule(channels, Widths(*(scaled(count) for count in MODULES[name])), maximum=name == _MAXIMUM))
                 channels = modules[-1].outputs
             stages.append(nn.Sequential(*modules))
@@ -145,12 +149,13 @@ class BNInception(nn.Module):
         channels: Channels of the input.
         width: Factor on the channels of all layers but the first.
         stride: Of the first convolution; 1 for inputs that are halved already.
+        blocks: See `InceptionStages`.
     """
 
-    def __init__(self, *, channels: int = 3, width: float = 1.0, stride: int = 2) -> None:
+    def __init__(self, *, channels: int = 3, width: float = 1.0, stride: int = 2, blocks: int = 0) -> None:
         super().__init__()
         self.conv1 = Unit(channels, STEM, kernel=7, stride=stride)
-        self.body = InceptionStages(width=width)
+        self.body = InceptionStages(width=width, blocks=blocks)
         self.num_features = self.body.num_features
 
     def forward(self, x: Tensor) -> Tensor:

@@ -39,9 +39,10 @@ def disentangling(plan: Plan) -> DisentanglingRecognizer:
     head = {"classes": plan.classes, "dropout": plan.dropout}
     stride = 1 if plan.displacement_size == 224 else 2
     # Motion's and changes' first convolutions end at 112 x 112 as conv1 of an image does, whatever the size of the maps.
-    motion = BNInception(channels=2, width=plan.width, stride=3 - stride)
-    changes = BNInception(channels=STEM, width=plan.width, stride=3 - stride)
-    appearance = AppearanceNetwork(width=plan.width, pooling=plan.appearance_pooling)
+    size = {"width": plan.width, "blocks": plan.blocks}
+    motion = BNInception(channels=2, stride=3 - stride, **size)
+    changes = BNInception(channels=STEM, stride=3 - stride, **size)
+    appearance = AppearanceNetwork(pooling=plan.appearance_pooling, **size)
     low = SharedUnit(3, STEM, kernel=7, stride=stride)
     if plan.from_pretrained:
         _start_from_images(plan, low, appearance, motion, changes)
@@ -88,10 +89,11 @@ class AppearanceNetwork(InceptionStages):
         pooling: `gradual` as above, or `late`: "one global temporal pooling after the network produces its final features"
             (section 4.2, Table 1), the maximum of the frames' vectors. The paper does not name the operation; all its others in
             time are maxima.
+        blocks: See `InceptionStages`.
     """
 
-    def __init__(self, *, width: float = 1.0, pooling: AppearancePooling = "gradual") -> None:
-        super().__init__(width=width)
+    def __init__(self, *, width: float = 1.0, pooling: AppearancePooling = "gradual", blocks: int = 0) -> None:
+        super().__init__(width=width, blocks=blocks)
         self.joined_behind = 3 if pooling == "gradual" else 0
 
     def encode(self, low: Tensor, *, frames: int) -> Tensor:

@@ -1,0 +1,58 @@
+"""Commands in processes that begin with the training's libraries loaded, which takes most of a short run."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["flowless.train.fit"])
+
+
+class Command:
+    """`flowless` with some words, started; what it prints goes to files below a folder."""
+
+    def __init__(self, words: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None) -> None:
+        folder.mkdir(parents=True)
+        self._said = [folder / name for name in ("stdout", "stderr")]
+        # Otherwise a test's own, changed by now, are not known to the server, which has those of its start.
+        surroundings = {**os.environ, **(environment or {})}
+        self._process = _context.Process(target=_run, args=(list(words), [str(path) for path in self._said], surroundings))
+        self._process.start()
+
+    def poll(self) -> int | None:
+        """Return the exit code, None while it runs, the negative signal that ended it."""
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal."""
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
+
+    def wait(self, seconds: float = 240) -> subprocess.CompletedProcess[str]:
+        """Wait for the end; return exit code and what was printed."""
+        self._process.join(seconds)
+        if self._process.exitcode is None:
+            self._process.kill()
+            self._process.join()
+        printed, told = (path.read_text(encoding="utf-8") if path.exists() else "" for path in self._said)
+        return subprocess.CompletedProcess([], self._process.exitcode or 0, printed, told)
+
+
+def _run(words: list[str], said: list[str], environment: dict[str, str]) -> None:
+    from flowless.cli import main
+
+    os.environ.clear()
+    os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number, path in enumerate(said, 1):
+        os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY), number)
+    code = main(words)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
