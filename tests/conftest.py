@@ -44,8 +44,8 @@ settings.load_profile("steady")
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """What `-n auto` means here: tests keep one core busy each, seldom two."""
-    return min(usable_cores(), MOST_WORKERS)
+    """What `-n auto` means here: tests keep one core busy each, seldom two; one process more, since some wait for a clock or a program."""
+    return min(usable_cores() + 1, MOST_WORKERS)
 
 
 @pytest.fixture(autouse=True)
