@@ -56,6 +56,11 @@ def raise_lost_ctrl_c() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
+def ctrl_c_count() -> int:
+    """Return how often Ctrl-C was pressed, as far as `note_ctrl_c` counted; a loop that goes on although it has grown raises it again."""
+    return len(_pressed)
+
+
 class WorkerPool(ProcessPoolExecutor):
     """Processes that leave Ctrl-C, which a terminal sends to every process, to the one that uses them.
 

@@ -22,6 +22,7 @@ from rich.progress import Progress, TaskID
 from flowless.console import log, progress
 from flowless.errors import FlowlessError
 from flowless.files import write_json
+from flowless.interrupts import ctrl_c_count
 from flowless.pipeline.index import DatasetIndex, Refused
 from flowless.train.data import check_training_index, device_batch, relabel
 from flowless.train.models import Recognizer, build_model
@@ -176,7 +177,7 @@ def _trainer(recipe: Recipe, folder: RunFolder, *, labels: tuple[str, ...], vali
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         logger=TensorBoardLogger(folder.path, name="", version="tensorboard", default_hp_metric=False),
-        callbacks=[KeepRun(folder, labels=labels), _Bar()],
+        callbacks=[KeepRun(folder, labels=labels), _Bar(), _LostCtrlC()],
         enable_progress_bar=False,
         enable_model_summary=False,
         inference_mode=True,
@@ -225,6 +226,17 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+class _LostCtrlC(Callback):
+    """Raise a Ctrl-C again that some library lost in the middle of a step."""
+
+    def __init__(self) -> None:
+        self._before = ctrl_c_count()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+        if ctrl_c_count() != self._before:
+            raise KeyboardInterrupt
 
 
 class _Bar(Callback):

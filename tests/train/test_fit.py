@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from preloaded import Command
 
 from flowless.console import progress
 from flowless.errors import FlowlessError
+from flowless.interrupts import note_ctrl_c
 from flowless.pipeline.index import DatasetIndex
 from flowless.train.checkpoints import load_checkpoint
 from flowless.train.data import device_batch, relabel
@@ -146,6 +148,24 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, shapes):
     assert "--resume" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_a_ctrl_c_that_a_library_loses_stops_the_training(tmp_path, train_index, monkeypatch, capsys):
+    real, steps = TrainingModule.training_step, []
+
+    def step(self, batch, batch_idx):
+        steps.append(batch_idx)
+        if len(steps) == 2:
+            with suppress(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(5)
+        return real(self, batch, batch_idx)
+
+    monkeypatch.setattr(TrainingModule, "training_step", step)
+    with note_ctrl_c(), pytest.raises(KeyboardInterrupt):
+        fit(small(), index=train_index, out=tmp_path / "run")
+    assert len(steps) == 2
+    assert "--overwrite" in capsys.readouterr().err
 
 
 @pytest.mark.slow
