@@ -7,6 +7,7 @@ PyTorch, still has every command that it can run.
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from collections.abc import Callable, Sequence
 
@@ -54,6 +55,9 @@ _EXTRAS = {
 def main(words: Sequence[str] | None = None) -> int:
     """Run one subcommand; return the exit code: 0 done, 1 the user's input, 2 usage, 3 a check that failed, 130 Ctrl-C."""
     words = list(sys.argv[1:] if words is None else words)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks ends no command
     if not words or words[0] in {"-h", "--help"}:
         print(usage())
         return 0 if words else 2

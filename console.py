@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+from flowless.files import json_text
 
 #: Logs and progress go to standard error, so that standard output holds the result alone.
 log = Console(stderr=True, highlight=False)
@@ -17,7 +18,7 @@ _out = Console(highlight=False)
 def emit(document: Any, *renderables: RenderableType, as_json: bool) -> None:
     """Print `document` as JSON for programs, or the rich `renderables` for people."""
     if as_json:
-        print(json.dumps(document, indent=2, ensure_ascii=False))
+        print(json_text(document))
         return
     for renderable in renderables:
         if isinstance(renderable, Table):

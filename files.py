@@ -90,7 +90,17 @@ def refuse_unwritable(path: str | os.PathLike[str]) -> None:
 def write_json(path: str | os.PathLike[str], document: Any) -> None:
     """Write `document` as indented JSON, whole or not at all."""
     with whole_file(path) as draft:
-        draft.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        draft.write_text(json_text(document) + "\n", encoding="utf-8")
+
+
+def json_text(document: Any) -> str:
+    """Return indented JSON; a file name in it may hold bytes that are no text, and then all but ASCII is escaped."""
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(document, indent=2)
+    return text
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

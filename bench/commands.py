@@ -19,6 +19,9 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
     "reversal": ("flowless.bench.reversal:main", "does a model read time? Real videos, forwards and backwards"),
     "neighbours": ("flowless.bench.neighbours:main", "training, evaluation and each engine beside other programs, over a fair share"),
     "motion": ("flowless.bench.motion:main", "motion cues beside optical flow on the same frames: speed, operations, pictures"),
+    "decode": ("flowless.bench.decode:main", "is every frame the one asked for, and how fast, beside other readers"),
+    "fuzz": ("flowless.bench.fuzz:main", "damaged files by the thousand: no crash, no hang, a reason for each"),
+    "memory": ("flowless.bench.video_memory:main", "memory of a batch of 4K clips, and over ten thousand clips"),
     "gpu": ("flowless.bench.gpu.command:main", "everything that needs a GPU: kernels, decoder, engines; says what is not here"),
 }
 

@@ -17,8 +17,8 @@ from flowless.bench.report import Evidence, write_report
 from flowless.console import log
 from flowless.engines.manifest import read_manifest
 from flowless.files import write_json
-from flowless.pipeline.index import DatasetIndex
-from flowless.pipeline.moving_shapes import PAIRS, ShapesOptions, generate
+from flowless.pipeline.dataset.index import DatasetIndex
+from flowless.pipeline.synthetic.moving_shapes import PAIRS, ShapesOptions, generate
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -16,8 +16,8 @@ from flowless.engines import Engine
 from flowless.engines.backends import why_not
 from flowless.engines.manifest import Manifest, read_manifest
 from flowless.export.precision import PRECISIONS
-from flowless.pipeline.index import DatasetIndex
-from flowless.pipeline.preprocess import load_clip
+from flowless.pipeline.clip.preprocess import load_clip
+from flowless.pipeline.dataset.index import DatasetIndex
 from flowless.timing import time_in_turn
 
 #: Clips in one call when throughput is measured.

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from flowless.bench.cues import timescale_names
-from flowless.pipeline.index import DatasetIndex, VideoRecord
-from flowless.pipeline.preprocess import load_clip
+from flowless.pipeline.clip.preprocess import load_clip
+from flowless.pipeline.dataset.index import DatasetIndex, VideoRecord
 from flowless.train.checkpoints import load_checkpoint
 
 

@@ -102,7 +102,7 @@ def _dali() -> Iterator[Finding]:
 
 
 def _nvdec() -> str:
-    from flowless.pipeline import nvdec
+    from flowless.pipeline.loading import nvdec
 
     if reason := nvdec.why_no_nvdec():
         raise FlowlessError(reason)

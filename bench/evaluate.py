@@ -18,10 +18,10 @@ from flowless.bench.evaluation import Evaluation, EvaluationOptions
 from flowless.console import progress
 from flowless.errors import FlowlessError
 from flowless.machine import usable_cores
-from flowless.pipeline.index import DatasetIndex, Refused, VideoRecord
-from flowless.pipeline.preprocess import ClipViews, load_views
-from flowless.pipeline.protocols import SAME_SIZE
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.preprocess import ClipViews, load_views
+from flowless.pipeline.clip.protocols import SAME_SIZE
+from flowless.pipeline.clip.spec import ClipSpec
+from flowless.pipeline.dataset.index import DatasetIndex, Refused, VideoRecord
 from flowless.train.data import relabel
 
 if TYPE_CHECKING:
@@ -176,7 +176,8 @@ def _views(index: DatasetIndex, spec: ClipSpec, threads: int) -> Iterator[tuple[
 
     def read(record: VideoRecord) -> ClipViews | FlowlessError:
         try:
-            return load_views(index.path_of(record), spec, first_frame=record.first_frame, num_frames=record.frames)
+            with index.open(record) as video:
+                return load_views(video, spec, first_frame=record.first_frame, num_frames=record.frames)
         except FlowlessError as error:
             return error
 

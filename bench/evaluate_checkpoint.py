@@ -13,8 +13,8 @@ from flowless.bench.evaluate import score_videos
 from flowless.bench.evaluation import Evaluation, EvaluationOptions
 from flowless.console import progress
 from flowless.errors import FlowlessError
-from flowless.pipeline.index import DatasetIndex, Refused
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.spec import ClipSpec
+from flowless.pipeline.dataset.index import DatasetIndex, Refused
 from flowless.train.checkpoints import Checkpoint, load_checkpoint
 from flowless.train.data import Place, evaluation_loader, relabel
 from flowless.train.models.backbone import pixels_together

@@ -14,8 +14,8 @@ from rich.table import Table
 from flowless.bench.evaluation import EvaluationOptions
 from flowless.console import emit
 from flowless.files import refuse_unwritable
-from flowless.pipeline.index import DatasetIndex, Refused
-from flowless.pipeline.tables import refused_table
+from flowless.pipeline.dataset.index import DatasetIndex, Refused
+from flowless.pipeline.dataset.tables import refused_table
 
 #: Classes up to which the whole confusion matrix is printed.
 _MATRIX_CLASSES = 30

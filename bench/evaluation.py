@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowless.pipeline.index import Refused
-from flowless.pipeline.protocols import ALIASES, Views, protocol_name, protocol_spec
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.protocols import ALIASES, Views, protocol_name, protocol_spec
+from flowless.pipeline.clip.spec import ClipSpec
+from flowless.pipeline.dataset.index import Refused
 from flowless.train import metrics
 
 

@@ -17,10 +17,11 @@ from flowless.bench.looking import BranchSeen, Floats, Looker, Seen
 from flowless.console import progress
 from flowless.engines.engine import Label, likeliest
 from flowless.errors import FlowlessError
-from flowless.pipeline.preprocess import load_views
-from flowless.pipeline.probe import VideoInfo, probe
-from flowless.pipeline.sampling import clip_indices
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.preprocess import load_views
+from flowless.pipeline.clip.sampling import clip_indices
+from flowless.pipeline.clip.spec import ClipSpec
+from flowless.pipeline.video.info import VideoInfo
+from flowless.pipeline.video.open_reader import open_reader
 
 #: Views that are looked at together: what is opened of a network is much larger than its scores.
 _VIEWS_AT_ONCE = 2
@@ -126,8 +127,9 @@ def explain(looker: Looker, video: str | os.PathLike[str], *, top: int = 5) -> E
     if top < 1:
         raise FlowlessError(f"top is {top}; it must be at least 1.")
     spec = looker.spec
-    info = probe(video)
-    views = load_views(video, spec, info=info)
+    with open_reader(video) as reader:
+        views = load_views(reader, spec)
+        info = reader.info  # behind the views: they may have found fewer frames than the packets promise
     rows: list[Floats] = []
     branches: list[Floats] = []
     first: Seen | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -19,9 +18,9 @@ from flowless.bench.cues import Cue
 from flowless.bench.explain import Explanation
 from flowless.bench.looking import Looker
 from flowless.console import progress
-from flowless.pipeline.decode import read_frames
-from flowless.pipeline.encode import write_video
-from flowless.pipeline.preprocess import resize_and_crop
+from flowless.pipeline.clip.preprocess import resize_and_crop
+from flowless.pipeline.video.encode import write_video
+from flowless.pipeline.video.open_reader import open_reader
 
 #: Fewest rows of a picture on the screen, rows of the band below, and columns between the two pictures.
 _LEAST, _BAND, _GAP = 320, 76, 8
@@ -97,7 +96,8 @@ def _pairs(explanation: Explanation, looker: Looker) -> Iterator[tuple[Bytes, By
     count, spec, cue = explanation.info.frames, explanation.spec, explanation.cue
     reach = 1.0 if cue is None else reach_of(cue)
     held: dict[int, Bytes] = {}
-    with closing(read_frames(explanation.video, range(count), info=explanation.info)) as stream:
+    with open_reader(explanation.video, known=explanation.info) as video:
+        stream = video.frames(range(count))
         for window in windows(cue, count, explanation.places):
             missing = set(window.frames.ravel().tolist()) - held.keys()
             while missing:

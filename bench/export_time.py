@@ -159,7 +159,7 @@ def _made(settings: ExportTime, work: Path) -> tuple[Path, Path]:
     """Return the checkpoint and the index to calibrate on, making what the user did not bring."""
     from flowless.bench.precision_builds import made_index
     from flowless.bench.runners import random_checkpoint
-    from flowless.pipeline.spec import ClipSpec
+    from flowless.pipeline.clip.spec import ClipSpec
     from flowless.train.checkpoints import load_checkpoint
 
     checkpoint, index = settings.checkpoint, settings.calibrate
@@ -185,7 +185,7 @@ def _walk(checkpoint: Path, index: Path, work: Path, target: Target, videos: int
     from flowless.export.calibration import Calibration
     from flowless.export.checks import Checks
     from flowless.export.graphs import precise_graph
-    from flowless.pipeline.index import DatasetIndex
+    from flowless.pipeline.dataset.index import DatasetIndex
 
     seconds = {"start": round(time.time() - began, 2)}
     # A machine on which int8 gains nothing is measured too: the time is what is asked.

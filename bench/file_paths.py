@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from flowless.bench.official import OfficialCode, extract_jpegs
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.spec import ClipSpec
 
 
 class OfficialPath:

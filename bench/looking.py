@@ -25,7 +25,7 @@ from flowless.bench.cues import (
 )
 from flowless.engines.memory import feeds_of
 from flowless.errors import FlowlessError, first_line
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.spec import ClipSpec
 
 if TYPE_CHECKING:
     from flowless.export.insides import HeadInsides, Insides

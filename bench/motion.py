@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from flowless.bench.motion_cues import Method
-    from flowless.pipeline.spec import ClipSpec
+    from flowless.pipeline.clip.spec import ClipSpec
 
 #: A runner whose clip takes longer than this takes its turn in every fifth round only.
 _LONG_SECONDS, _SELDOM = 1.0, 5
@@ -187,7 +187,7 @@ def _clip(videos: Sequence[Path], spec: ClipSpec) -> np.ndarray:
     """Return one clip uint8 `[1, N, m, H, W, 3]` whose n-th stack is the n-th of a video, the videos taking turns."""
     import numpy as np
 
-    from flowless.pipeline.preprocess import load_clip
+    from flowless.pipeline.clip.preprocess import load_clip
 
     clips = [load_clip(video, spec)[0] for video in videos[: spec.segments]]
     return np.stack([clips[place % len(clips)][place] for place in range(spec.segments)])[None]

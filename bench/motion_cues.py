@@ -23,7 +23,7 @@ from flowless.engines.backends import open_backend, why_not
 from flowless.engines.manifest import Artefact
 from flowless.errors import FlowlessError
 from flowless.export.graph import OPSET
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.flops import pa_macs, pa_parameters, projection_macs
 from flowless.train.models import AppearanceRecognizer, DisentanglingRecognizer, FusedRecognizer, MotionRecognizer, Recognizer, build_model
 from flowless.train.models.bn_inception import STEM, Unit

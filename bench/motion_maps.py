@@ -14,7 +14,7 @@ from flowless.engines.backends import HINTS, open_backend, why_not
 from flowless.engines.manifest import Artefact
 from flowless.export.graph import export_onnx, inlined, read_graph
 from flowless.export.layout import differences_first
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.models import MotionRecognizer
 from flowless.train.models.plan import SCRATCH_STD
 from flowless.train.persistence import PersistenceOfAppearance

@@ -18,8 +18,8 @@ from flowless.bench.motion_cues import STEPS, cue_of_model, fit_projection, rand
 from flowless.bench.motion_flows import flows_of, grey, opencv_flows
 from flowless.errors import FlowlessError
 from flowless.files import whole_file
-from flowless.pipeline.preprocess import load_clip
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.preprocess import load_clip
+from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.models.displacement import WINDOW
 
 if TYPE_CHECKING:

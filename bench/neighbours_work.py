@@ -31,8 +31,8 @@ KINDS = {
 def make_inputs(folder: Path, *, kinds: Collection[str], model: str, size: int, videos: int, config: Mapping[str, Any]) -> None:
     """Write what the workers of `kinds` read: `shapes/` and `run/last.safetensors`, `bundle/` with `model.safetensors` beside it."""
     from flowless.bench.runners import bundle_of
-    from flowless.pipeline.moving_shapes import ShapesOptions, generate
-    from flowless.pipeline.spec import ClipSpec
+    from flowless.pipeline.clip.spec import ClipSpec
+    from flowless.pipeline.synthetic.moving_shapes import ShapesOptions, generate
 
     if not {"training", "evaluation"}.isdisjoint(kinds):
         generate(folder / "shapes", options=ShapesOptions(train_videos=videos, val_videos=videos))
@@ -66,7 +66,7 @@ def work_of(kind: str, folder: Path) -> Callable[[], object]:
 
 
 def _training(folder: Path, *, out: Path) -> Callable[[], object]:
-    from flowless.pipeline.index import DatasetIndex
+    from flowless.pipeline.dataset.index import DatasetIndex
     from flowless.train.fit import fit
     from flowless.train.recipes import find_recipe
 
@@ -77,7 +77,7 @@ def _training(folder: Path, *, out: Path) -> Callable[[], object]:
 
 def _evaluation(folder: Path) -> Callable[[], object]:
     from flowless.bench.evaluate import evaluate
-    from flowless.pipeline.index import DatasetIndex
+    from flowless.pipeline.dataset.index import DatasetIndex
     from flowless.train.checkpoints import load_checkpoint
 
     index = DatasetIndex.load(folder / "shapes" / "val.index.jsonl")

@@ -13,7 +13,7 @@ from torch import nn
 from flowless.engines.manifest import Manifest
 from flowless.errors import FlowlessError
 from flowless.machine import usable_cores
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.model_options import ModelOptions
 from flowless.train.models import Recognizer, build_model
 

@@ -28,4 +28,4 @@ def rendered(template: str, **values: Any) -> str:
 def write_text(path: Path, text: str) -> None:
     """Write a page, whole or not at all."""
     with whole_file(path) as draft:
-        draft.write_text(text, encoding="utf-8")
+        draft.write_text(text, encoding="utf-8", errors="backslashreplace")  # a file name may hold bytes that are no text

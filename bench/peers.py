@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from flowless.bench.official import OfficialCode
     from flowless.engines.manifest import Manifest
-    from flowless.pipeline.spec import ClipSpec
+    from flowless.pipeline.clip.spec import ClipSpec
     from flowless.timing import Timing
 
 _OFFICIAL_BACKBONES = {"r18": "resnet18", "r34": "resnet34", "r50": "resnet50", "r101": "resnet101"}
@@ -86,7 +86,7 @@ def measure(settings: Peers) -> dict[str, Any]:
     from flowless.bench.quiet import busy_share, judged
     from flowless.bench.runners import bundle_of
     from flowless.bench.sample_videos import sample_videos
-    from flowless.pipeline.spec import ClipSpec
+    from flowless.pipeline.clip.spec import ClipSpec
 
     threads = settings.threads or usable_cores()
     official = load_official(settings.official)
@@ -123,7 +123,7 @@ def measure_forward(official: OfficialCode, manifest: Manifest, video: Path, how
     """Time one clip's forward pass of the official network, of ours in PyTorch, and of every engine; compare the scores."""
     from flowless.bench.official import NORMS, copy_weights, official_layout
     from flowless.bench.runners import Runner, engine_runners, time_runners, torch_runners
-    from flowless.pipeline.preprocess import load_clip
+    from flowless.pipeline.clip.preprocess import load_clip
     from flowless.train.checkpoints import load_checkpoint
 
     settings, threads = how

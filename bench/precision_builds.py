@@ -17,8 +17,9 @@ from flowless.export.calibration import Calibration
 from flowless.export.checks import Checks, EngineRefused
 from flowless.export.precision import PRECISIONS
 from flowless.export.target_options import BuildOptions
-from flowless.pipeline.index import DatasetIndex, VideoRecord
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.spec import ClipSpec
+from flowless.pipeline.dataset.index import DatasetIndex, VideoRecord, stamp_of
+from flowless.pipeline.video.reader import VideoReader
 
 #: Words of `--precision`.
 ALL = "all"
@@ -46,7 +47,7 @@ def made_index(folder: Path, spec: ClipSpec, *, train: int = 40, val: int = 16) 
         The two indexes.
     """
     from flowless.bench.networks import random_clips
-    from flowless.pipeline.encode import write_video
+    from flowless.pipeline.video.encode import write_video
 
     side = max(16, -(-spec.short_side // 2) * 2)
     larger = replace(spec, height=side, width=side, short_side=side)
@@ -57,8 +58,9 @@ def made_index(folder: Path, spec: ClipSpec, *, train: int = 40, val: int = 16) 
             frames = random_clips(1, larger, seed=10_000 * (number + 1) + video)[0].reshape(-1, side, side, 3)
             path = folder / name / f"{video:04d}.mp4"
             write_video(path, frames)
-            record = VideoRecord(id=path.name, path=path.name, label=0, frames=len(frames), fps=25.0, width=side, height=side, codec="h264")
-            videos.append(replace(record, key_frames=(0,)))
+            with VideoReader(path) as film:
+                info = film.info
+            videos.append(VideoRecord(id=path.name, path=path.name, label=0, frames=info.frames, info=info, stamp=stamp_of(path)))
         index = DatasetIndex(root=folder / name, labels=("class 0",), videos=tuple(videos))
         indexes.append(folder / f"{name}.index.jsonl")
         index.save(indexes[-1])

@@ -17,7 +17,7 @@ from flowless.files import whole_folder, write_json
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from flowless.pipeline.index import DatasetIndex
+    from flowless.pipeline.dataset.index import DatasetIndex
     from flowless.train.recipes import Recipe
 
 
@@ -104,7 +104,7 @@ def run_reversal(settings: Settings, *, work: Path) -> dict[str, Any]:
     from flowless.bench.environment import environment
     from flowless.bench.goals import goal
     from flowless.bench.reversal_films import inner_parts, same_pictures, write_films
-    from flowless.pipeline.scan import scan
+    from flowless.pipeline.dataset.scan import scan
 
     recipe = _recipe("pan-lite", settings, stacks=True)
     with whole_folder(work / "films") as draft:

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowless.errors import FlowlessError
-from flowless.pipeline.decode import iter_frames
-from flowless.pipeline.encode import write_video
-from flowless.pipeline.index import DatasetIndex, VideoRecord
-from flowless.pipeline.preprocess import load_clip, resize_and_crop
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.preprocess import load_record, resize_and_crop
+from flowless.pipeline.clip.spec import ClipSpec
+from flowless.pipeline.dataset.index import DatasetIndex, VideoRecord
+from flowless.pipeline.video.encode import write_video
+from flowless.pipeline.video.open_reader import open_reader
 
 #: What a reversed video's class is called.
 SUFFIX = "-reversed"
@@ -84,7 +84,7 @@ def write_films(source: Path, out: Path, *, spec: ClipSpec) -> Films:
 
 def labelled_videos(source: Path) -> list[tuple[str, Path]]:
     """Return `(label, file)` of a folder of classes, or of a flat folder, whose files are a class each."""
-    from flowless.pipeline.sources import VIDEO_SUFFIXES
+    from flowless.pipeline.dataset.sources import VIDEO_SUFFIXES
 
     if not source.is_dir():
         raise FlowlessError(f"{source}: no such folder. Give a folder of videos, or one with a folder a class.")
@@ -124,9 +124,10 @@ def clips_of(index: DatasetIndex, spec: ClipSpec) -> tuple[NDArray[np.uint8], ND
 
 
 def _clip(index: DatasetIndex, record: VideoRecord, spec: ClipSpec) -> NDArray[np.uint8]:
-    return load_clip(index.path_of(record), spec, first_frame=record.first_frame, num_frames=record.frames)[0]
+    return load_record(index, record, spec)[0]
 
 
 def _small_frames(path: Path, spec: ClipSpec) -> NDArray[np.uint8]:
     """Return the frames `[K, height, width, 3]` as an evaluation crops them: a training crop then has no place to jitter to."""
-    return np.concatenate([resize_and_crop(frame[None], spec) for frame in iter_frames(path)])
+    with open_reader(path) as video:
+        return np.concatenate([resize_and_crop(frame[None], spec) for frame in video])

@@ -14,7 +14,7 @@ from flowless.console import log
 from flowless.engines.backends import HINTS, open_backend, other_arithmetic, why_not
 from flowless.engines.manifest import TARGETS, Manifest, Target, read_manifest
 from flowless.errors import FlowlessError
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.spec import ClipSpec
 from flowless.timing import time_in_turn
 
 if TYPE_CHECKING:

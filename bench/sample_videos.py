@@ -35,7 +35,7 @@ def sample_videos(
     Returns:
         The files.
     """
-    from flowless.pipeline.encode import write_video
+    from flowless.pipeline.video.encode import write_video
 
     paths = []
     for number in range(count):

@@ -103,7 +103,7 @@ def measure(settings: Systems) -> dict[str, Any]:
     from flowless.bench.systems_pairs import pair_accuracies
     from flowless.bench.systems_runs import Race, train_all, videos
     from flowless.export.bundle import export_bundle  # noqa: F401 - told before the training, where its libraries are missing
-    from flowless.pipeline.index import DatasetIndex
+    from flowless.pipeline.dataset.index import DatasetIndex
 
     race = Race(
         train_videos=settings.train_videos,

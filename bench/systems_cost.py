@@ -12,8 +12,8 @@ import numpy as np
 import flowless
 from flowless.console import progress
 from flowless.engines import Engine
-from flowless.pipeline.index import DatasetIndex
-from flowless.pipeline.preprocess import load_clip
+from flowless.pipeline.clip.preprocess import load_clip
+from flowless.pipeline.dataset.index import DatasetIndex
 from flowless.timing import Timing, time_in_turn
 
 #: Targets that run on a processor.

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from flowless.bench.evaluate import evaluate
 from flowless.bench.evaluation import EvaluationOptions
-from flowless.pipeline.index import DatasetIndex
-from flowless.pipeline.shapes_scene import PAIRS
+from flowless.pipeline.dataset.index import DatasetIndex
+from flowless.pipeline.synthetic.scene import PAIRS
 
 
 def pair_accuracies(checkpoint: Path, val: DatasetIndex) -> dict[str, float]:

@@ -19,7 +19,7 @@ from flowless.bench.contestants import System
 from flowless.console import log, progress
 from flowless.errors import FlowlessError
 from flowless.machine import usable_cores
-from flowless.pipeline.moving_shapes import MARK, ShapesOptions, generate
+from flowless.pipeline.synthetic.moving_shapes import MARK, ShapesOptions, generate
 from flowless.train.recipes import Recipe, find_recipe
 
 

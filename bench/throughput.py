@@ -20,7 +20,7 @@ from flowless.machine import usable_cores
 if TYPE_CHECKING:
     from flowless.bench.video_stages import VideoStages
     from flowless.engines.manifest import Manifest
-    from flowless.pipeline.spec import ClipSpec
+    from flowless.pipeline.clip.spec import ClipSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,8 +169,8 @@ def _network(settings: Throughput, work: Path, threads: int) -> tuple[Manifest, 
     from flowless.engines.manifest import read_manifest
     from flowless.export.calibration import Calibration
     from flowless.export.checks import Checks
-    from flowless.pipeline.index import DatasetIndex
-    from flowless.pipeline.spec import ClipSpec
+    from flowless.pipeline.clip.spec import ClipSpec
+    from flowless.pipeline.dataset.index import DatasetIndex
 
     precisions = wanted_precisions(settings.precision)
     if settings.bundle:
@@ -224,7 +224,7 @@ def _engines(
     from flowless.bench.networks import random_clips
     from flowless.bench.precision_builds import wanted_precisions
     from flowless.bench.runners import Runner, engine_runners, time_runners, torch_runners
-    from flowless.pipeline.preprocess import load_clip
+    from flowless.pipeline.clip.preprocess import load_clip
 
     checkpoint, builds, videos = made
     log.print("measuring the engines beside PyTorch …", style="dim")
@@ -269,7 +269,7 @@ def _end_to_end(
     The slower stage is measured in the same rounds as the whole, since a machine that others use too changes its pace.
     """
     from flowless.bench.runners import open_engine
-    from flowless.pipeline.preprocess import load_clip
+    from flowless.pipeline.clip.preprocess import load_clip
 
     engines, stages = measured
     queue = (list(videos) * 8)[: max(8, len(videos))]
@@ -302,7 +302,7 @@ def _end_to_end(
 
 
 def _rounds(engine: Any, queue: list[Path], clips: list[Any], *, rounds: int) -> dict[str, float]:
-    from flowless.pipeline.preprocess import load_clip
+    from flowless.pipeline.clip.preprocess import load_clip
     from flowless.timing import time_in_turn
 
     def whole() -> None:

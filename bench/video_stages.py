@@ -9,22 +9,24 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from flowless.pipeline.container import open_video
-from flowless.pipeline.decode import decode_frames
-from flowless.pipeline.preprocess import load_clip, resize_and_crop
-from flowless.pipeline.probe import VideoInfo, probe
-from flowless.pipeline.sampling import clip_indices
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.preprocess import load_clip, resize_and_crop
+from flowless.pipeline.clip.sampling import clip_indices
+from flowless.pipeline.clip.spec import ClipSpec
+from flowless.pipeline.video.container import open_video
+from flowless.pipeline.video.info import VideoInfo
+from flowless.pipeline.video.reader import VideoReader
 from flowless.timing import Timing, time_in_turn
 
 #: Stage -> what it does, for people.
 STAGES = {
     "libav": "libav alone: demux and decode every frame up to the last needed one, converting none",
-    "probe": "count the frames and read the time line, from the packets",
+    "info": "count the frames and read the time line, from the packets; decode one frame",
     "decode": "decode the clip's frames to RGB, with no knowledge of the file",
+    "known": "the same, with what an index knows of the file",
     "preprocess": "resize and crop the clip's frames",
-    "load": "all of it: probe, decode, preprocess, one frame at a time",
+    "load": "all of it: count, decode, preprocess, one frame at a time",
 }
 
 
@@ -32,6 +34,7 @@ STAGES = {
 class VideoStages:
     """What the stages took, each of the videos by itself."""
 
+    paths: tuple[Path, ...]
     infos: tuple[VideoInfo, ...]
     timings: tuple[dict[str, Timing], ...]
 
@@ -61,17 +64,17 @@ class VideoStages:
         """Return one JSON row a video."""
         return [
             {
-                "file": Path(info.path).name,
+                "file": path.name,
                 "codec": info.codec,
                 "width": info.width,
                 "height": info.height,
                 "frames": info.frames,
                 "fps": round(info.fps, 3),
                 "key_frames": len(info.key_frames),
-                "megabytes": round(Path(info.path).stat().st_size / 1e6, 3),
+                "megabytes": round(path.stat().st_size / 1e6, 3),
                 "p50_ms": {stage: timing.p50_ms for stage, timing in timings.items()},
             }
-            for info, timings in zip(self.infos, self.timings, strict=True)
+            for path, info, timings in zip(self.paths, self.infos, self.timings, strict=True)
         ]
 
 
@@ -79,10 +82,10 @@ def measure_stages(videos: Sequence[Path], spec: ClipSpec, *, runs: int) -> Vide
     """Time the stages of one clip of each video, in turn, one thread for libav in all of them."""
     infos, timings = [], []
     for path in videos:
-        info = probe(path)
+        info = _info(path)
         infos.append(info)
         timings.append(time_in_turn(_stages(path, info, spec), runs=runs))
-    return VideoStages(tuple(infos), tuple(timings))
+    return VideoStages(tuple(videos), tuple(infos), tuple(timings))
 
 
 def decode_with_libav_alone(path: Path, last: int) -> int:
@@ -91,23 +94,35 @@ def decode_with_libav_alone(path: Path, last: int) -> int:
     This is the floor: PyAV hands each packet to libav and takes each frame from it, and does nothing with it.
     """
     count = 0
-    with open_video(path) as video:
-        for _ in video.container.decode(video.stream):
+    container, stream = open_video(path)
+    with container:
+        for _ in container.decode(stream):
             count += 1
             if count > last:
                 break
     return count
 
 
+def _info(path: Path) -> VideoInfo:
+    with VideoReader(path) as video:
+        return video.info
+
+
+def _decoded(path: Path, wanted: NDArray[np.int64], known: VideoInfo | None) -> NDArray[np.uint8]:
+    with VideoReader(path, known=known) as video:
+        return video.stack(wanted)
+
+
 def _stages(path: Path, info: VideoInfo, spec: ClipSpec) -> dict[str, Callable[[], object]]:
     indices = clip_indices(info.frames, segments=spec.segments, frames_per_segment=spec.frames_per_segment, rule=spec.sampling)
     wanted = np.unique(indices)
     last = int(wanted[-1])
-    frames = decode_frames(path, wanted, info=info)
+    frames = _decoded(path, wanted, info)
     return {
         "libav": lambda: decode_with_libav_alone(path, last),
-        "probe": lambda: probe(path),
-        "decode": lambda: decode_frames(path, wanted),
+        "info": lambda: _info(path),
+        "decode": lambda: _decoded(path, wanted, None),
+        "known": lambda: _decoded(path, wanted, info),
         "preprocess": lambda: resize_and_crop(frames, spec),
         "load": lambda: load_clip(path, spec),
     }

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from flowless.errors import FlowlessError
 from flowless.files import sha256_of, write_json
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.spec import ClipSpec
 
 FORMAT = "flowless-bundle"
 VERSION = 1

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from flowless.errors import FlowlessError
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.spec import ClipSpec
 
 FRAME, MEMORY = "frame", "memory"
 SCORES, NEXT_MEMORY = "scores", "next_memory"

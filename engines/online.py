@@ -44,7 +44,7 @@ class Online:
 
     def __init__(self, engine: Engine) -> None:
         # Here, and not with the module: whoever has arrays needs no PyAV, which this brings; and not within the first frame's time.
-        from flowless.pipeline.preprocess import resize_and_crop
+        from flowless.pipeline.clip.preprocess import resize_and_crop
 
         self._resize = resize_and_crop
         refuse_several_frames(engine.model, engine.spec)
@@ -176,11 +176,11 @@ def _timed_frames(
     path: str | os.PathLike[str], every: int, spent: dict[str, float]
 ) -> Generator[tuple[int, NDArray[np.uint8]], None, None]:
     """Yield every so manieth frame with its ordinal; add what decoding took to `spent`."""
-    from flowless.pipeline.decode import iter_frames
+    from flowless.pipeline.video.open_reader import open_reader
 
     started = time.perf_counter()
-    with closing(iter_frames(path, threads=usable_cores())) as frames:
-        for ordinal, frame in enumerate(frames):
+    with open_reader(path, threads=usable_cores()) as video:
+        for ordinal, frame in enumerate(video):
             if ordinal % every == 0:
                 spent["decode"] += time.perf_counter() - started
                 yield ordinal, frame

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.spec import ClipSpec
 
 if TYPE_CHECKING:
-    from flowless.pipeline.preprocess import ClipViews
+    from flowless.pipeline.clip.preprocess import ClipViews
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,16 @@ class TimedClip:
 
 
 def timed_clip(path: str | os.PathLike[str], spec: ClipSpec) -> TimedClip:
-    """Make the views that `flowless.pipeline.preprocess.load_clip` makes, and time its parts.
+    """Make the views that `flowless.pipeline.clip.preprocess.load_clip` makes, and time its parts.
 
     Raises:
         FlowlessError: The file cannot be read.
     """
     # PyAV is imported for a video alone: whoever has arrays needs none.
-    from flowless.pipeline.preprocess import load_views
+    from flowless.pipeline.clip.preprocess import load_views
+    from flowless.pipeline.video.open_reader import open_reader
 
     started, resizing = time.perf_counter(), []
-    views = load_views(path, spec, resizing=resizing)
+    with open_reader(path) as video:
+        views = load_views(video, spec, resizing=resizing)
     return TimedClip(views, time.perf_counter() - started - sum(resizing), sum(resizing))

@@ -14,9 +14,9 @@ from flowless.engines.backends import Backend
 from flowless.engines.manifest import Manifest
 from flowless.errors import FlowlessError
 from flowless.machine import usable_cores
-from flowless.pipeline.index import DatasetIndex, VideoRecord
-from flowless.pipeline.preprocess import load_clip
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.preprocess import load_record
+from flowless.pipeline.clip.spec import ClipSpec
+from flowless.pipeline.dataset.index import DatasetIndex, VideoRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ def clips_of(
 
     def read(record: VideoRecord) -> np.ndarray | FlowlessError:
         try:
-            return load_clip(index.path_of(record), spec, first_frame=record.first_frame, num_frames=record.frames)
+            return load_record(index, record, spec)
         except FlowlessError as error:
             return error
 

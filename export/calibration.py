@@ -15,9 +15,9 @@ from flowless.console import log, progress
 from flowless.engines.memory import feeds_of
 from flowless.errors import FlowlessError
 from flowless.files import sha256_of
-from flowless.pipeline.index import DatasetIndex, VideoRecord
-from flowless.pipeline.preprocess import load_clip
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.preprocess import load_record
+from flowless.pipeline.clip.spec import ClipSpec
+from flowless.pipeline.dataset.index import DatasetIndex, VideoRecord
 
 Method = Literal["entropy", "max"]
 
@@ -94,8 +94,7 @@ class ClipReader:
             record = self._order[self._next]
             self._next += 1
             try:
-                path = self._index.path_of(record)
-                clip = load_clip(path, calibration.spec, first_frame=record.first_frame, num_frames=record.frames)[:1]
+                clip = load_record(self._index, record, calibration.spec)[:1]
             except FlowlessError as error:
                 calibration.skipped.append(str(error))
                 log.print(f"calibration: left out: {error}", style="yellow", markup=False, soft_wrap=True)

@@ -11,7 +11,7 @@ import tyro
 
 from flowless.console import emit
 from flowless.errors import FlowlessError
-from flowless.pipeline.protocols import Views, protocol_spec
+from flowless.pipeline.clip.protocols import Views, protocol_spec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ def export(words: Sequence[str]) -> int:
 def _videos_of(data: Path | None) -> tuple[Path, ...]:
     if data is None:
         return ()
-    from flowless.pipeline.index import DatasetIndex
+    from flowless.pipeline.dataset.index import DatasetIndex
 
     index = DatasetIndex.load(data)
     first = {record.label: index.path_of(record) for record in reversed(index.videos)}

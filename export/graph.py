@@ -20,7 +20,7 @@ from flowless.errors import FlowlessError
 from flowless.export.insides import find_insides, scopes_of
 from flowless.export.pa_function import DOMAIN, OP, OP_VERSION, OPSET, pa_function, pa_nodes
 from flowless.files import whole_file
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.spec import ClipSpec
 
 if TYPE_CHECKING:
     import torch

@@ -12,9 +12,9 @@ import numpy as np
 
 from flowless.errors import FlowlessError
 from flowless.files import whole_file
-from flowless.pipeline.encode import write_video
-from flowless.pipeline.preprocess import load_clip
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.preprocess import load_clip
+from flowless.pipeline.clip.spec import ClipSpec
+from flowless.pipeline.video.encode import write_video
 
 #: Clips from videos that the bundle keeps; the others are made anew from their recipe.
 KEPT = 2

@@ -20,7 +20,7 @@ from flowless.export.checks import Checks, EngineRefused
 from flowless.export.precision import PRECISIONS
 from flowless.export.reference import Reference, made_clips
 from flowless.files import sha256_of
-from flowless.pipeline.index import DatasetIndex
+from flowless.pipeline.dataset.index import DatasetIndex
 from flowless.timing import time_in_turn
 
 #: Videos of an index that an int8 engine is compared on, none of which it was calibrated on.

@@ -1,6 +1,37 @@
-"""The room `pipeline`: from video files and data sets to clips.
+"""From video files and data sets to clips.
 
-The light half needs numpy, PyAV and Pillow alone, and is what a runtime install uses: `spec` (what a clip is), `sampling`
-(which frames), `probe` and `decode` (from a file, exactly), `preprocess` (the one resize rule), `scan` and `index` (data
-sets). The heavy half adds DALI and PyTorch: batches for training and evaluation.
+`video` opens files and decodes exactly the frames asked for; `dataset` lists, scans and indexes data sets; `clip` says which frames
+make a clip and how they are resized; `loading` makes batches with DALI; `synthetic` draws videos with known answers. `video`, `dataset`
+and `clip` need numpy, PyAV and Pillow alone, and are what a runtime install uses; `loading` adds DALI and PyTorch.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flowless.pipeline.clip.preprocess import load_clip
+    from flowless.pipeline.clip.sampling import clip_indices
+    from flowless.pipeline.clip.spec import ClipSpec
+    from flowless.pipeline.dataset.index import DatasetIndex
+    from flowless.pipeline.dataset.scan import scan
+    from flowless.pipeline.video.reader import VideoReader
+
+_WHERE = {
+    "ClipSpec": "clip.spec",
+    "DatasetIndex": "dataset.index",
+    "VideoReader": "video.reader",
+    "clip_indices": "clip.sampling",
+    "load_clip": "clip.preprocess",
+    "scan": "dataset.scan",
+}
+__all__ = ["ClipSpec", "DatasetIndex", "VideoReader", "clip_indices", "load_clip", "scan"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is asked for: clips of arrays need no PyAV."""
+    if name in _WHERE:
+        from importlib import import_module
+
+        return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 from rich.markup import escape
@@ -14,13 +14,13 @@ from rich.table import Table
 
 from flowless import console
 from flowless.errors import FlowlessError
-from flowless.pipeline.moving_shapes import CLASSES, ShapesOptions, generate
-from flowless.pipeline.scan import ScanReport, run_scan
-from flowless.pipeline.tables import refused_table
+from flowless.pipeline.dataset.scan import ScanOptions, ScanReport, run_scan
+from flowless.pipeline.dataset.tables import refused_table
+from flowless.pipeline.synthetic.moving_shapes import CLASSES, ShapesOptions, generate
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScanOptions:
+class ScanArgs:
     """Index a data set: look at every video once and write what was found, one line a video.
 
     Every refused file is listed with its reason in the index and in the table, and never stops the scan. After Ctrl-C
@@ -30,7 +30,8 @@ class ScanOptions:
     source: tyro.conf.Positional[Path]
     """What to scan. Format folder: SOURCE/<class>/<video>, at any depth below the class; files that are no videos by
     their suffix are passed over and counted. Format csv: a table path,label or path,label,start,end with start and end
-    in seconds from the first frame, paths relative to the table."""
+    in seconds from the first frame, paths relative to the table. A video is a file, or a folder of numbered pictures
+    (00001.jpg, 00002.jpg, as in Jester and Something-Something V1)."""
     format: Literal["folder", "csv"] = "folder"
     """How the source names its videos."""
     out: Path = Path("index.jsonl")
@@ -42,28 +43,31 @@ class ScanOptions:
     """Processes that look at files; by default one a processor core."""
     decode: bool = True
     """Decode every frame: counts what truly decodes, and finds damage. --no-decode trusts the packets, many times faster."""
+    rate: float | None = None
+    """Pictures a second, where videos are folders of pictures: 12 in Jester and Something-Something. Needed for start and end."""
+    allow_empty: bool = False
+    """End with exit code 0 although a class has not one usable video."""
     json: bool = False
     """Print one JSON document instead of tables."""
 
 
 def scan(words: Sequence[str]) -> int:
     """Run `flowless scan`."""
-    options = tyro.cli(ScanOptions, args=words, prog="flowless scan")
+    args = tyro.cli(ScanArgs, args=words, prog="flowless scan")
+    options = ScanOptions(format=args.format, workers=args.workers, labels=args.labels, decode=args.decode, rate=args.rate)
     try:
-        report = run_scan(
-            options.source,
-            format=options.format,
-            out=options.out,
-            workers=options.workers,
-            labels=options.labels,
-            decode=options.decode,
-        )
+        report = run_scan(args.source, out=args.out, options=options)
     except KeyboardInterrupt:
         console.log.print("flowless: what was looked at is kept. Go on with the same command.", style="yellow")
         raise
-    console.emit(_scan_document(report, options.out), *_scan_tables(report, options.out), as_json=options.json)
+    console.emit(_scan_document(report, args.out), *_scan_tables(report, args.out), as_json=args.json)
     if not report.index.videos:
-        raise FlowlessError(f"{options.source}: no video of it can be used; {options.out} lists the reasons.")
+        raise FlowlessError(f"{args.source}: no video of it can be used; {args.out} lists the reasons.")
+    if report.empty and not args.allow_empty:
+        names = ", ".join(map(repr, report.empty))
+        raise FlowlessError(
+            f"{args.source}: not one usable video of {names}. {args.out} is written without; if that is meant, say --allow-empty."
+        )
     return 0
 
 
@@ -98,16 +102,19 @@ def shapes(words: Sequence[str]) -> None:
     console.emit(document, table, as_json=chosen.json)
 
 
-def _scan_document(report: ScanReport, out: Path) -> dict[str, object]:
+def _scan_document(report: ScanReport, out: Path) -> dict[str, Any]:
     index = report.index
     return {
         "index": str(out),
         "videos": len(index.videos),
         "frames": sum(video.frames for video in index.videos),
         "labels": list(index.labels),
-        "codecs": dict(Counter(video.codec for video in index.videos).most_common()),
+        "codecs": dict(Counter(video.info.codec for video in index.videos).most_common()),
         "refused": [{"path": item.path, "reason": item.reason} for item in index.refused],
         "ignored": report.ignored,
+        "empty": list(report.empty),
+        "variable_rate": sum(video.info.variable_rate for video in index.videos),
+        "packets_missing": [video.id for video in index.videos if video.info.missing],
         "resumed": report.resumed,
         "seconds": round(report.seconds, 3),
     }
@@ -120,7 +127,10 @@ def _scan_tables(report: ScanReport, out: Path) -> list[Table]:
     for name in ("videos", "frames", "ignored", "resumed", "seconds"):
         summary.add_row(name, str(document[name]))
     summary.add_row("labels", str(len(report.index.labels)))
-    codecs = Counter(video.codec for video in report.index.videos)
+    codecs = Counter(video.info.codec for video in report.index.videos)
     summary.add_row("codecs", ", ".join(f"{codec} {count}" for codec, count in codecs.most_common()))
     summary.add_row("refused", str(len(report.index.refused)))
+    for name, shown in (("without a usable video", report.empty), ("packets missing in", document["packets_missing"])):
+        if shown:
+            summary.add_row(name, escape(", ".join(shown[:8])) + (f" and {len(shown) - 8} more" if len(shown) > 8 else ""))
     return [summary, *refused_table(report.index.refused, title="Refused")]

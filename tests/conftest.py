@@ -19,9 +19,12 @@ from filelock import FileLock
 from hypothesis import settings
 
 from flowless.machine import usable_cores
-from flowless.pipeline.index import DatasetIndex
-from flowless.pipeline.moving_shapes import ShapesOptions, generate
+from flowless.pipeline.dataset.index import DatasetIndex
+from flowless.pipeline.synthetic.moving_shapes import ShapesOptions, generate
 from flowless.waiting import let_waiting_threads_sleep
+
+# Helpers lie beside the tests, which are no package.
+sys.path.insert(0, str(Path(__file__).parent))
 
 # In the background of a script Ctrl-C's signal is ignored, and so it would be by every process that a test interrupts.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

@@ -20,7 +20,7 @@ from flowless import __version__
 from flowless.errors import FlowlessError, first_line
 from flowless.files import whole_file
 from flowless.machine import installed_versions
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.models import Recognizer, build_model
 from flowless.train.official import load_official
 

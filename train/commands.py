@@ -12,8 +12,8 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from flowless.console import emit, log
-from flowless.pipeline.index import DatasetIndex
-from flowless.pipeline.tables import refused_table
+from flowless.pipeline.dataset.index import DatasetIndex
+from flowless.pipeline.dataset.tables import refused_table
 from flowless.train.model_options import BACKBONES
 from flowless.train.recipes import DATA_NAMES, FAMILY_NAMES, Recipe, find_recipe
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from flowless.errors import FlowlessError
-from flowless.pipeline.index import DatasetIndex
+from flowless.pipeline.dataset.index import DatasetIndex
 
 if TYPE_CHECKING:
-    from flowless.pipeline.loader import Batch, ClipLoader
-    from flowless.pipeline.spec import ClipSpec, Rule
+    from flowless.pipeline.clip.spec import ClipSpec, Rule
+    from flowless.pipeline.loading.loader import Batch, ClipLoader
     from flowless.train.recipes import Recipe
 
 
@@ -70,8 +70,8 @@ class Place:
 
 def training_loader(index: DatasetIndex, recipe: Recipe, *, place: Place) -> ClipLoader:
     """Return the augmented, shuffled loader of a recipe for one of the processes that share it."""
-    from flowless.pipeline.augment import Augmentation, LoaderOptions
-    from flowless.pipeline.loader import ClipLoader
+    from flowless.pipeline.loading.augment import Augmentation, LoaderOptions
+    from flowless.pipeline.loading.loader import ClipLoader
 
     augmentation = Augmentation(
         scales=recipe.scales,
@@ -103,8 +103,8 @@ def evaluation_loader(
     place: Place | None = None,
 ) -> ClipLoader:
     """Return a loader that gives every video once, in order, without augmentation."""
-    from flowless.pipeline.augment import LoaderOptions
-    from flowless.pipeline.loader import ClipLoader
+    from flowless.pipeline.loading.augment import LoaderOptions
+    from flowless.pipeline.loading.loader import ClipLoader
 
     options = LoaderOptions(threads=threads, **(place or Place()).options())
     return ClipLoader(index, spec, rule=rule, batch_size=batch_size, options=options)

@@ -23,7 +23,7 @@ from flowless.console import log, progress
 from flowless.errors import FlowlessError
 from flowless.files import write_json
 from flowless.interrupts import ctrl_c_count
-from flowless.pipeline.index import DatasetIndex, Refused
+from flowless.pipeline.dataset.index import DatasetIndex, Refused
 from flowless.train.data import check_training_index, device_batch, relabel
 from flowless.train.models import Recognizer, build_model
 from flowless.train.module import TrainingModule

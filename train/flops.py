@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.models import Recognizer, build_model
 from flowless.train.models.stm import ChannelwiseTemporalConv
 from flowless.train.models.temporal_projection import PixelwiseTemporalProjection

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flowless.errors import FlowlessError
-from flowless.pipeline.index import DatasetIndex
+from flowless.pipeline.dataset.index import DatasetIndex
 from flowless.train.data import EpochBatches, Place, evaluation_loader, training_loader
 from flowless.train.joint import joint_training
 from flowless.train.models import Recognizer
@@ -22,8 +22,8 @@ from flowless.train.optim import build_optimizer, freeze_batch_norm, set_rate
 from flowless.train.recipes import Recipe
 
 if TYPE_CHECKING:
-    from flowless.pipeline.index import Refused
-    from flowless.pipeline.loader import Batch
+    from flowless.pipeline.dataset.index import Refused
+    from flowless.pipeline.loading.loader import Batch
 
 
 class TrainingModule(pl.LightningModule):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from flowless.errors import FlowlessError
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.models import Recognizer, build_model
 from flowless.train.models.backbone import read_document
 

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from flowless.console import log
 from flowless.errors import FlowlessError, first_line
 from flowless.files import whole_file, write_json
-from flowless.pipeline.index import DatasetIndex
+from flowless.pipeline.dataset.index import DatasetIndex
 from flowless.train.checkpoints import save_checkpoint, versions
 from flowless.train.module import TrainingModule
 from flowless.train.recipes import Recipe

@@ -39,7 +39,7 @@ _SUFFIX = {"vp9": ".webm"}
 def decode(ledger: Ledger) -> None:
     """Check indices and colours of every codec, then time the loader."""
     device = need_device(ledger.settings)
-    import flowless.pipeline.loader  # noqa: F401  says at once which library is missing
+    import flowless.pipeline.loading.loader  # noqa: F401  says at once which library is missing
 
     where = "gpu" if device.type == "cuda" else "cpu"
     folder = ledger.settings.folder / "films"
@@ -55,8 +55,8 @@ def decode(ledger: Ledger) -> None:
 
 def _codecs(ledger: Ledger, where: str) -> list[str]:
     """Return which films can be tried; what the driver says of each goes into the facts, and a refused one is left out with it."""
-    from flowless.pipeline import nvdec
-    from flowless.pipeline.dali_graph import DALI_CPU_CODECS
+    from flowless.pipeline.loading import nvdec
+    from flowless.pipeline.loading.dali_graph import DALI_CPU_CODECS
 
     if where == "cpu":
         return sorted(DALI_CPU_CODECS & set(_ENCODERS))
@@ -99,7 +99,7 @@ def film(folder: Path, codec: str, *, count: int) -> Path:
     from av.codec import Codec
     from av.codec.codec import UnknownCodecError
 
-    from flowless.pipeline.encode import write_video
+    from flowless.pipeline.video.encode import write_video
 
     encoder, options = _ENCODERS[codec]
     try:
@@ -112,7 +112,7 @@ def film(folder: Path, codec: str, *, count: int) -> Path:
 
 
 def _check_indices(ledger: Ledger, codec: str, folder: Path, *, device_id: int | None) -> None:
-    from flowless.pipeline.decode import decode_frames
+    from flowless.pipeline.video.reader import VideoReader
 
     count = 60 if ledger.settings.rehearsal else 120 if ledger.settings.quick else 300
     path = film(folder, codec, count=count)
@@ -120,7 +120,8 @@ def _check_indices(ledger: Ledger, codec: str, folder: Path, *, device_id: int |
     for what, ordinals in (("every frame", np.arange(count)), ("nine frames", sparse), ("the last", np.array([count - 1]))):
         pictures = by_dali(path, ordinals, device_id=device_id)
         wrong = [int(asked) for asked, got in zip(ordinals, numbers_of(pictures), strict=True) if asked != got]
-        off = np.abs(pictures.astype(np.int16) - decode_frames(path, ordinals)).mean()
+        with VideoReader(path) as video:
+            off = np.abs(pictures.astype(np.int16) - video.stack(ordinals)).mean()
         # Edges of full contrast: colour is halved in size there, and each decoder has its way of doubling it again.
         ledger.check(f"{codec}: {what}", passed=not wrong and len(pictures) == len(ordinals), wrong=wrong[:8], mean_colour_difference=off)
 
@@ -129,16 +130,16 @@ def by_dali(path: Path, ordinals: NDArray[Any], *, device_id: int | None) -> NDA
     """Return a film's frames `[K, H, W, 3]` by presentation ordinal, decoded by DALI, not resized."""
     import torch
 
-    from flowless.pipeline.augment import View
-    from flowless.pipeline.dali_graph import ClipGraph, GraphInput, place
-    from flowless.pipeline.spec import ClipSpec
+    from flowless.pipeline.clip.spec import ClipSpec
+    from flowless.pipeline.loading.augment import View
+    from flowless.pipeline.loading.dali_graph import ClipGraph, GraphInput, place
 
     spec = ClipSpec(height=_HEIGHT, width=_WIDTH, short_side=_WIDTH)
     whole = View(top=0, left=0, bottom=_HEIGHT, right=_WIDTH)
     item = GraphInput(
         **place([whole], spec, width=_WIDTH, height=_HEIGHT),
         order=np.arange(len(ordinals), dtype=np.int32),
-        colour=np.array([1, 1, 1, 0], np.float32),
+        colour=np.tile(np.array([1, 1, 1, 0], np.float32), (len(ordinals), 1)),
         encoded=np.fromfile(path, np.uint8),
         ordinals=ordinals.astype(np.int32),
     )
@@ -174,7 +175,7 @@ def _loader(ledger: Ledger, index: Any, where: str) -> None:
 
 def _colours(ledger: Ledger, index: Any, where: str, *, name: str) -> None:
     """Compare clips of the loader's ways with those of PyAV and the CPU."""
-    from flowless.pipeline.dali_graph import TOLERANCE_MAX, TOLERANCE_MEAN
+    from flowless.pipeline.loading.dali_graph import TOLERANCE_MAX, TOLERANCE_MEAN
 
     settings = ledger.settings
     truth = _clips(index, settings, device="cpu", decoder="pyav")

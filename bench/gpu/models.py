@@ -11,7 +11,7 @@ import torch
 from flowless.bench.gpu.clock import answer_ms, back_to_back_ms, figures, full_float32, need_device
 from flowless.bench.gpu.ledger import Ledger
 from flowless.bench.gpu.network import spec_of
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.spec import ClipSpec
 
 #: Network -> frames of a segment, as its paper has them (None: as many as PAN's). The most used first: time may run out.
 FRAMES: dict[str, int | None] = {

@@ -21,7 +21,7 @@ import numpy as np
 
 from flowless.bench.gpu.ledger import Ledger, NotHere, Settings
 from flowless.files import whole_file, write_json
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.spec import ClipSpec
 
 #: Contrast and mean brightness of each clip.
 _LOOKS = ((0.1, 40), (0.5, 90), (0.9, 128), (0.3, 160), (0.7, 200), (1.0, 128))

@@ -15,8 +15,8 @@ from flowless.bench.gpu.clock import need_device
 from flowless.bench.gpu.ledger import Ledger
 from flowless.interrupts import WorkerPool
 from flowless.machine import usable_cores
-from flowless.pipeline.moving_shapes import CLASSES, ShapesOptions, Split, draw, scenes
-from flowless.pipeline.sampling import clip_indices
+from flowless.pipeline.clip.sampling import clip_indices
+from flowless.pipeline.synthetic.moving_shapes import CLASSES, ShapesOptions, Split, draw, scenes
 from flowless.train.recipes import Recipe, find_recipe
 
 #: What ignores the order of frames gets 50 % at most; this recipe reached 95 % on an H200.

@@ -38,7 +38,7 @@ def made_videos(settings: Settings) -> Any:
 def index_of(root: Path, settings: Settings, name: str) -> Any:
     """Scan a folder, its sub-folders as labels; films that lie in the folder itself get one label."""
     from flowless.errors import FlowlessError
-    from flowless.pipeline.scan import scan
+    from flowless.pipeline.dataset.scan import scan
 
     try:
         if not any(path.is_dir() for path in root.iterdir()):
@@ -55,9 +55,9 @@ def index_of(root: Path, settings: Settings, name: str) -> Any:
 def clip_loader(index: Any, settings: Settings, *, device: str, decoder: str) -> Any:
     """Return a loader of batches of eight clips, as the network takes them; raise NotHere where DALI has no NVDEC to decode on."""
     from flowless.bench.gpu.network import spec_of
-    from flowless.pipeline import nvdec
-    from flowless.pipeline.augment import LoaderOptions
-    from flowless.pipeline.loader import ClipLoader
+    from flowless.pipeline.loading import nvdec
+    from flowless.pipeline.loading.augment import LoaderOptions
+    from flowless.pipeline.loading.loader import ClipLoader
 
     if (device, decoder) == ("gpu", "dali") and (reason := nvdec.why_no_nvdec()):
         raise NotHere(reason)

@@ -11,7 +11,7 @@ import torch
 from flowless.bench.cue_pictures import centred_colours, heat, paint, reach_of, resized, wheel
 from flowless.bench.cues import Cue, cue_of, timescale_names
 from flowless.errors import FlowlessError
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.models import build_model
 from flowless.train.models.vap import VariousTimescaleAggregationPooling
 

@@ -19,11 +19,11 @@ from flowless.cli import main
 from flowless.errors import FlowlessError
 from flowless.export.build_engine import build
 from flowless.export.bundle import export_bundle
-from flowless.pipeline.encode import write_video
-from flowless.pipeline.preprocess import load_clip
-from flowless.pipeline.protocols import protocol_spec
-from flowless.pipeline.scan import scan
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.preprocess import load_clip
+from flowless.pipeline.clip.protocols import protocol_spec
+from flowless.pipeline.clip.spec import ClipSpec
+from flowless.pipeline.dataset.scan import scan
+from flowless.pipeline.video.encode import write_video
 from flowless.train.checkpoints import load_checkpoint, save_checkpoint
 from flowless.train.data import relabel
 from flowless.train.models import build_model

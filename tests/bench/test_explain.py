@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from video_files import all_frames
 
 from flowless.bench.cues import cue_of
 from flowless.bench.explain import Explanation, explain
@@ -26,10 +27,9 @@ from flowless.errors import FlowlessError
 from flowless.export.bundle import export_bundle
 from flowless.export.graph import read_graph
 from flowless.export.insides import opened, read_insides
-from flowless.pipeline.decode import iter_frames
-from flowless.pipeline.encode import write_video
-from flowless.pipeline.preprocess import load_clip
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.preprocess import load_clip
+from flowless.pipeline.clip.spec import ClipSpec
+from flowless.pipeline.video.encode import write_video
 from flowless.train.checkpoints import save_checkpoint
 from flowless.train.models import build_model
 
@@ -207,7 +207,7 @@ def test_a_films_windows_show_every_frame_once(over, frames, count, explanation)
 def test_the_film_has_every_frame_with_its_cue_beside(checkpoint, video, tmp_path, capsys):
     out = tmp_path / "film.mp4"
     assert main(["explain", str(checkpoint), str(video), "--out", str(out)]) == 0
-    film = list(iter_frames(out))
+    film = list(all_frames(out))
     assert len(film) == 40
     height, width = film[0].shape[:2]
     scale = 10  # 32 rows to at least 320
@@ -231,7 +231,7 @@ def test_networks_without_a_cue_say_so(video, tmp_path, capsys):
     assert "tsn [final].html" in said.out.replace("\n", "")
     assert "it has no motion cue" in (tmp_path / "tsn [final].html").read_text(encoding="utf-8")
     assert main(["explain", str(path), str(video), "--out", str(tmp_path / "tsn.mp4")]) == 0
-    assert next(iter_frames(tmp_path / "tsn.mp4")).shape[1] == 48 * 10
+    assert all_frames(tmp_path / "tsn.mp4")[0].shape[1] == 48 * 10
 
 
 def test_a_vector_a_clip_has_no_segments_scores(video, tmp_path):

@@ -23,8 +23,8 @@ from flowless.bench.motion_maps import PAPER_CLIP
 from flowless.bench.motion_strip import load_cues, write_strip
 from flowless.bench.throughput_tables import rows_table
 from flowless.errors import FlowlessError
-from flowless.pipeline.encode import write_video
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.spec import ClipSpec
+from flowless.pipeline.video.encode import write_video
 from flowless.train.checkpoints import save_checkpoint
 from flowless.train.models import build_model
 

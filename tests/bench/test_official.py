@@ -15,8 +15,8 @@ from flowless.bench.official import NORMS, OfficialCode, _ChannelDistance, copy_
 from flowless.bench.peers import Peers
 from flowless.bench.sample_videos import sample_videos
 from flowless.errors import FlowlessError
-from flowless.pipeline.preprocess import load_clip
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.preprocess import load_clip
+from flowless.pipeline.clip.spec import ClipSpec
 
 
 @pytest.fixture(scope="module")

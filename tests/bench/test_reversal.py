@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from flowless.bench.reversal import CONTESTANTS, Settings, run_reversal
 from flowless.bench.reversal_films import SUFFIX, clips_of, film_length, inner_parts, labelled_videos, same_pictures, write_films
 from flowless.errors import FlowlessError
-from flowless.pipeline.encode import write_video
-from flowless.pipeline.index import DatasetIndex
-from flowless.pipeline.sampling import clip_indices, sample_rng
-from flowless.pipeline.scan import scan
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.sampling import clip_indices, sample_rng
+from flowless.pipeline.clip.spec import ClipSpec
+from flowless.pipeline.dataset.index import DatasetIndex
+from flowless.pipeline.dataset.scan import scan
+from flowless.pipeline.video.encode import write_video
 
 SPEC = ClipSpec(segments=4, frames_per_segment=4, height=16, width=16, short_side=16)
 SINGLE = ClipSpec(segments=4, frames_per_segment=1, height=16, width=16, short_side=16)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from video_files import info_of
 
 from flowless.bench import machine_peak, networks
 from flowless.bench.goals import goal, goals_table
@@ -25,10 +26,9 @@ from flowless.errors import FlowlessError
 from flowless.export.calibration import Calibration
 from flowless.export.checks import Checks
 from flowless.export.graphs import cache_folder
-from flowless.pipeline.index import DatasetIndex
-from flowless.pipeline.preprocess import load_clip
-from flowless.pipeline.probe import probe
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.preprocess import load_clip
+from flowless.pipeline.clip.spec import ClipSpec
+from flowless.pipeline.dataset.index import DatasetIndex
 from flowless.train.models import build_model
 
 #: The options of a benchmark that takes seconds.
@@ -42,7 +42,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_sample_videos_are_what_they_say_and_always_the_same(videos: list[Path], tmp_path: Path) -> None:
-    info = probe(videos[0])
+    info = info_of(videos[0])
     assert (info.codec, info.width, info.height, info.frames) == ("h264", 96, 64, 40)
     again = sample_videos(tmp_path, count=1, sizes=((96, 64),), frames=40)[0]
     assert again.read_bytes() == videos[0].read_bytes()
@@ -57,7 +57,7 @@ def test_libav_alone_stops_where_it_is_told(videos: list[Path]) -> None:
 def test_stages_add_up(videos: list[Path]) -> None:
     stages = measure_stages(videos, TINY, runs=2)
     rows = {row["stage"]: row for row in stages.rows()}
-    assert set(rows) == {"libav", "probe", "decode", "preprocess", "load"}
+    assert set(rows) == {"libav", "info", "decode", "known", "preprocess", "load"}
     assert stages.libav_ratio == pytest.approx(stages.mean_ms("decode") / stages.mean_ms("libav"))
     assert rows["load"]["clips_per_s"] == pytest.approx(1e3 / rows["load"]["p50_ms"], rel=0.01)
     assert [row["file"] for row in stages.videos()] == ["sample_0.mp4", "sample_1.mp4"]
@@ -112,8 +112,8 @@ def test_made_videos_differ_and_are_indexed_rightly(tmp_path: Path) -> None:
     for index, count in zip(indexes, (3, 2), strict=True):
         assert len(index.videos) == count
         for record in index.videos:
-            info = probe(index.path_of(record))
-            assert (info.frames, info.width, info.height) == (record.frames, record.width, record.height) == (8, 36, 36)
+            info = info_of(index.path_of(record))
+            assert (info.frames, info.width, info.height) == (record.frames, record.info.width, record.info.height) == (8, 36, 36)
             clips.append(load_clip(index.path_of(record), TINY)[0].astype(int))
     means = [np.abs(one - other).mean() for place, one in enumerate(clips) for other in clips[:place]]
     assert min(means) > 5

@@ -16,7 +16,7 @@ from flowless.engines.engine import Engine
 from flowless.engines.manifest import Artefact, read_manifest
 from flowless.engines.video import timed_clip
 from flowless.errors import FlowlessError
-from flowless.pipeline.preprocess import load_clip
+from flowless.pipeline.clip.preprocess import load_clip
 
 
 @pytest.fixture(scope="module")

@@ -10,15 +10,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from video_files import all_frames
 
 from flowless.cli import main
 from flowless.engines.engine import Engine
 from flowless.engines.loading import load
 from flowless.engines.online import Online, predict_online
 from flowless.errors import FlowlessError
-from flowless.pipeline.decode import iter_frames
-from flowless.pipeline.preprocess import resize_and_crop
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.preprocess import resize_and_crop
+from flowless.pipeline.clip.spec import ClipSpec
 
 N = 4
 SPEC = ClipSpec(segments=N, frames_per_segment=1, height=40, width=44, short_side=48)
@@ -42,7 +42,7 @@ def windows(pictures: np.ndarray) -> np.ndarray:
 def test_online_is_offline_on_the_same_frames(engine, film_bundles, film_model, videos):
     import torch
 
-    frames = list(iter_frames(videos[1]))
+    frames = list(all_frames(videos[1]))
     assert len(frames) == 24
     clips = windows(resize_and_crop(np.stack(frames), SPEC))
     online = Online(engine)
@@ -60,7 +60,7 @@ def test_online_is_offline_on_the_same_frames(engine, film_bundles, film_model, 
 
 def test_a_real_film(film_bundles, clips):
     online, offline = (Online(load(film_bundles[form], "openvino")) for form in ("online", "offline"))
-    for count, frame in enumerate(iter_frames(clips / "short_32_frames.mp4"), start=1):
+    for count, frame in enumerate(all_frames(clips / "short_32_frames.mp4"), start=1):
         np.testing.assert_allclose(online.push(frame), offline.push(frame), atol=1e-4)
         np.testing.assert_allclose(online.average, offline.average, atol=1e-4)
         assert online.frames == count
@@ -68,7 +68,7 @@ def test_a_real_film(film_bundles, clips):
 
 
 def test_before_the_memory_is_full_the_first_frame_stands_in(engine, videos):
-    first, second = list(iter_frames(videos[0]))[:2]
+    first, second = list(all_frames(videos[0]))[:2]
     small = resize_and_crop(np.stack([first, second]), SPEC)
     online = Online(engine)
     for clip, frame in (([0, 0, 0, 0], first), ([0, 0, 0, 1], second)):
@@ -79,7 +79,7 @@ def test_before_the_memory_is_full_the_first_frame_stands_in(engine, videos):
 
 def test_three_crops_are_averaged(engine, videos, monkeypatch):
     monkeypatch.setattr(engine, "spec", replace(SPEC, crop="three"))
-    frames = list(iter_frames(videos[2]))[:6]
+    frames = list(all_frames(videos[2]))[:6]
     online, apart = Online(engine), []
     scores = [online.push(frame) for frame in frames]
     for crop in resize_and_crop(np.stack(frames), engine.spec).reshape(3, 6, 40, 44, 3):
@@ -88,7 +88,7 @@ def test_three_crops_are_averaged(engine, videos, monkeypatch):
 
 
 def test_two_films_at_once_have_a_memory_each(engine, videos):
-    films = [list(iter_frames(video))[:6] for video in videos[:2]]
+    films = [list(all_frames(video))[:6] for video in videos[:2]]
     alone = []
     for film in films:
         online = Online(engine)
@@ -131,7 +131,7 @@ def test_a_film(engine, videos):
     seen = predict_online(engine, videos[0], top=2, every=3)
     assert [moment.frame for moment in seen.moments] == list(range(0, 24, 3))
     online = Online(engine)
-    for frame in list(iter_frames(videos[0]))[::3]:
+    for frame in list(all_frames(videos[0]))[::3]:
         online.push(frame)
     np.testing.assert_array_equal(seen.scores, online.average)
     assert [answer.label for answer in seen.top] == [LABELS[index] for index in np.argsort(-online.average)[:2]]

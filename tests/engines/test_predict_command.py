@@ -101,3 +101,50 @@ def test_real_clips(built, clips, capsys):
         assert [set(row) == {"video", "error"} for row in found[target]] == [False, True, False, False]
     for one, other in zip(found["openvino"], found["onnxruntime"], strict=True):
         assert [item["index"] for item in one.get("top", [])] == [item["index"] for item in other.get("top", [])]
+
+
+FIELD = ("sjis.avi", "fate_svq3_watermark.mov", "mir_clockwise_h.mp4", "overlap_cc.ts", "same.ts", "lost1.ts", "gaps_mjpeg.avi")
+
+
+def test_files_that_users_had_trouble_with(built, clips, capsys, tmp_path):
+    """Each is answered, as in `explain` and in the frames that an index leads to; one never takes another's answer along."""
+    field = clips.parent / "field"
+    if not field.is_dir():
+        pytest.skip("the folder of such files is not beside the clips")
+    paths = [str(field / name) for name in (*FIELD, "dur.ogv", "reschange.webm", "av.mts", "base.mp4")]
+    assert main(["predict", str(built), *paths, "--target", "openvino", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["video"] for row in rows] == paths
+    assert all("error" not in row for row in rows)
+
+
+def test_a_folder_of_pictures(built, tmp_path, videos, capsys):
+    from PIL import Image
+    from video_files import all_frames
+
+    folder = tmp_path / "film"
+    folder.mkdir()
+    for number, frame in enumerate(all_frames(videos[0]), start=1):
+        Image.fromarray(frame).save(folder / f"{number:05d}.png")
+    assert main(["predict", str(built), str(folder), str(videos[0]), "--target", "openvino", "--json"]) == 0
+    pictures, film = json.loads(capsys.readouterr().out)
+    assert pictures["top"] == film["top"]
+
+
+def test_a_name_that_is_no_text(built, videos, tmp_path, capsys):
+    import os
+
+    path = os.fsencode(tmp_path) + b"/caf\xe9.mp4"
+    with open(path, "wb") as stream:  # noqa: PTH123
+        stream.write(videos[0].read_bytes())
+    done = subprocess.run(
+        [sys.executable, "-m", "flowless", "predict", str(built), path, "--target", "openvino"],
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"caf" in done.stdout
+    done = subprocess.run(
+        [sys.executable, "-m", "flowless", "predict", str(built), path, "--target", "openvino", "--json"], capture_output=True, check=False
+    )
+    assert json.loads(done.stdout)[0]["top"]

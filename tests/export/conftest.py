@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 if TYPE_CHECKING:
     from flowless.export.calibration import Calibration
-    from flowless.pipeline.index import DatasetIndex
+    from flowless.pipeline.dataset.index import DatasetIndex
     from flowless.train.models import Recognizer
 
 LABELS = tuple(f"action {index}" for index in range(6))
@@ -27,7 +27,7 @@ def make_checkpoint(path: Path, name: str, *, size: int = 48, sampling: str = "c
     """Write a randomly initialised model whose answers depend on everything that it sees."""
     import torch
 
-    from flowless.pipeline.spec import ClipSpec
+    from flowless.pipeline.clip.spec import ClipSpec
     from flowless.train.checkpoints import save_checkpoint
     from flowless.train.models import build_model
 
@@ -82,7 +82,7 @@ def bundle(built, tmp_path) -> Path:
 @pytest.fixture(scope="session")
 def videos(once) -> list[Path]:
     """Three videos of moving noise, encoded as H.264."""
-    from flowless.pipeline.encode import write_video
+    from flowless.pipeline.video.encode import write_video
 
     def make(path: Path, seed: int) -> None:
         coarse = np.random.default_rng(seed).integers(0, 256, (12, 12, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
@@ -96,7 +96,7 @@ def make_lively(name: str, *, segments: int = 4, blocks: int = 1, **options: Any
     import torch
     from enlivening import enliven
 
-    from flowless.pipeline.spec import ClipSpec
+    from flowless.pipeline.clip.spec import ClipSpec
     from flowless.train.models import build_model
 
     spec = ClipSpec(segments=segments, frames_per_segment=1, height=40, width=44, short_side=48)
@@ -159,8 +159,8 @@ def learn(path: Path, name: str, index: DatasetIndex) -> Path:
     """Write a model that has learnt a few videos by heart: its scores mean something, so int8 can be told from rubbish."""
     import torch
 
-    from flowless.pipeline.preprocess import load_clip
-    from flowless.pipeline.spec import ClipSpec
+    from flowless.pipeline.clip.preprocess import load_clip
+    from flowless.pipeline.clip.spec import ClipSpec
     from flowless.train.checkpoints import save_checkpoint
     from flowless.train.models import build_model
 
@@ -210,6 +210,6 @@ def learnt_bundle(learnt, tmp_path) -> Path:
 def calibration(shapes) -> Calibration:
     """Twelve of the training videos, as models that `learnt` gives see them."""
     from flowless.export.calibration import Calibration
-    from flowless.pipeline.spec import ClipSpec
+    from flowless.pipeline.clip.spec import ClipSpec
 
     return Calibration(index=shapes / "train.index.jsonl", spec=ClipSpec(**LEARNT_CLIP), videos=12)

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.spec import ClipSpec
 
 SPEC = ClipSpec(segments=2, frames_per_segment=6, height=40, width=48, short_side=48)
 

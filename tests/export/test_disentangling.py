@@ -14,7 +14,7 @@ from flowless.export.graph import read_graph
 from flowless.export.graphs import precise_graph
 from flowless.export.quantisers import activation_pairs
 from flowless.export.zones import backbone_nodes, kept_exact
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.spec import ClipSpec
 
 
 def test_late_pooling_alone(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from flowless.export.pa_function import pa_nodes
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.spec import ClipSpec
 
 
 def checkpoint(name: str, **options: Any):

@@ -13,7 +13,7 @@ from flowless.errors import FlowlessError
 from flowless.export import graph
 from flowless.export.layout import differences_first
 from flowless.export.pa_function import pa_nodes
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.spec import ClipSpec
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from video_files import all_frames
 
 from flowless.cli import main
 from flowless.engines.loading import load
@@ -20,8 +21,7 @@ from flowless.export.build_engine import build
 from flowless.export.calibration import Calibration
 from flowless.export.checks import Checks, EngineRefused
 from flowless.export.target_options import BuildOptions
-from flowless.pipeline.decode import iter_frames
-from flowless.pipeline.preprocess import load_clip
+from flowless.pipeline.clip.preprocess import load_clip
 from flowless.train.models import FusedRecognizer
 
 N, H, W = 4, 40, 44
@@ -102,7 +102,7 @@ def test_int8_and_half_precision(online_bundle, shapes, train_index):
     record = build(online_bundle, target="openvino", precision="int8", checks=Checks(slower=True), calibration=calibration)
     assert record.status == "verified"
     assert record.figures["layers"]["convolution int8"] >= 19
-    frames = list(iter_frames(train_index.path_of(train_index.videos[0])))
+    frames = list(all_frames(train_index.path_of(train_index.videos[0])))
     exact, low = (Online(load(online_bundle, "openvino", precision)) for precision in ("fp32", "int8"))
     scores, near = (np.stack([online.push(frame) for frame in frames]) for online in (exact, low))
     assert 0 < np.abs(scores - near).max() < 0.5 * np.abs(scores).max()

@@ -13,7 +13,7 @@ from flowless.export import bundle as bundles
 from flowless.export import graph, parity
 from flowless.export.pa_function import pa_nodes
 from flowless.export.reference import Reference, gather_clips, made_clips
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.spec import ClipSpec
 
 
 def initializer(proto, name):

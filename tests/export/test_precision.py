@@ -28,7 +28,7 @@ from flowless.export.quantisers import activation_pairs, keep_grid_through_shift
 from flowless.export.reference import Reference
 from flowless.export.target_graphs import graph_for
 from flowless.export.zones import backbone_nodes, kept_exact, named
-from flowless.pipeline.index import DatasetIndex
+from flowless.pipeline.dataset.index import DatasetIndex
 
 #: A model is trained first.
 pytestmark = pytest.mark.slow

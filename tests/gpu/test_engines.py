@@ -13,7 +13,7 @@ from flowless.engines.manifest import read_manifest
 from flowless.export.bundle import export_bundle
 from flowless.export.parity import check
 from flowless.export.reference import Reference
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.checkpoints import save_checkpoint
 
 pytestmark = pytest.mark.gpu

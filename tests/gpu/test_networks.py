@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from flowless.bench.networks import lively_model, random_clips
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.models import build_model
 
 pytestmark = pytest.mark.gpu
@@ -55,8 +55,8 @@ def test_training_learns_and_repeats_itself(kind: torch.dtype) -> None:
 
 def test_clips_stay_where_dali_put_them(train_index) -> None:
     pytest.importorskip("nvidia.dali")
-    from flowless.pipeline.augment import LoaderOptions
-    from flowless.pipeline.loader import ClipLoader
+    from flowless.pipeline.loading.augment import LoaderOptions
+    from flowless.pipeline.loading.loader import ClipLoader
 
     spec = ClipSpec(segments=4, frames_per_segment=2, height=32, width=32, short_side=32)
     options = {device: LoaderOptions(device=device, decoder="pyav") for device in ("cpu", "gpu")}

@@ -12,15 +12,15 @@ import pytest
 LIGHT = (
     *("cli", "console", "errors", "files", "machine", "timing"),
     *(
-        "pipeline.spec",
-        "pipeline.protocols",
-        "pipeline.index",
-        "pipeline.sampling",
-        "pipeline.probe",
-        "pipeline.decode",
-        "pipeline.preprocess",
+        "pipeline",
+        "pipeline.commands",
+        "pipeline.clip.spec",
+        "pipeline.clip.protocols",
+        "pipeline.clip.sampling",
+        "pipeline.clip.preprocess",
     ),
-    *("pipeline.preprocess", "pipeline.scan", "pipeline.encode", "pipeline.moving_shapes", "pipeline.augment", "pipeline.commands"),
+    *("pipeline.dataset.index", "pipeline.dataset.scan", "pipeline.video.reader", "pipeline.video.encode", "pipeline.video.open_reader"),
+    *("pipeline.synthetic.moving_shapes", "pipeline.loading.augment"),
     *("train.recipes", "train.metrics", "train.commands", "export.commands", "export.build_engine", "export.build_command"),
     *(
         "engines",

@@ -101,7 +101,7 @@ def must_not_run(*_: object, **__: object) -> None:
 @pytest.mark.parametrize(
     ("module", "work", "words"),
     [
-        ("pipeline.commands:scan", "pipeline.scan:list_source", ["videos", "--out"]),
+        ("pipeline.commands:scan", "pipeline.dataset.scan:list_source", ["videos", "--out"]),
         ("bench.explain_command:main", "bench.looking:open_looker", ["bundle", "a.mp4", "--out"]),
         ("bench.evaluate_command:main", "bench.evaluate:evaluate", ["bundle", "--data", "a.jsonl", "--plot"]),
         ("bench.neighbours:main", "bench.neighbours:measure", ["--out"]),

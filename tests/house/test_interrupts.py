@@ -17,7 +17,7 @@ import pytest
 
 from flowless.cli import run_command
 from flowless.interrupts import WorkerPool, note_ctrl_c, raise_lost_ctrl_c
-from flowless.pipeline.container import Unreadable, told_by_name
+from flowless.pipeline.video.container import Unreadable, wrap_io_errors
 
 
 def ctrl_c_at_the_last_packet(path) -> int:
@@ -43,7 +43,7 @@ def ctrl_c_at_the_last_packet(path) -> int:
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        with told_by_name(path), av.open(str(path), format="ivf", options={"probesize": "32", "analyzeduration": "0"}) as container:
+        with wrap_io_errors(path), av.open(str(path), format="ivf", options={"probesize": "32", "analyzeduration": "0"}) as container:
             opened.set()
             return sum(1 for packet in container.demux(container.streams.video[0]) if packet.size)
     finally:
@@ -68,7 +68,7 @@ def test_a_command_that_lost_it_says_that_it_stopped(tmp_path, capsys):
 
 
 def test_what_is_lost_in_a_failure_is_raised(tmp_path):
-    with note_ctrl_c(), pytest.raises(KeyboardInterrupt), told_by_name("a.mp4"):
+    with note_ctrl_c(), pytest.raises(KeyboardInterrupt), wrap_io_errors("a.mp4"):
         try:
             signal.raise_signal(signal.SIGINT)
         except KeyboardInterrupt:
@@ -81,7 +81,7 @@ def test_one_that_was_not_lost_stays_as_it_is():
 
 
 def test_without_ctrl_c_a_failure_is_the_file_s_own():
-    with note_ctrl_c(), pytest.raises(Unreadable), told_by_name("a.mp4"):
+    with note_ctrl_c(), pytest.raises(Unreadable), wrap_io_errors("a.mp4"):
         raise av.error.InvalidDataError(1, "damaged")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from flowless.pipeline.encode import write_video
+from flowless.pipeline.video.encode import write_video
 
 BITS = 10
 BAR = 16

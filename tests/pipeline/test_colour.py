@@ -8,8 +8,7 @@ import av
 import numpy as np
 import pytest
 from av.video.frame import VideoFrame
-
-from flowless.pipeline.decode import decode_frames
+from video_files import frames_of
 
 #: Kr and Kb of each matrix, by FFmpeg's number of it: ITU-R BT.709-6, BT.601-7, BT.2020-2.
 MATRIX = {1: (0.2126, 0.0722), 2: (0.299, 0.114), 5: (0.299, 0.114), 6: (0.299, 0.114), 9: (0.2627, 0.0593)}
@@ -45,7 +44,7 @@ def decoded(path: Path, number: int) -> VideoFrame:
 @pytest.mark.parametrize("name", ["bt709_full_range.mp4", "arm_wrestling.mp4", "av1_video.mkv", "gestures/book.mkv"])
 def test_eight_bits(name, clips):
     for number in (0, 17):
-        wrong = np.abs(decode_frames(clips / name, [number])[0] - reference(decoded(clips / name, number)))
+        wrong = np.abs(frames_of(clips / name, [number])[0] - reference(decoded(clips / name, number)))
         assert wrong.max() <= TOLERANCE[8]
         assert wrong.mean() < 1.6  # half a level of rounding, and swscale's rounding down
 
@@ -55,7 +54,7 @@ def test_ten_bits(clips):
     path = clips / "h264_10bits.mp4"
     frame = decoded(path, 5)
     assert frame.format.name == "yuv420p10le"
-    assert_equal_where_flat(decode_frames(path, [5])[0], frame, share=0.002)
+    assert_equal_where_flat(frames_of(path, [5])[0], frame, share=0.002)
 
 
 @pytest.mark.parametrize("matrix", [1, 6, 9, UNSTATED])
@@ -65,7 +64,7 @@ def test_every_matrix_and_range_that_a_stream_states(matrix, pixels, wide, tmp_p
     write_patches(path, matrix, pixels, wide)
     frame = decoded(path, 0)
     assert (frame.colorspace, frame.color_range) == (matrix, wide)
-    assert_equal_where_flat(decode_frames(path, [0])[0], frame, share=0.5)
+    assert_equal_where_flat(frames_of(path, [0])[0], frame, share=0.5)
 
 
 def assert_equal_where_flat(image: np.ndarray, frame: VideoFrame, *, share: float) -> None:

@@ -7,19 +7,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from video_files import all_frames, frames_of
 
 from flowless.errors import FlowlessError
-from flowless.pipeline.augment import Augmentation, LoaderOptions, View, training_view
-from flowless.pipeline.decode import decode_frames, iter_frames
-from flowless.pipeline.encode import write_video
-from flowless.pipeline.preprocess import resize_and_crop
-from flowless.pipeline.sampling import sample_rng
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.preprocess import resize_and_crop, resize_part
+from flowless.pipeline.clip.sampling import sample_rng
+from flowless.pipeline.clip.spec import ClipSpec
+from flowless.pipeline.loading.augment import Augmentation, LoaderOptions, View, training_view
+from flowless.pipeline.video.encode import write_video
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("nvidia.dali")
 
-from flowless.pipeline.dali_graph import (  # noqa: E402
+from nvidia.dali import fn, types  # noqa: E402
+from nvidia.dali.pipeline import pipeline_def  # noqa: E402
+
+from flowless.pipeline.loading.dali_graph import (  # noqa: E402
     TOLERANCE_EDGE,
     TOLERANCE_MAX,
     TOLERANCE_MEAN,
@@ -29,10 +32,12 @@ from flowless.pipeline.dali_graph import (  # noqa: E402
     GraphInput,
     _graph,
     place,
+    resized,
 )
-from flowless.pipeline.frame_source import evaluation_views  # noqa: E402
+from flowless.pipeline.loading.frame_source import evaluation_views  # noqa: E402
 
-PLAIN = np.array([[1, 1, 1, 0]], np.float32)
+_types: Any = types
+PLAIN = (1, 1, 1, 0)
 SPEC = ClipSpec()
 FULL = ClipSpec(height=256, width=256)
 THREE = ClipSpec(crop="three")
@@ -43,21 +48,40 @@ def graph(frames: Frames = "pyav", *, colour: bool = False, crops: int = 1, devi
     return ClipGraph(batch_size=4, threads=2, frames=frames, colour=colour, crops=crops, device_id=device_id)
 
 
-def pictures(*inputs: GraphInput, frames: Frames = "pyav", colour: bool = False) -> np.ndarray:
-    made = graph(frames, colour=colour, crops=len(inputs[0].start))
+def pictures(*inputs: GraphInput, frames: Frames = "pyav", colour: bool = False, crops: int = 1) -> np.ndarray:
+    made = graph(frames, colour=colour, crops=crops)
     return torch.from_dlpack(made.run(inputs)).numpy().astype(int)
 
 
-def from_frames(frames: np.ndarray, views: View | tuple[View, ...], spec: ClipSpec, **changes: Any) -> GraphInput:
-    height, width = frames.shape[1:3]
-    views = (views,) if isinstance(views, View) else views
-    given = {"order": np.arange(len(views) * len(frames), dtype=np.int32), "colour": PLAIN, "frames": frames, **changes}
-    return GraphInput(**place(views, spec, width=width, height=height), **given)
+def colours(colour: Any, count: int) -> np.ndarray:
+    return np.array([colour] * count, np.float32)
+
+
+def from_frames(
+    frames: np.ndarray, views: View | tuple[View, ...], spec: ClipSpec, *, colour: Any = PLAIN, order: Any = None
+) -> GraphInput:
+    """What the loader makes of frames that PyAV decoded, of a training view or of an evaluation's."""
+    if isinstance(views, View):
+        made = np.stack([resize_part(frame, spec, part=(views.left, views.top, views.right, views.bottom)) for frame in frames])
+    else:
+        made = resize_and_crop(frames, spec)
+    return GraphInput(
+        order=np.arange(len(made), dtype=np.int32) if order is None else order, colour=colours(colour, len(made)), pictures=made
+    )
 
 
 def evaluated(frames: np.ndarray, spec: ClipSpec) -> np.ndarray:
+    """What the graph makes of frames that DALI decoded, without a decoder's own rounding."""
     height, width = frames.shape[1:3]
-    return pictures(from_frames(frames, evaluation_views(width=width, height=height, spec=spec), spec))[0]
+    views = evaluation_views(width=width, height=height, spec=spec)
+    numbers = place(views, spec, width=width, height=height)
+
+    @pipeline_def(batch_size=1, num_threads=1, device_id=None, enable_conditionals=True, prefetch_queue_depth=1)  # pyright: ignore
+    def resizing() -> Any:
+        return resized(fn.external_source(name="frames", ndim=4, dtype=_types.UINT8, layout="FHWC"), len(views))
+
+    feeds = {"frames": frames, **{name: np.array(value) for name, value in numbers.items()}}
+    return torch.from_dlpack(resizing().run(**{name: [value] for name, value in feeds.items()})[0].as_tensor()).numpy().astype(int)[0]
 
 
 def reaches_the_edge(spec: ClipSpec) -> bool:
@@ -108,7 +132,7 @@ def test_a_frame_of_the_right_size_is_cropped_untouched(height: int, width: int)
 
 def test_evaluation_agrees_on_real_clips(clips: Path) -> None:
     for name, last in (("gestures/book.mkv", 76), ("rotated_90.mov", 2), ("bt709_full_range.mp4", 2), ("nasa_13013.mp4", 20)):
-        frames = decode_frames(clips / name, [0, last])
+        frames = frames_of(clips / name, [0, last])
         for spec in (SPEC, ClipSpec(height=112, width=112, short_side=128), FULL_THREE):
             difference = np.abs(evaluated(frames, spec) - resize_and_crop(frames, spec))
             assert difference[:, 1:-1, 1:-1].max() <= TOLERANCE_MAX, name
@@ -184,7 +208,7 @@ def test_a_mirrored_view_is_the_mirror_image() -> None:
 def test_one_crop_and_colour_for_all_frames_of_a_clip() -> None:
     frames = np.repeat(smooth(128, 160, 1), 3, axis=0)
     view = training_view(sample_rng(0, 0, "a"), width=160, height=128, spec=SPEC, augmentation=Augmentation(brightness=0.5, hue=40))
-    result = pictures(from_frames(frames, view, SPEC, colour=np.array([view.colour], np.float32)), colour=True)[0]
+    result = pictures(from_frames(frames, view, SPEC, colour=view.colour), colour=True)[0]
     assert (result == result[0]).all()
 
 
@@ -192,7 +216,7 @@ def test_colours() -> None:
     frames = np.full((2, 64, 64, 3), (60, 90, 120), np.uint8)
     view, spec = View(top=0, left=0, bottom=64, right=64), ClipSpec(height=32, width=32, short_side=32)
     changes = [(1, 1, 1, 0), (1.5, 1, 1, 0), (1, 1, 0, 0), (1, 1, 1, 120)]
-    result = pictures(*(from_frames(frames, view, spec, colour=np.array([c], np.float32)) for c in changes), colour=True)[:, 0, 0, 0]
+    result = pictures(*(from_frames(frames, view, spec, colour=change) for change in changes), colour=True)[:, 0, 0, 0]
     assert np.abs(result[0] - (60, 90, 120)).max() <= 1
     assert np.abs(result[1] - (90, 135, 180)).max() <= 1
     assert np.ptp(result[2]) <= 1
@@ -217,22 +241,22 @@ def test_rotation_is_applied_once_by_either_decoder(rotation: int, tmp_path: Pat
     path = tmp_path / "turned.mp4"
     options = {"crf": "10", "cpu-used": "8", "deadline": "realtime"}
     write_video(path, smooth(120, 160, 6), codec="libvpx-vp9", options=options, rotation=rotation)
-    upright = np.stack(list(iter_frames(path)))
+    upright = np.stack(list(all_frames(path)))
     height, width = upright.shape[1:3]
     assert (height, width) == ((160, 120) if rotation in {90, 270} else (120, 160))
     spec, ordinals = ClipSpec(height=80, width=64, short_side=96, crop="three"), np.array([0, 2, 5], np.int32)
     crops, mirrored = evaluation_views(width=width, height=height, spec=spec), View(top=20, left=100, bottom=110, right=30)
-    for views in (crops, crops[:1], (mirrored,)):
-        here = from_frames(upright[ordinals], views, spec)
+    for views, source in ((crops, crops), ((mirrored,), mirrored)):
+        here = from_frames(upright[ordinals], source, spec)
         there = GraphInput(
             **place(views, spec, width=width, height=height, rotation=rotation),
             order=here.order,
-            colour=PLAIN,
+            colour=here.colour,
             encoded=np.fromfile(path, np.uint8),
             ordinals=ordinals,
         )
-        by_pyav, by_dali = pictures(here, there, frames="both")
-        (alone,) = pictures(there, frames="dali")
+        by_pyav, by_dali = pictures(here, there, frames="both", crops=len(views))
+        (alone,) = pictures(there, frames="dali", crops=len(views))
         assert by_pyav.shape == (3 * len(views), 80, 64, 3)
         # Two colour conversions; a picture turned wrongly differs by tens of levels.
         assert np.abs(by_pyav - by_dali).mean() < 4
@@ -271,11 +295,15 @@ def test_the_gpu_graph_is_one_that_dali_knows(frames: Frames, colour: bool, crop
 def test_the_gpu_makes_the_same_pictures(spec: ClipSpec, tmp_path: Path) -> None:
     path = tmp_path / "film.mp4"
     write_video(path, smooth(240, 320, 12), options={"crf": "10"})
-    upright, ordinals = np.stack(list(iter_frames(path))), np.array([1, 4, 11], np.int32)
+    upright, ordinals = np.stack(list(all_frames(path))), np.array([1, 4, 11], np.int32)
     views = evaluation_views(width=320, height=240, spec=spec)
     here = from_frames(upright[ordinals], views, spec)
     there = GraphInput(
-        **place(views, spec, width=320, height=240), order=here.order, colour=PLAIN, encoded=np.fromfile(path, np.uint8), ordinals=ordinals
+        **place(views, spec, width=320, height=240),
+        order=here.order,
+        colour=here.colour,
+        encoded=np.fromfile(path, np.uint8),
+        ordinals=ordinals,
     )
     batch = torch.from_dlpack(graph("both", crops=len(views), device_id=0).run([here, there]))
     assert batch.device.type == "cuda"

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import av
 import barcode
 import numpy as np
 import pytest
+from video_files import all_frames, frames_of, info_of
 
 from flowless.errors import FlowlessError
-from flowless.pipeline import decode as decode_module
-from flowless.pipeline.container import open_video
-from flowless.pipeline.decode import decode_frames, iter_frames, read_frames
-from flowless.pipeline.probe import probe
+from flowless.pipeline.video import jumps
+from flowless.pipeline.video.info import CompactInts
+from flowless.pipeline.video.reader import VideoReader
 
 by_kind = pytest.mark.parametrize("kind", barcode.KINDS, ids=lambda kind: kind.name + kind.suffix)
 REAL = [
@@ -41,11 +42,11 @@ def questions(frames: int) -> list[list[int]]:
 @by_kind
 def test_bar_codes_read_as_asked(kind, barcodes):
     path = barcodes(kind)
-    full = list(iter_frames(path))
+    full = list(all_frames(path))
     assert [barcode.read(frame) for frame in full] == list(range(kind.frames))
-    for info in (None, probe(path)):
+    for info in (None, info_of(path)):
         for asked in questions(kind.frames):
-            got = decode_frames(path, asked, info=info)
+            got = frames_of(path, asked, known=info)
             assert [barcode.read(frame) for frame in got] == asked
             assert all(np.array_equal(frame, full[ordinal]) for frame, ordinal in zip(got, asked, strict=True))
 
@@ -63,25 +64,25 @@ def test_gestures_equal_their_full_decode(clips):
 
 
 def check_against_full_decode(path: Path) -> None:
-    full = list(iter_frames(path))
-    info = probe(path)
+    full = list(all_frames(path))
+    info = info_of(path)
     assert info.frames == len(full)
     assert full[0].shape == (info.height, info.width, 3)
     for known in (None, info):
         for asked in questions(len(full))[1:]:
-            for frame, ordinal in zip(decode_frames(path, asked, info=known), asked, strict=True):
+            for frame, ordinal in zip(frames_of(path, asked, known=known), asked, strict=True):
                 assert np.array_equal(frame, full[ordinal]), f"{path.name}: frame {ordinal}"
 
 
 def test_two_threads_give_the_same_frames(barcodes):
     path = barcodes(barcode.KINDS[0])
-    assert np.array_equal(decode_frames(path, [3, 50, 99], threads=2), decode_frames(path, [3, 50, 99]))
+    assert np.array_equal(frames_of(path, [3, 50, 99], threads=2), frames_of(path, [3, 50, 99]))
 
 
 def packets_fed(monkeypatch, path: Path, asked: list[int], **options) -> tuple[int, int]:
     """Return how many packets decoding takes off the file, and how often it had to begin again in order."""
     fed, in_order = [], []
-    inner, sequential = decode_module._packets_from, decode_module.frames_in_order
+    inner, sequential = VideoReader._packets_from, VideoReader._in_order
 
     def counted(*args, **kwargs):
         for packet in inner(*args, **kwargs):
@@ -92,9 +93,11 @@ def packets_fed(monkeypatch, path: Path, asked: list[int], **options) -> tuple[i
         in_order.append(1)
         return sequential(*args, **kwargs)
 
-    monkeypatch.setattr(decode_module, "_packets_from", counted)
-    monkeypatch.setattr(decode_module, "frames_in_order", noted)
-    decode_frames(path, asked, **options)
+    with VideoReader(path, **options) as video:
+        assert video.info.jumps  # decodes one frame in order, for its size
+        monkeypatch.setattr(VideoReader, "_packets_from", counted)
+        monkeypatch.setattr(VideoReader, "_in_order", noted)
+        video.stack(asked)
     return len(fed), len(in_order)
 
 
@@ -102,9 +105,9 @@ def packets_fed(monkeypatch, path: Path, asked: list[int], **options) -> tuple[i
 def test_decoding_starts_at_the_key_frame_and_stops_at_the_last_wanted_packet(known, barcodes, monkeypatch):
     kind = next(kind for kind in barcode.KINDS if kind.name == "long")
     path = barcodes(kind)
-    info = probe(path) if known else None
+    info = info_of(path) if known else None
     # Key frames every 50. Frame 610 is 10 after one; with 3 B-frames its packet lies within 4 of its place.
-    fed, in_order = packets_fed(monkeypatch, path, [610], info=info)
+    fed, in_order = packets_fed(monkeypatch, path, [610], known=info)
     assert fed <= 15
     assert in_order == 0
 
@@ -119,8 +122,8 @@ def test_far_frames_are_reached_by_jumps(barcodes, monkeypatch):
 def test_unreferenced_frames_are_left_out_only_where_that_is_safe(barcodes):
     safe = {}
     for kind in barcode.KINDS:
-        with open_video(barcodes(kind)) as video:
-            safe[kind.name] = decode_module._drops_unreferenced(video)
+        with VideoReader(barcodes(kind)) as video:
+            safe[kind.name] = jumps.drops_unreferenced(video._video)
     assert safe["h264_b_pyramid"]
     assert safe["hevc_open_gop"]
     # A frame that its own temporal layer does not need may still be needed by a higher layer.
@@ -133,16 +136,16 @@ def test_a_time_line_that_lies_is_found_out(barcodes):
     from dataclasses import replace
 
     path = barcodes(barcode.KINDS[0])
-    info = probe(path)
-    shifted = replace(info, pts=tuple(pts + 1 for pts in info.pts))
-    assert [barcode.read(frame) for frame in decode_frames(path, [7, 60], info=shifted)] == [7, 60]
+    info = info_of(path)
+    shifted = replace(info, pts=CompactInts(pts + 1 for pts in info.pts))
+    assert [barcode.read(frame) for frame in frames_of(path, [7, 60], known=shifted)] == [7, 60]
 
 
 def test_hidden_vp8_frames_are_no_frames(tmp_path, barcodes):
     """Old WebM files hold VP8 frames that are decoded and never shown, in packets of their own."""
     source = barcodes(next(kind for kind in barcode.KINDS if kind.name.startswith("vp8")))
     hidden = tmp_path / "hidden.webm"
-    with open_video(source) as (before, _), av.open(hidden, "w") as after:
+    with av.open(str(source)) as before, av.open(str(hidden), "w") as after:
         stream = after.add_stream_from_template(before.streams.video[0])
         for number, packet in enumerate(packet for packet in before.demux(video=0) if packet.size):
             data = bytearray(bytes(packet))
@@ -153,37 +156,40 @@ def test_hidden_vp8_frames_are_no_frames(tmp_path, barcodes):
             copy.stream = stream
             after.mux(copy)
     shown = [number for number in range(100) if number not in (11, 42)]
-    assert probe(hidden).frames == len(shown)
-    assert [barcode.read(frame) for frame in iter_frames(hidden)] == shown
-    assert [barcode.read(frame) for frame in decode_frames(hidden, [10, 11, 41, 97])] == [10, 12, 43, 99]
+    assert info_of(hidden).frames == len(shown)
+    assert [barcode.read(frame) for frame in all_frames(hidden)] == shown
+    assert [barcode.read(frame) for frame in frames_of(hidden, [10, 11, 41, 97])] == [10, 12, 43, 99]
 
 
 def test_no_frames_asked_for(barcodes):
-    assert decode_frames(barcodes(barcode.KINDS[0]), []).shape == (0, barcode.HEIGHT, barcode.WIDTH, 3)
+    assert frames_of(barcodes(barcode.KINDS[0]), []).shape == (0, barcode.HEIGHT, barcode.WIDTH, 3)
 
 
 @pytest.mark.parametrize("name", ["h264_b_pyramid", "mpeg4"])
 def test_frames_that_are_not_there(name, barcodes):
     path = barcodes(next(kind for kind in barcode.KINDS if kind.name == name))
     with pytest.raises(FlowlessError, match=r"frame 100 was asked for, but the video has 100 frames"):
-        decode_frames(path, [3, 100])
+        frames_of(path, [3, 100])
     with pytest.raises(FlowlessError, match=r"frame -1 was asked for"):
-        decode_frames(path, [-1])
+        frames_of(path, [-1])
 
 
-def test_a_generator_given_up_closes_its_file(barcodes):
-    frames = read_frames(barcodes(barcode.KINDS[0]), [1, 50])
-    assert next(frames)[0] == 1
-    frames.close()
-    with pytest.raises(StopIteration):
-        next(frames)
+def test_frames_that_are_not_taken_hinder_no_others(barcodes):
+    with VideoReader(barcodes(barcode.KINDS[0])) as video:
+        frames = video.frames([1, 50])
+        assert next(frames)[0] == 1
+        assert [barcode.read(frame) for frame in video.stack([70, 3])] == [70, 3]
+        first = next(iter(video))
+        assert barcode.read(first) == 0
+        assert [barcode.read(frame) for frame in video] == list(range(100))
 
 
 def test_damage_is_an_error_that_names_the_file(clips):
     path = clips / "corrupted.mp4"
     with pytest.raises(FlowlessError, match=r"corrupted\.mp4: the stream is damaged near frame 28"):
-        list(iter_frames(path))
+        list(all_frames(path))
     with pytest.raises(FlowlessError, match=r"corrupted\.mp4: .*damaged"):
-        decode_frames(path, [0, 49])
+        frames_of(path, [0, 49])
     # What lies before the damage is as good as ever.
-    assert np.array_equal(decode_frames(path, [3])[0], next(frame for number, frame in enumerate(iter_frames(path)) if number == 3))
+    with VideoReader(path) as video:
+        assert np.array_equal(frames_of(path, [3])[0], next(itertools.islice(video, 3, None)))

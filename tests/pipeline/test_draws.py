@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 
 from flowless.errors import FlowlessError
-from flowless.pipeline import frame_source
-from flowless.pipeline.augment import Augmentation, LoaderOptions
-from flowless.pipeline.index import DatasetIndex
-from flowless.pipeline.moving_shapes import TWIN, ShapesOptions, generate
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.spec import ClipSpec
+from flowless.pipeline.dataset.index import DatasetIndex
+from flowless.pipeline.loading.augment import Augmentation, LoaderOptions
+from flowless.pipeline.synthetic.moving_shapes import TWIN, ShapesOptions, generate
+from flowless.pipeline.video.reader import VideoReader
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("nvidia.dali")
 
-from flowless.pipeline.loader import Batch, ClipLoader  # noqa: E402
+from flowless.pipeline.loading.loader import Batch, ClipLoader  # noqa: E402
 
 SPEC = ClipSpec(segments=3, frames_per_segment=1, height=36, width=36, short_side=36)
 SIDES = {name: TWIN[name] for name in ("left", "clockwise")}
@@ -48,8 +48,8 @@ def labels_by_id(made: list[Batch]) -> dict[str, list[int]]:
 
 
 def test_the_same_frames_from_one_decode(index: DatasetIndex, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoded, decode = [], frame_source.decode_frames
-    monkeypatch.setattr(frame_source, "decode_frames", lambda path, ordinals: (decoded.append(path), decode(path, ordinals))[1])
+    decoded, frames = [], VideoReader.frames
+    monkeypatch.setattr(VideoReader, "frames", lambda video, ordinals: (decoded.append(video.path), frames(video, ordinals))[1])
     made = batches(index)
     assert made[0].clips.shape == (4, 2, *SPEC.shape)
     assert made[0].labels.shape == (4, 2)

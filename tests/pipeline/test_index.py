@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from flowless.errors import FlowlessError
-from flowless.pipeline.index import DatasetIndex, Refused, VideoRecord
+from flowless.pipeline.dataset.index import DatasetIndex, Refused, VideoRecord
+from flowless.pipeline.video.info import CompactInts, VideoInfo
 
 
 @pytest.fixture
 def small(tmp_path: Path) -> DatasetIndex:
-    video = VideoRecord(id="wave/a.mp4", path="wave/a.mp4", label=1, frames=12, width=8, height=6, key_frames=(0, 6))
+    info = VideoInfo(frames=12, fps=25.0, width=8, height=6, pts=CompactInts(range(0, 480, 40)), key_frames=CompactInts([0, 6]))
+    video = VideoRecord(id="wave/a.mp4", path="wave/a.mp4", label=1, frames=12, info=info, stamp=(10, 20))
     refused = (Refused(path="clap/b.mp4", reason="the file is empty"),)
     return DatasetIndex(root=tmp_path / "data", labels=("clap", "wave"), videos=(video,), refused=refused)
 
@@ -52,4 +55,18 @@ def test_a_label_that_the_index_does_not_know_is_refused(small: DatasetIndex, tm
     wrong = replace(small, videos=(replace(small.videos[0], label=2),))
     wrong.save(tmp_path / "index.jsonl")
     with pytest.raises(FlowlessError, match=r"wave/a\.mp4 has label 2.*2 labels"):
+        DatasetIndex.load(tmp_path / "index.jsonl")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"time_base": "1/0"}, {"pts": [2**70]}, {"frames": "x"}, {"pts": "c"}, {"pts": "c%0Z"}, {"key_frames": 3}, {"new": 1}],
+    ids=str,
+)
+def test_facts_that_are_none_are_told(small: DatasetIndex, tmp_path: Path, changes: dict[str, object]) -> None:
+    small.save(tmp_path / "index.jsonl")
+    header, line = (json.loads(text) for text in (tmp_path / "index.jsonl").read_text().splitlines())
+    line["info"] |= changes
+    (tmp_path / "index.jsonl").write_text(f"{json.dumps(header)}\n{json.dumps(line)}\n")
+    with pytest.raises(FlowlessError, match=r"index\.jsonl: not a readable index"):
         DatasetIndex.load(tmp_path / "index.jsonl")

@@ -12,20 +12,20 @@ import numpy as np
 import pytest
 
 from flowless.errors import FlowlessError
-from flowless.pipeline.augment import Augmentation, LoaderOptions
-from flowless.pipeline.encode import write_video
-from flowless.pipeline.index import DatasetIndex
-from flowless.pipeline.moving_shapes import TWIN, ShapesOptions, generate
-from flowless.pipeline.preprocess import load_clip
-from flowless.pipeline.protocols import protocol_spec
-from flowless.pipeline.scan import scan
-from flowless.pipeline.spec import ClipSpec, Rule
+from flowless.pipeline.clip.preprocess import load_clip
+from flowless.pipeline.clip.protocols import protocol_spec
+from flowless.pipeline.clip.spec import ClipSpec, Rule
+from flowless.pipeline.dataset.index import DatasetIndex, stamp_of
+from flowless.pipeline.dataset.scan import scan
+from flowless.pipeline.loading.augment import Augmentation, LoaderOptions
+from flowless.pipeline.synthetic.moving_shapes import TWIN, ShapesOptions, generate
+from flowless.pipeline.video.encode import write_video
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("nvidia.dali")
 
-from flowless.pipeline.dali_graph import TOLERANCE_EDGE, TOLERANCE_MAX, TOLERANCE_MEAN  # noqa: E402
-from flowless.pipeline.loader import Batch, ClipLoader  # noqa: E402
+from flowless.pipeline.loading.dali_graph import TOLERANCE_EDGE, TOLERANCE_MAX, TOLERANCE_MEAN  # noqa: E402
+from flowless.pipeline.loading.loader import Batch, ClipLoader  # noqa: E402
 
 SPEC = ClipSpec(segments=4, frames_per_segment=2, height=32, width=28, short_side=36)
 
@@ -251,7 +251,7 @@ def test_dali_decodes_what_it_can_and_pyav_the_rest(tmp_path: Path, index: Datas
         write_video(tmp_path / label / "h264.mp4", frames)
     mixed = scan(tmp_path, out=tmp_path / "index.jsonl", workers=1)
     assert len(mixed.videos) == 6
-    assert {video.pixel_format for video in mixed.videos} == {"yuv420p"}
+    assert {video.info.pixel_format for video in mixed.videos} == {"yuv420p"}
     by_dali, by_pyav = (clips_by_id(list(loader(mixed, rule="centre", decoder=name))) for name in ("dali", "pyav"))
     for name, clip in by_dali.items():
         difference = np.abs(clip.astype(int) - by_pyav[name])
@@ -261,9 +261,12 @@ def test_dali_decodes_what_it_can_and_pyav_the_rest(tmp_path: Path, index: Datas
     for _ in range(2):
         assert sum(len(batch.ids) for batch in both) == 6
         assert both.decoded_by == {"dali": 4, "pyav": 2}, "counted anew in every loop"
-    whole = (tmp_path / "up" / "1.webm").read_bytes()
-    (tmp_path / "up" / "1.webm").write_bytes(whole[: len(whole) // 3])
-    alone = replace(mixed, videos=tuple(video for video in mixed.videos if video.codec == "vp9"))
+    cut = tmp_path / "up" / "1.webm"
+    whole = cut.read_bytes()
+    cut.write_bytes(whole[: len(whole) // 3])
+    # As if it had been scanned like this, so that nobody knows before it is decoded.
+    mixed = replace(mixed, videos=tuple(replace(video, stamp=stamp_of(mixed.path_of(video))) for video in mixed.videos))
+    alone = replace(mixed, videos=tuple(video for video in mixed.videos if video.info.codec == "vp9"))
     for some in (mixed, alone):
         made = loader(some, rule="centre", decoder="dali", max_bad_share=0.5, batch_size=6)
         for _ in range(2):

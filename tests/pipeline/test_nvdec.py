@@ -10,14 +10,16 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flowless import cuda_driver
 from flowless.errors import FlowlessError
-from flowless.pipeline import nvdec
-from flowless.pipeline.index import DatasetIndex, VideoRecord
-from flowless.pipeline.nvdec import Caps, Stream, layout_of
+from flowless.pipeline.dataset.index import DatasetIndex, VideoRecord
+from flowless.pipeline.loading import nvdec
+from flowless.pipeline.loading.nvdec import Caps, Stream, layout_of
+from flowless.pipeline.video.info import CompactInts, VideoInfo
 
 #: The driver's word on an NVIDIA GeForce RTX 3050, as `nvdecinfo` prints it (github.com/philipl/nv-video-info, pull request 7).
 H264 = Caps(supported=True, min_width=48, min_height=16, max_width=4096, max_height=4096, max_macroblocks=65536)
@@ -158,22 +160,29 @@ def an_index(*videos: VideoRecord) -> DatasetIndex:
     return DatasetIndex(root=Path(), labels=("a",), videos=named)
 
 
-VIDEO = VideoRecord(id="", path="", label=0, frames=9, width=320, height=240, codec="h264", pixel_format="yuv420p", key_frames=(0,))
+INFO = VideoInfo(frames=9, fps=25.0, width=320, height=240, codec="h264", pixel_format="yuv420p", key_frames=CompactInts([0]))
+
+
+def record(**changes: Any) -> VideoRecord:
+    return VideoRecord(id="", path="", label=0, frames=9, info=replace(INFO, **changes))
+
+
+VIDEO = record()
 
 
 def test_what_the_gpu_refuses_is_pyavs_and_counted(driver: ctypes.CDLL) -> None:
     pytest.importorskip("nvidia.dali")
-    from flowless.pipeline.frame_source import decoders_for
+    from flowless.pipeline.loading.frame_source import decoders_for
 
-    av1, avi = replace(VIDEO, codec="av1"), replace(VIDEO, key_frames=())
-    portrait = replace(VIDEO, codec="hevc", width=130, height=320, rotation=90)
-    index = an_index(VIDEO, av1, VIDEO, avi, av1, portrait, replace(portrait, rotation=0))
+    av1, avi = record(codec="av1"), record(key_frames=CompactInts())
+    sizes = {"codec": "hevc", "width": 130, "height": 320}
+    index = an_index(VIDEO, av1, VIDEO, avi, av1, record(**sizes, rotation=90), record(**sizes))
     found = decoders_for(index, device="gpu", decoder="auto")
     assert found.by_dali == {0, 2}
     assert found.frames == "both"
     assert found.left == {
         "av1 4:2:0 8 bits: not decoded": 2,
-        "its time stamps cannot be trusted, and only PyAV finds its frames": 1,
+        "its time stamps do not name frames, and only PyAV counts them": 1,
         "hevc 4:2:0 8 bits: 320x130 is smaller than 144x142": 1,
         "hevc 4:2:0 8 bits: 130x320 is smaller than 144x142": 1,
     }
@@ -189,7 +198,7 @@ def test_what_the_gpu_refuses_is_pyavs_and_counted(driver: ctypes.CDLL) -> None:
 def test_without_the_drivers_library_pyav_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a container that was given the GPU's computing and not its decoders."""
     pytest.importorskip("nvidia.dali")
-    from flowless.pipeline.frame_source import decoders_for
+    from flowless.pipeline.loading.frame_source import decoders_for
 
     if cuda_driver.compute_capability() is not None:
         pytest.skip("there is a GPU here")

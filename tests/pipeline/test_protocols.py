@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from flowless.errors import FlowlessError
-from flowless.pipeline.protocols import PROTOCOLS, SAME_SIZE, protocol_name, protocol_spec
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.protocols import PROTOCOLS, SAME_SIZE, protocol_name, protocol_spec
+from flowless.pipeline.clip.spec import ClipSpec
 
 SPEC = ClipSpec(segments=16, frames_per_segment=3, mean=(0.1, 0.2, 0.3))
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowless.errors import FlowlessError
-from flowless.pipeline.sampling import DENSE_VIEWS, clip_indices, sample_rng
+from flowless.pipeline.clip.sampling import DENSE_VIEWS, clip_indices, sample_rng
 
 # The published code counts from 1 and gives, for n = 300 frames and N = 8:
 #   m = 4:  19, 56, 93, 130, 168, 205, 242, 279     m = 1:  19, 57, 94, 132, 169, 207, 244, 282

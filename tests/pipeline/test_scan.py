@@ -14,17 +14,17 @@ from pathlib import Path
 import barcode
 import numpy as np
 import pytest
+from video_files import frames_of
 
 from flowless.errors import FlowlessError
-from flowless.pipeline import scan as scan_module
-from flowless.pipeline import scan_jobs
 from flowless.pipeline.commands import scan as scan_command
-from flowless.pipeline.decode import decode_frames
-from flowless.pipeline.encode import write_video
-from flowless.pipeline.index import DatasetIndex
-from flowless.pipeline.scan import run_scan, scan
-from flowless.pipeline.scan_jobs import Job, run_jobs
-from flowless.pipeline.sources import FORMATS, list_source, read_labels
+from flowless.pipeline.dataset import scan as scan_module
+from flowless.pipeline.dataset import scan_jobs
+from flowless.pipeline.dataset.index import DatasetIndex
+from flowless.pipeline.dataset.scan import ScanOptions, run_scan, scan
+from flowless.pipeline.dataset.scan_jobs import Job, run_jobs
+from flowless.pipeline.dataset.sources import FORMATS, list_source, read_labels
+from flowless.pipeline.video.encode import write_video
 
 
 def video(path: Path, frames: int = 12) -> Path:
@@ -60,7 +60,7 @@ def tree(tree_once, tmp_path) -> Path:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_folder_per_class(tree, tmp_path, workers):
     out = tmp_path / "indices" / "train.jsonl"
-    report = run_scan(tree, out=out, workers=workers)
+    report = run_scan(tree, out=out, options=ScanOptions(workers=workers))
     index = DatasetIndex.load(out)
     assert index.labels == ("clap", "wave")
     assert [(record.id, record.label, record.frames) for record in index.videos] == [
@@ -70,9 +70,10 @@ def test_a_folder_per_class(tree, tmp_path, workers):
         ("wave/b.MKV", 1, 3),
     ]
     first = index.videos[2]
-    assert (first.width, first.height, first.fps, first.codec, first.rotation) == (160, 96, 25.0, "h264", 0)
-    assert first.key_frames == (0, 6)
-    assert barcode.read(decode_frames(index.path_of(first), [7])[0]) == 7
+    info = first.info
+    assert (info.width, info.height, info.fps, info.codec, info.rotation) == (160, 96, 25.0, "h264", 0)
+    assert info.key_frames == (0, 6)
+    assert barcode.read(frames_of(index.path_of(first), [7])[0]) == 7
     assert {item.path: item.reason for item in index.refused} == {
         "clap/empty.mp4": "the file is empty",
         "clap/text[1].mp4": "it is not a video that FFmpeg can read, or it is damaged or cut off",
@@ -216,11 +217,11 @@ def test_an_interrupted_scan_goes_on_where_it_stopped(tree, tmp_path, monkeypatc
     looked = []
     look = scan_jobs.look
     monkeypatch.setattr(scan_jobs, "look", lambda job: looked.append(Path(job.path).name) or look(job))
-    report = run_scan(tree, out=out, workers=1)
+    report = run_scan(tree, out=out, options=ScanOptions(workers=1))
     assert report.resumed == 3
     assert sorted(looked) == ["a.mp4", "b.MKV", "d.webm", "gone.mp4"]
     assert not journal.exists()
-    clean = run_scan(tree, out=tmp_path / "clean.jsonl", workers=1)
+    clean = run_scan(tree, out=tmp_path / "clean.jsonl", options=ScanOptions(workers=1))
     assert (clean.index.videos, clean.index.refused) == (report.index.videos, report.index.refused)
 
 
@@ -233,9 +234,9 @@ def test_another_question_is_not_answered_from_the_journal(tree, tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(DatasetIndex, "save", fails)
         with pytest.raises(FlowlessError, match="no room"):
-            run_scan(tree, out=out, workers=1)
+            run_scan(tree, out=out, options=ScanOptions(workers=1))
     assert not out.exists()
-    assert run_scan(tree, out=out, workers=1, decode=False).resumed == 0
+    assert run_scan(tree, out=out, options=ScanOptions(workers=1, decode=False)).resumed == 0
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -262,7 +263,7 @@ def test_ctrl_c_keeps_the_journal_and_no_index(tmp_path, workers):
     for link in (tmp_path / "set").rglob("*.mp4"):
         if link.resolve() == long:
             link.unlink()
-    report = run_scan(tmp_path / "set", out=out, workers=1)
+    report = run_scan(tmp_path / "set", out=out, options=ScanOptions(workers=1))
     assert 10 < report.resumed <= 40
     assert len(report.index.videos) == 40
 
@@ -274,11 +275,11 @@ def crash(job: Job):
 
 
 def test_a_decoder_that_crashes_takes_only_its_file_along(monkeypatch):
-    monkeypatch.setattr(scan_jobs, "look", crash)
+    monkeypatch.setattr(scan_jobs, "look_in_time", crash)
     jobs = [Job(path=f"{'bad' if number == 7 else 'good'}{number}", parts=(), decode=True) for number in range(20)]
     found = {job.path: finding.reason for job, finding in run_jobs(jobs, workers=2)}
     assert len(found) == 20
-    assert found.pop("bad7") == "the decoder crashed on it"
+    assert found.pop("bad7") == "the decoder crashed on it, or did not come to an end"
     assert set(found.values()) == {"looked"}
 
 
@@ -286,8 +287,8 @@ def test_what_nobody_foresaw_is_a_reason_too(monkeypatch):
     def fails(*args, **kwargs):
         raise RuntimeError("surprise")
 
-    monkeypatch.setattr(scan_jobs, "probe", fails)
-    assert scan_jobs.look(Job(path="x", parts=(), decode=True)).reason == "looking at it failed (RuntimeError: surprise)"
+    monkeypatch.setattr(scan_jobs, "open_reader", fails)
+    assert scan_jobs.look(Job(path=__file__, parts=(), decode=True)).reason == "looking at it failed (RuntimeError: surprise)"
 
 
 def test_the_command(tree, tmp_path, capsys):
@@ -325,13 +326,13 @@ def test_damaged_real_clip_is_refused_and_the_rest_goes_on(clips, tmp_path):
     for name in ("corrupted.mp4", "rotated_90.mov", "unordered.mov"):
         (folder / name).symlink_to(clips / name)
     index = scan(tmp_path / "set", out=tmp_path / "i.jsonl", workers=1)
-    assert [(record.id, record.frames, record.rotation) for record in index.videos] == [
+    assert [(record.id, record.frames, record.info.rotation) for record in index.videos] == [
         ("things/rotated_90.mov", 3, 90),
         ("things/unordered.mov", 4, 0),
     ]
     assert [(item.path, item.reason) for item in index.refused] == [("things/corrupted.mp4", "the stream is damaged near frame 28")]
     loaded = DatasetIndex.load(tmp_path / "i.jsonl")
-    assert np.array_equal(decode_frames(loaded.path_of(loaded.videos[1]), [2]), decode_frames(clips / "unordered.mov", [2]))
+    assert np.array_equal(frames_of(loaded.path_of(loaded.videos[1]), [2]), frames_of(clips / "unordered.mov", [2]))
 
 
 def test_a_full_disk_is_told_and_nothing_half_written_stays(tree, tmp_path):

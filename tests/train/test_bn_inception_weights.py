@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flowless.errors import FlowlessError
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.models import build_model
 from flowless.train.models.bn_inception import BNInception, Unit
 from flowless.train.models.bn_inception_weights import published_names, published_network

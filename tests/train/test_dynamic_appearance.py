@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from flowless.errors import FlowlessError
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.checkpoints import load_checkpoint, save_checkpoint
 from flowless.train.models import AppearanceRecognizer, build_model
 from flowless.train.models.clip_transformer import Blocks, ClipTransformer

@@ -13,8 +13,8 @@ from torch import nn
 
 from flowless.cli import main
 from flowless.errors import FlowlessError
-from flowless.pipeline.loader import Batch
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.spec import ClipSpec
+from flowless.pipeline.loading.loader import Batch
 from flowless.train.checkpoints import fuse_checkpoints, load_checkpoint, save_checkpoint
 from flowless.train.fit import fit
 from flowless.train.models import FusedRecognizer, MotionOnlyRecognizer, MotionRecognizer, Network, build_model

@@ -21,7 +21,7 @@ from preloaded import Command
 from flowless.console import progress
 from flowless.errors import FlowlessError
 from flowless.interrupts import note_ctrl_c
-from flowless.pipeline.index import DatasetIndex
+from flowless.pipeline.dataset.index import DatasetIndex
 from flowless.train.checkpoints import load_checkpoint
 from flowless.train.data import device_batch, relabel
 from flowless.train.fit import fit

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from flowless.errors import FlowlessError
-from flowless.pipeline.loader import Batch
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.spec import ClipSpec
+from flowless.pipeline.loading.loader import Batch
 from flowless.train.checkpoints import load_checkpoint
 from flowless.train.fit import fit
 from flowless.train.joint import pareto_alpha, scheduled_alpha

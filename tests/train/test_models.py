@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowless.errors import FlowlessError
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.models import FAMILIES, MODELS, MotionRecognizer, build_model
 from flowless.train.models.backbone import widen
 from flowless.train.models.shift import ShiftedConv, earlier, later, temporal_shift, without_last

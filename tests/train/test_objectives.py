@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from flowless.errors import FlowlessError
-from flowless.pipeline.loader import Batch
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.spec import ClipSpec
+from flowless.pipeline.loading.loader import Batch
 from flowless.train.fit import fit
 from flowless.train.models import build_model
 from flowless.train.module import TrainingModule

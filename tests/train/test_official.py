@@ -15,7 +15,7 @@ import torch
 
 from flowless.cli import main
 from flowless.errors import FlowlessError
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.checkpoints import load_checkpoint, load_official
 from flowless.train.models import MotionRecognizer
 from flowless.train.official import OFFICIAL_MODELS, OfficialFrames

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import pytest
 
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.flops import pa_macs, pa_parameters, paper_pa_macs, size_of
 from flowless.train.models.deep_persistence import DeepPersistence, PixelPersistence
 from flowless.train.models.vap import VariousTimescaleAggregationPooling

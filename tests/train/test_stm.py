@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from flowless.errors import FlowlessError
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.checkpoints import load_checkpoint
 from flowless.train.fit import fit
 from flowless.train.flops import size_of

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Unpack
 
 from flowless.errors import FlowlessError
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.model_options import BACKBONES, ModelOptions
 from flowless.train.models.backbone import DEPTHS
 from flowless.train.models.disentangling import DisentanglingRecognizer, disentangling

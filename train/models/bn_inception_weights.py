@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flowless.errors import FlowlessError, first_line
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.models.backbone import read_weights, widen
 from flowless.train.models.bn_inception import MODULES, BNInception, Unit
 

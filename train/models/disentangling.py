@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flowless.errors import FlowlessError
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.model_options import AppearancePooling
 from flowless.train.models.bn_inception import STEM, BNInception, InceptionStages, Unit
 from flowless.train.models.bn_inception_weights import published_network, widened_conv1

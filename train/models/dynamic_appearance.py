@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from flowless.errors import FlowlessError
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.models.clip_transformer import ClipTransformer
 from flowless.train.models.plan import Plan
 from flowless.train.models.recognizer import Network, pixels_of

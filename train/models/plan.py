@@ -9,7 +9,7 @@ from typing import Any, get_args
 from torch import nn
 
 from flowless.errors import FlowlessError
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.model_options import AppearancePooling, DisplacementSize, ModelOptions, PAEncoding, STMFusion, STMPlacement
 from flowless.train.models.backbone import resnet
 from flowless.train.models.deep_persistence import DeepPersistence, PixelPersistence

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flowless.errors import FlowlessError
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.spec import ClipSpec
 
 if TYPE_CHECKING:
     from flowless.train.models.plan import PAModule

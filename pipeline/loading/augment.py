@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from flowless.errors import FlowlessError
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.spec import ClipSpec
 
 #: Scale-index distance that a crop's two sides may differ by: 1 of the four scales bends the picture by up to 1.33.
 _MOST_DISTORTION = 1

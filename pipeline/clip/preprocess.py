@@ -9,16 +9,22 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from flowless.errors import FlowlessError
-from flowless.pipeline.decode import read_frames
-from flowless.pipeline.probe import VideoInfo, probe
-from flowless.pipeline.sampling import clip_indices
-from flowless.pipeline.spec import CROPS, ClipSpec
+from flowless.pipeline.clip.sampling import clip_indices
+from flowless.pipeline.clip.spec import CROPS, ClipSpec
+from flowless.pipeline.video.container import printable
+from flowless.pipeline.video.frame_folder import FrameFolder
+from flowless.pipeline.video.open_reader import open_reader
+from flowless.pipeline.video.reader import FewerFrames, VideoReader
+
+if TYPE_CHECKING:
+    from flowless.pipeline.dataset.index import DatasetIndex, VideoRecord
 
 
 def resized_size(width: int, height: int, *, short_side: int) -> tuple[int, int]:
@@ -48,6 +54,24 @@ def crop_corners(width: int, height: int, spec: ClipSpec) -> tuple[tuple[int, in
     if width >= height:
         return (0, 2 * down), (4 * across, 2 * down), (2 * across, 2 * down)
     return (2 * across, 0), (2 * across, 4 * down), (2 * across, 2 * down)
+
+
+def resize_part(frame: NDArray[np.uint8], spec: ClipSpec, *, part: tuple[float, float, float, float]) -> NDArray[np.uint8]:
+    """Resize a part of a frame to the network's picture, by the filter of `ClipSpec`; it may reach over the part's edge.
+
+    Args:
+        frame: uint8 `[H, W, 3]`.
+        spec: Says the picture's size.
+        part: Left, top, right and bottom edge, in pixels of the frame; left after right mirrors.
+
+    Returns:
+        uint8 `[spec.height, spec.width, 3]`.
+    """
+    left, top, right, bottom = part
+    height, width = frame.shape[:2]
+    box = (max(min(left, right), 0.0), max(top, 0.0), min(max(left, right), width), min(bottom, height))
+    resized = Image.fromarray(frame).resize((spec.width, spec.height), Image.Resampling.BILINEAR, box=box)
+    return np.asarray(resized)[:, ::-1] if left > right else np.asarray(resized)
 
 
 def resize_and_crop(frames: NDArray[np.uint8], spec: ClipSpec) -> NDArray[np.uint8]:
@@ -128,53 +152,71 @@ def load_clip(
     *,
     first_frame: int = 0,
     num_frames: int | None = None,
-    info: VideoInfo | None = None,
     threads: int = 1,
     resizing: list[float] | None = None,
 ) -> NDArray[np.uint8]:
     """Make the evaluation clip of a video, or of a part of one: sample, decode, resize, crop; all views at once.
 
-    The arguments and errors are those of `load_views`.
-
-    Returns:
-        uint8 `[views, N, m, H, W, 3]`, RGB; crops outside, clips inside.
-    """
-    return load_views(path, spec, first_frame=first_frame, num_frames=num_frames, info=info, threads=threads, resizing=resizing).cut()
-
-
-def load_views(
-    path: str | os.PathLike[str],
-    spec: ClipSpec,
-    *,
-    first_frame: int = 0,
-    num_frames: int | None = None,
-    info: VideoInfo | None = None,
-    threads: int = 1,
-    resizing: list[float] | None = None,
-) -> ClipViews:
-    """Make the evaluation views of a video, or of a part of one: sample, decode and resize each frame once.
-
     Args:
-        path: The file.
+        path: The file, or a folder of numbered pictures.
         spec: What a clip is; `spec.sampling` says which frames, `spec.crop` where they are cropped.
-        first_frame: Presentation ordinal of the part's first frame.
-        num_frames: Frames of the part; None means all to the end, which takes a look at the file.
-        info: What `probe` said of this file, if it is known.
-        threads: With more than one, frames are resized in that many threads while the next ones are decoded.
+        first_frame: Ordinal of the part's first frame.
+        num_frames: Frames of the part; None means all to the end.
+        threads: Threads that the codec may use; with more than one, frames are resized in that many threads while the next are decoded.
         resizing: Gets the seconds of each frame's resize appended.
 
     Returns:
-        The views; nothing is cut yet.
+        uint8 `[views, N, m, H, W, 3]`, RGB; crops outside, clips inside.
 
     Raises:
         FlowlessError: The file cannot be read or has no such part.
     """
+    with open_reader(path, threads=threads) as video:
+        return load_views(video, spec, first_frame=first_frame, num_frames=num_frames, threads=threads, resizing=resizing).cut()
+
+
+def load_record(index: DatasetIndex, record: VideoRecord, spec: ClipSpec) -> NDArray[np.uint8]:
+    """Make the evaluation clip of an index's video, as `load_clip` does, by what the index knows of the file.
+
+    Raises:
+        FlowlessError: The file cannot be read, or has no such part any more.
+    """
+    with index.open(record) as video:
+        return load_views(video, spec, first_frame=record.first_frame, num_frames=record.frames).cut()
+
+
+def load_views(
+    video: VideoReader | FrameFolder,
+    spec: ClipSpec,
+    *,
+    first_frame: int = 0,
+    num_frames: int | None = None,
+    threads: int = 1,
+    resizing: list[float] | None = None,
+) -> ClipViews:
+    """Make the evaluation views of an open video, or of a part of one: sample, decode and resize each frame once.
+
+    The other arguments and the errors are those of `load_clip`.
+
+    Returns:
+        The views; nothing is cut yet.
+    """
     if num_frames is None:
-        info = info or probe(path)
-        num_frames = info.frames - first_frame
+        try:
+            return load_views(
+                video, spec, first_frame=first_frame, num_frames=video.count - first_frame, threads=threads, resizing=resizing
+            )
+        except FewerFrames as error:
+            # As a scan counts them: what decodes.
+            count = video.prove().frames if isinstance(video, VideoReader) else 0
+            if count <= first_frame:
+                raise error from None
+            return load_views(video, spec, first_frame=first_frame, num_frames=count - first_frame, threads=threads, resizing=resizing)
     if num_frames < 1 or first_frame < 0:
-        known = f"; the video has {info.frames} frames" if info else ""
-        raise FlowlessError(f"{os.fspath(path)}: a part of {num_frames} frames from frame {first_frame} on was asked for{known}.")
+        raise FlowlessError(
+            f"{printable(video.path)}: a part of {num_frames} frames from frame {first_frame} on was asked for; "
+            f"the video has {video.count} frames."
+        )
     indices = first_frame + clip_indices(num_frames, segments=spec.segments, frames_per_segment=spec.frames_per_segment, rule=spec.sampling)
     wanted, places = np.unique(indices, return_inverse=True)
     small: dict[int, _Small] = {}
@@ -186,7 +228,7 @@ def load_views(
             resizing.append(time.perf_counter() - started)
 
     # Frame by frame: a clip of large frames never lies in memory at full size.
-    with closing(read_frames(path, wanted.tolist(), info=info, threads=threads)) as frames:
+    with closing(video.frames(wanted.tolist())) as frames:
         if threads > 1:
             _in_threads(keep, frames, threads)
         else:

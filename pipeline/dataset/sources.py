@@ -10,18 +10,22 @@ import csv
 import json
 import math
 import os
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from flowless.errors import FlowlessError
-from flowless.pipeline.index import FORMAT as INDEX_FORMAT
-from flowless.pipeline.index import Refused
+from flowless.pipeline.dataset.index import FORMAT as INDEX_FORMAT
+from flowless.pipeline.dataset.index import Refused
+from flowless.pipeline.video.container import printable
+from flowless.pipeline.video.frame_folder import PICTURE_SUFFIXES
 
 #: Suffixes, in small letters, of the files that a folder's scan takes for videos.
 VIDEO_SUFFIXES = frozenset(
-    {".3gp", ".asf", ".avi", ".flv", ".gif", ".h264", ".hevc", ".ivf", ".m2ts", ".m4v", ".mjpeg", ".mkv",
-     ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv", ".y4m"}
+    {".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gif", ".h264", ".h265", ".hevc", ".ivf", ".m1v",
+     ".m2p", ".m2t", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".nut",
+     ".obu", ".ogg", ".ogm", ".ogv", ".ps", ".qt", ".rm", ".rmvb", ".tp", ".trp", ".ts", ".vob", ".webm", ".wmv", ".y4m"}
 )  # fmt: skip
 
 
@@ -50,6 +54,8 @@ class Listing:
     """Entries that cannot be meant, such as a line without a label."""
     ignored: int = 0
     """Files that are no videos by their suffix, passed over."""
+    empty: tuple[str, ...] = ()
+    """Folders of a class in which no video was found."""
 
 
 def list_source(source: str | os.PathLike[str], *, format: str) -> Listing:  # noqa: A002
@@ -65,7 +71,7 @@ def list_source(source: str | os.PathLike[str], *, format: str) -> Listing:  # n
     if format not in FORMATS:
         raise FlowlessError(f"format is {format!r}; it must be one of {', '.join(FORMATS)}.")
     place = Path(source)
-    if not place.exists():
+    if not os.path.exists(place):  # noqa: PTH110
         raise FlowlessError(f"{place}: there is no such file or folder to scan. Check the name.")
     listing = FORMATS[format](place)
     if not listing.items and not listing.refused:
@@ -74,10 +80,14 @@ def list_source(source: str | os.PathLike[str], *, format: str) -> Listing:  # n
 
 
 def folder_per_class(place: Path) -> Listing:
-    """List `place/<class>/**/<video>`, sorted; links are followed, hidden files left out, other files counted as ignored."""
+    """List `place/<class>/**/<video>`, sorted; links are followed, hidden files left out, other files counted as ignored.
+
+    A video is a file, or a folder of pictures.
+    """
     if not place.is_dir():
         raise FlowlessError(f"{place}: it is not a folder. {_EXPECTED['folder']} For a table of paths and labels use --format csv.")
     items: list[Item] = []
+    empty: list[str] = []
     ignored = 0
     for folder in sorted(place.iterdir()):
         if folder.name.startswith("."):
@@ -85,21 +95,24 @@ def folder_per_class(place: Path) -> Listing:
         if not folder.is_dir():
             ignored += 1
             continue
-        for path in sorted(_files_below(folder)):
-            if path.suffix.lower() in VIDEO_SUFFIXES:
-                items.append(Item(path=path, label=folder.name))
+        before = len(items)
+        for path in sorted(_videos_below(folder)):
+            if path.is_dir() or path.suffix.lower() in VIDEO_SUFFIXES:
+                items.append(Item(path=path, label=normal(folder.name)))
             else:
                 ignored += 1
+        if len(items) == before:
+            empty.append(folder.name)
     if not items and ignored:
         raise FlowlessError(f"{place}: it holds {ignored} files, but no folder of a class with videos in it. {_EXPECTED['folder']}")
-    return Listing(root=place, items=tuple(items), ignored=ignored)
+    return Listing(root=place, items=tuple(items), ignored=ignored, empty=tuple(empty))
 
 
 def csv_table(place: Path) -> Listing:
     """List a table with the columns `path,label` and, for parts, `start,end` in seconds; paths are relative to the table."""
     items: list[Item] = []
     refused: list[Refused] = []
-    seen: dict[tuple[Path, float | None, float | None], int] = {}
+    seen: dict[tuple[Path, float | None, float | None], tuple[int, str]] = {}
     try:
         with place.open(newline="", encoding="utf-8-sig") as stream:
             rows = csv.DictReader(stream, skipinitialspace=True)
@@ -109,11 +122,12 @@ def csv_table(place: Path) -> Listing:
             for row in rows:
                 made = _item(row, place.parent, rows.line_num)
                 if isinstance(made, Item):
-                    first = seen.setdefault((made.path, made.start, made.end), made.line)
+                    first, label = seen.setdefault((made.path, made.start, made.end), (made.line, made.label))
                     if first == made.line:
                         items.append(made)
                         continue
-                    made = Refused(path=str(row["path"]), reason=f"line {made.line}: listed already in line {first}")
+                    other = "" if label == made.label else f" with another label, {label!r}"
+                    made = Refused(path=str(row["path"]), reason=f"line {made.line}: listed already in line {first}{other}")
                 refused.append(made)
     except OSError as error:
         raise FlowlessError(f"{place}: cannot be read ({error.strerror}). {_EXPECTED['csv']}") from error
@@ -154,7 +168,8 @@ def read_labels(path: str | os.PathLike[str]) -> tuple[str, ...]:
         document = None
     if isinstance(document, dict) and document.get("format") == INDEX_FORMAT:
         document = document.get("labels")
-    names = document if isinstance(document, list) else [line.strip() for line in text.splitlines() if line.strip()]
+    names = document if isinstance(document, list) else [line.strip() for line in text.split("\n") if line.strip()]
+    names = [normal(name) if isinstance(name, str) else name for name in names]
     twice = sorted({str(name) for name in names if names.count(name) > 1})
     if not names or twice or not all(isinstance(name, str) for name in names):
         problem = f"the labels {twice} appear more than once" if twice else "it has no labels, or labels that are no text"
@@ -162,13 +177,36 @@ def read_labels(path: str | os.PathLike[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
+def normal(name: str) -> str:
+    """Return a label as text in Unicode's composed form: some systems write an accented letter as two characters, others as one."""
+    return printable(unicodedata.normalize("NFC", name))
+
+
+def _videos_below(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder, and the folders of pictures in the place of their pictures."""
     visited: set[str] = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
         # A link to a folder above itself would go round for ever.
         visited.add(os.path.realpath(parent))
         folders[:] = [name for name in folders if not name.startswith(".") and os.path.realpath(Path(parent, name)) not in visited]
-        yield from (Path(parent, name) for name in files if not name.startswith("."))
+        paths = [Path(parent, name) for name in files if not name.startswith(".")]
+        pictures = {path for path in paths if path.suffix.lower() in PICTURE_SUFFIXES}
+        # Pictures beside videos, or right below the class, are previews and the like.
+        if pictures and Path(parent) != folder and not any(path.suffix.lower() in VIDEO_SUFFIXES for path in paths):
+            yield Path(parent)
+            paths = [path for path in paths if path not in pictures]
+        yield from paths
+
+
+def _there(path: Path) -> Path:
+    """Return a path as the file system spells it: a table may have its accented letters in another of Unicode's forms."""
+    if os.path.exists(path):  # noqa: PTH110  pathlib raises where a name is too long
+        return path
+    for form in ("NFC", "NFD"):
+        other = Path(unicodedata.normalize(form, str(path)))
+        if os.path.exists(other):  # noqa: PTH110
+            return other
+    return path
 
 
 def _item(row: Mapping[str | None, object], root: Path, line: int) -> Item | Refused:
@@ -191,4 +229,4 @@ def _item(row: Mapping[str | None, object], root: Path, line: int) -> Item | Ref
         problems.append(f"end is {end:g} s, which is not after start, {start or 0.0:g} s")
     if problems:
         return Refused(path=name or f"(line {line})", reason=f"line {line}: " + "; ".join(problems))
-    return Item(path=root / name, label=label, start=start, end=end, line=line)
+    return Item(path=_there(root / name), label=normal(label), start=start, end=end, line=line)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from flowless.errors import FlowlessError
-from flowless.pipeline.spec import ClipSpec, CropRule, EvaluationRule
+from flowless.pipeline.clip.spec import ClipSpec, CropRule, EvaluationRule
 
 Views = Literal["one-view", "two-clip", "dense", "three-crop", "full-resolution", "thirty-view", "centre"]
 #: Every name that `--views` takes.

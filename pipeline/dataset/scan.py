@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -12,10 +13,10 @@ from flowless.console import progress
 from flowless.errors import FlowlessError
 from flowless.files import refuse_unwritable
 from flowless.machine import usable_cores
-from flowless.pipeline.index import DatasetIndex, Refused, VideoRecord
-from flowless.pipeline.scan_jobs import Found, Job, run_jobs
-from flowless.pipeline.scan_journal import Journal
-from flowless.pipeline.sources import Item, Listing, label_order, list_source, read_labels
+from flowless.pipeline.dataset.index import DatasetIndex, Refused, VideoRecord
+from flowless.pipeline.dataset.scan_jobs import Found, Job, run_jobs
+from flowless.pipeline.dataset.scan_journal import Journal
+from flowless.pipeline.dataset.sources import Item, Listing, label_order, list_source, read_labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,26 @@ class ScanReport:
     """Files whose findings an earlier, interrupted scan had noted already."""
     seconds: float
     """Wall clock."""
+    empty: tuple[str, ...] = ()
+    """Classes of the source without one usable video."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanOptions:
+    """How a data set is scanned."""
+
+    format: str = "folder"
+    """`folder` or `csv`; see `sources.list_source`."""
+    workers: int | None = None
+    """Processes that look at files; None is one a processor core, 1 works in this process."""
+    labels: str | os.PathLike[str] | None = None
+    """An index or a list of names whose labels, in whose order, this index shall have (a validation set shares its training set's); None
+    takes the names that the source uses, in alphabetic order."""
+    decode: bool = True
+    """Decode every frame to count what truly decodes and to find damage; without it packets are counted, which is many times faster and
+    trusts the file."""
+    rate: float | None = None
+    """Pictures a second of videos that are folders of numbered pictures; needed where a table names parts of them in seconds."""
 
 
 def scan(
@@ -39,20 +60,14 @@ def scan(
     workers: int | None = None,
     labels: str | os.PathLike[str] | None = None,
     decode: bool = True,
+    rate: float | None = None,
 ) -> DatasetIndex:
-    """Index a data set and write the index to `out`; see `run_scan`, which also says how it went."""
-    return run_scan(source, format=format, out=out, workers=workers, labels=labels, decode=decode).index
+    """Index a data set and write the index to `out`; see `run_scan`, which also says how it went, and `ScanOptions`."""
+    options = ScanOptions(format=format, workers=workers, labels=labels, decode=decode, rate=rate)
+    return run_scan(source, out=out, options=options).index
 
 
-def run_scan(
-    source: str | os.PathLike[str],
-    *,
-    format: str = "folder",  # noqa: A002
-    out: str | os.PathLike[str],
-    workers: int | None = None,
-    labels: str | os.PathLike[str] | None = None,
-    decode: bool = True,
-) -> ScanReport:
+def run_scan(source: str | os.PathLike[str], *, out: str | os.PathLike[str], options: ScanOptions | None = None) -> ScanReport:
     """Look at every video that a source names, and write one index.
 
     Findings are noted in `<out>.journal` as they come. An interrupted scan leaves the journal and no index; the next one
@@ -60,27 +75,26 @@ def run_scan(
 
     Args:
         source: A folder or a table; see `sources.list_source`.
-        format: `folder` or `csv`.
         out: The index to write; it appears whole or not at all.
-        workers: Processes that look at files; None is one a processor core, 1 works in this process.
-        labels: An index or a list of names whose labels, in whose order, this index shall have (a validation set shares
-            its training set's); None takes the names that the source uses, in alphabetic order.
-        decode: Decode every frame to count what truly decodes and to find damage; without it packets are counted, which
-            is many times faster and trusts the file.
+        options: How to scan.
 
     Raises:
         FlowlessError: The source, the labels or the output cannot be used. A bad video is no such case: it is listed in
             the index with its reason.
     """
+    options = options or ScanOptions()
+    workers, labels = options.workers, options.labels
     began = time.perf_counter()
     if workers is not None and workers < 1:
         raise FlowlessError(f"workers is {workers}; it must be at least 1.")
+    if options.rate is not None and not 0 < options.rate < math.inf:
+        raise FlowlessError(f"rate is {options.rate}; it must be pictures a second, above 0.")
     target = Path(out)
     refuse_unwritable(target)
-    listing = list_source(source, format=format)
+    listing = list_source(source, format=options.format)
     names = read_labels(labels) if labels is not None else label_order({item.label for item in listing.items})
     known, refused = _with_known_labels(listing, names, labels)
-    jobs = _jobs(known, decode=decode)
+    jobs = _jobs(known, options)
     with Journal.open(target.with_name(target.name + ".journal")) as journal:
         found = {job: journal.finding(job) for job in jobs}
         waiting = [job for job, finding in found.items() if finding is None]
@@ -95,7 +109,19 @@ def run_scan(
         index = replace(index, source=target)
         index.save(target)
         journal.remove()
-    return ScanReport(index=index, ignored=listing.ignored, resumed=resumed, seconds=time.perf_counter() - began)
+    return ScanReport(
+        index=index,
+        ignored=listing.ignored,
+        resumed=resumed,
+        seconds=time.perf_counter() - began,
+        empty=_without_videos(listing, index),
+    )
+
+
+def _without_videos(listing: Listing, index: DatasetIndex) -> tuple[str, ...]:
+    usable = {index.labels[video.label] for video in index.videos}
+    named = {item.label for item in listing.items} | set(listing.empty)
+    return tuple(sorted(named - usable))
 
 
 def _with_known_labels(listing: Listing, names: Sequence[str], labels: str | os.PathLike[str] | None) -> tuple[list[Item], list[Refused]]:
@@ -110,12 +136,12 @@ def _with_known_labels(listing: Listing, names: Sequence[str], labels: str | os.
     return known, refused
 
 
-def _jobs(items: Sequence[Item], *, decode: bool) -> list[Job]:
+def _jobs(items: Sequence[Item], options: ScanOptions) -> list[Job]:
     """Return one job a file, however many parts of it are meant."""
     parts: dict[Path, list[tuple[float | None, float | None]]] = {}
     for item in items:
         parts.setdefault(item.path, []).append((item.start, item.end))
-    return [Job(path=str(path), parts=tuple(ranges), decode=decode) for path, ranges in parts.items()]
+    return [Job(path=str(path), parts=tuple(ranges), decode=options.decode, rate=options.rate) for path, ranges in parts.items()]
 
 
 def _index(
@@ -133,9 +159,10 @@ def _index(
         if finding.reason:
             bad.append(Refused(path=name, reason=where + finding.reason))
             continue
+        assert finding.info is not None  # or there were a reason
         first, frames = finding.parts[part]
         if frames < 1:
-            reason = f"no frame is shown {_range(item)}; the video lasts {finding.seconds:.2f} s"
+            reason = f"no frame is shown {_range(item)}; the video lasts {finding.info.seconds:.2f} s"
             bad.append(Refused(path=name, reason=where + reason))
             continue
         whole = item.start is None and item.end is None
@@ -146,14 +173,8 @@ def _index(
                 label=number[item.label],
                 frames=frames,
                 first_frame=first,
-                fps=finding.fps,
-                width=finding.width,
-                height=finding.height,
-                rotation=finding.rotation,
-                codec=finding.codec,
-                pixel_format=finding.pixel_format,
-                variable_rate=finding.variable_rate,
-                key_frames=tuple(finding.key_frames),
+                info=finding.info,
+                stamp=finding.stamp,
             )
         )
     return DatasetIndex(root=listing.root.absolute(), labels=tuple(names), videos=tuple(videos), refused=tuple(bad))

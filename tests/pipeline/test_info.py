@@ -12,13 +12,12 @@ import barcode
 import numpy as np
 import pytest
 from av.stream import Disposition
+from video_files import all_frames, frames_of, info_of
 
 from flowless.errors import FlowlessError
-from flowless.pipeline.container import Unreadable
-from flowless.pipeline.decode import decode_frames, iter_frames
-from flowless.pipeline.encode import write_video
-from flowless.pipeline.probe import probe
-from flowless.pipeline.timeline import varies
+from flowless.pipeline.video.container import Unreadable
+from flowless.pipeline.video.encode import write_video
+from flowless.pipeline.video.info import varies
 
 KINDS = {kind.name + kind.suffix: kind for kind in barcode.KINDS}
 
@@ -41,17 +40,17 @@ KINDS = {kind.name + kind.suffix: kind for kind in barcode.KINDS}
 )
 @pytest.mark.parametrize("decode", [False, True])
 def test_real_files(name, frames, fps, size, rotation, codec, varies, keys, decode, clips):
-    info = probe(clips / name, decode=decode)
+    info = info_of(clips / name, decode=decode)
     assert info.frames == frames == len(info.pts)
     assert info.fps == pytest.approx(fps, rel=1e-3)
     assert (info.width, info.height) == size
     assert (info.rotation, info.codec, info.variable_rate, info.key_frames) == (rotation, codec, varies, keys)
-    assert info.decoded == decode
+    assert info.proved == decode
 
 
 @pytest.mark.parametrize("name", sorted(KINDS))
 def test_packets_and_decoding_tell_the_same(name, barcodes):
-    quick, proved = probe(barcodes(KINDS[name])), probe(barcodes(KINDS[name]), decode=True)
+    quick, proved = info_of(barcodes(KINDS[name])), info_of(barcodes(KINDS[name]), decode=True)
     assert quick.frames == proved.frames == KINDS[name].frames
     assert (quick.pts, quick.key_frames) == (proved.pts, proved.key_frames)
     assert (quick.width, quick.height) == (barcode.WIDTH, barcode.HEIGHT)
@@ -60,17 +59,17 @@ def test_packets_and_decoding_tell_the_same(name, barcodes):
 
 
 def test_avi_has_no_time_stamps_to_trust(barcodes):
-    info = probe(barcodes(KINDS["mpeg4.avi"]))
-    assert info.pts == ()
-    assert info.decoded
+    info = info_of(barcodes(KINDS["mpeg4.avi"]))
+    assert not info.jumps
+    assert info.proved
     assert info.fps == 25
 
 
 def test_seconds_to_frames(barcodes):
     for name in ("h264_b_pyramid.mp4", "mpeg4.avi"):
-        info = probe(barcodes(KINDS[name]))
+        info = info_of(barcodes(KINDS[name]))
         assert [info.frame_at(seconds) for seconds in (0.0, 0.04, 1.0, 3.96, 99.0)] == [0, 1, 25, 99, 100]
-    varying = probe(barcodes(KINDS["h264_variable_rate.mp4"]))
+    varying = info_of(barcodes(KINDS["h264_variable_rate.mp4"]))
     times = KINDS["h264_variable_rate.mp4"].more["timestamps"]
     assert [varying.frame_at(times[number] / 1000) for number in (0, 7, 50, 99)] == [0, 7, 50, 99]
     assert varying.frame_at(times[9] / 1000 + 0.1) == 10
@@ -112,34 +111,34 @@ def test_cut_off_files(tmp_path):
     index_last = tmp_path / "index_last.mp4"
     index_last.write_bytes(data[: len(data) // 2])
     with pytest.raises(FlowlessError, match=r"index_last\.mp4: .*damaged or cut off"):
-        probe(index_last)
+        info_of(index_last)
 
     turned = boxes_reversed(data)
     (tmp_path / "whole_web.mp4").write_bytes(turned)
-    assert probe(tmp_path / "whole_web.mp4", decode=True).frames == 60
+    assert info_of(tmp_path / "whole_web.mp4", decode=True).frames == 60
     index_first = tmp_path / "index_first.mp4"
     index_first.write_bytes(turned[: len(turned) * 2 // 3])
     with pytest.raises(FlowlessError, match=r"index_first\.mp4: it is cut off after \d+ frames"):
-        probe(index_first)
+        info_of(index_first)
 
     data = whole(tmp_path, ".mkv").read_bytes()
     matroska = tmp_path / "half.mkv"
     matroska.write_bytes(data[: len(data) // 2])
     with pytest.raises(FlowlessError, match=r"half\.mkv: it is cut off after \d+ frames"):
-        probe(matroska)
+        info_of(matroska)
 
 
 def test_damage_inside_is_found_by_decoding(tmp_path, clips):
-    assert probe(clips / "corrupted.mp4").frames == 50  # the packets are all there
+    assert info_of(clips / "corrupted.mp4").frames == 50  # the packets are all there
     with pytest.raises(FlowlessError, match=r"corrupted\.mp4: the stream is damaged near frame 28"):
-        probe(clips / "corrupted.mp4", decode=True)
+        info_of(clips / "corrupted.mp4", decode=True)
 
 
 @pytest.mark.parametrize("count", [12, 3000])
 def test_flipped_bytes(count, tmp_path):
     """Decoders hide small damage as well as they can, and go on: no such picture may pass for the real one."""
     whole_data = whole(tmp_path).read_bytes()
-    good = list(iter_frames(tmp_path / "whole.mp4"))
+    good = list(all_frames(tmp_path / "whole.mp4"))
     damaged = tmp_path / "flipped.mp4"
     refused = []
     for seed in range(8):
@@ -149,12 +148,12 @@ def test_flipped_bytes(count, tmp_path):
         data[start : start + count] = rng.bytes(count)
         damaged.write_bytes(data)
         with pytest.raises(FlowlessError, match=r"flipped\.mp4: the stream is damaged near frame \d+") as caught:
-            probe(damaged, decode=True)
+            info_of(damaged, decode=True)
         frame = int(str(caught.value).split("near frame ")[1].split(".")[0])
         # A later frame of the same group of pictures may be made from the damaged one: it is refused, or it is right.
         later = min(frame // 20 * 20 + 19, 59)
         try:
-            got = decode_frames(damaged, [later])[0]
+            got = frames_of(damaged, [later])[0]
         except FlowlessError as error:
             refused.append(str(error))
         else:
@@ -195,7 +194,7 @@ def test_files_that_are_no_videos(tmp_path):
     }
     for path, words in cases.items():
         with pytest.raises(FlowlessError, match=words) as caught:
-            probe(path)
+            info_of(path)
         assert str(caught.value).startswith(f"{path}: ")
 
 
@@ -228,9 +227,9 @@ def test_a_last_frame_that_stays_long_is_no_damage(tmp_path):
     for suffix in (".mp4", ".mkv"):
         path = tmp_path / f"slides{suffix}"
         write_video(path, (barcode.draw(number) for number in range(5)), timestamps=times)
-        assert probe(path).frames == 5
+        assert info_of(path).frames == 5
         write_video(path, [barcode.draw(0)], fps=Fraction(1, 10))  # one frame for ten seconds
-        assert probe(path).frames == 1
+        assert info_of(path).frames == 1
 
 
 @pytest.mark.parametrize("suffix", ["avi", "mkv", "mp4", "mov"])
@@ -246,4 +245,4 @@ def test_a_title_that_is_no_utf8_costs_no_video(tmp_path, suffix):
     written = path.read_bytes()
     assert b"TITLE" in written
     path.write_bytes(written.replace(b"TITLE", "テスト".encode("shift-jis")[:5]))
-    assert probe(path).frames == 5
+    assert info_of(path).frames == 5

@@ -23,8 +23,8 @@ from flowless.errors import FlowlessError
 from flowless.files import whole_folder, write_json
 from flowless.interrupts import WorkerPool
 from flowless.machine import usable_cores
-from flowless.pipeline.index import DatasetIndex, VideoRecord
-from flowless.pipeline.shapes_scene import CLASSES, PAIRS, TWIN, scene_frames
+from flowless.pipeline.dataset.index import DatasetIndex, VideoRecord
+from flowless.pipeline.synthetic.scene import CLASSES, PAIRS, TWIN, scene_frames
 
 __all__ = ["CLASSES", "PAIRS", "SPLITS", "TWIN", "ShapesOptions", "Split", "draw", "generate", "scenes"]
 
@@ -109,7 +109,7 @@ def generate(out: str | os.PathLike[str], *, options: ShapesOptions | None = Non
                 (draft / split / label).mkdir(parents=True)
         _write_scenes(draft, options, workers)
         for split in SPLITS:
-            _index(draft, split, options).save(draft / f"{split}.index.jsonl")
+            _index(draft, split, options, workers).save(draft / f"{split}.index.jsonl")
         write_json(draft / MARK, {"options": asdict(options), "labels": list(CLASSES), "twins": TWIN})
     return target
 
@@ -164,7 +164,7 @@ def _write_scenes(folder: Path, options: ShapesOptions, workers: int) -> None:
 
 def _write_chunk(folder: Path, split: Split, chunk: list[tuple[int, tuple[str, ...]]], options: ShapesOptions) -> int:
     """Draw and encode some scenes; return how many videos they made."""
-    from flowless.pipeline.encode import write_video  # here: drawing needs no PyAV
+    from flowless.pipeline.video.encode import write_video  # here: drawing needs no PyAV
 
     written = 0
     for scene, labels in chunk:
@@ -174,23 +174,20 @@ def _write_chunk(folder: Path, split: Split, chunk: list[tuple[int, tuple[str, .
     return written
 
 
-def _index(folder: Path, split: Split, options: ShapesOptions) -> DatasetIndex:
-    """The split's index, from what is known of every video without opening it."""
+def _index(folder: Path, split: Split, options: ShapesOptions, workers: int) -> DatasetIndex:
+    """Return the split's index: what a scan would find."""
+    from flowless.pipeline.dataset.scan_jobs import Job, run_jobs  # here: drawing needs no PyAV
+
     places = [(_place(split, label, scene), label) for scene, labels in scenes(split, options) for label in labels]
     names = sorted((place.relative_to(split).as_posix(), label) for place, label in places)
-    videos = tuple(
-        VideoRecord(
-            id=name,
-            path=name,
-            label=CLASSES.index(label),
-            frames=options.frames,
-            fps=float(FPS),
-            width=options.size,
-            height=options.size,
-            codec="h264",
-            pixel_format="yuv420p",
-            key_frames=tuple(range(0, options.frames, KEY_FRAME_EVERY)),
+    jobs = [Job(path=str(folder / split / name), parts=((None, None),), decode=True) for name, _ in names]
+    found = {job.path: finding for job, finding in run_jobs(jobs, workers=workers)}
+    videos = []
+    for job, (name, label) in zip(jobs, names, strict=True):
+        info = found[job.path].info
+        if info is None:
+            raise FlowlessError(f"{job.path}: it was written and cannot be read: {found[job.path].reason}. Is the disk sound?")
+        videos.append(
+            VideoRecord(id=name, path=name, label=CLASSES.index(label), frames=info.frames, info=info, stamp=found[job.path].stamp)
         )
-        for name, label in names
-    )
-    return DatasetIndex(root=folder / split, labels=CLASSES, videos=videos)
+    return DatasetIndex(root=folder / split, labels=CLASSES, videos=tuple(videos))

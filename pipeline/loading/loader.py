@@ -26,11 +26,11 @@ import torch
 from flowless.console import log
 from flowless.errors import FlowlessError
 from flowless.machine import usable_cores
-from flowless.pipeline.augment import LoaderOptions
-from flowless.pipeline.dali_graph import ClipGraph, Frames
-from flowless.pipeline.frame_source import Drawn, FrameSource, Sample, decoders_for
-from flowless.pipeline.index import DatasetIndex, Refused
-from flowless.pipeline.spec import CROPS, ClipSpec, Rule
+from flowless.pipeline.clip.spec import CROPS, ClipSpec, Rule
+from flowless.pipeline.dataset.index import DatasetIndex, Refused
+from flowless.pipeline.loading.augment import LoaderOptions
+from flowless.pipeline.loading.dali_graph import ClipGraph, Frames
+from flowless.pipeline.loading.frame_source import Drawn, FrameSource, Sample, decoders_for
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

@@ -1,25 +1,26 @@
-"""One sample for the graph: which frames, from which decoder, through which part; and what stands in for a bad video."""
+"""One sample for the graph: which frames, from which decoder, which part of them; and the replacement of a bad video."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flowless.errors import FlowlessError
-from flowless.pipeline import nvdec
-from flowless.pipeline.augment import Augmentation, View, training_view
-from flowless.pipeline.dali_graph import DALI_CPU_CODECS, Frames, GraphInput, place
-from flowless.pipeline.decode import decode_frames
-from flowless.pipeline.index import DatasetIndex, Refused, VideoRecord
-from flowless.pipeline.preprocess import crop_corners, resized_size
-from flowless.pipeline.sampling import clip_indices, sample_rng
-from flowless.pipeline.spec import ClipSpec, Rule
+from flowless.pipeline.clip.preprocess import crop_corners, resize_and_crop, resize_part, resized_size
+from flowless.pipeline.clip.sampling import clip_indices, sample_rng
+from flowless.pipeline.clip.spec import ClipSpec, Rule
+from flowless.pipeline.dataset.index import DatasetIndex, Refused, VideoRecord
+from flowless.pipeline.loading import nvdec
+from flowless.pipeline.loading.augment import Augmentation, View, training_view
+from flowless.pipeline.loading.dali_graph import DALI_CPU_CODECS, Frames, GraphInput, place
+from flowless.pipeline.video.info import VideoInfo
 
 #: Other videos tried in the place of a bad one, each bad itself, before the epoch is given up.
 _TRIES = 8
@@ -71,6 +72,8 @@ class FrameSource:
         self._index, self._spec, self._seed, self._augmentation = index, spec, seed, augmentation
         self._rule: Rule = rule
         self._by_dali = set(by_dali)
+        #: Videos that turned out to be decoded rightly in order alone.
+        self._in_order: dict[int, VideoInfo] = {}
         self._mirror_labels = augmentation.mirrored(index.labels) if augmentation else ()
 
     def leave_to_pyav(self, numbers: Iterable[int]) -> None:
@@ -109,6 +112,8 @@ class FrameSource:
 
     def _sample(self, number: int, epoch: int) -> Sample:
         record, spec, augmentation = self._index.videos[number], self._spec, self._augmentation
+        if number in self._in_order:
+            record = replace(record, info=self._in_order[number])
         rng = sample_rng(self._seed, epoch, record.id)
         indices = record.first_frame + clip_indices(
             record.frames,
@@ -118,14 +123,22 @@ class FrameSource:
             rng=rng if augmentation else None,
         )
         ordinals, order = np.unique(indices, return_inverse=True)
-        path = self._index.path_of(record)
-        if number in self._by_dali:
-            width, height, rotation, frames = record.width, record.height, record.rotation, None
-            encoded = _bytes_of(path)
+        if number in self._by_dali and record.known(self._index.path_of(record)):
+            info = record.info
+            parts = self._parts(rng, info.width, info.height)
+            source: dict[str, Any] = {
+                **place(parts, spec, width=info.width, height=info.height, rotation=info.rotation),
+                "encoded": _bytes_of(self._index.path_of(record)),
+                "ordinals": ordinals.astype(np.int32),
+            }
         else:
-            frames, encoded, rotation = decode_frames(path, ordinals), None, 0
-            height, width = frames.shape[1:3]
-        parts = self._parts(rng, width, height)
+            with self._index.open(record) as video, closing(video.frames(ordinals.tolist())) as frames:
+                parts = self._parts(rng, video.info.width, video.info.height)
+                # Frame by frame: a clip of large frames never lies in memory at full size.
+                small = [self._small(frame, parts) for _, frame in frames]
+                if record.info.jumps and not video.info.jumps:
+                    self._in_order[number] = video.info
+            source = {"pictures": np.concatenate([np.stack(crop) for crop in zip(*small, strict=True)])}
         # Crops outside, clips inside; the graph lays the pictures of one crop behind those of the other.
         order = np.concatenate([order.reshape(-1) + crop * len(ordinals) for crop in range(len(parts))])
         return Sample(
@@ -133,14 +146,16 @@ class FrameSource:
             labels=self._labels(record.label, parts),
             views=len(parts) * len(indices),
             graph=GraphInput(
-                **place(parts, spec, width=width, height=height, rotation=rotation),
                 order=order.astype(np.int32),
-                colour=np.array([part.colour for part in parts], np.float32),
-                frames=frames,
-                encoded=encoded,
-                ordinals=None if encoded is None else ordinals.astype(np.int32),
+                colour=np.repeat(np.array([part.colour for part in parts], np.float32), len(ordinals), axis=0),
+                **source,
             ),
         )
+
+    def _small(self, frame: NDArray[np.uint8], parts: Sequence[View]) -> list[NDArray[np.uint8]]:
+        if self._augmentation is None:
+            return list(resize_and_crop(frame[None], self._spec))
+        return [resize_part(frame, self._spec, part=(part.left, part.top, part.right, part.bottom)) for part in parts]
 
     def _parts(self, rng: np.random.Generator, width: int, height: int) -> Sequence[View]:
         if self._augmentation is None:
@@ -164,11 +179,6 @@ def evaluation_views(*, width: int, height: int, spec: ClipSpec) -> tuple[View, 
         View(top=top * y, left=left * x, bottom=(top + spec.height) * y, right=(left + spec.width) * x)
         for left, top in crop_corners(across, down, spec)
     )
-
-
-def trusted_codec(record: VideoRecord) -> str:
-    """Return a video's codec, or nothing where its time stamps cannot be trusted (AVI): only PyAV finds its frames."""
-    return record.codec if record.key_frames else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,13 +217,18 @@ def _reasons_for_pyav(index: DatasetIndex, *, device_id: int | None) -> list[str
         return [nothing.rstrip(".")] * len(index.videos)
 
     def reason(video: VideoRecord) -> str | None:
-        if not trusted_codec(video):
-            return "its time stamps cannot be trusted, and only PyAV finds its frames"
+        info = video.info
+        if not info.jumps:
+            return "its time stamps do not name frames, and only PyAV counts them"
+        if info.mirrored:
+            return "it is shown mirrored, which DALI does not know"
+        if not info.steady:
+            return "the size of its pictures changes on the way"
         if device_id is None:
             able = ", ".join(sorted(DALI_CPU_CODECS))
-            return None if video.codec in DALI_CPU_CODECS else f"{video.codec}: on the CPU, DALI decodes {able}"
-        width, height = (video.height, video.width) if video.rotation % 180 else (video.width, video.height)
-        stream = nvdec.Stream(codec=video.codec, pixel_format=video.pixel_format, width=width, height=height)
+            return None if info.codec in DALI_CPU_CODECS else f"{info.codec}: on the CPU, DALI decodes {able}"
+        width, height = (info.height, info.width) if info.rotation % 180 else (info.width, info.height)
+        stream = nvdec.Stream(codec=info.codec, pixel_format=info.pixel_format, width=width, height=height)
         return nvdec.why_not(stream, device_id)
 
     return [reason(video) for video in index.videos]

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowless.errors import FlowlessError
-from flowless.pipeline.spec import CLIPS, Rule
+from flowless.pipeline.clip.spec import CLIPS, Rule
 
 #: Consecutive frames that dense sampling spreads a clip over.
 DENSE_SPAN = 64

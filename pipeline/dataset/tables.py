@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.markup import escape
 from rich.table import Table
 
-from flowless.pipeline.index import Refused
+from flowless.pipeline.dataset.index import Refused
 
 #: Rows that a screen takes; what was written as JSON or into the index has all.
 _SHOWN = 40

@@ -1,10 +1,11 @@
-"""The one DALI graph: frames in, the network's pictures out, for training and evaluation, on the CPU and on a GPU.
+"""The one DALI graph: the network's pictures for training and evaluation, on the CPU and on a GPU.
 
-A crop, a resize, a flip and an evaluation's centre crop are all one thing: a part of the frame, stretched over the
-network's picture (DALI's resize takes a region, and mirrors it where its ends are swapped). The graph therefore has no rules
-in it; each sample brings its own numbers, from `augment.training_view` or `frame_source.evaluation_views`, and nothing is
-drawn inside. The filter is ClipSpec's: a triangle as wide as the scale. It may reach over the edge of the part, not of the
-frame. Several crops of a frame are several parts of it, decoded once.
+Where PyAV decodes, pictures come small: resized and cropped by Pillow in the threads that decode, so that a clip of large frames
+never lies in memory. Where DALI decodes, the graph resizes. A crop, a resize, a flip and an evaluation's centre crop are all one
+thing there: a part of the frame, stretched over the network's picture (DALI's resize takes a region, and mirrors it where its ends
+are swapped). The graph therefore has no rules in it; each sample brings its own numbers, from `augment.training_view` or
+`frame_source.evaluation_views`, and nothing is drawn inside. The filter is ClipSpec's: a triangle as wide as the scale. It may
+reach over the edge of the part, not of the frame. Several crops of a frame are several parts of it, decoded once.
 
 Rotation is applied exactly once: PyAV's frames arrive upright; where DALI decodes, which does not turn frames, the part
 is named in the stored frame's axes and the small pictures are transposed.
@@ -22,8 +23,8 @@ from nvidia.dali import fn as _fn
 from nvidia.dali import types as _types
 from nvidia.dali.pipeline import Pipeline, pipeline_def
 
-from flowless.pipeline.augment import View
-from flowless.pipeline.spec import ClipSpec
+from flowless.pipeline.clip.spec import ClipSpec
+from flowless.pipeline.loading.augment import View
 
 # DALI's stubs know neither its type constants nor that an operator takes a data node.
 fn: Any = _fn
@@ -49,27 +50,26 @@ Frames = Literal["pyav", "dali", "both"]
 
 @dataclass(frozen=True, kw_only=True)
 class GraphInput:
-    """One sample's numbers for the graph."""
+    """One sample's numbers for the graph: of K different frames, each seen through `crops` parts."""
 
-    start: NDArray[np.float32]
-    """`[crops, 2]`: first row and column of each part, in pixels of the frame as the graph sees it."""
-    end: NDArray[np.float32]
-    """`[crops, 2]`: row and column where each part ends; before `start` where the axis is mirrored."""
-    size: NDArray[np.float32]
-    """Rows and columns of the picture, before the transposition."""
-    turned: bool
-    """Whether the picture is transposed at the end."""
     order: NDArray[np.int32]
-    """For each picture of the clip, its place among the pictures of the K different frames: all of the first part, then of the
-    next."""
+    """For each picture of the clip, its place among the crops * K pictures: all of the first part, then of the next."""
     colour: NDArray[np.float32]
-    """`[crops, 4]`: each part's factors of brightness, contrast and saturation, and degrees of hue."""
-    frames: NDArray[np.uint8] | None = None
-    """`[K, H, W, 3]`, upright RGB, where PyAV decoded."""
+    """`[crops * K, 4]`: each picture's factors of brightness, contrast and saturation, and degrees of hue."""
+    pictures: NDArray[np.uint8] | None = None
+    """`[crops * K, H, W, 3]`, RGB: the network's pictures, where PyAV decoded."""
     encoded: NDArray[np.uint8] | None = None
-    """The file's bytes, where DALI decodes."""
+    """The file's bytes, where DALI decodes; the rest is given then, too."""
     ordinals: NDArray[np.int32] | None = None
-    """Presentation ordinals of the K different frames, where DALI decodes."""
+    """The K different frames."""
+    start: NDArray[np.float32] | None = None
+    """`[crops, 2]`: first row and column of each part, in pixels of the frame as it is stored."""
+    end: NDArray[np.float32] | None = None
+    """`[crops, 2]`: row and column where each part ends; before `start` where the axis is mirrored."""
+    size: NDArray[np.float32] | None = None
+    """Rows and columns of the picture, before the transposition."""
+    turned: bool | None = None
+    """Whether the picture is transposed at the end."""
 
 
 def place(views: Sequence[View], spec: ClipSpec, *, width: int, height: int, rotation: int = 0) -> dict[str, Any]:
@@ -116,11 +116,10 @@ class ClipGraph:
             device_id: the GPU's number, or None for the CPU.
             crops: parts of each frame.
         """
-        self._inputs = {"start", "end", "size", "order"}
-        self._inputs |= {"pyav": {"frames"}, "dali": {"encoded", "ordinals", "turned"}}.get(
-            frames, {"frames", "encoded", "ordinals", "turned", "by_dali"}
-        )
+        decoded = {"encoded", "ordinals", "start", "end", "size", "turned"}
+        self._inputs = {"order"} | {"pyav": {"pictures"}, "dali": decoded}.get(frames, {*decoded, "pictures", "by_dali"})
         self._inputs |= {"colour"} if colour else set()
+        self._crops = crops
         # One batch at a time, and no queue inside: the loader's own thread runs ahead of the model.
         self.pipeline: Pipeline = _graph(
             frames,
@@ -143,62 +142,68 @@ class ClipGraph:
         Raises:
             RuntimeError: DALI could not decode a sample. It does not say which, and the graph is of no further use.
         """
-        feeds = {name: [_feed(item, name) for item in inputs] for name in self._inputs}
+        feeds = {name: [self._feed(item, name) for item in inputs] for name in self._inputs}
         return self.pipeline.run(**feeds)[0].as_tensor()
 
-
-#: What a sample that brings no such input feeds instead; the graph's other branch takes the sample.
-_NONE = {"frames": np.zeros((1, 1, 1, 3), np.uint8), "encoded": np.zeros(1, np.uint8), "ordinals": np.zeros(1, np.int32)}
-
-
-def _feed(item: GraphInput, name: str) -> NDArray[Any]:
-    if name == "by_dali":
-        return np.array(item.encoded is not None)
-    value = getattr(item, name)
-    return _NONE[name] if value is None else np.asarray(value)
+    def _feed(self, item: GraphInput, name: str) -> NDArray[Any]:
+        if name == "by_dali":
+            return np.array(item.encoded is not None)
+        value = getattr(item, name)
+        if value is not None:
+            return np.asarray(value)
+        # A sample that brings no such input: the graph's other branch takes it.
+        return {
+            "pictures": np.zeros((1, 1, 1, 3), np.uint8),
+            "encoded": np.zeros(1, np.uint8),
+            "ordinals": np.zeros(1, np.int32),
+            "turned": np.array(False),
+            "size": np.ones(2, np.float32),
+        }.get(name, np.zeros((self._crops, 2), np.float32))
 
 
 @pipeline_def(enable_conditionals=True)
 def _graph(frames: Frames, colour: bool, crops: int, *, gpu: bool) -> Any:
     """The graph's definition. DALI's own conditions (`by_dali`, `turned`) take each sample of a batch its own way."""
     if frames == "pyav":
-        pictures = _upright(gpu)
+        pictures = _small(gpu)
     elif frames == "dali":
-        pictures = _decoded(_input("encoded", 1, _dali.UINT8), gpu)
+        pictures = _decoded(crops, gpu)
     else:
-        encoded, upright = _input("encoded", 1, _dali.UINT8), _upright(gpu)
+        small = _small(gpu)
         if _input("by_dali", 0, _dali.BOOL):
-            pictures = _decoded(encoded, gpu)
+            pictures = _decoded(crops, gpu)
         else:
-            pictures = upright
+            pictures = small
+    if colour:
+        changes = _input("colour", 2, _dali.FLOAT)
+        brightness, contrast, saturation, hue = (fn.per_frame(changes[:, place]) for place in range(4))
+        pictures = fn.color_twist(pictures, brightness=brightness, contrast=contrast, saturation=saturation, hue=hue)
+    # Last, so that frames that a clip shows more than once are resized once.
+    return fn.sequence_rearrange(pictures, new_order=_input("order", 1, _dali.INT32))
+
+
+def _small(gpu: bool) -> Any:
+    pictures = _input("pictures", 4, _dali.UINT8, layout="FHWC")
+    return pictures.gpu() if gpu else pictures
+
+
+def _decoded(crops: int, gpu: bool) -> Any:
+    encoded, ordinals = _input("encoded", 1, _dali.UINT8), _input("ordinals", 1, _dali.INT32)
+    return resized(fn.decoders.video(encoded, frames=ordinals, device="mixed" if gpu else "cpu"), crops)
+
+
+def resized(pictures: Any, crops: int) -> Any:
+    """Return the parts of stored frames that the inputs `start`, `end`, `size` and `turned` name, as the network's pictures."""
     start, end, size = _input("start", 2, _dali.FLOAT), _input("end", 2, _dali.FLOAT), _input("size", 1, _dali.FLOAT)
     parts = [
         fn.resize(pictures, roi_start=start[crop], roi_end=end[crop], size=size, interp_type=_dali.INTERP_LINEAR, antialias=True)
         for crop in range(crops)
     ]
-    if colour:
-        changes = _input("colour", 2, _dali.FLOAT)
-        parts = [_coloured(part, changes[crop]) for crop, part in enumerate(parts)]
     pictures = parts[0] if crops == 1 else fn.cat(*parts, axis=0)
-    if frames != "pyav":
-        turned = _input("turned", 0, _dali.BOOL)
-        if turned:
-            pictures = fn.transpose(pictures, perm=[0, 2, 1, 3], transpose_layout=False)
-    # Last, so that frames that a clip shows more than once are resized once.
-    return fn.sequence_rearrange(pictures, new_order=_input("order", 1, _dali.INT32))
-
-
-def _coloured(pictures: Any, changes: Any) -> Any:
-    return fn.color_twist(pictures, brightness=changes[0], contrast=changes[1], saturation=changes[2], hue=changes[3])
-
-
-def _decoded(encoded: Any, gpu: bool) -> Any:
-    return fn.decoders.video(encoded, frames=_input("ordinals", 1, _dali.INT32), device="mixed" if gpu else "cpu")
-
-
-def _upright(gpu: bool) -> Any:
-    pictures = _input("frames", 4, _dali.UINT8, layout="FHWC")
-    return pictures.gpu() if gpu else pictures
+    turned = _input("turned", 0, _dali.BOOL)
+    if turned:
+        pictures = fn.transpose(pictures, perm=[0, 2, 1, 3], transpose_layout=False)
+    return pictures
 
 
 def _input(name: str, ndim: int, dtype: Any, layout: str | None = None) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -13,9 +12,11 @@ from typing import Any, TextIO
 import av
 
 from flowless.errors import FlowlessError
-from flowless.pipeline.scan_jobs import Found, Job
+from flowless.pipeline.dataset.index import stamp_of
+from flowless.pipeline.dataset.scan_jobs import Found, Job
+from flowless.pipeline.video.info import VideoInfo
 
-_VERSION = 1
+_VERSION = 2
 
 
 class Journal:
@@ -32,7 +33,7 @@ class Journal:
             FlowlessError: The journal cannot be written at that place.
         """
         known: dict[str, dict[str, Any]] = {}
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
         goes_on = bool(lines) and _parse(lines[0]) == _header()
         for line in lines[1:] if goes_on else ():
             # The line that an interruption tore is no JSON; its file is looked at again.
@@ -54,8 +55,14 @@ class Journal:
         if found is None:
             return None
         try:
-            return Found(**{**found, "parts": tuple(map(tuple, found["parts"])), "key_frames": tuple(found["key_frames"])})
-        except (TypeError, KeyError):
+            info = found["info"]
+            return Found(
+                reason=found["reason"],
+                parts=tuple((first, frames) for first, frames in found["parts"]),
+                info=None if info is None else VideoInfo.from_dict(info),
+                stamp=tuple(found["stamp"]),
+            )
+        except (TypeError, KeyError, ValueError, ArithmeticError):
             return None
 
     def note(self, job: Job, found: Found) -> None:
@@ -65,7 +72,9 @@ class Journal:
             FlowlessError: The disk is full.
         """
         try:
-            self._write(json.dumps({"key": _key(job), "found": asdict(found)}) + "\n")
+            info = None if found.info is None else found.info.to_dict()
+            noted = {"reason": found.reason, "parts": found.parts, "info": info, "stamp": found.stamp}
+            self._write(json.dumps({"key": _key(job), "found": noted}) + "\n")
         except OSError as error:
             raise FlowlessError(
                 f"{self._path}: the scan's findings cannot be noted ({error.strerror}). Free some space and scan again; it goes on here."
@@ -95,12 +104,11 @@ def _header() -> dict[str, Any]:
 
 def _key(job: Job) -> list[Any]:
     try:
-        status = Path(job.path).stat()
-        stamp = [status.st_size, status.st_mtime_ns]
-    except OSError:
-        stamp = [-1, -1]
+        stamp = stamp_of(job.path)
+    except FlowlessError:
+        stamp = (-1, -1)
     where = os.path.abspath(job.path)  # noqa: PTH100  links stay as they are
-    return [where, *stamp, [list(part) for part in job.parts], job.decode]
+    return [where, *stamp, [list(part) for part in job.parts], job.decode, job.rate]
 
 
 def _parse(line: str) -> dict[str, Any] | None:

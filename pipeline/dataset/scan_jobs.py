@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from flowless.errors import FlowlessError
 from flowless.interrupts import WorkerPool
-from flowless.pipeline.container import Unreadable
-from flowless.pipeline.probe import VideoInfo, probe
+from flowless.pipeline.dataset.index import stamp_of
+from flowless.pipeline.video.container import Unreadable
+from flowless.pipeline.video.info import VideoInfo
+from flowless.pipeline.video.open_reader import open_reader
 
+#: Seconds that a file may take at least, and bytes a second that the slowest decoding reads: what takes longer hangs.
+_LEAST_SECONDS, _SLOWEST = 300.0, 100_000
 #: Jobs that wait in the pool for each worker: enough to keep it busy, few enough to stop soon.
 _QUEUE = 4
 
@@ -25,6 +32,8 @@ class Job:
     """`(start, end)` in seconds of each part; None is the file's beginning and end."""
     decode: bool
     """Whether to decode every frame."""
+    rate: float | None = None
+    """Pictures a second of a folder of pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,40 +43,37 @@ class Found:
     reason: str = ""
     parts: tuple[tuple[int, int], ...] = ()
     """`(first frame, frames)` of each part of the job; no frames where the part holds none."""
-    seconds: float = 0.0
-    fps: float = 0.0
-    width: int = 0
-    height: int = 0
-    rotation: int = 0
-    codec: str = ""
-    pixel_format: str = ""
-    variable_rate: bool = False
-    key_frames: tuple[int, ...] = ()
+    info: VideoInfo | None = None
+    stamp: tuple[int, int] = (-1, -1)
+    """See `VideoRecord.stamp`."""
 
 
 def look(job: Job) -> Found:
     """Look at one file; whatever is wrong with it becomes a reason."""
     try:
-        info = probe(job.path, decode=job.decode)
+        with open_reader(job.path, rate=job.rate) as video:
+            stamp = stamp_of(job.path)
+            info = video.prove() if job.decode else video.info
         parts = tuple(_frames_of(info, start, end) for start, end in job.parts)
     except Unreadable as error:
         return Found(reason=error.reason)
     except FlowlessError as error:
-        return Found(reason=str(error))
+        return Found(reason=str(error).rstrip("."))
     except Exception as error:  # a scan of a week must not end at one file that nobody foresaw
         return Found(reason=f"looking at it failed ({type(error).__name__}: {error})")
-    return Found(
-        parts=parts,
-        seconds=info.frames / info.fps if info.fps else 0.0,
-        fps=info.fps,
-        width=info.width,
-        height=info.height,
-        rotation=info.rotation,
-        codec=info.codec,
-        pixel_format=info.pixel_format,
-        variable_rate=info.variable_rate,
-        key_frames=info.key_frames,
-    )
+    return Found(parts=parts, info=info, stamp=stamp)
+
+
+def look_in_time(job: Job) -> Found:
+    """Look at one file in a worker process, which the system ends where a decoder does not come to an end."""
+    if hasattr(signal, "setitimer"):
+        with suppress(OSError):
+            signal.setitimer(signal.ITIMER_REAL, _LEAST_SECONDS + Path(job.path).stat().st_size / _SLOWEST)
+    try:
+        return look(job)
+    finally:
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def run_jobs(jobs: Sequence[Job], *, workers: int) -> Iterator[tuple[Job, Found]]:
@@ -94,7 +100,7 @@ def _run_pool(waiting: list[Job], lost: list[Job], *, workers: int) -> Iterator[
         while waiting or running:
             while waiting and len(running) < workers * _QUEUE and not lost:
                 job = waiting.pop()
-                running[pool.submit(look, job)] = job
+                running[pool.submit(look_in_time, job)] = job
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 job = running.pop(future)
@@ -113,9 +119,9 @@ def _run_pool(waiting: list[Job], lost: list[Job], *, workers: int) -> Iterator[
 def _look_alone(job: Job) -> Found:
     pool = WorkerPool(1)
     try:
-        return pool.submit(look, job).result()
+        return pool.submit(look_in_time, job).result()
     except BrokenProcessPool:
-        return Found(reason="the decoder crashed on it")
+        return Found(reason="the decoder crashed on it, or did not come to an end")
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -1,0 +1,1 @@
+"""Data sets: the formats that people keep them in, the scan, and the index."""

@@ -1,0 +1,183 @@
+"""The index of a data set: what `flowless scan` found of each video, read by everything that follows."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowless.errors import FlowlessError
+from flowless.files import whole_file
+from flowless.pipeline.video.info import VideoInfo
+
+if TYPE_CHECKING:
+    from flowless.pipeline.video.frame_folder import FrameFolder
+    from flowless.pipeline.video.reader import VideoReader
+
+FORMAT = "flowless-index"
+VERSION = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoRecord:
+    """One labelled video, or a part of one."""
+
+    id: str
+    """Unique name in the index: the path, and `#start-end` where only a part is meant."""
+    path: str
+    """The file, or folder of frames, relative to the index's root where it lies below it."""
+    label: int
+    """Position in the index's `labels`."""
+    frames: int
+    """Frames that decode, of the part meant."""
+    first_frame: int = 0
+    """Ordinal in the whole video of the part's first frame."""
+    info: VideoInfo
+    """What is known of the whole video."""
+    stamp: tuple[int, int] = (-1, -1)
+    """Size in bytes and time of change (ns) that the file had when `info` was found; see `known`."""
+
+    def known(self, path: str | os.PathLike[str]) -> VideoInfo | None:
+        """Return `info` if the file is the one that was scanned, by its size and time of change; else None: look again."""
+        try:
+            return self.info if self.stamp == stamp_of(path) else None
+        except FlowlessError:
+            return None  # who opens it says why
+
+
+def stamp_of(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Return size in bytes and time of change (ns) of a file or folder.
+
+    Raises:
+        FlowlessError: It is not there, or may not be looked at.
+    """
+    try:
+        status = Path(path).stat()
+    except OSError as error:
+        raise FlowlessError(f"{os.fspath(path)}: it cannot be read ({error.strerror}). Check the name.") from error
+    return status.st_size, status.st_mtime_ns
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refused:
+    """A file that the scan could not take, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetIndex:
+    """All videos of a data set with their labels."""
+
+    root: Path
+    """Folder that the records' paths are relative to."""
+    labels: tuple[str, ...]
+    """Label names in the order of the class scores."""
+    videos: tuple[VideoRecord, ...]
+    refused: tuple[Refused, ...] = field(default=())
+    source: Path | None = field(default=None, compare=False)
+    """Its file, for messages; None where it has none."""
+
+    @property
+    def name(self) -> str:
+        """What a message calls it: its file."""
+        return str(self.source or "the index")
+
+    def path_of(self, record: VideoRecord) -> Path:
+        """Return the file of a record."""
+        return self.root / record.path
+
+    def open(self, record: VideoRecord) -> VideoReader | FrameFolder:
+        """Open a record's video with what the index knows of it, if the file is still the one that was scanned.
+
+        Raises:
+            FlowlessError: The file cannot be read, or has other frames than it had.
+        """
+        # Here: whoever has arrays needs no PyAV.
+        from flowless.pipeline.video.container import Unreadable
+        from flowless.pipeline.video.open_reader import open_reader
+
+        path = self.path_of(record)
+        known = record.known(path)
+        video = open_reader(path, known=known)
+        try:
+            if known is None and record.info.proved and video.count != record.info.frames:
+                video.prove()
+            if known is None and record.first_frame + record.frames > video.count:
+                raise Unreadable(path, f"it has {video.count} frames, fewer than when it was indexed", "Run `flowless scan` again.")
+        except BaseException:
+            video.close()
+            raise
+        return video
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the index as JSON lines (a header, then one line a video), whole or not at all."""
+        target = Path(path)
+        header = {
+            "format": FORMAT,
+            "version": VERSION,
+            "root": os.path.relpath(self.root.resolve(), target.resolve().parent),
+            "labels": list(self.labels),
+            "refused": [asdict(item) for item in self.refused],
+        }
+        described: set[str] = set()
+        with whole_file(target) as draft, draft.open("w", encoding="ascii") as stream:
+            # In ASCII alone: names may hold what no encoding has, and what some take for the end of a line.
+            stream.write(json.dumps(header) + "\n")
+            for video in self.videos:
+                stream.write(json.dumps(_line(video, described)) + "\n")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> DatasetIndex:
+        """Read an index; raise FlowlessError where the file is missing, foreign or damaged."""
+        source = Path(path)
+        try:
+            lines = source.read_text(encoding="utf-8").split("\n")
+            if not lines[0]:
+                raise ValueError("the file is empty")
+            header = json.loads(lines[0])
+            if not isinstance(header, dict) or header.get("format") != FORMAT:
+                raise ValueError(f"its first line is not the header of a {FORMAT}")
+            if header.get("version") != VERSION:
+                raise ValueError(f"its version is {header.get('version')}, and this flowless reads version {VERSION}")
+            described: dict[str, dict[str, Any]] = {}
+            videos = tuple(_record(json.loads(line), len(header["labels"]), described) for line in lines[1:] if line)
+            refused = tuple(Refused(**item) for item in header["refused"])
+            root = Path(os.path.normpath(source.resolve().parent / header["root"]))
+        except FileNotFoundError:
+            raise FlowlessError(f"{source}: no such index. Make one with: flowless scan SOURCE --out {source}") from None
+        except OSError as error:
+            raise FlowlessError(f"{source}: cannot be read ({error.strerror}).") from error
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
+            raise FlowlessError(
+                f"{source}: not a readable index ({error}). Make it again with: flowless scan SOURCE --out {source}"
+            ) from error
+        return cls(root=root, labels=tuple(header["labels"]), videos=videos, refused=refused, source=source)
+
+
+def _line(video: VideoRecord, described: set[str]) -> dict[str, Any]:
+    """Return a record's JSON; what belongs to the file is written with its first part alone."""
+    line: dict[str, Any] = {"id": video.id, "path": video.path, "label": video.label, "frames": video.frames}
+    if video.first_frame:
+        line["first_frame"] = video.first_frame
+    if video.path not in described:
+        described.add(video.path)
+        line |= {"info": video.info.to_dict(), "stamp": list(video.stamp)}
+    return line
+
+
+def _record(document: dict[str, Any], labels: int, described: dict[str, dict[str, Any]]) -> VideoRecord:
+    if not isinstance(document, dict):
+        raise ValueError(f"a line is {document!r:.40}, not the record of a video")
+    if "info" in document:
+        described[document["path"]] = {"info": VideoInfo.from_dict(document.pop("info")), "stamp": tuple(document.pop("stamp"))}
+    known = {item.name for item in fields(VideoRecord)}
+    if set(document) - known:
+        raise ValueError(f"unknown fields {sorted(set(document) - known)}")
+    record = VideoRecord(**document, **described[document["path"]])
+    if not 0 <= record.label < labels:
+        raise ValueError(f"video {record.id} has label {record.label}, but the index knows {labels} labels")
+    return record

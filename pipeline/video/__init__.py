@@ -1,0 +1,1 @@
+"""Reading video files: one place that opens them, and the frames, exactly."""

@@ -1,0 +1,222 @@
+"""The time line of a video: each frame's time stamp in the order of showing, from one pass over the packets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from av.packet import Packet
+from numpy.typing import NDArray
+
+from flowless.pipeline.video.container import Limits, OpenVideo, Unreadable, encrypted, wrap_io_errors
+
+#: Packets of a file up to this many bytes stay in memory, so that decoding reads the file once.
+KEEP_BYTES = 64 * 2**20
+#: AVI and ASF store no time stamps of showing: what FFmpeg gives are made from the order of decoding, so B-frames come out wrong.
+_NO_TIME_STAMPS = frozenset({"avi", "asf"})
+#: Codecs whose decoders give each frame its own time stamp, in the order of those, from any key frame on. Others (such as SVQ3, which
+#: lets its last two frames out in the wrong order) are decoded in order and counted.
+_JUMPING = frozenset(
+    {"h264", "hevc", "av1", "vp8", "vp9", "mpeg4", "mpeg1video", "mpeg2video", "mjpeg",
+     "ffv1", "theora", "prores", "dnxhd", "huffyuv", "rawvideo"}
+)  # fmt: skip
+#: Containers in which a place is found by bytes: their own search by time lands behind the key frame, or reads the whole file.
+SEARCHED_BY_PLACE = frozenset({"mpegts", "mpeg"})
+#: MPEG-4 has pictures that are not coded, and gives no frame for some of them: packets of a few bytes.
+_NOT_CODED = 20
+#: Frames that a codec may show later than their packet's place says: 16 in H.264 and HEVC, twice that for fields.
+_MOST_REORDERED = 32
+
+
+@dataclass(kw_only=True)
+class Timeline:
+    """Where each frame is in time, and where decoding can start."""
+
+    count: int
+    """Packets that hold a shown frame."""
+    pts: NDArray[np.int64]
+    """Their time stamps, ascending; empty where they do not name frames."""
+    key_frames: NDArray[np.int64]
+    """Ordinals of frames that decoding can start from; empty where it has to start at the beginning."""
+    key_bytes: NDArray[np.int64]
+    """Place in the file of each key frame, where it is looked for by place."""
+    missing: tuple[int, ...] = ()
+    """The container lacks packets after that many frames."""
+    dts: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    """Ascending times of decoding of the shown frames: all that AVI knows of time. Empty for others."""
+    packets: list[Packet] | None = None
+    """All packets in the order of decoding, where they were kept."""
+
+    @property
+    def jumps(self) -> bool:
+        """Whether time stamps name frames."""
+        return len(self.key_frames) > 0
+
+
+def read_timeline(video: OpenVideo, path: str | os.PathLike[str]) -> Timeline:
+    """Read all packets of an open file.
+
+    Args:
+        video: The open file, at its beginning.
+        path: Its name, for errors.
+
+    Raises:
+        Unreadable: The file has no packets, or ends before what its own index promises.
+    """
+    seen = _Seen(kept=[])
+    most = Limits.from_environment().frames
+    with wrap_io_errors(path):
+        for packet in video.container.demux(video.stream):
+            if seen.first and packet.has_sidedata("encryption_info"):
+                raise encrypted(path)
+            if packet.size:  # the demuxer marks the end by an empty one
+                seen.take(packet, shown=not packet.is_discard and not _hidden(packet, video.codec))
+                if len(seen.pts) > most:
+                    Limits(frames=most).refuse(path, "frames", len(seen.pts))
+    if not seen.pts:
+        raise Unreadable(path, "it has no frames")
+    if _cut_off(video, path, seen):
+        raise Unreadable(path, f"it is cut off after {len(seen.pts)} frames")
+    order = _order(video, seen)
+    keys = np.empty(0, np.int64)
+    places = np.empty(0, np.int64)
+    pts = np.empty(0, np.int64)
+    if order is not None:
+        pts = np.asarray(seen.pts, np.int64)[order]
+        keys = np.flatnonzero(np.asarray(seen.keys)[order])
+        if SEARCHED_BY_PLACE & video.formats:
+            places = np.asarray(seen.places, np.int64)[order][keys]
+            # A frame that begins in the middle of a packet of the container has no place, and no time stamp of its own.
+            placed = (places >= 0) | (keys == keys[:1])
+            keys, places = keys[placed], places[placed]
+    dts = [stamp for stamp in seen.dts if stamp is not None] if _NO_TIME_STAMPS & video.formats else []
+    return Timeline(
+        count=len(seen.pts),
+        pts=pts,
+        key_frames=keys,
+        key_bytes=places,
+        missing=tuple(seen.missing),
+        dts=np.sort(np.asarray(dts, np.int64)) if len(dts) == len(seen.dts) else np.empty(0, np.int64),
+        packets=seen.kept,
+    )
+
+
+def ascending(stamps: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return time stamps in the order of showing as a clock that never goes back.
+
+    Where recordings were joined, a later one's clock may begin anywhere: a step back becomes a usual step.
+    """
+    times = np.asarray(stamps, np.int64)
+    if len(times) < 2:
+        return times
+    steps = np.diff(times)
+    forward = steps[steps > 0]
+    usual = int(np.median(forward)) if len(forward) else 1
+    return times[0] + np.concatenate([[0], np.cumsum(np.where(steps > 0, steps, usual))])
+
+
+@dataclass
+class _Seen:
+    """What one pass over the packets gathers of those that hold a shown frame, in the order of decoding."""
+
+    kept: list[Packet] | None
+    pts: list[int | None] = field(default_factory=list)
+    dts: list[int | None] = field(default_factory=list)
+    keys: list[bool] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+    missing: list[int] = field(default_factory=list)
+    """Numbers of shown frames after which the demuxer found packets missing."""
+    all_dts: list[int] = field(default_factory=list)
+    """Times of decoding of all packets that have one."""
+    packets: int = 0
+    size: int = 0
+    smallest: int = 2**62
+    """Bytes of the smallest packet."""
+    begins_with_key: bool = False
+    first: bool = True
+    first_pts: int | None = None
+    torn: bool = False
+    """Whether the last packet is not whole."""
+
+    def take(self, packet: Packet, *, shown: bool) -> None:
+        if self.first:
+            self.first, self.begins_with_key, self.first_pts = False, packet.is_keyframe and packet.pts is not None, packet.pts
+        self.packets += 1
+        self.size += packet.size
+        self.smallest = min(self.smallest, packet.size)
+        self.torn = packet.is_corrupt
+        if packet.is_corrupt:
+            self.missing.append(len(self.pts))
+        if packet.dts is not None:
+            self.all_dts.append(packet.dts)
+        if shown:
+            self.pts.append(packet.pts)
+            self.dts.append(packet.dts)
+            self.keys.append(packet.is_keyframe)
+            self.places.append(-1 if packet.pos is None else packet.pos)
+        if self.kept is not None:
+            self.kept.append(packet)
+            if self.size > KEEP_BYTES:
+                self.kept = None
+
+
+def _hidden(packet: Packet, codec: str) -> bool:
+    """Return whether a packet is decoded but never shown: VP8 keeps its alternative reference frames in packets of their own.
+
+    Bit 4 of a VP8 frame's first byte is `show_frame` (RFC 6386, section 9.1). VP9 and AV1 wrap such frames
+    in the next shown one. Frames outside an MP4 edit list, hidden too, are flagged by the demuxer (`is_discard`).
+    """
+    return codec == "vp8" and not memoryview(packet)[0] >> 4 & 1
+
+
+def _order(video: OpenVideo, seen: _Seen) -> NDArray[np.int64] | None:
+    """Return the shown packets' places in the order of showing; None where time stamps do not say it.
+
+    They do not where some are missing or doubled, where the stream begins between key frames or lacks packets (only decoding says how many
+    frames there are), and where clocks overlap: then the times of decoding go back, or a frame would be shown long before its turn.
+    """
+    if _NO_TIME_STAMPS & video.formats or video.codec not in _JUMPING or seen.missing or None in seen.pts:
+        return None
+    stamps = np.asarray(seen.pts, np.int64)
+    order = np.argsort(stamps, kind="stable")
+    if video.codec == "mpeg4" and seen.smallest < _NOT_CODED:
+        return None
+    begins_cleanly = seen.begins_with_key and seen.first_pts is not None and seen.first_pts <= stamps[order[0]]
+    if not begins_cleanly or not (np.diff(stamps[order]) > 0).all() or (np.diff(np.asarray(seen.all_dts, np.int64)) < 0).any():
+        return None
+    late = np.abs(order - np.arange(len(order))).max()
+    # A decoder that reorders frames whose stamps do not was given the times of decoding.
+    if late > _MOST_REORDERED or (not late and len(order) > 2 and video.stream.codec_context.has_b_frames):
+        return None
+    return order
+
+
+def _cut_off(video: OpenVideo, path: str | os.PathLike[str], seen: _Seen) -> bool:
+    """Return whether the file ends before what its own container says, by its index or its length in bytes (a tag is no promise)."""
+    if "mp4" in video.formats:
+        return seen.packets < sum(entry.size > 0 for entry in video.stream.index_entries)
+    if "matroska" in video.formats:
+        return seen.torn or _matroska_lacks_bytes(path)
+    return seen.torn and not SEARCHED_BY_PLACE & video.formats
+
+
+def _matroska_lacks_bytes(path: str | os.PathLike[str]) -> bool:
+    """Return whether a Matroska file's one Segment says that it is longer than the file (a live recording does not say)."""
+    with wrap_io_errors(path), open(path, "rb") as stream:  # noqa: PTH123  any name, as `open_video` takes it
+        head = stream.read(4096)
+        total = stream.seek(0, os.SEEK_END)
+    place = 0
+    while place + 12 <= len(head):
+        name_length = 9 - head[place].bit_length()
+        name = head[place : place + name_length]
+        first = head[place + name_length]
+        size_length = 9 - first.bit_length()
+        size = int.from_bytes(head[place + name_length : place + name_length + size_length], "big") & ~(1 << 7 * size_length)
+        begins = place + name_length + size_length
+        if name == b"\x18\x53\x80\x67":  # Segment
+            unknown = size == (1 << 7 * size_length) - 1
+            return not unknown and begins + size > total
+        place = begins + size
+    return False

@@ -1,0 +1,204 @@
+"""Videos of the kinds that readers get wrong, made from bar codes with PyAV; each frame carries its number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import barcode
+import numpy as np
+from av.filter import Graph
+
+from flowless.pipeline.video.encode import write_video
+
+#: Eight display matrices, stored columns to (a, b) and rows to (c, d), and what FFmpeg's autorotation does for each.
+ORIENTATIONS = {
+    (1, 0, 0, 1): [],
+    (0, 1, -1, 0): [("transpose", "clock")],
+    (-1, 0, 0, -1): [("hflip", ""), ("vflip", "")],
+    (0, -1, 1, 0): [("transpose", "cclock")],
+    (-1, 0, 0, 1): [("hflip", "")],
+    (1, 0, 0, -1): [("vflip", "")],
+    (0, 1, 1, 0): [("transpose", "cclock_flip")],
+    (0, -1, -1, 0): [("transpose", "clock_flip")],
+}
+
+TICKS = 3600  # of a frame, at 25 frames a second and 90 000 ticks
+
+
+def oriented(path: Path, matrix: tuple[int, int, int, int], *, frames: int = 6) -> Path:
+    """Write a video that is shown through a display matrix; its frames lie upright in the file."""
+    a, b, c, d = (65536 * value for value in matrix)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, width=barcode.WIDTH, height=barcode.HEIGHT, pix_fmt="yuv420p")
+        stream.set_display_matrix([a, b, 0, c, d, 0, 0, 0, 1 << 30])
+        for number in range(frames):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(barcode.draw(number), format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+def autorotated(path: Path, filters: list[tuple[str, str]]) -> list[np.ndarray]:
+    """Decode a file with PyAV and turn each frame by FFmpeg's own filters."""
+    shown = []
+    with av.open(str(path)) as container:
+        for frame in container.decode(video=0):
+            graph = Graph()
+            last = graph.add_buffer(template=container.streams.video[0])
+            for name, words in filters:
+                step = graph.add(name, words) if words else graph.add(name)
+                last.link_to(step)
+                last = step
+            sink = graph.add("buffersink")
+            last.link_to(sink)
+            graph.configure()
+            graph.push(frame)
+            turned = graph.pull()
+            assert isinstance(turned, av.VideoFrame)
+            shown.append(turned.to_ndarray(format="rgb24"))
+    return shown
+
+
+def transport(path: Path, numbers: Iterable[int], *, draw: Callable[[int], np.ndarray] = barcode.draw, **more: object) -> Path:
+    """Write frames as H.264 in a transport stream: key frames every 25, B-frames between."""
+    options = {"g": "25", "bf": "2", "b-pyramid": "none", "sc_threshold": "0"}
+    write_video(path, (draw(number) for number in numbers), options=options, **more)  # pyright: ignore[reportArgumentType]
+    return path
+
+
+def shifted(source: Path, target: Path, *, by: int) -> Path:
+    """Copy a transport stream's packets with time stamps later by so many ticks of 1/90 000 s."""
+    with av.open(str(source)) as before, av.open(str(target), "w") as after:
+        stream = after.add_stream_from_template(before.streams.video[0])
+        for packet in before.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                assert packet.pts is not None
+                assert packet.dts is not None
+                packet.pts, packet.dts = packet.pts + by, packet.dts + by
+                after.mux(packet)
+    return target
+
+
+def joined(path: Path, *parts: Path) -> Path:
+    """Write files one behind the other, as `cat` does."""
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    return path
+
+
+def without(source: Path, target: Path, places: Iterable[int]) -> Path:
+    """Copy a file without some of its packets, counted in the order of decoding."""
+    left_out = set(places)
+    with av.open(str(source)) as before, av.open(str(target), "w") as after:
+        stream = after.add_stream_from_template(before.streams.video[0])
+        for place, packet in enumerate(packet for packet in before.demux(video=0) if packet.size):
+            if place not in left_out:
+                packet.stream = stream
+                after.mux(packet)
+    return target
+
+
+def lacking(source: Path, target: Path, place: int) -> Path:
+    """Copy a transport stream without one of its packets of 188 bytes."""
+    data = source.read_bytes()
+    target.write_bytes(data[: 188 * place] + data[188 * (place + 1) :])
+    return target
+
+
+def resized_on_the_way(path: Path, *, codec: str = "libvpx") -> Path:
+    """Write 20 frames of 160 x 96 and then 20 of 80 x 48 into one stream whose key frames say the size."""
+    options = {"deadline": "realtime", "cpu-used": "8", "lag-in-frames": "0"}
+    halves = [path.with_name(f"{path.stem}-{number}.webm") for number in range(2)]
+    write_video(halves[0], (barcode.draw(number) for number in range(20)), codec=codec, options=options)
+    write_video(halves[1], (barcode.draw(number)[::2, ::2] for number in range(20, 40)), codec=codec, options=options)
+    with av.open(str(path), "w") as after:
+        stream = None
+        for part, half in enumerate(halves):
+            with av.open(str(half)) as before:
+                stream = stream or after.add_stream_from_template(before.streams.video[0])
+                for packet in before.demux(video=0):
+                    if packet.size:
+                        packet.stream = stream
+                        assert packet.pts is not None
+                        packet.pts = packet.dts = packet.pts + part * 20 * 40
+                        after.mux(packet)
+    return path
+
+
+def with_gaps(path: Path) -> Path:
+    """Write an AVI of 30 frames a second in which 20 of every 30 are stored: the muxer fills the gaps with null frames."""
+    kept = [number for number in range(60) if number % 3 < 2]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=30, width=barcode.WIDTH, height=barcode.HEIGHT, pix_fmt="yuvj420p")
+        for number in kept:
+            frame = av.VideoFrame.from_ndarray(barcode.draw(number), format="rgb24")
+            frame.pts = number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def decoded(path: Path) -> Iterator[av.VideoFrame]:
+    """Yield what FFmpeg's decoder gives, in its order."""
+    with av.open(str(path), metadata_errors="replace") as container:
+        yield from container.decode(video=0)
+
+
+def with_packed_b_frames(path: Path, *, frames: int = 41) -> Path:
+    """Write MPEG-4 in AVI as DivX 5 did: a B-frame lies in the packet of the frame that it needs, and a placeholder in its own."""
+    plain = path.with_name(f"{path.stem}-plain.avi")
+    write_video(plain, (barcode.draw(number) for number in range(frames)), codec="mpeg4", options={"bf": "1", "g": "20", "q": "3"})
+    with av.open(str(plain)) as before:
+        stored = [bytes(packet) for packet in before.demux(video=0) if packet.size]
+        kinds = [data[data.index(b"\x00\x00\x01\xb6") + 4] >> 6 for data in stored]
+        packed: list[bytes] = []
+        place = 0
+        while place < len(stored):
+            followed = place + 1 < len(stored) and kinds[place + 1] == 2  # a B-frame
+            data = stored[place] + (stored[place + 1] if followed else b"")
+            if not packed:
+                begin = data.index(b"\x00\x00\x01\xb6")
+                data = data[:begin] + b"\x00\x00\x01\xb2DivX503b1393p" + data[begin:]
+            packed.append(data)
+            if followed:
+                packed.append(b"\x00\x00\x01\xb6\x5a\x82\x7f")
+            place += 2 if followed else 1
+        with av.open(str(path), "w") as after:
+            stream = after.add_stream_from_template(before.streams.video[0])
+            for number, data in enumerate(packed):
+                packet = av.Packet(data)
+                packet.stream, packet.pts, packet.dts = stream, number, number
+                packet.time_base = before.streams.video[0].time_base or Fraction(1, 25)
+                packet.is_keyframe = kinds[0] == 0 and number == 0
+                after.mux(packet)
+    return path
+
+
+def without_times_of_showing(path: Path) -> Path:
+    """Write H.264 with B-frames into MP4 as if each packet were shown when it is decoded."""
+    whole = transport(path.with_name(f"{path.stem}-whole.mp4"), range(50))
+    with av.open(str(whole)) as before, av.open(str(path), "w") as after:
+        stream = after.add_stream_from_template(before.streams.video[0])
+        for packet in before.demux(video=0):
+            if packet.size:
+                packet.stream, packet.pts = stream, packet.dts
+                after.mux(packet)
+    return path
+
+
+def with_a_picture_that_is_not_coded(path: Path) -> Path:
+    """Write MPEG-4 in MP4 in which the fifth packet says that nothing is coded: no frame comes of it."""
+    whole = path.with_name(f"{path.stem}-whole.mp4")
+    write_video(whole, (barcode.draw(number) for number in range(40)), codec="mpeg4", options={"g": "10", "q": "3"})
+    with av.open(str(whole)) as before, av.open(str(path), "w") as after:
+        stream = after.add_stream_from_template(before.streams.video[0])
+        for number, packet in enumerate(packet for packet in before.demux(video=0) if packet.size):
+            # A P-picture at 5/25 s; its bit `vop_coded` is 0, and the rest fills a byte.
+            nothing = int("01" + "0" + "1" + "00101" + "1" + "0" + "01111", 2).to_bytes(2, "big")
+            copy = av.Packet(b"\x00\x00\x01\xb6" + nothing if number == 5 else bytes(packet))
+            copy.stream, copy.pts, copy.dts, copy.time_base = stream, packet.pts, packet.dts, packet.time_base
+            copy.is_keyframe = packet.is_keyframe
+            after.mux(copy)
+    return path

@@ -1,0 +1,133 @@
+"""A folder of numbered pictures is a video: scanned, read, recognised and loaded like one, without a video file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import barcode
+import numpy as np
+import pytest
+from PIL import Image
+
+from flowless.errors import FlowlessError
+from flowless.pipeline.clip.preprocess import load_clip, resize_and_crop
+from flowless.pipeline.clip.spec import ClipSpec
+from flowless.pipeline.commands import scan as scan_command
+from flowless.pipeline.dataset.index import DatasetIndex
+from flowless.pipeline.dataset.scan import scan
+from flowless.pipeline.video.frame_folder import FrameFolder
+
+SPEC = ClipSpec(segments=4, frames_per_segment=2, height=40, width=40, short_side=48)
+
+
+def pictures(folder: Path, numbers, *, name: str = "{:05d}.png") -> Path:
+    folder.mkdir(parents=True)
+    for number in numbers:
+        Image.fromarray(barcode.draw(number)).save(folder / name.format(number))
+    return folder
+
+
+def test_scanned_read_and_loaded(tmp_path):
+    for label, begin in (("wave", 1), ("run", 100)):
+        for video in range(2):
+            pictures(tmp_path / "set" / label / str(video), range(begin, begin + 12))
+    (tmp_path / "set" / "wave" / "0" / "thumbs.db").write_bytes(b"x")
+    scan(tmp_path / "set", out=tmp_path / "index.jsonl", workers=1)
+    index = DatasetIndex.load(tmp_path / "index.jsonl")
+    assert [(video.id, video.frames) for video in index.videos] == [("run/0", 12), ("run/1", 12), ("wave/0", 12), ("wave/1", 12)]
+    assert {(video.info.width, video.info.height, video.info.codec) for video in index.videos} == {(160, 96, "png")}
+    with index.open(index.videos[2]) as video:
+        assert [barcode.read(frame) for frame in video] == list(range(1, 13))
+        assert [(ordinal, barcode.read(frame)) for ordinal, frame in video.frames([11, 3, 3])] == [(3, 4), (11, 12)]
+        with pytest.raises(FlowlessError, match=r"frames 3 to 12 were asked for, but the folder has 12 pictures"):
+            list(video.frames([3, 12]))
+    path = index.path_of(index.videos[2])
+    clip = load_clip(path, SPEC)
+    assert np.array_equal(clip[0, 0], resize_and_crop(np.stack([barcode.draw(number) for number in (2, 3)]), SPEC))
+    loader = pytest.importorskip("flowless.pipeline.loading.loader")
+    options = loader.LoaderOptions(decoder="dali")
+    with pytest.raises(FlowlessError, match="can decode no video of the index"):
+        loader.ClipLoader(index, SPEC, batch_size=2, options=options)
+    batches = list(loader.ClipLoader(index, SPEC, batch_size=2))
+    assert [name for batch in batches for name in batch.ids] == [video.id for video in index.videos]
+    assert np.array_equal(batches[1].clips[0].numpy(), clip)
+
+
+def test_parts_in_seconds_at_the_rate_that_is_given(tmp_path):
+    pictures(tmp_path / "film", range(24))
+    table = tmp_path / "parts.csv"
+    table.write_text("path,label,start,end\nfilm,a,0,1\nfilm,b,1,2\n")
+    videos = scan(table, format="csv", out=tmp_path / "index.jsonl", workers=1, rate=12).videos
+    assert [(video.first_frame, video.frames) for video in videos] == [(0, 12), (12, 12)]
+    refused = scan(table, format="csv", out=tmp_path / "none.jsonl", workers=1).refused
+    assert [item.reason for item in refused] == [
+        f"line {line}: a time of 1 s cannot be found in it, since its frames have no time stamps" for line in (2, 3)
+    ]
+    with pytest.raises(FlowlessError, match="rate is 0"):
+        scan(table, format="csv", out=tmp_path / "none.jsonl", rate=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers"), [("{}.jpg", (1, 2, 9, 10, 11)), ("img_{:05d}.JPG", range(7)), ("v2 frame{:d} .jpeg", range(3, 9))], ids=str
+)
+def test_numbers_are_numbers(tmp_path, name, numbers):
+    with FrameFolder(pictures(tmp_path / "film", numbers, name=name)) as video:
+        # JPEG changes the bars by a few levels.
+        assert [barcode.read(frame) for frame in video] == list(numbers)
+        assert video.info.missing == ((2,) if name == "{}.jpg" else ())
+
+
+def test_strange_folders(tmp_path, capsys):
+    root = tmp_path / "set"
+    pictures(root / "a" / "gap", (1, 2, 5))
+    twice = pictures(root / "a" / "twice", (1, 2))
+    Image.fromarray(barcode.draw(3)).save(twice / "2.png")
+    mixed = pictures(root / "a" / "mixed", (1, 2))
+    Image.fromarray(barcode.draw(3)).save(mixed / "3.jpg")
+    named = pictures(root / "a" / "named", (1, 2))
+    Image.fromarray(barcode.draw(3)).save(named / "cover.png")
+    (pictures(root / "a" / "broken", (1, 2)) / "00002.png").write_bytes(b"x")
+    other = pictures(root / "a" / "sizes", (1, 2))
+    Image.fromarray(barcode.draw(3)[::2, ::2]).save(other / "00003.png")
+    assert scan_command([str(root), "--out", str(tmp_path / "index.jsonl"), "--workers", "1"]) == 0
+    index = DatasetIndex.load(tmp_path / "index.jsonl")
+    assert {video.id: video.info.missing for video in index.videos} == {"a/gap": (2,), "a/sizes": ()}
+    reasons = {item.path: item.reason for item in index.refused}
+    assert reasons.keys() == {"a/twice", "a/mixed", "a/named", "a/broken"}
+    assert "two pictures have the number 2 (00002.png and 2.png)" in reasons["a/twice"]
+    assert "several kinds (.jpg, .png)" in reasons["a/mixed"]
+    assert "cover.png has no number" in reasons["a/named"]
+    assert "its picture 00002.png: it cannot be read" in reasons["a/broken"]
+    assert "a/gap" in "".join(capsys.readouterr().out.split())
+    with index.open(index.videos[1]) as video:
+        assert [barcode.read(frame) for frame in video] == [1, 2, 3], "the third at the size of the first"
+
+
+def test_pictures_beside_videos_are_no_video(tmp_path, barcodes):
+    (tmp_path / "a").mkdir()
+    film = barcodes(barcode.KINDS[0])
+    (tmp_path / "a" / film.name).symlink_to(film)
+    Image.fromarray(barcode.draw(1)).save(tmp_path / "a" / "preview1.png")
+    assert [video.path for video in scan(tmp_path, out=tmp_path / "i.jsonl", workers=1).videos] == [f"a/{film.name}"]
+
+
+def test_a_phones_pictures_are_upright(tmp_path):
+    (tmp_path / "film").mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned clockwise by 90 degrees for showing
+    Image.fromarray(np.rot90(barcode.draw(5))).save(tmp_path / "film" / "1.png", exif=exif)
+    with FrameFolder(tmp_path / "film") as video:
+        assert [barcode.read(frame) for frame in video] == [5]
+
+
+def test_sixteen_bits_and_damaged_notes(tmp_path):
+    folder = tmp_path / "film"
+    folder.mkdir()
+    Image.fromarray(np.full((8, 8), 30000, np.uint16)).save(folder / "1.png")
+    with FrameFolder(folder) as video:
+        (frame,) = list(video)
+    assert (frame == 30000 >> 8).all()
+    for data in (b"Exif\x00\x00II*\x00\x08\x00\x00\x00\xff\xff", b"Exif\x00\x00nothing"):
+        Image.fromarray(barcode.draw(5)).save(folder / "1.png", exif=data)
+        with FrameFolder(folder) as video:
+            assert [barcode.read(frame) for frame in video] == [5]

@@ -1,0 +1,349 @@
+"""Every kind of file that readers get wrong: one verdict and the same frames in every way of reading."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import barcode
+import numpy as np
+import odd_videos as odd
+import pytest
+from video_files import all_frames, frames_of, info_of
+
+from flowless.errors import FlowlessError
+from flowless.pipeline.clip.preprocess import load_clip
+from flowless.pipeline.clip.spec import ClipSpec
+from flowless.pipeline.dataset.index import DatasetIndex
+from flowless.pipeline.dataset.scan import scan
+from flowless.pipeline.video.container import Unreadable
+from flowless.pipeline.video.encode import write_video
+from flowless.pipeline.video.reader import VideoReader
+
+SPEC = ClipSpec(segments=4, frames_per_segment=2, height=40, width=40, short_side=48)
+
+
+def check(path: Path, wanted: list[int] | list[np.ndarray]) -> DatasetIndex:
+    """Hold every way of reading a file to its frames, given as numbers in the picture or as the pictures; return its index."""
+    full = all_frames(path)
+    assert len(full) == len(wanted)
+    for frame, right in zip(full, wanted, strict=True):
+        if isinstance(right, np.ndarray):
+            assert np.array_equal(frame, right)
+        else:
+            assert barcode.read(frame) == right
+    count = len(full)
+    proved, quick = info_of(path, decode=True), info_of(path)
+    assert proved.frames == quick.frames == count
+    assert (proved.height, proved.width, 3) == full[0].shape
+    for known in (None, proved, quick):
+        for asked in ([count - 1], [count // 2, 0], list(range(0, count, 7)), list(range(count))):
+            for ordinal, frame in zip(asked, frames_of(path, asked, known=known), strict=True):
+                assert np.array_equal(frame, full[ordinal]), (ordinal, known is None)
+    folder = path.parent / f"{path.name}-set"
+    (folder / "a").mkdir(parents=True)
+    (folder / "a" / path.name).symlink_to(path)
+    index = scan(folder, out=folder / "index.jsonl", workers=1)
+    (record,) = index.videos
+    assert record.frames == count
+    clip = load_clip(path, SPEC)
+    loaded = pytest.importorskip("flowless.pipeline.loading.loader").ClipLoader(index, SPEC, batch_size=1)
+    (batch,) = list(loaded)
+    assert np.array_equal(batch.clips[0].numpy(), clip)
+    return DatasetIndex.load(folder / "index.jsonl")
+
+
+@pytest.mark.parametrize("matrix", odd.ORIENTATIONS, ids=str)
+def test_orientations_are_ffmpegs(tmp_path, matrix):
+    path = odd.oriented(tmp_path / "film.mp4", matrix)
+    wanted = odd.autorotated(path, odd.ORIENTATIONS[matrix])
+    info = check(path, wanted).videos[0].info
+    assert (info.height, info.width) == wanted[0].shape[:2]
+    assert info.mirrored == (matrix[0] * matrix[3] - matrix[1] * matrix[2] < 0)
+
+
+@pytest.mark.parametrize("first_frame_at", [30, 48, -50], ids=["inside", "a frame before the end", "far back"])
+def test_recordings_joined_whose_clocks_overlap(tmp_path, first_frame_at):
+    one = odd.transport(tmp_path / "one.ts", range(50))
+    two = odd.transport(tmp_path / "two.ts", range(50, 100))
+    later = odd.shifted(two, tmp_path / "later.ts", by=first_frame_at * odd.TICKS)
+    info = check(odd.joined(tmp_path / "both.ts", one, later), list(range(100))).videos[0].info
+    assert not info.jumps
+    assert [info.frame_at(seconds) for seconds in (0.0, 1.0, 2.0, 3.0)] == [0, 25, 50, 75], "as if the clock went on"
+
+
+def test_the_same_recording_twice(tmp_path):
+    one = odd.transport(tmp_path / "one.ts", range(50))
+    index = check(odd.joined(tmp_path / "both.ts", one, one), [*range(50), *range(50)])
+    assert not index.refused
+
+
+def test_a_clock_that_goes_on(tmp_path):
+    one = odd.transport(tmp_path / "one.ts", range(50))
+    later = odd.shifted(odd.transport(tmp_path / "two.ts", range(50, 100)), tmp_path / "later.ts", by=50 * odd.TICKS)
+    both = odd.joined(tmp_path / "both.ts", one, later)
+    check(both, list(range(100)))
+
+
+@pytest.mark.parametrize("suffix", [".ts", ".mts", ".mpg"])
+def test_a_frame_of_a_stream_costs_one_group_of_pictures(tmp_path, monkeypatch, suffix):
+    path = tmp_path / f"film{suffix}"
+    codec = "mpeg2video" if suffix == ".mpg" else "libx264"
+    # Large enough that a frame fills a packet of the container: where several share one, the later have no time stamp.
+    large = (barcode.draw(number).repeat(4, 0).repeat(4, 1) for number in range(100))
+    write_video(path, large, codec=codec, options={"g": "20", "bf": "2", "sc_threshold": "0", "q": "2"})
+    info = info_of(path)
+    assert len(info.key_frames) > 3
+    fed, inner = [], VideoReader._packets_from
+
+    def counted(*args):
+        for packet in inner(*args):
+            fed.append(packet)
+            yield packet
+
+    monkeypatch.setattr(VideoReader, "_packets_from", counted)
+    with VideoReader(path, known=info) as video:
+        for number in (93, 47):
+            assert barcode.read(video.stack([number])[0][1::4, 1::4]) == number
+            assert len(fed) <= 25
+            fed.clear()
+    full = all_frames(path)
+    for known in (None, info):
+        for ordinal, frame in zip(range(100), frames_of(path, range(100), known=known), strict=True):
+            assert np.array_equal(frame, full[ordinal])
+
+
+def verdict_of(path: Path) -> str:
+    """Read a file in three ways, which must agree."""
+    try:
+        frames = all_frames(path)
+    except Unreadable:
+        with pytest.raises(Unreadable, match="damaged near frame"):
+            info_of(path, decode=True)
+        return "damaged"
+    info = info_of(path)
+    assert info.frames == len(frames) == info_of(path, decode=True).frames
+    return "missing" if info.missing else "whole"
+
+
+def test_packets_that_are_missing_are_said_to_be_missing(tmp_path):
+    whole = odd.transport(tmp_path / "whole.ts", range(75))
+    data = whole.read_bytes()
+    programs = [int.from_bytes(data[place + 1 : place + 3], "big") & 0x1FFF for place in range(0, len(data), 188)]
+    pictures = [place for place, program in enumerate(programs) if program == 0x100]
+    third = pictures[len(pictures) // 3 :][:12]
+    verdicts = {verdict_of(odd.lacking(whole, tmp_path / f"lacking-{place}.ts", place)) for place in third}
+    assert verdicts <= {"damaged", "missing"}
+
+
+def test_a_stream_that_begins_between_key_frames(tmp_path):
+    whole = odd.transport(tmp_path / "whole.ts", range(75))
+    path = odd.without(whole, tmp_path / "begun.ts", range(11))
+    wanted = [barcode.read(frame.to_ndarray(format="rgb24")) for frame in odd.decoded(path) if not frame.is_corrupt]
+    assert wanted[-50:] == list(range(25, 75))
+    check(path, wanted)
+
+
+@pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9"])
+def test_pictures_whose_size_changes_are_shown_at_the_size_of_the_first(tmp_path, codec):
+    path = odd.resized_on_the_way(tmp_path / "film.webm", codec=codec)
+    sizes = {(frame.height, frame.width) for frame in odd.decoded(path)}
+    assert sizes == {(96, 160), (48, 80)}
+    check(path, list(range(40)))
+
+
+def test_pixels_whose_format_changes(tmp_path):
+    one = odd.transport(tmp_path / "one.ts", range(25))
+    two = odd.transport(tmp_path / "two.ts", range(25, 50), pixel_format="yuv444p")
+    path = odd.joined(tmp_path / "both.ts", one, odd.shifted(two, tmp_path / "later.ts", by=25 * odd.TICKS))
+    assert {frame.format.name for frame in odd.decoded(path)} == {"yuv420p", "yuv444p"}
+    check(path, list(range(50)))
+
+
+def test_seconds_in_an_avi_with_null_frames(tmp_path):
+    path = odd.with_gaps(tmp_path / "film.avi")
+    info = check(path, [number for number in range(60) if number % 3 < 2]).videos[0].info
+    assert [info.frame_at(seconds) for seconds in (0.0, 0.5, 1.0, 1.5, 2.0)] == [0, 10, 20, 30, 40]
+    table = tmp_path / "parts.csv"
+    table.write_text("path,label,start,end\nfilm.avi,a,0,1\nfilm.avi,b,1,2\n")
+    videos = scan(table, format="csv", out=tmp_path / "parts.jsonl", workers=1).videos
+    assert [(video.first_frame, video.frames) for video in videos] == [(0, 20), (20, 20)]
+    assert DatasetIndex.load(tmp_path / "parts.jsonl").videos == videos
+
+
+@pytest.mark.parametrize("kind", [kind for kind in barcode.KINDS if kind.suffix in {".avi", ".ts", ".mkv", ".mpg"}], ids=str)
+def test_seconds_by_the_frames_own_time_stamps(barcodes, kind):
+    info = info_of(barcodes(kind), decode=True)
+    times = kind.more.get("timestamps", range(0, 40 * kind.frames, 40))
+    for number in (0, 1, kind.frames // 2, kind.frames - 1):
+        assert info.frame_at(times[number] / 1000) == number
+
+
+def test_a_stream_without_time_stamps_has_no_seconds(tmp_path, barcodes):
+    path = barcodes(next(kind for kind in barcode.KINDS if kind.suffix == ".h264"))
+    with pytest.raises(FlowlessError, match="no time stamps"):
+        info_of(path).frame_at(1.0)
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "camera.mp4")
+    with pytest.raises(Unreadable, match=r"camera\.mp4: it is no regular file"):
+        VideoReader(tmp_path / "camera.mp4")
+
+
+def test_a_list_of_files_is_no_video(tmp_path, barcodes):
+    film = barcodes(barcode.KINDS[0])
+    (tmp_path / "film.mp4").symlink_to(film)
+    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile film.mp4\n")
+    with pytest.raises(Unreadable, match=r"list\.mp4: it is a list of other files"):
+        VideoReader(tmp_path / "list.mp4")
+
+
+def box(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I4s", len(data) + 8, kind) + data
+
+
+def encrypted(data: bytes, path: Sequence[bytes] = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", b"avc1")) -> bytes:
+    """Return an MP4's boxes with the sample entry at the end of a path called encrypted, as Common Encryption does."""
+    made, place = b"", 0
+    if path[0] == b"avc1":
+        made, place = data[:8], 8  # of stsd: version and count
+    while place < len(data):
+        size, kind = struct.unpack(">I4s", data[place : place + 8])
+        inside = data[place + 8 : place + size]
+        if kind == path[0] and len(path) > 1:
+            inside = encrypted(inside, path[1:])
+        elif kind == path[0]:
+            key = box(b"tenc", bytes(6) + b"\x01\x08" + bytes(range(16)))
+            scheme = box(b"frma", kind) + box(b"schm", bytes(4) + b"cenc" + b"\x00\x01\x00\x00") + box(b"schi", key)
+            kind, inside = b"encv", inside + box(b"sinf", scheme)
+        made += box(kind, inside)
+        place += size
+    return made
+
+
+def test_encrypted_pictures_are_called_encrypted(tmp_path):
+    odd.oriented(tmp_path / "plain.mp4", (1, 0, 0, 1))
+    (tmp_path / "drm.mp4").write_bytes(encrypted((tmp_path / "plain.mp4").read_bytes()))
+    with pytest.raises(Unreadable, match=r"drm\.mp4: its pictures are encrypted"):
+        VideoReader(tmp_path / "drm.mp4")
+
+
+NAMES = ["12:30:00.mp4", "a\u2028b.mp4", "tab\there.mp4", "[1] a%03d.mp4", "line\nbreak.mp4", "Cafe\u0301.mp4", os.fsdecode(b"caf\xe9.mp4")]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_file_names(tmp_path, barcodes, name, monkeypatch):
+    folder = tmp_path / "pick:up"
+    (folder / "class").mkdir(parents=True)
+    (folder / "class" / name).write_bytes(barcodes(barcode.KINDS[0]).read_bytes())
+    monkeypatch.chdir(folder / "class")
+    assert info_of(Path(name)).frames == 100
+    scan(folder, out=tmp_path / "index.jsonl", workers=1)
+    index = DatasetIndex.load(tmp_path / "index.jsonl")
+    (record,) = index.videos
+    assert record.path == f"class/{name}"
+    assert load_clip(index.path_of(record), SPEC).shape == (1, *SPEC.shape)
+
+
+def test_labels_in_either_form_of_unicode_are_one(tmp_path, barcodes):
+    for split, label in (("train", "Caf\u00e9"), ("val", "Cafe\u0301")):
+        (tmp_path / split / label).mkdir(parents=True)
+        (tmp_path / split / label / "a.mp4").write_bytes(barcodes(barcode.KINDS[0]).read_bytes())
+    train = scan(tmp_path / "train", out=tmp_path / "t.jsonl", workers=1)
+    val = scan(tmp_path / "val", labels=tmp_path / "t.jsonl", out=tmp_path / "v.jsonl", workers=1)
+    assert train.labels == val.labels == ("Caf\u00e9",)
+    assert len(val.videos) == 1
+    table = tmp_path / "val.csv"
+    table.write_text("path,label\nval/Caf\u00e9/a.mp4,Cafe\u0301\n", encoding="utf-8")
+    (video,) = scan(table, format="csv", labels=tmp_path / "t.jsonl", out=tmp_path / "c.jsonl", workers=1).videos
+    assert video.frames == 100
+
+
+def test_a_file_that_has_changed_is_looked_at_again(tmp_path, barcodes):
+    (tmp_path / "a").mkdir()
+    film = tmp_path / "a" / "film.ts"
+    odd.transport(film, range(50))
+    index = scan(tmp_path, out=tmp_path / "index.jsonl", workers=1)
+    (record,) = index.videos
+    odd.transport(film, range(100, 150), pixel_format="yuv444p")
+    with index.open(record) as video:
+        assert [barcode.read(frame) for _, frame in video.frames([0, 49])] == [100, 149]
+    odd.transport(film, range(10))
+    with pytest.raises(FlowlessError, match="it has 10 frames, fewer than when it was indexed"):
+        index.open(record)
+
+
+def test_a_mirrored_video_is_not_left_to_dali(tmp_path):
+    (tmp_path / "a").mkdir()
+    path = tmp_path / "a" / "film.mp4"
+    odd.oriented(path, (-1, 0, 0, 1))
+    index = scan(tmp_path, out=tmp_path / "index.jsonl", workers=1)
+    frame_source = pytest.importorskip("flowless.pipeline.loading.frame_source")
+    vp9 = replace(index, videos=tuple(replace(video, info=replace(video.info, codec="vp9")) for video in index.videos))
+    with pytest.raises(FlowlessError, match="it is shown mirrored"):
+        frame_source.decoders_for(vp9, device="cpu", decoder="dali")
+
+
+def test_packed_b_frames(tmp_path):
+    path = odd.with_packed_b_frames(tmp_path / "film.avi")
+    wanted = [barcode.read(frame.to_ndarray(format="rgb24")) for frame in odd.decoded(path)]
+    assert len(wanted) >= 40
+    check(path, wanted)
+
+
+def test_times_of_showing_that_are_those_of_decoding(tmp_path):
+    path = odd.without_times_of_showing(tmp_path / "film.mp4")
+    wanted = [barcode.read(frame.to_ndarray(format="rgb24")) for frame in odd.decoded(path)]
+    assert len(wanted) >= 49
+    check(path, wanted)
+    write_video(tmp_path / "film.asf", (barcode.draw(number) for number in range(50)), options={"g": "10", "bf": "2"})
+    check(tmp_path / "film.asf", list(range(50)))
+
+
+def test_a_picture_that_is_not_coded(tmp_path):
+    path = odd.with_a_picture_that_is_not_coded(tmp_path / "film.mp4")
+    wanted = [barcode.read(frame.to_ndarray(format="rgb24")) for frame in odd.decoded(path)]
+    assert len(wanted) == 39
+    check(path, wanted)
+
+
+def test_an_empty_sample_is_no_cut(tmp_path):
+    odd.oriented(tmp_path / "film.mp4", (1, 0, 0, 1), frames=12)
+    data = bytearray((tmp_path / "film.mp4").read_bytes())
+    place = data.index(b"stsz")
+    (count,) = struct.unpack(">I", data[place + 12 : place + 16])
+    end = place + 16 + 4 * count
+    data[end - 4 : end] = bytes(4)
+    path = tmp_path / "empty.mp4"
+    path.write_bytes(data)
+    check(path, [barcode.read(frame.to_ndarray(format="rgb24")) for frame in odd.decoded(path)])
+
+
+def test_another_reading_ends_the_first(tmp_path, barcodes):
+    for kind in (barcode.KINDS[0], next(kind for kind in barcode.KINDS if kind.suffix == ".avi")):
+        with VideoReader(barcodes(kind)) as video:
+            first = iter(video)
+            assert [barcode.read(next(first)) for _ in range(3)] == [0, 1, 2]
+            assert barcode.read(video.stack([50])[0]) == 50
+            with pytest.raises(FlowlessError, match="another reading of it has begun"):
+                list(first)
+            kept = video.frames([70, 80])
+            assert next(kept)[0] == 70
+        with pytest.raises(FlowlessError, match="it is closed"):
+            video.stack([3])
+
+
+def test_names_that_are_too_long(tmp_path, barcodes):
+    name = "x" * 300 + ".mp4"
+    with pytest.raises(Unreadable, match="there is no such file"):
+        load_clip(tmp_path / name, SPEC)
+    (tmp_path / "a.mp4").symlink_to(barcodes(barcode.KINDS[0]))
+    table = tmp_path / "t.csv"
+    table.write_text(f"path,label\n{name},a\na.mp4,a\n")
+    index = scan(table, format="csv", out=tmp_path / "index.jsonl", workers=1)
+    assert [video.path for video in index.videos] == ["a.mp4"]
+    assert [item.reason for item in index.refused] == ["line 2: there is no such file"]
