@@ -12,6 +12,7 @@ from typing import NamedTuple
 import av
 import av.error
 from av.container import InputContainer
+from av.packet import Packet
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
@@ -133,6 +134,18 @@ def wrap_io_errors(path: str | os.PathLike[str]) -> Iterator[None]:
         raise Unreadable(path, _reason(error)) from error
     except OSError as error:
         raise Unreadable(path, f"it cannot be read ({error.strerror or error})") from error
+
+
+def packets_of(video: OpenVideo, path: str | os.PathLike[str]) -> Iterator[Packet]:
+    """Yield the packets of the video stream in the order of decoding, from where the file stands.
+
+    Raises:
+        Unreadable: The container names a stream that it does not describe.
+    """
+    try:
+        yield from video.container.demux(video.stream)
+    except IndexError as error:  # PyAV looks the stream up in a list that has it not
+        raise Unreadable(path, "its list of streams is damaged") from error
 
 
 def damaged(path: str | os.PathLike[str], frame: int) -> Unreadable:

@@ -24,7 +24,7 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 from flowless.errors import FlowlessError
-from flowless.pipeline.video.container import OpenVideo, Unreadable, damaged, open_video, printable, wrap_io_errors
+from flowless.pipeline.video.container import OpenVideo, Unreadable, damaged, open_video, packets_of, printable, wrap_io_errors
 from flowless.pipeline.video.info import CompactInts, VideoInfo, varies
 from flowless.pipeline.video.jumps import BrokenPromise, Run, as_promised, drops_unreferenced, runs_of
 from flowless.pipeline.video.picture import Converter, orientation_of, upright_size
@@ -223,7 +223,7 @@ class VideoReader:
         """
         packets = self._line.packets
         self._to_the_beginning()
-        source = iter(self._video.container.demux(self._video.stream) if packets is None else packets)
+        source = iter(packets_of(self._video, self.path) if packets is None else packets)
         reading, done, ended = self._reading, 0, False
         with wrap_io_errors(self.path):
             while not ended:
@@ -336,7 +336,7 @@ class VideoReader:
                 container.seek(int(line.key_bytes[key]), stream=stream, unsupported_byte_offset=True)
             else:
                 container.seek(stamp, stream=stream, backward=True)
-        return (packet for packet in container.demux(stream) if packet.size)
+        return (packet for packet in packets_of(self._video, self.path) if packet.size)
 
 
 def _line_of(info: VideoInfo) -> Timeline:

@@ -10,7 +10,7 @@ import numpy as np
 from av.packet import Packet
 from numpy.typing import NDArray
 
-from flowless.pipeline.video.container import Limits, OpenVideo, Unreadable, encrypted, wrap_io_errors
+from flowless.pipeline.video.container import Limits, OpenVideo, Unreadable, encrypted, packets_of, wrap_io_errors
 
 #: Packets of a file up to this many bytes stay in memory, so that decoding reads the file once.
 KEEP_BYTES = 64 * 2**20
@@ -68,7 +68,7 @@ def read_timeline(video: OpenVideo, path: str | os.PathLike[str]) -> Timeline:
     seen = _Seen(kept=[])
     most = Limits.from_environment().frames
     with wrap_io_errors(path):
-        for packet in video.container.demux(video.stream):
+        for packet in packets_of(video, path):
             if seen.first and packet.has_sidedata("encryption_info"):
                 raise encrypted(path)
             if packet.size:  # the demuxer marks the end by an empty one
