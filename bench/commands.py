@@ -49,7 +49,7 @@ def demo(words: Sequence[str]) -> None:
     def run(*, out: Path = Path("runs/demo"), seed: int = 0, quick: bool = False, json: bool = False) -> None:
         """Walk the whole way on generated videos: generate, train, evaluate, export, build, predict, report.
 
-        Needs no download, no GPU and about six minutes on two cores. Writes OUT/report.html, OUT/summary.json, and
+        Needs no download, no GPU, and 15 to 20 minutes on two cores. Writes OUT/report.html, OUT/summary.json, and
         everything made on the way: videos, checkpoints, bundles.
 
         Args:

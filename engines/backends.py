@@ -16,6 +16,7 @@ from flowless.engines.manifest import Artefact
 from flowless.engines.memory import MEMORY, Graph, OnlineBackend, feeds_of
 from flowless.engines.openvino_core import computes_in, one_at_a_time, openvino_core, openvino_reason
 from flowless.errors import FlowlessError, first_line
+from flowless.interrupts import raise_lost_ctrl_c
 from flowless.machine import usable_physical_cores
 from flowless.waiting import threads_stay_awake
 
@@ -87,12 +88,13 @@ def open_backend(artefact: Artefact, path: Path, *, classes: int, threads: int |
     """
     openers = {"openvino": _OpenVino, "onnxruntime": _OnnxRuntime}
     try:
-        if artefact.target in openers:
-            graph: Graph = openers[artefact.target](path, threads=threads, hint=hint or artefact.options.get("hint"))
-        else:
-            from flowless.engines.tensorrt_backend import TensorRt
+        with raise_lost_ctrl_c():  # a library may call it a fault of its own
+            if artefact.target in openers:
+                graph: Graph = openers[artefact.target](path, threads=threads, hint=hint or artefact.options.get("hint"))
+            else:
+                from flowless.engines.tensorrt_backend import TensorRt
 
-            graph = TensorRt(path, artefact=artefact, module=LIBRARIES[artefact.target][0], classes=classes)
+                graph = TensorRt(path, artefact=artefact, module=LIBRARIES[artefact.target][0], classes=classes)
         return OnlineBackend(graph) if MEMORY in graph.inputs else _ClipBackend(graph)
     except FlowlessError:
         raise

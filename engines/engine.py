@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import threading
 import time
@@ -190,6 +191,8 @@ class Engine:
             top: Number of classes to name.
             workers: Threads that decode; by default one a core, at most four. At most one clip more than that waits.
         """
+        # Here, in the calling thread: a Ctrl-C in the middle of an import would leave its lock held, and a thread that waits for it.
+        importlib.import_module("flowless.pipeline.clip.preprocess")
         workers = workers or min(4, usable_cores())
         remaining = iter(paths)
         waiting: deque[tuple[str, Future[TimedClip]]] = deque()

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import re
+import sys
 from typing import Any
 
 from flowless.errors import first_line
 
 #: Where in OpenVINO's own source something was noticed, and how its translator begins; neither helps a user.
 _PLACES = re.compile(r"^(Exception from |Check '|FrontEnd API failed|Model wasn't fully converted|Summary:|While validating )")
+
+
+def import_openvino() -> Any:
+    """Import OpenVINO without its telemetry, which would send to its makers that it was imported, from a process of its own.
+
+    A program that imports OpenVINO itself before decides for itself.
+    """
+    if "openvino" in sys.modules or "openvino_telemetry" in sys.modules:
+        return importlib.import_module("openvino")
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  as if it were not installed, which OpenVINO allows for
+    try:
+        return importlib.import_module("openvino")
+    finally:
+        del sys.modules["openvino_telemetry"]
 
 
 @functools.cache
@@ -20,9 +36,7 @@ def openvino_core() -> Any:
     to go puts the first one's freed stack back (2026.4), and the next signal that Python handles, such as Ctrl-C, ends the process.
     A core that never goes frees nothing.
     """
-    import openvino
-
-    return openvino.Core()
+    return import_openvino().Core()
 
 
 @functools.cache
@@ -33,12 +47,13 @@ def computes_in(hint: str) -> str:
     instructions that takes differs by its version, so none is named here. The answer stays while the process lives.
     """
     import numpy as np
-    from openvino import Model, opset13
 
+    openvino = import_openvino()
+    opset13 = openvino.opset13
     pixels = opset13.parameter([1, 8, 8, 8], np.float32)
     weights = np.ones((8, 8, 3, 3), np.float32)
     convolution = opset13.convolution(pixels, weights, strides=[1, 1], pads_begin=[1, 1], pads_end=[1, 1], dilations=[1, 1])
-    model = Model([convolution], [pixels])  # pyright: ignore[reportGeneralTypeIssues]
+    model = openvino.Model([convolution], [pixels])
     compiled = openvino_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": hint})
     return compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 
 from flowless.engines.manifest import Artefact
-from flowless.engines.openvino_core import openvino_core, openvino_reason
+from flowless.engines.openvino_core import import_openvino, openvino_core, openvino_reason
 from flowless.errors import FlowlessError
 from flowless.export.graph import inlined
 from flowless.export.layout import differences_first
@@ -33,7 +33,7 @@ def build_openvino(proto: onnx.ModelProto, folder: Path, *, precision: str, opti
     del options
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import openvino
+        openvino = import_openvino()
 
         try:
             flat = inlined(proto)

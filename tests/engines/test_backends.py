@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +21,7 @@ from flowless.engines.built_for import Here, mismatch
 from flowless.engines.manifest import Artefact, read_manifest
 from flowless.engines.openvino_core import openvino_reason
 from flowless.errors import FlowlessError
+from flowless.interrupts import note_ctrl_c
 
 A10 = Here(version="10.13.3.9", capability=86, gpu="NVIDIA A10", platform="linux-x86_64")
 #: What TensorRT-RTX 1.7.1 names; `test_the_library_names_the_gpus_that_it_runs_on` reads it off the library.
@@ -320,3 +325,29 @@ def test_int8_sums_do_not_overflow_on_any_processor(tmp_path):
     scores = backends.open_backend(artefact, path, classes=4)(np.full((1, 4, 8, 8), 255, np.uint8))
     np.testing.assert_allclose(scores, 2.55 * 1.27 * 4 * 9, atol=5.1)
     assert [layer.precision for layer in inspect_onnxruntime(path)] == ["int8"]
+
+
+def test_openvino_is_imported_without_its_telemetry():
+    code = (
+        "import sys\n"
+        "from flowless.engines.openvino_core import openvino_core\n"
+        "openvino_core()\n"
+        "sys.exit(', '.join(name for name in sys.modules if name.startswith('openvino_telemetry')) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_ctrl_c_while_an_engine_is_opened_is_no_fault_of_the_engine(built, monkeypatch):
+    """OpenVINO calls what it was interrupted in a failure of its own."""
+
+    def interrupted(*_, **__):
+        with suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        raise RuntimeError("initialization failed")
+
+    monkeypatch.setattr(backends, "_OpenVino", interrupted)
+    artefact = next(item for item in read_manifest(built).artefacts if item.target == "openvino")
+    with note_ctrl_c(), pytest.raises(KeyboardInterrupt):
+        backends.open_backend(artefact, built / artefact.files[0], classes=6)

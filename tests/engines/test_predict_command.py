@@ -107,7 +107,7 @@ FIELD = ("sjis.avi", "fate_svq3_watermark.mov", "mir_clockwise_h.mp4", "overlap_
 
 
 def test_files_that_users_had_trouble_with(built, clips, capsys, tmp_path):
-    """Each is answered, as in `explain` and in the frames that an index leads to; one never takes another's answer along."""
+    """Each is answered; none takes another's answer along."""
     field = clips.parent / "field"
     if not field.is_dir():
         pytest.skip("the folder of such files is not beside the clips")
@@ -148,3 +148,27 @@ def test_a_name_that_is_no_text(built, videos, tmp_path, capsys):
         [sys.executable, "-m", "flowless", "predict", str(built), path, "--target", "openvino", "--json"], capture_output=True, check=False
     )
     assert json.loads(done.stdout)[0]["top"]
+
+
+def test_nothing_is_imported_in_a_thread_that_decodes(built, videos):
+    """A Ctrl-C in the middle of an import leaves its lock held, and a thread that imports the same waits for ever."""
+    code = f"""
+import sys
+from concurrent.futures import ThreadPoolExecutor
+import flowless
+from flowless.engines import engine
+class Pool(ThreadPoolExecutor):
+    def submit(self, function, *arguments):
+        before = set(sys.modules)
+        def checked(*given):
+            made = function(*given)
+            new = [name for name in set(sys.modules) - before if name.startswith("flowless")]
+            if new: sys.exit(f"imported: {{new}}")
+            return made
+        return super().submit(checked, *arguments)
+engine.ThreadPoolExecutor = Pool
+(answer,) = flowless.load({str(built)!r}, "openvino").predict_many([{str(videos[0])!r}])
+sys.exit(answer.error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -148,3 +148,18 @@ def test_workers_that_are_just_starting_leave_it_to_the_command(tmp_path):
     assert process.returncode == 130, log
     assert "Traceback" not in log
     assert not (tmp_path / "shapes").exists()
+
+
+def test_ctrl_c_while_the_command_is_imported():
+    code = """
+import sys
+class Pressed:
+    def find_spec(self, name, path=None, target=None):
+        if name == "flowless.cli":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Pressed())
+from flowless.__main__ import run
+sys.exit(run())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "flowless: stopped.\n")

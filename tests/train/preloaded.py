@@ -15,14 +15,14 @@ _context.set_forkserver_preload(["flowless.train.fit"])
 
 
 class Command:
-    """`flowless` with some words, started; what it prints goes to files below a folder."""
+    """A started `flowless` command; its standard output and error go to files below a folder."""
 
-    def __init__(self, words: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None) -> None:
         folder.mkdir(parents=True)
-        self._said = [folder / name for name in ("stdout", "stderr")]
-        # Otherwise a test's own, changed by now, are not known to the server, which has those of its start.
-        surroundings = {**os.environ, **(environment or {})}
-        self._process = _context.Process(target=_run, args=(list(words), [str(path) for path in self._said], surroundings))
+        self._output = [folder / name for name in ("stdout", "stderr")]
+        # The server has those of its own start, not those that a test has changed since.
+        variables = {**os.environ, **(environment or {})}
+        self._process = _context.Process(target=_run, args=(list(arguments), [str(path) for path in self._output], variables))
         self._process.start()
 
     def poll(self) -> int | None:
@@ -40,20 +40,20 @@ class Command:
         if self._process.exitcode is None:
             self._process.kill()
             self._process.join()
-        printed, told = (path.read_text(encoding="utf-8") if path.exists() else "" for path in self._said)
-        return subprocess.CompletedProcess([], self._process.exitcode or 0, printed, told)
+        stdout, stderr = (path.read_text(encoding="utf-8") if path.exists() else "" for path in self._output)
+        return subprocess.CompletedProcess([], self._process.exitcode or 0, stdout, stderr)
 
 
-def _run(words: list[str], said: list[str], environment: dict[str, str]) -> None:
+def _run(arguments: list[str], output: list[str], environment: dict[str, str]) -> None:
     from flowless.cli import main
 
     os.environ.clear()
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    for number, path in enumerate(said, 1):
+    for number, path in enumerate(output, 1):
         os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY), number)
-    code = main(words)
+    code = main(arguments)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
