@@ -109,6 +109,11 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def printable(path: str | os.PathLike[str]) -> str:
+    r"""Return a file's name as text that any terminal and file takes: bytes that are no UTF-8 become `\xE9`."""
+    return os.fspath(path).encode("utf-8", "backslashreplace").decode("utf-8").replace("\\udc", "\\x")
+
+
 @contextmanager
 def _told_by_name(target: Path, *, place: bool = False) -> Iterator[None]:
     """Turn errors of a full or forbidden place into one that names `target`; with `place`, every error of the system's."""

@@ -71,10 +71,11 @@ def measure(settings: DecodeArgs) -> dict[str, Any]:
     from flowless.bench.decode_videos import write_videos
     from flowless.bench.environment import environment
     from flowless.bench.quiet import busy_share
+    from flowless.bench.reversal_films import videos_of
 
     refuse_unwritable(settings.out)
     busy = busy_share()
-    named = [file for source in settings.videos for file in _files(source)]
+    named = videos_of(settings.videos)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="flowless-decode-") as work, progress() as bar:
         made = list(write_videos(Path(work))) if settings.generated or not named else []
@@ -227,16 +228,6 @@ def _by_decord(path: Path, ordinals: list[int]) -> object:
     import decord  # pyright: ignore[reportMissingImports]
 
     return decord.VideoReader(str(path), num_threads=1).get_batch(ordinals).asnumpy()
-
-
-def _files(source: Path) -> list[Path]:
-    from flowless.pipeline.dataset.sources import VIDEO_SUFFIXES
-
-    if not source.exists():
-        raise FlowlessError(f"{source}: there is no such file or folder. Check the name.")
-    if source.is_dir():
-        return sorted(path for path in source.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
-    return [source]
 
 
 def _ratios(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -73,14 +73,14 @@ def measure(settings: FuzzArgs) -> dict[str, Any]:
     Raises:
         FlowlessError: A named video is not there, or the document cannot be written.
     """
-    from flowless.bench.decode import _files
     from flowless.bench.decode_videos import write_videos
     from flowless.bench.environment import environment
+    from flowless.bench.reversal_films import videos_of
 
     refuse_unwritable(settings.out)
     with tempfile.TemporaryDirectory(prefix="flowless-fuzz-") as work:
         folder = Path(work)
-        sources = [file for source in settings.videos for file in _files(source)] or list(write_videos(folder / "whole", frames=12))
+        sources = videos_of(settings.videos) or list(write_videos(folder / "whole", frames=12))
         found = _read_all(sources, folder, settings)
     by_kind: dict[str, dict[str, int]] = {}
     for item in found:

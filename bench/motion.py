@@ -174,13 +174,13 @@ def _spec(settings: Motion) -> ClipSpec:
 
 
 def _videos(sources: Sequence[Path], work: Path) -> list[Path]:
-    from flowless.bench.reversal_films import labelled_videos
+    from flowless.bench.reversal_films import videos_of
     from flowless.bench.sample_videos import sample_videos
 
     if not sources:
         log.print("making videos …", style="dim")
         return sample_videos(work / "videos", frames=60)
-    return [path for source in sources for path in ([file for _, file in labelled_videos(source)] if source.is_dir() else [source])]
+    return videos_of(sources)
 
 
 def _clip(videos: Sequence[Path], spec: ClipSpec) -> np.ndarray:

@@ -9,6 +9,7 @@ frames: it looks as if it read time.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -93,6 +94,20 @@ def labelled_videos(source: Path) -> list[tuple[str, Path]]:
     if not videos:
         raise FlowlessError(f"{source}: holds no video file. Give a folder of videos, or one with a folder a class.")
     return videos
+
+
+def videos_of(sources: Sequence[Path]) -> list[Path]:
+    """Return the files that are named, and those of the folders that are.
+
+    Raises:
+        FlowlessError: There is no such file or folder, or a folder holds no video.
+    """
+    found: list[Path] = []
+    for source in sources:
+        if not source.exists():
+            raise FlowlessError(f"{source}: there is no such file or folder. Check the name.")
+        found.extend([file for _, file in labelled_videos(source)] if source.is_dir() else [source])
+    return found
 
 
 def inner_parts(index: DatasetIndex, *, stack: int) -> DatasetIndex:

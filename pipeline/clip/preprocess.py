@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from flowless.errors import FlowlessError
+from flowless.files import printable
 from flowless.pipeline.clip.sampling import clip_indices
 from flowless.pipeline.clip.spec import CROPS, ClipSpec
-from flowless.pipeline.video.container import printable
 from flowless.pipeline.video.frame_folder import FrameFolder
 from flowless.pipeline.video.open_reader import open_reader
 from flowless.pipeline.video.reader import FewerFrames, VideoReader
@@ -202,16 +202,12 @@ def load_views(
         The views; nothing is cut yet.
     """
     if num_frames is None:
+        num_frames = video.count - first_frame
         try:
-            return load_views(
-                video, spec, first_frame=first_frame, num_frames=video.count - first_frame, threads=threads, resizing=resizing
-            )
-        except FewerFrames as error:
-            # As a scan counts them: what decodes.
-            count = video.prove().frames if isinstance(video, VideoReader) else 0
-            if count <= first_frame:
-                raise error from None
-            return load_views(video, spec, first_frame=first_frame, num_frames=count - first_frame, threads=threads, resizing=resizing)
+            return load_views(video, spec, first_frame=first_frame, num_frames=num_frames, threads=threads, resizing=resizing)
+        except FewerFrames:
+            video.prove()
+            num_frames = video.count - first_frame  # as a scan counts them: what decodes
     if num_frames < 1 or first_frame < 0:
         raise FlowlessError(
             f"{printable(video.path)}: a part of {num_frames} frames from frame {first_frame} on was asked for; "

@@ -152,10 +152,14 @@ class DatasetIndex:
         except OSError as error:
             raise FlowlessError(f"{source}: cannot be read ({error.strerror}).") from error
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
-            raise FlowlessError(
-                f"{source}: not a readable index ({error}). Make it again with: flowless scan SOURCE --out {source}"
-            ) from error
+            raise FlowlessError(f"{source}: not a readable index ({error}). Make one with: flowless scan SOURCE --out INDEX") from error
         return cls(root=root, labels=tuple(header["labels"]), videos=videos, refused=refused, source=source)
+
+
+def is_index(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file begins as an index does, of whatever version."""
+    with Path(path).open("rb") as stream:
+        return stream.read(64).startswith(b'{"format": "' + FORMAT.encode() + b'"')
 
 
 def _line(video: VideoRecord, described: set[str]) -> dict[str, Any]:

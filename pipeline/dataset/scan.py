@@ -13,7 +13,7 @@ from flowless.console import progress
 from flowless.errors import FlowlessError
 from flowless.files import refuse_unwritable
 from flowless.machine import usable_cores
-from flowless.pipeline.dataset.index import DatasetIndex, Refused, VideoRecord
+from flowless.pipeline.dataset.index import DatasetIndex, Refused, VideoRecord, is_index
 from flowless.pipeline.dataset.scan_jobs import Found, Job, run_jobs
 from flowless.pipeline.dataset.scan_journal import Journal
 from flowless.pipeline.dataset.sources import Item, Listing, label_order, list_source, read_labels
@@ -91,6 +91,8 @@ def run_scan(source: str | os.PathLike[str], *, out: str | os.PathLike[str], opt
         raise FlowlessError(f"rate is {options.rate}; it must be pictures a second, above 0.")
     target = Path(out)
     refuse_unwritable(target)
+    if target.is_file() and target.stat().st_size and not is_index(target):
+        raise FlowlessError(f"{target}: exists and is no index, so it is left alone. Name another --out.")
     listing = list_source(source, format=options.format)
     names = read_labels(labels) if labels is not None else label_order({item.label for item in listing.items})
     known, refused = _with_known_labels(listing, names, labels)

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flowless.errors import FlowlessError
+from flowless.files import printable
 from flowless.pipeline.dataset.index import FORMAT as INDEX_FORMAT
 from flowless.pipeline.dataset.index import Refused
-from flowless.pipeline.video.container import printable
 from flowless.pipeline.video.frame_folder import PICTURE_SUFFIXES
 
 #: Suffixes, in small letters, of the files that a folder's scan takes for videos.

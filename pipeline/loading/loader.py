@@ -2,7 +2,8 @@
 
 An epoch is planned here, not in DALI: which videos, in which order, in which batch. Frames are decoded by a pool of threads
 (libav leaves Python's lock while it decodes), one batch ahead of the graph; finished batches wait in a short queue.
-So at most two batches of decoded frames and `prefetch` + 1 finished ones are in memory, whatever the data set's size.
+They are made small as they are decoded, so at full size there is one frame a thread, beside the decoder's own; of small pictures there
+are two batches, and `prefetch` + 1 finished ones, whatever the data set's size.
 
 Bad videos. In training, another video stands in, the same one in every run with that seed. In an evaluation a bad
 video is left out: its batch is smaller, its score does not count, and whoever reports the accuracy says how many were left

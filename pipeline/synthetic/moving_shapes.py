@@ -33,9 +33,8 @@ Split = Literal["train", "val"]
 #: The file that says what a folder of Moving Shapes holds; only a folder with it is ever replaced.
 MARK = "moving-shapes.json"
 FPS = 25
-#: Frames from one key frame to the next; no scene cuts, so that their places are known without reading the file.
-KEY_FRAME_EVERY = 12
-_GOP = str(KEY_FRAME_EVERY)
+#: Frames from one key frame to the next; no scene cuts.
+_GOP = "12"
 _X264 = {"preset": "veryfast", "crf": "20", "g": _GOP, "keyint_min": _GOP, "sc_threshold": "0"}
 SPLITS: tuple[Split, ...] = ("train", "val")
 _CHUNK = 16

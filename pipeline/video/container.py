@@ -17,9 +17,12 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from flowless.errors import FlowlessError
+from flowless.files import printable
 from flowless.interrupts import raise_lost_ctrl_c
 
 _FIX = "Check that it plays in a video player, or convert it again; `flowless scan` lists such files and leaves them out."
+#: Streams that FFmpeg opens at most, where nothing is said.
+_FFMPEGS_STREAMS = 1000
 #: Codec tags of pictures that are encrypted: MPEG's Common Encryption, and Apple's FairPlay.
 _ENCRYPTED = frozenset({"encv", "drmi"})
 #: Formats of files that name other files or addresses, which FFmpeg would open in their place.
@@ -87,11 +90,6 @@ class Unreadable(FlowlessError):
         return type(self), (self.path, self.reason, self.fix)
 
 
-def printable(path: str | os.PathLike[str]) -> str:
-    r"""Return a file's name as text that any terminal and file takes: bytes that are no UTF-8 become `\xE9`."""
-    return os.fspath(path).encode("utf-8", "backslashreplace").decode("utf-8").replace("\\udc", "\\x")
-
-
 def open_video(path: str | os.PathLike[str], *, threads: int = 1) -> OpenVideo:
     """Open the video stream of a file; close `container` in the end; users read videos with `VideoReader`.
 
@@ -111,10 +109,11 @@ def open_video(path: str | os.PathLike[str], *, threads: int = 1) -> OpenVideo:
         # `file:`, since a colon in a name would be taken for the end of a protocol's. A title in another encoding than UTF-8, as old
         # cameras and editors write it, says nothing about the pictures.
         limits = Limits.from_environment()
-        options = {"protocol_whitelist": "file", "max_streams": str(limits.streams)}
+        options = {"protocol_whitelist": "file", "max_streams": str(max(limits.streams, _FFMPEGS_STREAMS))}
         name = "file:" + os.path.abspath(path)  # noqa: PTH100  links stay as they are
         container = av.open(name, metadata_errors="replace", container_options=options)
         try:
+            limits.refuse(path, "streams", len(container.streams))
             stream = _stream(container, path, threads)
             limits.refuse(path, "pixels", stream.codec_context.width * stream.codec_context.height)
             stream.codec_context.options = {**stream.codec_context.options, "max_pixels": str(limits.pixels)}

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from flowless.errors import FlowlessError
-from flowless.pipeline.video.container import Limits, Unreadable, printable, wrap_io_errors
+from flowless.files import printable
+from flowless.pipeline.video.container import Limits, Unreadable, wrap_io_errors
 from flowless.pipeline.video.info import CompactInts, VideoInfo
 
 #: Suffixes, in small letters, of pictures.

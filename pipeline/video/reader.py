@@ -3,8 +3,8 @@
 A frame is named by its ordinal in the order of showing. Where a file's time stamps name frames, decoding starts at the key frame
 before a wanted frame, stops at the last packet that a wanted frame needs, and leaves out frames that no other refers to (H.264 and
 HEVC say which). Where they do not (AVI, joined recordings), it decodes in order and counts. Either way the pixels are those of a
-full decode in order. That is checked: if a frame comes out that the time line did not promise, or a jump lands elsewhere,
-everything from there on is decoded in order.
+full decode in order. That is checked: if a frame comes out of turn, or a jump lands elsewhere, everything from there on is
+decoded in order.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 from flowless.errors import FlowlessError
-from flowless.pipeline.video.container import OpenVideo, Unreadable, damaged, open_video, packets_of, printable, wrap_io_errors
+from flowless.files import printable
+from flowless.pipeline.video.container import OpenVideo, Unreadable, damaged, open_video, packets_of, wrap_io_errors
 from flowless.pipeline.video.info import CompactInts, VideoInfo, varies
-from flowless.pipeline.video.jumps import BrokenPromise, Run, as_promised, drops_unreferenced, runs_of
+from flowless.pipeline.video.jumps import Run, UnexpectedFrame, check_order, drops_unreferenced, from_key, runs_of
 from flowless.pipeline.video.picture import Converter, orientation_of, upright_size
 from flowless.pipeline.video.timeline import Timeline, ascending, read_timeline
 
@@ -77,13 +78,13 @@ class VideoReader:
 
     @property
     def info(self) -> VideoInfo:
-        """What is known of the video. Where its packets cannot say (`VideoInfo.jumps`), every frame is decoded once for it.
+        """What is known of the video. Where its packets cannot say how many frames there are, all are decoded once for it.
 
         Raises:
             Unreadable: No frame decodes, or where all are decoded, one is damaged.
         """
         if self._info is None:
-            self._info = self._look(decode=not self._line.jumps)
+            self._info = self._look(decode=not (self._line.jumps and self._line.certain))
         return self._info
 
     def prove(self) -> VideoInfo:
@@ -99,7 +100,7 @@ class VideoReader:
     @property
     def count(self) -> int:
         """The number of frames; cheaper than `info`, which looks at a picture as well."""
-        return self._line.count if self._line.jumps and self._info is None else self.info.frames
+        return self._line.count if self._info is None and self._line.jumps and self._line.certain else self.info.frames
 
     def frames(self, ordinals: Iterable[int]) -> Generator[tuple[int, NDArray[np.uint8]], None, None]:
         """Yield `(ordinal, frame)` for each different ordinal, ascending; each frame is converted as it is decoded.
@@ -158,7 +159,7 @@ class VideoReader:
             yield convert(frame)
 
     def _distrust(self) -> None:
-        """Decode in order from now on, and say so in `info`: a frame did not come out as its time stamp promised."""
+        """Decode in order from now on, and say so in `info`: a frame came out of turn."""
         nothing = np.empty(0, np.int64)
         self._line = replace(self._line, key_frames=nothing, key_bytes=nothing)
         if self._info is not None:
@@ -227,7 +228,7 @@ class VideoReader:
         reading, done, ended = self._reading, 0, False
         with wrap_io_errors(self.path):
             while not ended:
-                self._still(reading)
+                self._check_current(reading)
                 packet = next(source, None)
                 if packet is not None and not packet.size and packet.pts is not None:
                     continue  # an empty sample, not the end
@@ -252,7 +253,7 @@ class VideoReader:
         self._at_start = False
         return read_timeline(self._video, self.path)
 
-    def _still(self, reading: int) -> None:
+    def _check_current(self, reading: int) -> None:
         """Raise FlowlessError where another reading has begun since this one, or the file was closed."""
         if self._closed:
             raise FlowlessError(f"{printable(self.path)}: it is closed; read its frames before, inside `with`.")
@@ -262,7 +263,7 @@ class VideoReader:
     def _to_the_beginning(self) -> None:
         """Have the file at its first packet, and a decoder that has seen nothing of it; what comes next uses both."""
         self._reading += 1
-        self._still(self._reading)
+        self._check_current(self._reading)
         kept = self._line.packets is not None
         if self._decoder_fresh and (kept or self._at_start):
             pass
@@ -276,20 +277,20 @@ class VideoReader:
         self._at_start = self._decoder_fresh = False
 
     def _by_time_stamp(self, ordinals: list[int]) -> Iterator[tuple[int, VideoFrame]]:
-        """Yield the wanted frames, ascending, up to the first that does not come out as promised."""
+        """Yield the wanted frames, ascending, up to the first that comes out of turn."""
         drops = drops_unreferenced(self._video)
         with wrap_io_errors(self.path):
             for run in runs_of(self._line, ordinals):
                 left = run.wanted[::-1]
                 try:
-                    for ordinal, frame in as_promised(self._decode_run(run, drops=drops), self._line, run, gaps=drops):
+                    for ordinal, frame in check_order(self._decode_run(run, drops=drops), self._line, run, gaps=drops):
                         if ordinal == left[-1]:
                             yield left.pop(), frame
                         elif ordinal > left[-1]:
                             return
                         if not left:
                             break
-                except (av.error.FFmpegError, BrokenPromise):
+                except (av.error.FFmpegError, UnexpectedFrame):
                     return  # decoding in order says whether this is damage, and where
                 if left:
                     return
@@ -301,7 +302,7 @@ class VideoReader:
         to_feed = set(self._line.pts[run.wanted].tolist())
         for packet in packets:
             reading = reading or self._reading
-            self._still(reading)
+            self._check_current(reading)
             wanted = packet.pts in to_feed
             if drops:
                 context.skip_frame = "DEFAULT" if wanted else "NONREF"
@@ -322,7 +323,7 @@ class VideoReader:
             self._to_the_beginning()
         else:
             self._reading += 1
-            self._still(self._reading)
+            self._check_current(self._reading)
             if not self._decoder_fresh:
                 self._video.stream.codec_context.flush_buffers()
         self._decoder_fresh = False
@@ -334,8 +335,8 @@ class VideoReader:
             self._at_start = False
             if len(line.key_bytes):
                 container.seek(int(line.key_bytes[key]), stream=stream, unsupported_byte_offset=True)
-            else:
-                container.seek(stamp, stream=stream, backward=True)
+                return from_key(packets_of(self._video, self.path), stamp)
+            container.seek(stamp, stream=stream, backward=True)
         return (packet for packet in packets_of(self._video, self.path) if packet.size)
 
 

@@ -24,8 +24,8 @@ _JUMPING = frozenset(
 )  # fmt: skip
 #: Containers in which a place is found by bytes: their own search by time lands behind the key frame, or reads the whole file.
 SEARCHED_BY_PLACE = frozenset({"mpegts", "mpeg"})
-#: MPEG-4 has pictures that are not coded, and gives no frame for some of them: packets of a few bytes.
-_NOT_CODED = 20
+#: Codecs whose decoders give no frame for some packets (MPEG-4's pictures that are not coded): only decoding counts frames.
+_COUNTED = frozenset({"mpeg4"})
 #: Frames that a codec may show later than their packet's place says: 16 in H.264 and HEVC, twice that for fields.
 _MOST_REORDERED = 32
 
@@ -46,6 +46,8 @@ class Timeline:
     """The container lacks packets after that many frames."""
     dts: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     """Ascending times of decoding of the shown frames: all that AVI knows of time. Empty for others."""
+    certain: bool = True
+    """Whether each of those packets gives a frame, as far as the codec is known."""
     packets: list[Packet] | None = None
     """All packets in the order of decoding, where they were kept."""
 
@@ -87,10 +89,8 @@ def read_timeline(video: OpenVideo, path: str | os.PathLike[str]) -> Timeline:
         pts = np.asarray(seen.pts, np.int64)[order]
         keys = np.flatnonzero(np.asarray(seen.keys)[order])
         if SEARCHED_BY_PLACE & video.formats:
-            places = np.asarray(seen.places, np.int64)[order][keys]
-            # A frame that begins in the middle of a packet of the container has no place, and no time stamp of its own.
-            placed = (places >= 0) | (keys == keys[:1])
-            keys, places = keys[placed], places[placed]
+            # A packet of MPEG-PS may begin with the end of another frame: reading begins one before.
+            places = np.asarray(seen.places_before if "mpeg" in video.formats else seen.places, np.int64)[order][keys]
     dts = [stamp for stamp in seen.dts if stamp is not None] if _NO_TIME_STAMPS & video.formats else []
     return Timeline(
         count=len(seen.pts),
@@ -99,6 +99,7 @@ def read_timeline(video: OpenVideo, path: str | os.PathLike[str]) -> Timeline:
         key_bytes=places,
         missing=tuple(seen.missing),
         dts=np.sort(np.asarray(dts, np.int64)) if len(dts) == len(seen.dts) else np.empty(0, np.int64),
+        certain=video.codec not in _COUNTED,
         packets=seen.kept,
     )
 
@@ -126,17 +127,20 @@ class _Seen:
     dts: list[int | None] = field(default_factory=list)
     keys: list[bool] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
+    """Where in the file a packet begins, as far as the container says: the newest place up to it."""
+    places_before: list[int] = field(default_factory=list)
+    """The newest other place before that."""
     missing: list[int] = field(default_factory=list)
     """Numbers of shown frames after which the demuxer found packets missing."""
     all_dts: list[int] = field(default_factory=list)
     """Times of decoding of all packets that have one."""
     packets: int = 0
     size: int = 0
-    smallest: int = 2**62
-    """Bytes of the smallest packet."""
     begins_with_key: bool = False
     first: bool = True
     first_pts: int | None = None
+    place: int = 0
+    place_before: int = 0
     torn: bool = False
     """Whether the last packet is not whole."""
 
@@ -145,17 +149,19 @@ class _Seen:
             self.first, self.begins_with_key, self.first_pts = False, packet.is_keyframe and packet.pts is not None, packet.pts
         self.packets += 1
         self.size += packet.size
-        self.smallest = min(self.smallest, packet.size)
         self.torn = packet.is_corrupt
         if packet.is_corrupt:
             self.missing.append(len(self.pts))
+        if packet.pos is not None and packet.pos != self.place:
+            self.place_before, self.place = self.place, packet.pos
         if packet.dts is not None:
             self.all_dts.append(packet.dts)
         if shown:
             self.pts.append(packet.pts)
             self.dts.append(packet.dts)
             self.keys.append(packet.is_keyframe)
-            self.places.append(-1 if packet.pos is None else packet.pos)
+            self.places.append(self.place)
+            self.places_before.append(self.place_before)
         if self.kept is not None:
             self.kept.append(packet)
             if self.size > KEEP_BYTES:
@@ -181,8 +187,6 @@ def _order(video: OpenVideo, seen: _Seen) -> NDArray[np.int64] | None:
         return None
     stamps = np.asarray(seen.pts, np.int64)
     order = np.argsort(stamps, kind="stable")
-    if video.codec == "mpeg4" and seen.smallest < _NOT_CODED:
-        return None
     begins_cleanly = seen.begins_with_key and seen.first_pts is not None and seen.first_pts <= stamps[order[0]]
     if not begins_cleanly or not (np.diff(stamps[order]) > 0).all() or (np.diff(np.asarray(seen.all_dts, np.int64)) < 0).any():
         return None

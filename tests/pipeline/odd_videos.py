@@ -88,6 +88,17 @@ def joined(path: Path, *parts: Path) -> Path:
     return path
 
 
+def counted_on(*parts: Path) -> bytes:
+    """Return transport streams one behind the other whose count of packets goes on, as if nothing were missing between them."""
+    data, last = bytearray(b"".join(part.read_bytes() for part in parts)), {}
+    for place in range(0, len(data), 188):
+        program = int.from_bytes(data[place + 1 : place + 3], "big") & 0x1FFF
+        if data[place + 3] & 0x10:  # it has a payload, so it counts
+            last[program] = (last.get(program, -1) + 1) % 16
+            data[place + 3] = data[place + 3] & 0xF0 | last[program]
+    return bytes(data)
+
+
 def without(source: Path, target: Path, places: Iterable[int]) -> Path:
     """Copy a file without some of its packets, counted in the order of decoding."""
     left_out = set(places)
@@ -188,8 +199,8 @@ def without_times_of_showing(path: Path) -> Path:
     return path
 
 
-def with_a_picture_that_is_not_coded(path: Path) -> Path:
-    """Write MPEG-4 in MP4 in which the fifth packet says that nothing is coded: no frame comes of it."""
+def with_a_picture_that_is_not_coded(path: Path, *, padding: bytes = b"") -> Path:
+    """Write MPEG-4 in MP4 in which a packet says that nothing is coded: no frame comes of it."""
     whole = path.with_name(f"{path.stem}-whole.mp4")
     write_video(whole, (barcode.draw(number) for number in range(40)), codec="mpeg4", options={"g": "10", "q": "3"})
     with av.open(str(whole)) as before, av.open(str(path), "w") as after:
@@ -197,8 +208,23 @@ def with_a_picture_that_is_not_coded(path: Path) -> Path:
         for number, packet in enumerate(packet for packet in before.demux(video=0) if packet.size):
             # A P-picture at 5/25 s; its bit `vop_coded` is 0, and the rest fills a byte.
             nothing = int("01" + "0" + "1" + "00101" + "1" + "0" + "01111", 2).to_bytes(2, "big")
-            copy = av.Packet(b"\x00\x00\x01\xb6" + nothing if number == 5 else bytes(packet))
+            copy = av.Packet(b"\x00\x00\x01\xb6" + nothing + padding if number == 5 else bytes(packet))
             copy.stream, copy.pts, copy.dts, copy.time_base = stream, packet.pts, packet.dts, packet.time_base
             copy.is_keyframe = packet.is_keyframe
             after.mux(copy)
+    return path
+
+
+def with_a_packet_that_gives_no_frame(path: Path, *, frames: int = 20) -> Path:
+    """Write AV1 in Matroska whose last packet holds a delimiter and padding in the place of its picture."""
+    options = {"preset": "12", "crf": "40", "svtav1-params": "keyint=10"}
+    write_video(path, (barcode.draw(number) for number in range(frames)), codec="libsvtav1", options=options)
+    with av.open(str(path)) as container:
+        last = [bytes(packet) for packet in container.demux(video=0) if packet.size][-1]
+    left = len(last) - 5
+    data = path.read_bytes()
+    assert 0 < left < 2**14
+    assert data.count(last) == 1
+    nothing = b"\x12\x00" + bytes([0x7A, left & 0x7F | 0x80, left >> 7]) + bytes(left)
+    path.write_bytes(data.replace(last, nothing))
     return path

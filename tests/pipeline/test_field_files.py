@@ -13,6 +13,7 @@ from video_files import all_frames, frames_of, info_of
 
 from flowless.cli import main
 from flowless.pipeline.dataset.index import DatasetIndex
+from flowless.pipeline.video.reader import VideoReader
 
 #: File -> frames that FFmpeg decodes of it.
 FRAMES = {
@@ -60,6 +61,21 @@ def test_every_frame_and_the_same_in_every_way(field: Path, name: str) -> None:
         for ordinals in ([len(full) - 1], list(range(0, len(full), 3))):
             for ordinal, frame in zip(ordinals, frames_of(path, ordinals, known=known), strict=True):
                 assert np.array_equal(frame, full[ordinal])
+
+
+def test_a_frame_of_a_camcorders_stream_costs_one_group_of_pictures(field: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, fed, inner = field / "av.mts", [], VideoReader._packets_from
+
+    def counted(video: VideoReader, key: int):
+        for packet in inner(video, key):
+            fed.append(packet)
+            yield packet
+
+    monkeypatch.setattr(VideoReader, "_packets_from", counted)
+    with VideoReader(path, known=info_of(path)) as video:
+        video.stack([99])
+        assert video.info.jumps, "nothing was decoded in order after all"
+    assert len(fed) <= 25
 
 
 def test_a_mirrored_clip_is_shown_as_it_was_seen(field: Path) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import struct
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +13,7 @@ import pytest
 from video_files import all_frames, frames_of, info_of
 
 from flowless.errors import FlowlessError
-from flowless.pipeline.clip.preprocess import load_clip
+from flowless.pipeline.clip.preprocess import load_clip, load_record, load_views
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.pipeline.dataset.index import DatasetIndex
 from flowless.pipeline.dataset.scan import scan
@@ -75,6 +73,17 @@ def test_recordings_joined_whose_clocks_overlap(tmp_path, first_frame_at):
     assert [info.frame_at(seconds) for seconds in (0.0, 1.0, 2.0, 3.0)] == [0, 25, 50, 75], "as if the clock went on"
 
 
+@pytest.mark.parametrize("first_frame_at", [30, 47], ids=["far inside", "three frames inside"])
+def test_clocks_that_overlap_where_no_packet_is_missing(tmp_path, first_frame_at):
+    one = odd.transport(tmp_path / "one.ts", range(50))
+    later = odd.shifted(odd.transport(tmp_path / "two.ts", range(50, 100)), tmp_path / "later.ts", by=first_frame_at * odd.TICKS + 7)
+    path = tmp_path / "both.ts"
+    path.write_bytes(odd.counted_on(one, later))
+    info = check(path, list(range(100))).videos[0].info
+    assert not info.missing
+    assert not info.jumps
+
+
 def test_the_same_recording_twice(tmp_path):
     one = odd.transport(tmp_path / "one.ts", range(50))
     index = check(odd.joined(tmp_path / "both.ts", one, one), [*range(50), *range(50)])
@@ -109,6 +118,7 @@ def test_a_frame_of_a_stream_costs_one_group_of_pictures(tmp_path, monkeypatch, 
         for number in (93, 47):
             assert barcode.read(video.stack([number])[0][1::4, 1::4]) == number
             assert len(fed) <= 25
+            assert video.info.jumps, "nothing was decoded in order after all"
             fed.clear()
     full = all_frames(path)
     for known in (None, info):
@@ -188,81 +198,6 @@ def test_a_stream_without_time_stamps_has_no_seconds(tmp_path, barcodes):
         info_of(path).frame_at(1.0)
 
 
-def test_what_is_no_file_is_not_waited_for(tmp_path):
-    os.mkfifo(tmp_path / "camera.mp4")
-    with pytest.raises(Unreadable, match=r"camera\.mp4: it is no regular file"):
-        VideoReader(tmp_path / "camera.mp4")
-
-
-def test_a_list_of_files_is_no_video(tmp_path, barcodes):
-    film = barcodes(barcode.KINDS[0])
-    (tmp_path / "film.mp4").symlink_to(film)
-    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile film.mp4\n")
-    with pytest.raises(Unreadable, match=r"list\.mp4: it is a list of other files"):
-        VideoReader(tmp_path / "list.mp4")
-
-
-def box(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I4s", len(data) + 8, kind) + data
-
-
-def encrypted(data: bytes, path: Sequence[bytes] = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", b"avc1")) -> bytes:
-    """Return an MP4's boxes with the sample entry at the end of a path called encrypted, as Common Encryption does."""
-    made, place = b"", 0
-    if path[0] == b"avc1":
-        made, place = data[:8], 8  # of stsd: version and count
-    while place < len(data):
-        size, kind = struct.unpack(">I4s", data[place : place + 8])
-        inside = data[place + 8 : place + size]
-        if kind == path[0] and len(path) > 1:
-            inside = encrypted(inside, path[1:])
-        elif kind == path[0]:
-            key = box(b"tenc", bytes(6) + b"\x01\x08" + bytes(range(16)))
-            scheme = box(b"frma", kind) + box(b"schm", bytes(4) + b"cenc" + b"\x00\x01\x00\x00") + box(b"schi", key)
-            kind, inside = b"encv", inside + box(b"sinf", scheme)
-        made += box(kind, inside)
-        place += size
-    return made
-
-
-def test_encrypted_pictures_are_called_encrypted(tmp_path):
-    odd.oriented(tmp_path / "plain.mp4", (1, 0, 0, 1))
-    (tmp_path / "drm.mp4").write_bytes(encrypted((tmp_path / "plain.mp4").read_bytes()))
-    with pytest.raises(Unreadable, match=r"drm\.mp4: its pictures are encrypted"):
-        VideoReader(tmp_path / "drm.mp4")
-
-
-NAMES = ["12:30:00.mp4", "a\u2028b.mp4", "tab\there.mp4", "[1] a%03d.mp4", "line\nbreak.mp4", "Cafe\u0301.mp4", os.fsdecode(b"caf\xe9.mp4")]
-
-
-@pytest.mark.parametrize("name", NAMES, ids=ascii)
-def test_file_names(tmp_path, barcodes, name, monkeypatch):
-    folder = tmp_path / "pick:up"
-    (folder / "class").mkdir(parents=True)
-    (folder / "class" / name).write_bytes(barcodes(barcode.KINDS[0]).read_bytes())
-    monkeypatch.chdir(folder / "class")
-    assert info_of(Path(name)).frames == 100
-    scan(folder, out=tmp_path / "index.jsonl", workers=1)
-    index = DatasetIndex.load(tmp_path / "index.jsonl")
-    (record,) = index.videos
-    assert record.path == f"class/{name}"
-    assert load_clip(index.path_of(record), SPEC).shape == (1, *SPEC.shape)
-
-
-def test_labels_in_either_form_of_unicode_are_one(tmp_path, barcodes):
-    for split, label in (("train", "Caf\u00e9"), ("val", "Cafe\u0301")):
-        (tmp_path / split / label).mkdir(parents=True)
-        (tmp_path / split / label / "a.mp4").write_bytes(barcodes(barcode.KINDS[0]).read_bytes())
-    train = scan(tmp_path / "train", out=tmp_path / "t.jsonl", workers=1)
-    val = scan(tmp_path / "val", labels=tmp_path / "t.jsonl", out=tmp_path / "v.jsonl", workers=1)
-    assert train.labels == val.labels == ("Caf\u00e9",)
-    assert len(val.videos) == 1
-    table = tmp_path / "val.csv"
-    table.write_text("path,label\nval/Caf\u00e9/a.mp4,Cafe\u0301\n", encoding="utf-8")
-    (video,) = scan(table, format="csv", labels=tmp_path / "t.jsonl", out=tmp_path / "c.jsonl", workers=1).videos
-    assert video.frames == 100
-
-
 def test_a_file_that_has_changed_is_looked_at_again(tmp_path, barcodes):
     (tmp_path / "a").mkdir()
     film = tmp_path / "a" / "film.ts"
@@ -301,11 +236,13 @@ def test_times_of_showing_that_are_those_of_decoding(tmp_path):
     assert len(wanted) >= 49
     check(path, wanted)
     write_video(tmp_path / "film.asf", (barcode.draw(number) for number in range(50)), options={"g": "10", "bf": "2"})
-    check(tmp_path / "film.asf", list(range(50)))
+    info = check(tmp_path / "film.asf", list(range(50))).videos[0].info
+    assert [info.frame_at(seconds) for seconds in (0.0, 0.04, 1.0, 1.96)] == [0, 1, 25, 49]
 
 
-def test_a_picture_that_is_not_coded(tmp_path):
-    path = odd.with_a_picture_that_is_not_coded(tmp_path / "film.mp4")
+@pytest.mark.parametrize("padding", [b"", b"\x7f" * 40], ids=["short", "padded"])
+def test_a_picture_that_is_not_coded(tmp_path, padding):
+    path = odd.with_a_picture_that_is_not_coded(tmp_path / "film.mp4", padding=padding)
     wanted = [barcode.read(frame.to_ndarray(format="rgb24")) for frame in odd.decoded(path)]
     assert len(wanted) == 39
     check(path, wanted)
@@ -337,13 +274,18 @@ def test_another_reading_ends_the_first(tmp_path, barcodes):
             video.stack([3])
 
 
-def test_names_that_are_too_long(tmp_path, barcodes):
-    name = "x" * 300 + ".mp4"
-    with pytest.raises(Unreadable, match="there is no such file"):
-        load_clip(tmp_path / name, SPEC)
-    (tmp_path / "a.mp4").symlink_to(barcodes(barcode.KINDS[0]))
-    table = tmp_path / "t.csv"
-    table.write_text(f"path,label\n{name},a\na.mp4,a\n")
-    index = scan(table, format="csv", out=tmp_path / "index.jsonl", workers=1)
-    assert [video.path for video in index.videos] == ["a.mp4"]
-    assert [item.reason for item in index.refused] == ["line 2: there is no such file"]
+def test_packets_that_give_no_frame_are_no_frames(tmp_path):
+    path = odd.with_a_packet_that_gives_no_frame(tmp_path / "film.mkv")
+    assert info_of(path).frames == 20, "by its packets"
+    assert len(all_frames(path)) == info_of(path, decode=True).frames == 19
+    long = replace(SPEC, segments=20, frames_per_segment=1)
+    clip = load_clip(path, long)
+    with VideoReader(path) as video:
+        video.prove()
+        wanted = load_views(video, long).cut()
+    assert np.array_equal(clip, wanted)
+    folder = tmp_path / "set"
+    (folder / "a").mkdir(parents=True)
+    (folder / "a" / "film.mkv").symlink_to(path)
+    index = scan(folder, out=tmp_path / "index.jsonl", workers=1)
+    assert np.array_equal(load_record(index, index.videos[0], long), wanted)

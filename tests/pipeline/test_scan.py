@@ -349,3 +349,15 @@ def test_a_full_disk_is_told_and_nothing_half_written_stays(tree, tmp_path):
     assert "Traceback" not in done.stderr
     assert "index.jsonl" in done.stderr
     assert not (tmp_path / "out" / "index.jsonl").exists()
+
+
+def test_what_is_no_index_is_not_replaced_by_one(tree, tmp_path):
+    film = tmp_path / "film.mp4"
+    film.write_bytes(b"a film")
+    with pytest.raises(FlowlessError, match=r"film\.mp4: exists and is no index, so it is left alone"):
+        scan(tree, out=film, workers=1)
+    assert film.read_bytes() == b"a film"
+    index = scan(tree, out=tmp_path / "index.jsonl", workers=1)
+    assert scan(tree, out=tmp_path / "index.jsonl", workers=1) == index
+    (tmp_path / "index.jsonl").write_text('{"format": "flowless-index", "version": 1}\n')
+    assert scan(tree, out=tmp_path / "index.jsonl", workers=1) == index

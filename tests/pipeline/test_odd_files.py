@@ -1,0 +1,132 @@
+"""Files that are no videos, ask for too much, or have odd names."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+import av
+import barcode
+import odd_videos as odd
+import pytest
+from video_files import info_of
+
+from flowless.errors import FlowlessError
+from flowless.pipeline.clip.preprocess import load_clip
+from flowless.pipeline.clip.spec import ClipSpec
+from flowless.pipeline.dataset.index import DatasetIndex
+from flowless.pipeline.dataset.scan import scan
+from flowless.pipeline.video.container import Unreadable
+from flowless.pipeline.video.reader import VideoReader
+
+SPEC = ClipSpec(segments=4, frames_per_segment=2, height=40, width=40, short_side=48)
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "camera.mp4")
+    with pytest.raises(Unreadable, match=r"camera\.mp4: it is no regular file"):
+        VideoReader(tmp_path / "camera.mp4")
+
+
+def test_a_list_of_files_is_no_video(tmp_path, barcodes):
+    film = barcodes(barcode.KINDS[0])
+    (tmp_path / "film.mp4").symlink_to(film)
+    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile film.mp4\n")
+    with pytest.raises(Unreadable, match=r"list\.mp4: it is a list of other files"):
+        VideoReader(tmp_path / "list.mp4")
+
+
+def box(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I4s", len(data) + 8, kind) + data
+
+
+def encrypted(data: bytes, path: Sequence[bytes] = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", b"avc1")) -> bytes:
+    """Return an MP4's boxes with the sample entry at the end of a path called encrypted, as Common Encryption does."""
+    made, place = b"", 0
+    if path[0] == b"avc1":
+        made, place = data[:8], 8  # of stsd: version and count
+    while place < len(data):
+        size, kind = struct.unpack(">I4s", data[place : place + 8])
+        inside = data[place + 8 : place + size]
+        if kind == path[0] and len(path) > 1:
+            inside = encrypted(inside, path[1:])
+        elif kind == path[0]:
+            key = box(b"tenc", bytes(6) + b"\x01\x08" + bytes(range(16)))
+            scheme = box(b"frma", kind) + box(b"schm", bytes(4) + b"cenc" + b"\x00\x01\x00\x00") + box(b"schi", key)
+            kind, inside = b"encv", inside + box(b"sinf", scheme)
+        made += box(kind, inside)
+        place += size
+    return made
+
+
+def test_encrypted_pictures_are_called_encrypted(tmp_path):
+    odd.oriented(tmp_path / "plain.mp4", (1, 0, 0, 1))
+    (tmp_path / "drm.mp4").write_bytes(encrypted((tmp_path / "plain.mp4").read_bytes()))
+    with pytest.raises(Unreadable, match=r"drm\.mp4: its pictures are encrypted"):
+        VideoReader(tmp_path / "drm.mp4")
+
+
+NAMES = ["12:30:00.mp4", "a\u2028b.mp4", "tab\there.mp4", "[1] a%03d.mp4", "line\nbreak.mp4", "Cafe\u0301.mp4", os.fsdecode(b"caf\xe9.mp4")]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_file_names(tmp_path, barcodes, name, monkeypatch):
+    folder = tmp_path / "pick:up"
+    (folder / "class").mkdir(parents=True)
+    (folder / "class" / name).write_bytes(barcodes(barcode.KINDS[0]).read_bytes())
+    monkeypatch.chdir(folder / "class")
+    assert info_of(Path(name)).frames == 100
+    scan(folder, out=tmp_path / "index.jsonl", workers=1)
+    index = DatasetIndex.load(tmp_path / "index.jsonl")
+    (record,) = index.videos
+    assert record.path == f"class/{name}"
+    assert load_clip(index.path_of(record), SPEC).shape == (1, *SPEC.shape)
+
+
+def test_labels_in_either_form_of_unicode_are_one(tmp_path, barcodes):
+    for split, label in (("train", "Caf\u00e9"), ("val", "Cafe\u0301")):
+        (tmp_path / split / label).mkdir(parents=True)
+        (tmp_path / split / label / "a.mp4").write_bytes(barcodes(barcode.KINDS[0]).read_bytes())
+    train = scan(tmp_path / "train", out=tmp_path / "t.jsonl", workers=1)
+    val = scan(tmp_path / "val", labels=tmp_path / "t.jsonl", out=tmp_path / "v.jsonl", workers=1)
+    assert train.labels == val.labels == ("Caf\u00e9",)
+    assert len(val.videos) == 1
+    table = tmp_path / "val.csv"
+    table.write_text("path,label\nval/Caf\u00e9/a.mp4,Cafe\u0301\n", encoding="utf-8")
+    (video,) = scan(table, format="csv", labels=tmp_path / "t.jsonl", out=tmp_path / "c.jsonl", workers=1).videos
+    assert video.frames == 100
+
+
+def test_names_that_are_too_long(tmp_path, barcodes):
+    name = "x" * 300 + ".mp4"
+    with pytest.raises(Unreadable, match="there is no such file"):
+        load_clip(tmp_path / name, SPEC)
+    (tmp_path / "a.mp4").symlink_to(barcodes(barcode.KINDS[0]))
+    table = tmp_path / "t.csv"
+    table.write_text(f"path,label\n{name},a\na.mp4,a\n")
+    index = scan(table, format="csv", out=tmp_path / "index.jsonl", workers=1)
+    assert [video.path for video in index.videos] == ["a.mp4"]
+    assert [item.reason for item in index.refused] == ["line 2: there is no such file"]
+
+
+def test_what_a_file_may_ask_for_is_bounded(tmp_path, monkeypatch):
+    path = tmp_path / "film.mkv"
+    with av.open(str(path), "w") as container:
+        streams = [container.add_stream("libx264", rate=25, width=160, height=96, pix_fmt="yuv420p") for _ in range(3)]
+        for number in range(5):
+            for stream in streams:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(barcode.draw(number), format="rgb24")))
+        for stream in streams:
+            container.mux(stream.encode(None))
+    assert info_of(path).frames == 5
+    for name, value, told in (
+        ("PIXELS", "15000", "15,360 pixels, more than 15,000. If that is right, set FLOWLESS_MAX_PIXELS"),
+        ("FRAMES", "4", "5 frames, more than 4"),
+        ("STREAMS", "2", "3 streams, more than 2"),
+        ("PIXELS", "many", "FLOWLESS_MAX_PIXELS is 'many'; it must be a whole number above 0"),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(FlowlessError, match=told):
+            patch.setenv(f"FLOWLESS_MAX_{name}", value)
+            VideoReader(path)
