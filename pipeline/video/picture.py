@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from av.sidedata.sidedata import Type
+from av.sidedata.sidedata import SideDataContainer, Type
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
@@ -17,7 +17,8 @@ def orientation_of(frame: VideoFrame) -> Orientation:
     The matrix takes stored columns to (a, b) and stored rows to (c, d), x to the right and y downwards.
     """
     try:
-        matrix = frame.side_data.get(Type.DISPLAYMATRIX)  # pyright: ignore[reportArgumentType, reportCallIssue]  its keys are types
+        # Not `frame.side_data`, which the frame holds and which holds the frame: the decoder's pictures would wait for the collector.
+        matrix = SideDataContainer(frame).get(Type.DISPLAYMATRIX)  # pyright: ignore[reportArgumentType, reportCallIssue]
     except ValueError:  # PyAV does not know all kinds of data that FFmpeg puts beside a frame, and then shows none
         return Orientation(round(-frame.rotation / 90) % 4 * 90)
     if matrix is None:

@@ -11,6 +11,7 @@ from av.packet import Packet
 from numpy.typing import NDArray
 
 from flowless.pipeline.video.container import Limits, OpenVideo, Unreadable, encrypted, packets_of, wrap_io_errors
+from flowless.pipeline.video.h264 import states_reordering
 
 #: Packets of a file up to this many bytes stay in memory, so that decoding reads the file once.
 KEEP_BYTES = 64 * 2**20
@@ -26,6 +27,8 @@ _JUMPING = frozenset(
 SEARCHED_BY_PLACE = frozenset({"mpegts", "mpeg"})
 #: Codecs whose decoders give no frame for some packets (MPEG-4's pictures that are not coded): only decoding counts frames.
 _COUNTED = frozenset({"mpeg4"})
+#: Packets by which FFmpeg has guessed, when it opens a file, how far H.264's frames are reordered.
+_FIRST_SEEN = 7
 #: Frames that a codec may show later than their packet's place says: 16 in H.264 and HEVC, twice that for fields.
 _MOST_REORDERED = 32
 
@@ -99,7 +102,7 @@ def read_timeline(video: OpenVideo, path: str | os.PathLike[str]) -> Timeline:
         key_bytes=places,
         missing=tuple(seen.missing),
         dts=np.sort(np.asarray(dts, np.int64)) if len(dts) == len(seen.dts) else np.empty(0, np.int64),
-        certain=video.codec not in _COUNTED,
+        certain=video.codec not in _COUNTED and not _guesses(video, order),
         packets=seen.kept,
     )
 
@@ -195,6 +198,18 @@ def _order(video: OpenVideo, seen: _Seen) -> NDArray[np.int64] | None:
     if late > _MOST_REORDERED or (not late and len(order) > 2 and video.stream.codec_context.has_b_frames):
         return None
     return order
+
+
+def _guesses(video: OpenVideo, order: NDArray[np.int64] | None) -> bool:
+    """Return whether H.264's decoder has to guess how far frames are reordered, and begins with too little: it loses a frame then."""
+    if video.codec != "h264" or order is None or states_reordering(video.stream.codec_context.extradata):
+        return False
+    shown = np.empty(len(order), np.int64)
+    shown[order] = np.arange(len(order))
+    overtaken = np.zeros(len(order), np.int64)
+    for distance in range(1, min(_MOST_REORDERED, len(order))):
+        overtaken[distance:] += shown[:-distance] > shown[distance:]
+    return overtaken.max() > overtaken[:_FIRST_SEEN].max()
 
 
 def _cut_off(video: OpenVideo, path: str | os.PathLike[str], seen: _Seen) -> bool:

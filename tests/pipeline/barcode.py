@@ -63,6 +63,7 @@ KINDS = (
     Kind("h264_b_pyramid", ".mp4", "libx264", {"bf": "3", "b-pyramid": "normal", "g": "24", "refs": "4"}),
     Kind("h264_open_gop", ".mkv", "libx264", {"x264-params": "open-gop=1:keyint=15:bframes=4:b-adapt=0:scenecut=0"}),
     Kind("h264_intra_refresh", ".mp4", "libx264", {"x264-params": "intra-refresh=1:keyint=20:bframes=0"}),
+    Kind("h264_intra_refresh", ".ts", "libx264", {"x264-params": "intra-refresh=1:keyint=20:bframes=0"}),
     Kind("h264_one_key_frame", ".mov", "libx264", {"g": "1000", "bf": "2", "sc_threshold": "0"}),
     Kind("h264_variable_rate", ".mp4", "libx264", {"g": "30", "bf": "3"}, {"timestamps": _VARYING}),
     Kind("h264_variable_rate", ".mkv", "libx264", {"g": "30", "bf": "3"}, {"timestamps": _VARYING}),

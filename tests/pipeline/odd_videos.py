@@ -228,3 +228,65 @@ def with_a_packet_that_gives_no_frame(path: Path, *, frames: int = 20) -> Path:
     nothing = b"\x12\x00" + bytes([0x7A, left & 0x7F | 0x80, left >> 7]) + bytes(left)
     path.write_bytes(data.replace(last, nothing))
     return path
+
+
+def with_false_key_frames(path: Path, codec: str) -> Path:
+    """Write a file that calls frames key frames which are made from the one before."""
+    options = {"g": "40", "bf": "0", "sc_threshold": "0", "x265-params": "keyint=40:bframes=0:scenecut=0:log-level=none"}
+    options = {key: value for key, value in options.items() if (key == "x265-params") == (codec == "libx265")}
+    whole = path.with_name(f"{path.stem}-whole{path.suffix}")
+    write_video(whole, (barcode.draw(number) for number in range(60)), codec=codec, options=options)
+    with av.open(str(whole)) as before, av.open(str(path), "w") as after:
+        stream = after.add_stream_from_template(before.streams.video[0])
+        for number, packet in enumerate(packet for packet in before.demux(video=0) if packet.size):
+            packet.stream = stream
+            packet.is_keyframe = number % 7 == 0
+            after.mux(packet)
+    return path
+
+
+def without_usability(sequence: bytes) -> bytes:
+    """Return x264's H.264 header, a sequence parameter set, as long as before and without its last part, which limits reordering."""
+    bits = "".join(f"{byte:08b}" for byte in sequence.replace(b"\0\0\3", b"\0\0"))
+    at = 32  # kind, profile, constraints, level
+
+    def number() -> int:
+        nonlocal at
+        zeros = bits.index("1", at) - at
+        at += 2 * zeros + 1
+        return int(bits[at - zeros - 1 : at], 2) - 1
+
+    assert [number() for _ in range(4)] == [0, 1, 0, 0], "4:2:0 of eight bits"
+    at += 2
+    number()
+    if number() == 0:
+        number()
+    number()
+    at += 1
+    for _ in range(2):
+        number()
+    assert bits[at : at + 2] == "11", "no fields"
+    assert bits[at + 2 : at + 4] == "01", "not cropped, and then what is left out"
+    kept = bits[: at + 3] + "01"
+    kept += "0" * (-len(kept) % 8)
+    short = int(kept, 2).to_bytes(len(kept) // 8, "big")
+    return short + bytes(len(sequence) - len(short))
+
+
+def beginning_to_reorder(path: Path, *, before: int, after: int, limited: bool = False) -> Path:
+    """Write H.264 whose header may limit reordering or not: 25 frames with so many B-frames in a row, then 75 with so many."""
+    parts = []
+    for number, (numbers, between) in enumerate(((range(25), before), (range(25, 100), after))):
+        part = path.with_name(f"{path.stem}-{number}.ts")
+        options = {"g": "25", "bf": str(between), "b-pyramid": "normal", "sc_threshold": "0", "x264-params": "b-adapt=0"}
+        write_video(part, (barcode.draw(frame) for frame in numbers), options=options)
+        with av.open(str(part)) as container:
+            header = container.streams.video[0].codec_context.extradata or b""
+        (sequence,) = (unit.rstrip(b"\0") for unit in header.split(b"\0\0\1") if unit and unit[0] & 31 == 7)
+        parts.append(part.with_name(f"{part.stem}-plain.ts"))
+        data = part.read_bytes()
+        assert sequence in data
+        parts[-1].write_bytes(data.replace(sequence, sequence if limited else without_usability(sequence)))
+    later = shifted(parts[1], path.with_name(f"{path.stem}-later.ts"), by=25 * TICKS)
+    path.write_bytes(counted_on(parts[0], later))
+    return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from flowless.errors import FlowlessError
 from flowless.pipeline.video import jumps
 from flowless.pipeline.video.info import CompactInts
 from flowless.pipeline.video.reader import VideoReader
+from flowless.pipeline.video.timeline import Timeline
 
 by_kind = pytest.mark.parametrize("kind", barcode.KINDS, ids=lambda kind: kind.name + kind.suffix)
 REAL = [
@@ -141,6 +143,19 @@ def test_a_time_line_that_lies_is_found_out(barcodes):
     assert [barcode.read(frame) for frame in frames_of(path, [7, 60], known=shifted)] == [7, 60]
 
 
+def test_a_frame_out_of_turn_is_found_out():
+    line = Timeline(count=4, pts=np.arange(4), key_frames=np.array([0]), key_bytes=np.empty(0, np.int64))
+    run = jumps.Run(0, [3])
+    for stamps, came in (([0, 1, 2, 3], 4), ([0, 2, 3], 3), ([0, 2, 1, 3], 2), ([0, 0, 1], 1), ([0, 5], 1)):
+        frames = [av.VideoFrame(16, 16) for _ in stamps]
+        for frame, stamp in zip(frames, stamps, strict=True):
+            frame.pts = stamp
+        found = jumps.check_order(frames, line, run, gaps=True)
+        assert [ordinal for ordinal, _ in itertools.islice(found, came)] == stamps[:came]
+        with pytest.raises(StopIteration if came == len(stamps) else jumps.UnexpectedFrame):
+            next(found)
+
+
 def test_hidden_vp8_frames_are_no_frames(tmp_path, barcodes):
     """Old WebM files hold VP8 frames that are decoded and never shown, in packets of their own."""
     source = barcodes(next(kind for kind in barcode.KINDS if kind.name.startswith("vp8")))
@@ -193,3 +208,26 @@ def test_damage_is_an_error_that_names_the_file(clips):
     # What lies before the damage is as good as ever.
     with VideoReader(path) as video:
         assert np.array_equal(frames_of(path, [3])[0], next(itertools.islice(video, 3, None)))
+
+
+def test_what_was_read_is_let_go_of_at_once(barcodes):
+    """Frames of 4K that wait for the garbage collector are gigabytes."""
+
+    def held() -> int:
+        return sum(issubclass(type(thing), (av.VideoFrame, av.Packet, av.VideoCodecContext)) for thing in gc.get_objects())
+
+    names = {"h264_rotated_90", "mpeg4", "hevc_open_gop", "vp9_hidden_frames"}
+    paths = [barcodes(kind) for kind in barcode.KINDS if kind.name in names]
+    gc.collect()
+    gc.disable()
+    before = held()
+    try:
+        for path in paths:
+            with VideoReader(path) as video:
+                video.prove()
+                video.stack([90, 3])
+                next(iter(video))
+            del video
+            assert held() == before, path
+    finally:
+        gc.enable()

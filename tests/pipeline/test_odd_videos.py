@@ -6,6 +6,7 @@ import struct
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import barcode
 import numpy as np
 import odd_videos as odd
@@ -19,6 +20,7 @@ from flowless.pipeline.dataset.index import DatasetIndex
 from flowless.pipeline.dataset.scan import scan
 from flowless.pipeline.video.container import Unreadable
 from flowless.pipeline.video.encode import write_video
+from flowless.pipeline.video.h264 import states_reordering
 from flowless.pipeline.video.reader import VideoReader
 
 SPEC = ClipSpec(segments=4, frames_per_segment=2, height=40, width=40, short_side=48)
@@ -289,3 +291,40 @@ def test_packets_that_give_no_frame_are_no_frames(tmp_path):
     (folder / "a" / "film.mkv").symlink_to(path)
     index = scan(folder, out=tmp_path / "index.jsonl", workers=1)
     assert np.array_equal(load_record(index, index.videos[0], long), wanted)
+
+
+@pytest.mark.parametrize(("before", "after", "lost"), [(0, 3, 1), (1, 4, 1), (3, 3, 0)])
+def test_a_decoder_that_has_to_guess_how_far_frames_are_reordered(tmp_path, before, after, lost):
+    path = odd.beginning_to_reorder(tmp_path / "film.ts", before=before, after=after)
+    wanted = [barcode.read(frame.to_ndarray(format="rgb24")) for frame in odd.decoded(path)]
+    assert len(wanted) == 100 - lost, "the decoder loses one where it learns that it guessed too low"
+    assert info_of(path).proved == bool(lost), "then alone all are decoded to count them"
+    assert check(path, wanted).videos[0].info.jumps == (not lost)
+
+
+def test_frames_that_are_reordered_as_far_as_the_header_says(tmp_path):
+    path = odd.beginning_to_reorder(tmp_path / "film.ts", before=0, after=3, limited=True)
+    assert not info_of(path).proved
+    assert check(path, list(range(100))).videos[0].info.jumps
+
+
+@pytest.mark.parametrize("options", [{}, {"profile": "baseline"}, {"x264-params": "nal-hrd=vbr:vbv-maxrate=500:vbv-bufsize=500:cqm=jvt"}])
+@pytest.mark.parametrize("pixel_format", ["yuv420p", "yuv444p"])
+def test_what_a_header_says_of_reordering(tmp_path, options, pixel_format):
+    if pixel_format == "yuv444p" and "profile" in options:
+        pytest.skip("baseline has 4:2:0 alone")
+    for name in ("film.mp4", "film.ts"):
+        write_video(
+            tmp_path / name, map(barcode.draw, range(5)), pixel_format=pixel_format, options={**options, "color_primaries": "bt709"}
+        )
+        with av.open(str(tmp_path / name)) as container:
+            header = container.streams.video[0].codec_context.extradata or b""
+        assert states_reordering(header)
+        assert not states_reordering(header[:20])
+    assert not states_reordering(None)
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265", "mpeg4", "mpeg2video", "libvpx-vp9"])
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_key_frames_that_are_none(tmp_path, codec, suffix):
+    check(odd.with_false_key_frames(tmp_path / f"film{suffix}", codec), list(range(60)))
