@@ -8,13 +8,14 @@ are swapped). The graph therefore has no rules in it; each sample brings its own
 reach over the edge of the part, not of the frame. Several crops of a frame are several parts of it, decoded once.
 
 Rotation is applied exactly once: PyAV's frames arrive upright; where DALI decodes, which does not turn frames, the part
-is named in the stored frame's axes and the small pictures are transposed.
+is named in the stored frame's axes and the small pictures are transposed. Folders of pictures, which DALI does turn, are decoded in
+a graph of their own (`picture_graph`) and come small, too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +26,7 @@ from nvidia.dali.pipeline import Pipeline, pipeline_def
 
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.pipeline.loading.augment import View
+from flowless.pipeline.loading.picture_graph import PictureFiles, PictureGraph, resized_parts
 
 # DALI's stubs know neither its type constants nor that an operator takes a data node.
 fn: Any = _fn
@@ -57,7 +59,9 @@ class GraphInput:
     colour: NDArray[np.float32]
     """`[crops * K, 4]`: each picture's factors of brightness, contrast and saturation, and degrees of hue."""
     pictures: NDArray[np.uint8] | None = None
-    """`[crops * K, H, W, 3]`, RGB: the network's pictures, where PyAV decoded."""
+    """`[crops * K, H, W, 3]`, RGB: the network's pictures, where PyAV or Pillow decoded."""
+    files: PictureFiles | None = None
+    """What they are made from, where DALI decodes the pictures of a folder."""
     encoded: NDArray[np.uint8] | None = None
     """The file's bytes, where DALI decodes; the rest is given then, too."""
     ordinals: NDArray[np.int32] | None = None
@@ -70,6 +74,11 @@ class GraphInput:
     """Rows and columns of the picture, before the transposition."""
     turned: bool | None = None
     """Whether the picture is transposed at the end."""
+
+    @property
+    def by_dali(self) -> bool:
+        """Whether DALI decodes it."""
+        return self.encoded is not None or self.files is not None
 
 
 def place(views: Sequence[View], spec: ClipSpec, *, width: int, height: int, rotation: int = 0) -> dict[str, Any]:
@@ -119,7 +128,8 @@ class ClipGraph:
         decoded = {"encoded", "ordinals", "start", "end", "size", "turned"}
         self._inputs = {"order"} | {"pyav": {"pictures"}, "dali": decoded}.get(frames, {*decoded, "pictures", "by_dali"})
         self._inputs |= {"colour"} if colour else set()
-        self._crops = crops
+        self._crops, self._threads, self._device_id = crops, threads, device_id
+        self._folders: PictureGraph | None = None
         # One batch at a time, and no queue inside: the loader's own thread runs ahead of the model.
         self.pipeline: Pipeline = _graph(
             frames,
@@ -142,8 +152,19 @@ class ClipGraph:
         Raises:
             RuntimeError: DALI could not decode a sample. It does not say which, and the graph is of no further use.
         """
+        inputs = self._with_pictures(inputs)
         feeds = {name: [self._feed(item, name) for item in inputs] for name in self._inputs}
         return self.pipeline.run(**feeds)[0].as_tensor()
+
+    def _with_pictures(self, inputs: Sequence[GraphInput]) -> list[GraphInput]:
+        """Decode the pictures of folders, whose number differs by the sample, in a graph of their own."""
+        sources = [item.files for item in inputs if item.files is not None]
+        if not sources:
+            return list(inputs)
+        if self._folders is None:
+            self._folders = PictureGraph(threads=self._threads, crops=self._crops, device_id=self._device_id)
+        found = iter(self._folders.run(sources))
+        return [item if item.files is None else replace(item, pictures=next(found)) for item in inputs]
 
     def _feed(self, item: GraphInput, name: str) -> NDArray[Any]:
         if name == "by_dali":
@@ -195,10 +216,7 @@ def _decoded(crops: int, gpu: bool) -> Any:
 def resized(pictures: Any, crops: int) -> Any:
     """Return the parts of stored frames that the inputs `start`, `end`, `size` and `turned` name, as the network's pictures."""
     start, end, size = _input("start", 2, _dali.FLOAT), _input("end", 2, _dali.FLOAT), _input("size", 1, _dali.FLOAT)
-    parts = [
-        fn.resize(pictures, roi_start=start[crop], roi_end=end[crop], size=size, interp_type=_dali.INTERP_LINEAR, antialias=True)
-        for crop in range(crops)
-    ]
+    parts = resized_parts(pictures, start, end, size, crops)
     pictures = parts[0] if crops == 1 else fn.cat(*parts, axis=0)
     turned = _input("turned", 0, _dali.BOOL)
     if turned:

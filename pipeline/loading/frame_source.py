@@ -20,6 +20,8 @@ from flowless.pipeline.dataset.index import DatasetIndex, Refused, VideoRecord
 from flowless.pipeline.loading import nvdec
 from flowless.pipeline.loading.augment import Augmentation, View, training_view
 from flowless.pipeline.loading.dali_graph import DALI_CPU_CODECS, Frames, GraphInput, place
+from flowless.pipeline.loading.picture_graph import DALI_PICTURES, PictureFiles
+from flowless.pipeline.video.frame_folder import FrameFolder
 from flowless.pipeline.video.info import VideoInfo
 
 #: Other videos tried in the place of a bad one, each bad itself, before the epoch is given up.
@@ -42,7 +44,7 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """What became of one video of the epoch."""
+    """The sample made for one video of the epoch."""
 
     sample: Sample | None
     """None where an evaluation leaves a bad video out."""
@@ -84,7 +86,7 @@ class FrameSource:
         """Make the sample of a video, or in training of another where it is bad.
 
         The one that stands in is chosen by (seed, epoch, the bad video's id). An evaluation has no stand-in: the bad
-        video is left out and told.
+        video is left out and named.
 
         Args:
             number: place of the video in the index.
@@ -124,13 +126,8 @@ class FrameSource:
         )
         ordinals, order = np.unique(indices, return_inverse=True)
         if number in self._by_dali and record.known(self._index.path_of(record)):
-            info = record.info
-            parts = self._parts(rng, info.width, info.height)
-            source: dict[str, Any] = {
-                **place(parts, spec, width=info.width, height=info.height, rotation=info.rotation),
-                "encoded": _bytes_of(self._index.path_of(record)),
-                "ordinals": ordinals.astype(np.int32),
-            }
+            parts = self._parts(rng, record.info.width, record.info.height)
+            source: dict[str, Any] = self._for_dali(record, parts, ordinals)
         else:
             with self._index.open(record) as video, closing(video.frames(ordinals.tolist())) as frames:
                 parts = self._parts(rng, video.info.width, video.info.height)
@@ -151,6 +148,20 @@ class FrameSource:
                 **source,
             ),
         )
+
+    def _for_dali(self, record: VideoRecord, parts: Sequence[View], ordinals: NDArray[np.int64]) -> dict[str, Any]:
+        """Return what DALI decodes, unread, and where in it the parts are."""
+        info, path = record.info, self._index.path_of(record)
+        if info.folder:
+            placed = place(parts, self._spec, width=info.width, height=info.height)
+            with FrameFolder(path) as folder:
+                files = tuple(_bytes_of(picture) for picture in folder.paths(ordinals.tolist()))
+            return {"files": PictureFiles(files=files, start=placed["start"], end=placed["end"], size=placed["size"])}
+        return {
+            **place(parts, self._spec, width=info.width, height=info.height, rotation=info.rotation),
+            "encoded": _bytes_of(path),
+            "ordinals": ordinals.astype(np.int32),
+        }
 
     def _small(self, frame: NDArray[np.uint8], parts: Sequence[View]) -> list[NDArray[np.uint8]]:
         if self._augmentation is None:
@@ -194,30 +205,43 @@ class Decoders:
 
 
 def decoders_for(
-    index: DatasetIndex, *, device: Literal["cpu", "gpu"], decoder: Literal["auto", "pyav", "dali"], device_id: int = 0
+    index: DatasetIndex,
+    *,
+    device: Literal["cpu", "gpu"],
+    decoder: Literal["auto", "pyav", "dali"],
+    device_id: int = 0,
+    training: bool = False,
 ) -> Decoders:
     """Return who decodes the videos of a data set; on a GPU its driver is asked what it decodes.
+
+    On the CPU, where nothing is asked for, PyAV decodes videos, DALI the pictures of folders in training and Pillow those of an
+    evaluation, whose clips are then the light runtime's, pixel by pixel.
 
     Raises:
         FlowlessError: `dali` was asked for, and it can decode no video of the index on this device.
     """
-    if decoder == "pyav" or (decoder == "auto" and device == "cpu"):
+    by_default = decoder == "auto" and device == "cpu"
+    if decoder == "pyav" or (by_default and not (training and any(video.info.folder for video in index.videos))):
         return Decoders(by_dali=frozenset(), left={}, frames="pyav")
-    reasons = _reasons_for_pyav(index, device_id=device_id if device == "gpu" else None)
+    reasons = _reasons_for_pyav(index, device_id=device_id if device == "gpu" else None, folders_only=by_default)
     by_dali = frozenset(place for place, reason in enumerate(reasons) if reason is None)
     left = dict(Counter(reason for reason in reasons if reason is not None).most_common())
     if decoder == "dali" and not by_dali:
         raise FlowlessError(f"decoder is 'dali', which can decode no video of the index: {'; '.join(left)}. Use decoder 'auto' or 'pyav'.")
-    return Decoders(by_dali=by_dali, left=left, frames="pyav" if not by_dali else "both" if left else "dali")
+    films = {place for place in by_dali if not index.videos[place].info.folder}
+    return Decoders(by_dali=by_dali, left=left, frames="pyav" if not films else "both" if len(films) < len(index.videos) else "dali")
 
 
-def _reasons_for_pyav(index: DatasetIndex, *, device_id: int | None) -> list[str | None]:
+def _reasons_for_pyav(index: DatasetIndex, *, device_id: int | None, folders_only: bool) -> list[str | None]:
     """Return for each video why DALI cannot decode it on this GPU, or on the CPU; None where it can."""
-    if device_id is not None and (nothing := nvdec.why_no_nvdec(device_id)):
-        return [nothing.rstrip(".")] * len(index.videos)
+    nothing = nvdec.why_no_nvdec(device_id) if device_id is not None else "its videos are PyAV's" if folders_only else None
 
     def reason(video: VideoRecord) -> str | None:
         info = video.info
+        if info.folder:
+            return _reason_for_pillow(info)
+        if nothing:
+            return nothing.rstrip(".")
         if not info.jumps:
             return "its time stamps do not name frames, and only PyAV counts them"
         if info.mirrored:
@@ -232,6 +256,14 @@ def _reasons_for_pyav(index: DatasetIndex, *, device_id: int | None) -> list[str
         return nvdec.why_not(stream, device_id)
 
     return [reason(video) for video in index.videos]
+
+
+def _reason_for_pillow(info: VideoInfo) -> str | None:
+    if info.codec not in DALI_PICTURES:
+        return f"{info.codec} pictures, which DALI does not decode"
+    if not info.proved:
+        return "nobody has looked at all of its pictures, which may differ in size"
+    return None if info.steady else "the size of its pictures changes on the way"
 
 
 def _bytes_of(path: os.PathLike[str]) -> NDArray[np.uint8]:

@@ -76,7 +76,7 @@ class ClipLoader:
         self._first_batch = 0
         self._bad: dict[str, Refused] = {}
         self.decoded_by: Counter[Literal["pyav", "dali"]] = Counter()
-        """How many videos of the newest loop each decoder has decoded so far."""
+        """How many videos of the newest loop each decoder has decoded so far; of folders, Pillow counts as PyAV."""
         self._graph: ClipGraph | None = None
         self._end_loop: Callable[[], None] = lambda: None
         if batch_size < 1:
@@ -85,7 +85,7 @@ class ClipLoader:
             raise FlowlessError(f"The index of {index.root} has no videos. Make one with: flowless scan")
         if self.rule == "train" and not self.training:
             raise FlowlessError("The rule 'train' places frames by chance and cannot evaluate; use centre, two-clip or dense.")
-        decoders = decoders_for(index, device=options.device, decoder=options.decoder, device_id=options.device_id)
+        decoders = decoders_for(index, device=options.device, decoder=options.decoder, device_id=options.device_id, training=self.training)
         self._frames: Frames = decoders.frames
         self._source = FrameSource(
             index,
@@ -186,10 +186,10 @@ class ClipLoader:
         while samples:
             try:
                 batch = self._finish(samples)
-                self.decoded_by.update("pyav" if sample.graph.encoded is None else "dali" for sample in samples)
+                self.decoded_by.update("dali" if sample.graph.by_dali else "pyav" for sample in samples)
                 return batch
             except RuntimeError as error:
-                if all(sample.graph.encoded is None for sample in samples):
+                if not any(sample.graph.by_dali for sample in samples):
                     raise
                 # DALI gives up the whole batch and does not say for whose sake; PyAV finds out, or decodes it after all. It
                 # keeps these videos, so that a file which only PyAV can decode costs one batch, not one in every epoch.
@@ -218,6 +218,8 @@ class ClipLoader:
         return [one.sample for one in drawn if one.sample is not None]
 
     def _finish(self, samples: list[Sample]) -> Batch:
+        if self._frames == "dali" and any(sample.graph.encoded is None for sample in samples):
+            self._graph, self._frames = None, "both"  # a file has changed since it was indexed
         if self._graph is None:
             self._graph = ClipGraph(
                 batch_size=self.batch_size,

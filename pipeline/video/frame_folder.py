@@ -7,6 +7,7 @@ import re
 import struct
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -96,6 +97,7 @@ class FrameFolder:
                 fps=float(self._rate or 0),
                 width=width,
                 height=height,
+                folder=True,
                 codec=self._pictures[0].suffix.lower().lstrip(".").replace("jpg", "jpeg"),
                 time_base=1 / self._rate if self._rate else Fraction(1),
                 pts=CompactInts(range(self.count)) if self._rate else CompactInts(),
@@ -109,9 +111,9 @@ class FrameFolder:
         Raises:
             Unreadable: A picture cannot be read.
         """
-        for place in range(self.count):
-            self._read(place)
-        return self.info
+        sizes = {self._read(place).shape for place in range(self.count)}
+        self._info = replace(self.info, proved=True, steady=len(sizes) == 1)
+        return self._info
 
     def frames(self, ordinals: Iterable[int]) -> Generator[tuple[int, NDArray[np.uint8]], None, None]:
         """Yield `(ordinal, frame)` for each different ordinal, ascending: uint8 `[H, W, 3]`, RGB, upright.
@@ -121,18 +123,29 @@ class FrameFolder:
         Raises:
             FlowlessError: A picture cannot be read, or there is none of that ordinal.
         """
+        for ordinal, _ in self._wanted(ordinals):
+            frame = self._read(ordinal)
+            size = (self.info.width, self.info.height)
+            if frame.shape[1::-1] != size:
+                frame = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))
+            yield ordinal, frame
+
+    def paths(self, ordinals: Iterable[int]) -> list[Path]:
+        """Return the picture of each different ordinal, ascending.
+
+        Raises:
+            FlowlessError: There is none of that ordinal.
+        """
+        return [path for _, path in self._wanted(ordinals)]
+
+    def _wanted(self, ordinals: Iterable[int]) -> list[tuple[int, Path]]:
         wanted = sorted(set(ordinals))
         if wanted and not 0 <= wanted[0] <= wanted[-1] < self.count:
             raise FlowlessError(
                 f"{printable(self.path)}: frames {wanted[0]} to {wanted[-1]} were asked for, but the folder has {self.count} pictures "
                 f"(0 to {self.count - 1}). If it has changed since it was indexed, run `flowless scan` again."
             )
-        for ordinal in wanted:
-            frame = self._read(ordinal)
-            size = (self.info.width, self.info.height)
-            if frame.shape[1::-1] != size:
-                frame = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))
-            yield ordinal, frame
+        return [(ordinal, self._pictures[ordinal]) for ordinal in wanted]
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         """Yield every frame, as `frames` does."""

@@ -120,7 +120,9 @@ class VideoInfo:
     mirrored: bool = False
     """Whether the stored picture's left and right change places for showing."""
     codec: str = ""
-    """FFmpeg's name of the codec."""
+    """FFmpeg's name of the codec; of a folder, the kind of its pictures."""
+    folder: bool = False
+    """Whether it is a folder of numbered pictures rather than a file."""
     pixel_format: str = ""
     """FFmpeg's name of the stored pixels' format."""
     variable_rate: bool = False

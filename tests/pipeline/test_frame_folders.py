@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import barcode
@@ -15,6 +17,7 @@ from flowless.pipeline.clip.spec import ClipSpec
 from flowless.pipeline.commands import scan as scan_command
 from flowless.pipeline.dataset.index import DatasetIndex
 from flowless.pipeline.dataset.scan import scan
+from flowless.pipeline.video.encode import write_video
 from flowless.pipeline.video.frame_folder import FrameFolder
 
 SPEC = ClipSpec(segments=4, frames_per_segment=2, height=40, width=40, short_side=48)
@@ -45,10 +48,9 @@ def test_scanned_read_and_loaded(tmp_path):
     clip = load_clip(path, SPEC)
     assert np.array_equal(clip[0, 0], resize_and_crop(np.stack([barcode.draw(number) for number in (2, 3)]), SPEC))
     loader = pytest.importorskip("flowless.pipeline.loading.loader")
-    options = loader.LoaderOptions(decoder="dali")
-    with pytest.raises(FlowlessError, match="can decode no video of the index"):
-        loader.ClipLoader(index, SPEC, batch_size=2, options=options)
-    batches = list(loader.ClipLoader(index, SPEC, batch_size=2))
+    loaded = loader.ClipLoader(index, SPEC, batch_size=2)
+    batches = list(loaded)
+    assert loaded.decoded_by == {"pyav": 4}, "an evaluation's clips are the light runtime's"
     assert [name for batch in batches for name in batch.ids] == [video.id for video in index.videos]
     assert np.array_equal(batches[1].clips[0].numpy(), clip)
 
@@ -131,3 +133,102 @@ def test_sixteen_bits_and_damaged_notes(tmp_path):
         Image.fromarray(barcode.draw(5)).save(folder / "1.png", exif=data)
         with FrameFolder(folder) as video:
             assert [barcode.read(frame) for frame in video] == [5]
+
+
+def folders(tmp_path: Path) -> DatasetIndex:
+    """Index three folders of JPEGs, one of PNGs, one whose pictures differ in size, and a video of a kind that DALI decodes."""
+    for number in range(3):
+        pictures(tmp_path / "set" / "run" / f"jpeg{number}", range(10 * number, 10 * number + 12 + number), name="{:05d}.jpg")
+    pictures(tmp_path / "set" / "wave" / "png", range(20))
+    sizes = pictures(tmp_path / "set" / "wave" / "sizes", range(12))
+    Image.fromarray(barcode.draw(12)[::2, ::2]).save(sizes / "00012.png")
+    write_video(tmp_path / "set" / "wave" / "film.mov", map(barcode.draw, range(20)), codec="mjpeg", pixel_format="yuvj420p")
+    return scan(tmp_path / "set", out=tmp_path / "index.jsonl", workers=1)
+
+
+@pytest.mark.parametrize("crop", ["centre", "three"])
+@pytest.mark.parametrize("rule", ["centre", "train"])
+def test_dalis_image_decoder_gives_pillows_pictures(tmp_path, rule, crop):
+    loading = pytest.importorskip("flowless.pipeline.loading.loader")
+    graph = pytest.importorskip("flowless.pipeline.loading.dali_graph")
+    index = folders(tmp_path)
+    spec = replace(SPEC, crop=crop)
+    found = {}
+    for decoder, counts in (("pyav", {"pyav": 6}), ("dali", {"dali": 5, "pyav": 1}), ("auto", None)):
+        loaded = loading.ClipLoader(index, spec, rule=rule, batch_size=6, options=loading.LoaderOptions(decoder=decoder))
+        found[decoder] = {
+            name: (clip.numpy().astype(int), label.tolist())
+            for batch in loaded
+            for name, clip, label in zip(batch.ids, batch.clips, batch.labels, strict=True)
+        }
+        assert loaded.decoded_by == (counts or ({"dali": 4, "pyav": 2} if rule == "train" else {"pyav": 6}))
+    for decoder in ("dali", "auto"):
+        for name, (clip, label) in found[decoder].items():
+            wanted, right = found["pyav"][name]
+            assert label == right
+            assert clip.shape == wanted.shape
+            far = np.abs(clip - wanted)
+            if "film" in name:
+                continue
+            assert far.max() <= (graph.TOLERANCE_EDGE if crop == "three" or rule == "train" else graph.TOLERANCE_MAX), name
+            assert far.mean() < graph.TOLERANCE_MEAN_NOISE, name
+            assert far.any() or "sizes" in name or decoder == "auto"
+
+
+@pytest.mark.parametrize("crops", [1, 3])
+def test_the_gpu_graph_is_one_that_dali_knows(crops):
+    graph = pytest.importorskip("flowless.pipeline.loading.picture_graph")
+    written = graph._graph(crops, gpu=True, batch_size=2, num_threads=1, device_id=None, prefetch_queue_depth=1).serialize()
+    assert b"mixed" in written
+
+
+@pytest.mark.gpu
+def test_the_gpu_decodes_the_same_pictures(tmp_path):
+    loading = pytest.importorskip("flowless.pipeline.loading.loader")
+    index = folders(tmp_path)
+    index = replace(index, videos=tuple(video for video in index.videos if video.info.folder))
+    found = {}
+    for device in ("cpu", "gpu"):
+        loaded = loading.ClipLoader(index, SPEC, batch_size=5, options=loading.LoaderOptions(device=device))
+        (batch,) = list(loaded)
+        found[device] = batch.clips.cpu().numpy().astype(int)
+    assert loaded.decoded_by == {"dali": 4, "pyav": 1}
+    assert np.abs(found["gpu"] - found["cpu"]).mean() < 2
+
+
+def test_a_picture_that_dali_gives_up(tmp_path, capsys):
+    loading = pytest.importorskip("flowless.pipeline.loading.loader")
+    index = folders(tmp_path)
+    broken = tmp_path / "set" / "run" / "jpeg1" / "00014.jpg"
+    kept = broken.parent.stat()
+    broken.write_bytes(broken.read_bytes()[:300])
+    os.utime(broken.parent, ns=(kept.st_atime_ns, kept.st_mtime_ns))
+    spec = replace(SPEC, segments=12, frames_per_segment=1)
+    options = loading.LoaderOptions(decoder="dali", max_bad_share=0.5)
+    loaded = loading.ClipLoader(index, spec, batch_size=6, options=options)
+    for _ in range(2):
+        assert sum(len(batch.ids) for batch in loaded) == 5
+        assert [item.path for item in loaded.bad_videos] == ["run/jpeg1"]
+    assert "its picture 00014.jpg" in loaded.bad_videos[0].reason
+    assert capsys.readouterr().err.count("DALI cannot decode a video of a batch; PyAV takes the batch.") == 1
+
+
+def test_a_folder_that_has_changed_is_read_by_pillow(tmp_path):
+    loading = pytest.importorskip("flowless.pipeline.loading.loader")
+    pictures(tmp_path / "set" / "run" / "film", range(12))
+    index = scan(tmp_path / "set", out=tmp_path / "index.jsonl", workers=1)
+    for picture in (tmp_path / "set" / "run" / "film").iterdir():
+        picture.unlink()
+        Image.fromarray(barcode.draw(1)[::3, ::3]).save(picture)
+    loaded = loading.ClipLoader(index, SPEC, batch_size=1, options=loading.LoaderOptions(decoder="dali"))
+    (batch,) = loaded
+    assert np.array_equal(batch.clips[0].numpy(), load_clip(index.path_of(index.videos[0]), SPEC))
+    assert loaded.decoded_by == {"pyav": 1}
+
+
+def test_a_folder_whose_pictures_nobody_has_looked_at_is_not_left_to_dali(tmp_path):
+    loading = pytest.importorskip("flowless.pipeline.loading.loader")
+    pictures(tmp_path / "set" / "run" / "film", range(12))
+    index = scan(tmp_path / "set", out=tmp_path / "index.jsonl", workers=1, decode=False)
+    with pytest.raises(FlowlessError, match="nobody has looked at all of its pictures"):
+        loading.ClipLoader(index, SPEC, batch_size=1, options=loading.LoaderOptions(decoder="dali"))

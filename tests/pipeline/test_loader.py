@@ -279,6 +279,19 @@ def test_dali_decodes_what_it_can_and_pyav_the_rest(tmp_path: Path, index: Datas
         loader(index, decoder="dali")
 
 
+def test_a_file_that_has_changed_is_not_left_to_dali(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    frames = np.random.default_rng(0).integers(0, 255, (12, 48, 64, 3), np.uint8)
+    options = {"deadline": "realtime", "cpu-used": "8"}
+    write_video(tmp_path / "a" / "film.webm", frames, codec="libvpx-vp9", options=options)
+    old = scan(tmp_path, out=tmp_path / "index.jsonl", workers=1)
+    write_video(tmp_path / "a" / "film.webm", frames[:, ::2, ::2], codec="libvpx-vp9", options=options)
+    made = loader(old, rule="centre", decoder="dali", batch_size=1)
+    (batch,) = made
+    assert made.decoded_by == {"pyav": 1}
+    assert np.array_equal(batch.clips[0].numpy(), load_clip(old.path_of(old.videos[0]), made.spec))
+
+
 def test_a_loop_that_is_left_ends_its_threads(index: DatasetIndex) -> None:
     made = loader(index, rule="train", batch_size=2)
     loop = iter(made)

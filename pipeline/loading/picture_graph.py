@@ -1,0 +1,85 @@
+"""DALI's image decoder for folders of numbered pictures: from files to the network's pictures, on the CPU and on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from nvidia.dali import fn as _fn
+from nvidia.dali import types as _types
+from nvidia.dali.pipeline import Pipeline, pipeline_def
+
+# DALI's stubs know neither its type constants nor that an operator takes a data node.
+fn: Any = _fn
+_dali: Any = _types
+
+#: FrameFolder's names of the kinds of pictures that DALI decodes to the same pixels as Pillow.
+DALI_PICTURES = frozenset({"jpeg", "png", "bmp", "webp"})
+#: Pictures decoded at a time: enough for a processor's cores, few enough that large ones fit into memory.
+_AT_A_TIME = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureFiles:
+    """The different frames of one sample, as the files of a folder hold them."""
+
+    files: tuple[NDArray[np.uint8], ...]
+    """K files."""
+    start: NDArray[np.float32]
+    """`[crops, 2]`: first row and column of each part, in pixels of the upright picture."""
+    end: NDArray[np.float32]
+    """`[crops, 2]`: row and column where each part ends; before `start` where the axis is mirrored."""
+    size: NDArray[np.float32]
+    """Rows and columns of the network's picture."""
+
+
+class PictureGraph:
+    """Decodes pictures and resizes parts of them by the filter of `ClipSpec`, as `dali_graph` does for DALI's videos.
+
+    Args:
+        threads: Threads that decode.
+        crops: Parts of each picture.
+        device_id: The GPU's number, or None for the CPU.
+    """
+
+    def __init__(self, *, threads: int, crops: int, device_id: int | None) -> None:
+        gpu = device_id is not None
+        self._pipeline: Pipeline = _graph(
+            crops, gpu=gpu, batch_size=_AT_A_TIME, num_threads=threads, device_id=device_id, prefetch_queue_depth=1
+        )
+
+    def run(self, sources: Sequence[PictureFiles]) -> list[NDArray[np.uint8]]:
+        """Return the network's pictures of each sample, uint8 `[crops * K, H, W, 3]`: all of the first part, then of the next.
+
+        Raises:
+            RuntimeError: DALI could not decode a picture. It does not say which, and the graph is of no further use.
+        """
+        flat = [(source, file) for source in sources for file in source.files]
+        found: list[NDArray[np.uint8]] = []
+        for begin in range(0, len(flat), _AT_A_TIME):
+            some = flat[begin : begin + _AT_A_TIME]
+            feeds = {name: [getattr(source, name) for source, _ in some] for name in ("start", "end", "size")}
+            (made,) = self._pipeline.run(files=[file for _, file in some], **feeds)
+            found.extend(np.array(made.as_cpu().as_array()))
+        ends = np.cumsum([len(source.files) for source in sources])
+        parts = (np.stack(found[end - len(source.files) : end], axis=1) for source, end in zip(sources, ends.tolist(), strict=True))
+        return [part.reshape(-1, *part.shape[2:]) for part in parts]
+
+
+@pipeline_def
+def _graph(crops: int, *, gpu: bool) -> Any:
+    files = fn.external_source(name="files", ndim=1, dtype=_dali.UINT8)
+    decoded = fn.decoders.image(files, device="mixed" if gpu else "cpu", output_type=_dali.RGB)
+    start, end = (fn.external_source(name=name, ndim=2, dtype=_dali.FLOAT) for name in ("start", "end"))
+    return fn.stack(*resized_parts(decoded, start, end, fn.external_source(name="size", ndim=1, dtype=_dali.FLOAT), crops))
+
+
+def resized_parts(pictures: Any, start: Any, end: Any, size: Any, crops: int) -> list[Any]:
+    """Return the parts of pictures from `start` to `end`, by the filter of `ClipSpec`: a triangle as wide as the scale."""
+    return [
+        fn.resize(pictures, roi_start=start[crop], roi_end=end[crop], size=size, interp_type=_dali.INTERP_LINEAR, antialias=True)
+        for crop in range(crops)
+    ]
