@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import ParamSpec, TypeVar
 
 _P = ParamSpec("_P")
@@ -64,7 +65,8 @@ def ctrl_c_count() -> int:
 class WorkerPool(ProcessPoolExecutor):
     """Processes that leave Ctrl-C, which a terminal sends to every process, to the one that uses them.
 
-    They are spawned: a fork would copy the caller's threads (PyTorch's, libav's, the progress bar's) in the middle of a step.
+    They are spawned: a fork would copy the caller's threads (PyTorch's, libav's, the progress bar's) in the middle of a step. They do not
+    run the caller's script again, as spawned processes else do; what they are given to do lies in modules that can be imported.
 
     Args:
         workers: How many, at least 1.
@@ -75,7 +77,7 @@ class WorkerPool(ProcessPoolExecutor):
 
     def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
         """Do as `ProcessPoolExecutor.submit`; the processes that it starts are deaf to Ctrl-C from their first moment on."""
-        with _ctrl_c_held_back():
+        with _ctrl_c_held_back(), _script_left_out():
             return super().submit(fn, *args, **kwargs)
 
 
@@ -101,6 +103,17 @@ def _ctrl_c_held_back() -> Iterator[None]:
             signal.signal(signal.SIGINT, handler)
         if pressed and callable(handler):
             handler(signal.SIGINT, pressed[0])
+
+
+@contextmanager
+def _script_left_out() -> Iterator[None]:
+    """Have processes that are started meanwhile not import the script that runs: one without a `__main__` guard would start them again."""
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
 
 
 def _ignore_ctrl_c() -> None:

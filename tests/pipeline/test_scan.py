@@ -361,3 +361,14 @@ def test_what_is_no_index_is_not_replaced_by_one(tree, tmp_path):
     assert scan(tree, out=tmp_path / "index.jsonl", workers=1) == index
     (tmp_path / "index.jsonl").write_text('{"format": "flowless-index", "version": 1}\n')
     assert scan(tree, out=tmp_path / "index.jsonl", workers=1) == index
+
+
+def test_a_script_needs_no_guard(tmp_path, barcodes):
+    """Worker processes would run it again from its beginning, and refuse every file."""
+    for number in range(3):
+        (tmp_path / "set" / "a").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / "a" / f"{number}.mp4").symlink_to(barcodes(barcode.KINDS[0]))
+    script = tmp_path / "script.py"
+    script.write_text("from flowless.pipeline import scan\nprint('once')\nprint(len(scan('set', out='index.jsonl', workers=2).videos))\n")
+    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["once", "3"]
