@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from av.filter import Graph
 from av.sidedata.sidedata import SideDataContainer, Type
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from flowless.pipeline.video.info import Orientation
@@ -35,8 +36,23 @@ def upright_size(frame: VideoFrame) -> tuple[int, int]:
     return (frame.width, frame.height) if orientation_of(frame).rotation % 180 else (frame.height, frame.width)
 
 
+#: What FFmpeg's autorotation does to a stored picture.
+_TURNS = {
+    Orientation(0, False): "",
+    Orientation(90, False): "transpose=clock,",
+    Orientation(180, False): "hflip,vflip,",
+    Orientation(270, False): "transpose=cclock,",
+    Orientation(0, True): "hflip,",
+    Orientation(90, True): "transpose=clock_flip,",
+    Orientation(180, True): "vflip,",
+    Orientation(270, True): "transpose=cclock_flip,",
+}
+#: Formats whose pixels become RGB one by one: swscale's fast way, with nothing between them, whichever way the picture is turned.
+_ONE_BY_ONE = frozenset({"yuv420p", "yuvj420p", "rgb24", "bgr24", "rgba", "bgra", "gray"})
+
+
 class Converter:
-    """Decoded frame to upright RGB; keeps swscale's tables from one frame to the next.
+    """Decoded frame to upright RGB: the pixels of `ffmpeg -pix_fmt rgb24`; keeps swscale's tables from one frame to the next.
 
     Colour: YUV becomes RGB by the matrix and range that the stream states, BT.601 and limited range where it states none, which
     is FFmpeg's own rule. The conversion is swscale's fast one, within 3 levels of exact arithmetic (4 from ten bits; it
@@ -50,14 +66,45 @@ class Converter:
     def __init__(self, size: tuple[int, int]) -> None:
         self.size = size
         self._reformatter = VideoReformatter()
+        self._graph: Graph | None = None
+        self._made_for: tuple[object, ...] = ()
 
     def __call__(self, frame: VideoFrame) -> NDArray[np.uint8]:
         """Return uint8 `[H, W, 3]`, an array of its own."""
         orientation = orientation_of(frame)
-        height, width = self.size[::-1] if orientation.rotation % 180 else self.size
-        same = (frame.height, frame.width) == (height, width)
-        scaling = {} if same else {"width": width, "height": height, "interpolation": Interpolation.BICUBIC}
-        plane = self._reformatter.reformat(frame, format="rgb24", threads=1, **scaling).planes[0]
-        # Rows may end in padding.
-        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(height, plane.line_size)[:, : 3 * width]
-        return orientation.apply(rows.reshape(height, width, 3)).copy()
+        stored = self.size[::-1] if orientation.rotation % 180 else self.size
+        even = not (frame.height % 2 or frame.width % 2)
+        if frame.format.name in _ONE_BY_ONE and even and (frame.height, frame.width) == stored:
+            picture = self._reformatter.reformat(frame, format="rgb24", threads=1)
+            return orientation.apply(_pixels(picture)).copy()
+        return _pixels(self._by_filters(frame, orientation)).copy()
+
+    def _by_filters(self, frame: VideoFrame, orientation: Orientation) -> VideoFrame:
+        """Turn, scale and convert a frame by FFmpeg's filters, in the order in which its command line does."""
+        wanted = (frame.format.name, frame.width, frame.height, frame.colorspace, frame.color_range, orientation)
+        if self._graph is None or wanted != self._made_for:
+            self._graph, self._made_for = _filters(frame, orientation, self.size), wanted
+        self._graph.vpush(frame)
+        return self._graph.vpull()
+
+
+def _filters(frame: VideoFrame, orientation: Orientation, size: tuple[int, int]) -> Graph:
+    graph = Graph()
+    graph.threads = 1
+    colour = f"colorspace={int(frame.colorspace)}:range={int(frame.color_range)}"
+    source = f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:time_base=1/25:{colour}"
+    same = upright_size(frame) == size  # then FFmpeg itself puts a conversion where it wants one
+    steps = _TURNS[orientation] + ("" if same else f"scale=w={size[1]}:h={size[0]}:flags=bicubic,") + "format=rgb24"
+    nodes = [graph.add("buffer", source)]
+    for step in steps.split(","):
+        name, _, options = step.partition("=")
+        nodes.append(graph.add(name, options) if options else graph.add(name))
+    graph.link_nodes(*nodes, graph.add("buffersink")).configure()
+    return graph
+
+
+def _pixels(picture: VideoFrame) -> NDArray[np.uint8]:
+    plane = picture.planes[0]
+    # Rows may end in padding.
+    rows = np.frombuffer(memoryview(plane), np.uint8).reshape(picture.height, plane.line_size)[:, : 3 * picture.width]
+    return rows.reshape(picture.height, picture.width, 3)

@@ -28,11 +28,11 @@ ORIENTATIONS = {
 TICKS = 3600  # of a frame, at 25 frames a second and 90 000 ticks
 
 
-def oriented(path: Path, matrix: tuple[int, int, int, int], *, frames: int = 6) -> Path:
+def oriented(path: Path, matrix: tuple[int, int, int, int], *, frames: int = 6, pixel_format: str = "yuv420p") -> Path:
     """Write a video that is shown through a display matrix; its frames lie upright in the file."""
     a, b, c, d = (65536 * value for value in matrix)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25, width=barcode.WIDTH, height=barcode.HEIGHT, pix_fmt="yuv420p")
+        stream = container.add_stream("libx264", rate=25, width=barcode.WIDTH, height=barcode.HEIGHT, pix_fmt=pixel_format)
         stream.set_display_matrix([a, b, 0, c, d, 0, 0, 0, 1 << 30])
         for number in range(frames):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(barcode.draw(number), format="rgb24")))
@@ -51,9 +51,7 @@ def autorotated(path: Path, filters: list[tuple[str, str]]) -> list[np.ndarray]:
                 step = graph.add(name, words) if words else graph.add(name)
                 last.link_to(step)
                 last = step
-            sink = graph.add("buffersink")
-            last.link_to(sink)
-            graph.configure()
+            graph.link_nodes(last, graph.add("format", "rgb24"), graph.add("buffersink")).configure()
             graph.push(frame)
             turned = graph.pull()
             assert isinstance(turned, av.VideoFrame)

@@ -216,7 +216,7 @@ def test_what_was_read_is_let_go_of_at_once(barcodes):
     def held() -> int:
         return sum(issubclass(type(thing), (av.VideoFrame, av.Packet, av.VideoCodecContext)) for thing in gc.get_objects())
 
-    names = {"h264_rotated_90", "mpeg4", "hevc_open_gop", "vp9_hidden_frames"}
+    names = {"h264_rotated_90", "h264_10_bits", "mpeg4", "hevc_open_gop", "vp9_hidden_frames"}
     paths = [barcodes(kind) for kind in barcode.KINDS if kind.name in names]
     gc.collect()
     gc.disable()

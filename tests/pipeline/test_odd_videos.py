@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import struct
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,13 +58,28 @@ def check(path: Path, wanted: list[int] | list[np.ndarray]) -> DatasetIndex:
     return DatasetIndex.load(folder / "index.jsonl")
 
 
+@pytest.mark.parametrize("pixel_format", ["yuv420p", "yuv420p10le", "yuv422p"])
 @pytest.mark.parametrize("matrix", odd.ORIENTATIONS, ids=str)
-def test_orientations_are_ffmpegs(tmp_path, matrix):
-    path = odd.oriented(tmp_path / "film.mp4", matrix)
+def test_orientations_are_ffmpegs(tmp_path, matrix, pixel_format):
+    path = odd.oriented(tmp_path / "film.mp4", matrix, pixel_format=pixel_format)
     wanted = odd.autorotated(path, odd.ORIENTATIONS[matrix])
     info = check(path, wanted).videos[0].info
     assert (info.height, info.width) == wanted[0].shape[:2]
     assert info.mirrored == (matrix[0] * matrix[3] - matrix[1] * matrix[2] < 0)
+
+
+@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="FFmpeg's command is not installed")
+@pytest.mark.parametrize("pixel_format", ["yuv420p", "yuv420p10le", "yuv422p", "yuv444p", "yuvj420p"])
+def test_pixels_are_those_of_ffmpegs_command(tmp_path, pixel_format):
+    paths = [odd.oriented(tmp_path / f"{number}.mp4", matrix, pixel_format=pixel_format) for number, matrix in enumerate(odd.ORIENTATIONS)]
+    for size in ((96, 160), (95, 159)):
+        paths.append(tmp_path / f"{size[0]}.mkv")
+        images = (barcode.draw(number)[: size[0], : size[1]] for number in range(5))
+        write_video(paths[-1], images, codec="ffv1", pixel_format=pixel_format.replace("j", ""))
+    for path in paths:
+        command = ["ffmpeg", "-v", "error", "-i", path, "-fps_mode", "passthrough", "-pix_fmt", "rgb24", "-f", "rawvideo", "-"]
+        done = subprocess.run(command, capture_output=True, check=True)
+        assert done.stdout == b"".join(frame.tobytes() for frame in all_frames(path)), path.name
 
 
 @pytest.mark.parametrize("first_frame_at", [30, 48, -50], ids=["inside", "a frame before the end", "far back"])
