@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import inspect
+import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,8 +35,10 @@ class DecodeArgs:
     """Compare every file, frame by frame, with a full decode in order, and time a clip of 8 frames.
 
     Asked for are single frames far apart (jumping), a clip (sparse), all frames (dense) and the last; of a file that is not known, and
-    of one whose facts an index has. A full decode is PyAV's plain loop, turned upright. Timed beside it are torchcodec and decord (or its
-    successor eva-decord) where they are installed. A file that is refused is listed with the reason.
+    of one whose facts an index has. A full decode is PyAV's plain loop, turned upright; where FFmpeg's own command is installed, all frames
+    are compared with its, too. Timed beside it are torchcodec and decord (or a successor: decord2, eva-decord) where they are installed,
+    and it is noted whether each of their frames is nearer to the one asked for than to any other. A file that is refused is listed
+    with the reason.
     """
 
     videos: tyro.conf.Positional[tuple[Path, ...]] = ()
@@ -90,6 +94,7 @@ def measure(settings: DecodeArgs) -> dict[str, Any]:
         "clip": _CLIP,
         "files": rows,
         "ratios": _ratios(rows),
+        "peers": _verdicts(rows),
     }
     write_json(settings.out, document)
     return document
@@ -122,7 +127,7 @@ def examined(path: Path, *, runs: int) -> dict[str, Any]:
             info = video.prove()
     except FlowlessError as error:
         return {"exact": None, "reason": getattr(error, "reason", str(error))}
-    full = _plain(path)
+    full, small = _plain(path)
     patterns: dict[str, bool] = {}
     count = len(full)
     rng = np.random.default_rng(count)
@@ -139,7 +144,9 @@ def examined(path: Path, *, runs: int) -> dict[str, Any]:
             patterns[name + (", known" if known else "")] = set(same) == set(ordinals) and all(same.values())
     with VideoReader(path) as video:
         patterns["all in order"] = [_digest(frame) for frame in video] == full
-    timings = time_in_turn(_readers(path, info, asked["sparse"]), runs=runs)
+    peers = {name: _right(read, path, asked["sparse"], small) for name, read in _peers().items()}
+    working = [name for name, right in peers.items() if right is not None]
+    timings = time_in_turn(_readers(path, info, asked["sparse"], working), runs=runs)
     return {
         "codec": info.codec,
         "width": info.width,
@@ -149,23 +156,58 @@ def examined(path: Path, *, runs: int) -> dict[str, Any]:
         "packets_missing_after": list(info.missing),
         "exact": info.frames == count and all(patterns.values()),
         "patterns": patterns,
+        "as_ffmpegs_command": _as_the_command(path, full),
+        "peers_right": peers,
         "clips_per_s": {name: round(1e3 / timing.p50_ms, 2) for name, timing in timings.items()},
     }
 
 
-def _plain(path: Path) -> list[bytes]:
-    """Return each frame's digest, from PyAV's plain loop."""
+def _plain(path: Path) -> tuple[list[bytes], np.ndarray]:
+    """Return each frame's digest, and all frames made small, from PyAV's plain loop."""
     import av
+    import numpy as np
 
     from flowless.pipeline.video.picture import Converter, upright_size
 
     found: list[bytes] = []
+    small: list[np.ndarray] = []
     convert = None
     with av.open("file:" + str(path), metadata_errors="replace") as container:
         for frame in container.decode(video=_best(container)):
             convert = convert or Converter(upright_size(frame))
-            found.append(_digest(convert(frame)))
-    return found
+            picture = convert(frame)
+            found.append(_digest(picture))
+            small.append(_small(picture))
+    return found, np.stack(small)
+
+
+def _small(picture: np.ndarray) -> np.ndarray:
+    import numpy as np
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(picture).resize((32, 32), Image.Resampling.BOX), np.float32)
+
+
+def _as_the_command(path: Path, full: list[bytes]) -> bool | None:
+    """Return whether FFmpeg's command, which may be of another version, gives the same frames; None where it is not installed."""
+    import av
+
+    from flowless.pipeline.video.reader import VideoReader
+
+    command = shutil.which("ffmpeg")
+    if command is None:
+        return None
+    with av.open("file:" + str(path), metadata_errors="replace") as container:
+        stream = _best(container)
+    with VideoReader(path) as video:
+        size = 3 * video.info.height * video.info.width
+    options = ["-map", f"0:v:{stream}", "-fps_mode", "passthrough", "-pix_fmt", "rgb24", "-f", "rawvideo", "-"]
+    run = [command, "-v", "quiet", "-nostdin", "-i", f"file:{path}", *options]
+    with subprocess.Popen(run, stdout=subprocess.PIPE, bufsize=size) as running:
+        pipe = running.stdout
+        assert pipe is not None
+        found = [hashlib.blake2b(data, digest_size=16).digest() for data in iter(lambda: pipe.read(size), b"")]
+    return found == full
 
 
 def _best(container: InputContainer) -> int:
@@ -178,30 +220,42 @@ def _digest(frame: np.ndarray) -> bytes:
     return hashlib.blake2b(frame.tobytes(), digest_size=16).digest()
 
 
-def _readers(path: Path, info: VideoInfo, ordinals: list[int]) -> dict[str, Callable[[], object]]:
-    """Return what reads the clip: by what is known, by the file alone, by PyAV in order up to the last frame, by peers that are here."""
+def _peers() -> dict[str, Callable[[Path, list[int]], object]]:
+    """Return the other readers that are installed."""
+    found = {"torchcodec": _by_torchcodec, "decord": _by_decord}
+    return {name: read for name, read in found.items() if importlib.util.find_spec(name) is not None}
+
+
+def _readers(path: Path, info: VideoInfo, ordinals: list[int], peers: Sequence[str]) -> dict[str, Callable[[], object]]:
+    """Return what reads the clip: by what is known, by the file alone, by PyAV in order up to the last frame, by peers."""
     from flowless.pipeline.video.reader import VideoReader
 
     def ours(known: VideoInfo | None) -> np.ndarray:
         with VideoReader(path, known=known) as video:
             return video.stack(ordinals)
 
-    readers: dict[str, Callable[[], object]] = {
+    return {
         "flowless": lambda: ours(None),
         "flowless, known": lambda: ours(info),
         "pyav in order": lambda: _in_order(path, ordinals),
+        **{name: lambda read=read: read(path, ordinals) for name, read in _peers().items() if name in peers},
     }
-    for name, read in (("torchcodec", _by_torchcodec), ("decord", _by_decord)):
-        if importlib.util.find_spec(name) is not None and _works(read, path, ordinals):
-            readers[name] = lambda read=read: read(path, ordinals)
-    return readers
 
 
-def _works(read: Callable[[Path, list[int]], object], path: Path, ordinals: list[int]) -> bool:
+def _right(read: Callable[[Path, list[int]], object], path: Path, ordinals: list[int], small: np.ndarray) -> bool | None:
+    """Return whether each frame that a peer gives is as near to the one asked for as to any other; None where it gives none."""
+    import numpy as np
+
     try:
-        read(path, ordinals)
+        frames = np.asarray(read(path, ordinals))
     except Exception:  # a peer refuses a file in its own way
-        return False
+        return None
+    for ordinal, frame in zip(ordinals, frames, strict=True):
+        far = np.abs(small - _small(frame)).mean(axis=(1, 2, 3))
+        # Frames that hardly differ are one; readers convert colours differently.
+        alike = np.abs(small - small[ordinal]).mean(axis=(1, 2, 3)) < 1
+        if not alike[far.argmin()]:
+            return False
     return True
 
 
@@ -221,7 +275,7 @@ def _in_order(path: Path, ordinals: list[int]) -> int:
 def _by_torchcodec(path: Path, ordinals: list[int]) -> object:
     from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportMissingImports]
 
-    return VideoDecoder(str(path), num_ffmpeg_threads=1, dimension_order="NHWC").get_frames_at(ordinals)
+    return VideoDecoder(str(path), num_ffmpeg_threads=1, dimension_order="NHWC").get_frames_at(ordinals).data.numpy()
 
 
 def _by_decord(path: Path, ordinals: list[int]) -> object:
@@ -240,3 +294,13 @@ def _ratios(rows: list[dict[str, Any]]) -> dict[str, Any]:
         for name, rate in rates.items():
             ratios.setdefault(name, []).append(rate / rates["pyav in order"])
     return {name: {"median": round(median(values), 3), "files": len(values)} for name, values in ratios.items() if name != "pyav in order"}
+
+
+def _verdicts(rows: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """Return of how many of the files that flowless reads each peer, and FFmpeg's command, gives the right frames, others, or none."""
+    found: dict[str, dict[str, int]] = {}
+    for row in (row for row in rows if row["exact"] is not None):
+        for name, right in {**row["peers_right"], "FFmpeg's command": row["as_ffmpegs_command"]}.items():
+            counts = found.setdefault(name, {"right": 0, "others": 0, "none": 0})
+            counts[{True: "right", False: "others", None: "none"}[right]] += 1
+    return found

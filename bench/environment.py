@@ -14,7 +14,7 @@ from flowless.waiting import policy
 LIBRARIES = (
     *("numpy", "av", "pillow", "openvino", "onnxruntime-gpu", "onnx", "onnxscript", "torch", "torchvision", "timm", "lightning"),
     *("nvidia-modelopt", "polygraphy", "nvidia-dali-cuda130", "tensorrt-rtx", "tensorrt"),
-    *("opencv-contrib-python-headless", "flowless"),
+    *("opencv-contrib-python-headless", "torchcodec", "decord", "decord2", "eva-decord", "flowless"),
 )
 #: What the names of instruction sets hold that decide how fast a network runs on a CPU, and in which arithmetic. They are noted, and
 #: nothing is concluded from them: what is computed in, the libraries tell.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -19,12 +20,13 @@ from av.video.stream import VideoStream
 from flowless.errors import FlowlessError
 from flowless.files import printable
 from flowless.interrupts import raise_lost_ctrl_c
+from flowless.pipeline.video.protection import says_encrypted
 
 _FIX = "Check that it plays in a video player, or convert it again; `flowless scan` lists such files and leaves them out."
 #: Streams that FFmpeg opens at most, where nothing is said.
 _FFMPEGS_STREAMS = 1000
-#: Codec tags of pictures that are encrypted: MPEG's Common Encryption, and Apple's FairPlay.
-_ENCRYPTED = frozenset({"encv", "drmi"})
+#: What begins an address on a network (`pathlib` has made one stroke of two).
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 #: Formats of files that name other files or addresses, which FFmpeg would open in their place.
 _PLAYLISTS = frozenset({"hls", "concat", "dash", "imf", "rtsp", "sdp", "image2", "webm_dash_manifest"})
 
@@ -168,7 +170,7 @@ def _stream(container: InputContainer, path: str | os.PathLike[str], threads: in
     context = stream.codec_context
     if context is None:
         raise Unreadable(path, "no decoder is installed for its codec", "Convert it, to H.264 for example.")
-    if context.codec_tag in _ENCRYPTED:
+    if says_encrypted(container, stream, path):
         raise encrypted(path)
     # Chosen by us, never AUTO: the threads' number decides speed and memory, and must be the caller's choice.
     stream.thread_count = max(threads, 1)
@@ -178,6 +180,8 @@ def _stream(container: InputContainer, path: str | os.PathLike[str], threads: in
 
 def _refuse_what_is_no_file(path: Path) -> None:
     if not os.path.exists(path):  # noqa: PTH110  pathlib raises where a name is too long
+        if _ADDRESS.match(os.fspath(path)):
+            raise Unreadable(path, "it is an address, and videos are read from files", "Download it first.")
         raise Unreadable(path, "there is no such file", "Check the name.")
     if path.is_dir():
         raise Unreadable(path, "it is a folder, not a video file", "Name one file in it.")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from flowless.pipeline.video.container import Limits, OpenVideo, Unreadable, encrypted, packets_of, wrap_io_errors
 from flowless.pipeline.video.h264 import states_reordering
+from flowless.pipeline.video.protection import is_scrambled
 
 #: Packets of a file up to this many bytes stay in memory, so that decoding reads the file once.
 KEEP_BYTES = 64 * 2**20
@@ -81,6 +82,8 @@ def read_timeline(video: OpenVideo, path: str | os.PathLike[str]) -> Timeline:
                 if len(seen.pts) > most:
                     Limits(frames=most).refuse(path, "frames", len(seen.pts))
     if not seen.pts:
+        if "mpegts" in video.formats and is_scrambled(path):
+            raise encrypted(path)
         raise Unreadable(path, "it has no frames")
     if _cut_off(video, path, seen):
         raise Unreadable(path, f"it is cut off after {len(seen.pts)} frames")

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import struct
-from collections.abc import Sequence
 from pathlib import Path
 
 import av
 import barcode
-import odd_videos as odd
+import encryption
 import pytest
 from video_files import info_of
 
@@ -19,6 +17,7 @@ from flowless.pipeline.clip.spec import ClipSpec
 from flowless.pipeline.dataset.index import DatasetIndex
 from flowless.pipeline.dataset.scan import scan
 from flowless.pipeline.video.container import Unreadable
+from flowless.pipeline.video.encode import write_video
 from flowless.pipeline.video.reader import VideoReader
 
 SPEC = ClipSpec(segments=4, frames_per_segment=2, height=40, width=40, short_side=48)
@@ -38,34 +37,22 @@ def test_a_list_of_files_is_no_video(tmp_path, barcodes):
         VideoReader(tmp_path / "list.mp4")
 
 
-def box(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I4s", len(data) + 8, kind) + data
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".webm", ".wmv", ".ts", ".m2ts"])
+def test_encrypted_pictures_are_called_encrypted(tmp_path, suffix):
+    codec = {".wmv": "mpeg4", ".webm": "libvpx"}.get(suffix, "libx264")
+    plain = tmp_path / f"plain{suffix.replace('.wmv', '.asf').replace('.m2ts', '.ts')}"
+    write_video(plain, map(barcode.draw, range(10)), codec=codec)
+    assert info_of(plain).frames == 10
+    path = tmp_path / f"drm{suffix}"
+    path.write_bytes(encryption.ENCRYPTED[suffix](plain.read_bytes()))
+    with pytest.raises(Unreadable, match=rf"drm{suffix}: its pictures are encrypted"):
+        VideoReader(path)
 
 
-def encrypted(data: bytes, path: Sequence[bytes] = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", b"avc1")) -> bytes:
-    """Return an MP4's boxes with the sample entry at the end of a path called encrypted, as Common Encryption does."""
-    made, place = b"", 0
-    if path[0] == b"avc1":
-        made, place = data[:8], 8  # of stsd: version and count
-    while place < len(data):
-        size, kind = struct.unpack(">I4s", data[place : place + 8])
-        inside = data[place + 8 : place + size]
-        if kind == path[0] and len(path) > 1:
-            inside = encrypted(inside, path[1:])
-        elif kind == path[0]:
-            key = box(b"tenc", bytes(6) + b"\x01\x08" + bytes(range(16)))
-            scheme = box(b"frma", kind) + box(b"schm", bytes(4) + b"cenc" + b"\x00\x01\x00\x00") + box(b"schi", key)
-            kind, inside = b"encv", inside + box(b"sinf", scheme)
-        made += box(kind, inside)
-        place += size
-    return made
-
-
-def test_encrypted_pictures_are_called_encrypted(tmp_path):
-    odd.oriented(tmp_path / "plain.mp4", (1, 0, 0, 1))
-    (tmp_path / "drm.mp4").write_bytes(encrypted((tmp_path / "plain.mp4").read_bytes()))
-    with pytest.raises(Unreadable, match=r"drm\.mp4: its pictures are encrypted"):
-        VideoReader(tmp_path / "drm.mp4")
+@pytest.mark.parametrize("address", ["https://example.com/a.mp4", "rtsp://10.0.0.1/live", "s3://bucket/a.mp4"])
+def test_an_address_is_called_one(address):
+    with pytest.raises(Unreadable, match="it is an address, and videos are read from files"):
+        load_clip(Path(address), SPEC)
 
 
 NAMES = ["12:30:00.mp4", "a\u2028b.mp4", "tab\there.mp4", "[1] a%03d.mp4", "line\nbreak.mp4", "Cafe\u0301.mp4", os.fsdecode(b"caf\xe9.mp4")]
