@@ -73,6 +73,8 @@ def main(words: Sequence[str]) -> int:
         from flowless.bench.explain_page import write_page
 
         write_page(out, explanation)
+    if explanation.info.gaps:
+        log.print(f"flowless: {ask.video}: {explanation.info.gaps}.", style="yellow", markup=False, soft_wrap=True)
     if explanation.cue is None:
         log.print(f"{explanation.model} has no motion cue: it sees single frames. Scores alone are shown.", markup=False, soft_wrap=True)
     emit({**explanation.to_dict(), "out": str(out)}, _table(explanation), escape(f"{form}: {out}"), as_json=ask.json)

@@ -66,6 +66,8 @@ def predict(words: Sequence[str]) -> int:
         predictions.append(prediction)
         if prediction.error:
             log.print(f"flowless: {prediction.error}", style="red", markup=False, soft_wrap=True)
+        elif prediction.warning:
+            log.print(f"flowless: {prediction.video}: {prediction.warning}.", style="yellow", markup=False, soft_wrap=True)
     tables = [_table(predictions), *([_moments_table(predictions)] if ask.online else [])]
     emit([item.to_dict() for item in predictions], *tables, as_json=ask.json)
     return 1 if any(item.error for item in predictions) else 0

@@ -53,6 +53,8 @@ class Prediction:
     """Arithmetic that it ran in."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Time of `decode`, `preprocess` and `engine`."""
+    warning: str = ""
+    """What is missing of the video, such as packets that were lost; empty where it is whole."""
     error: str | None = None
     """Why the video could not be read; None where it could."""
 
@@ -61,7 +63,8 @@ class Prediction:
         if self.error is not None:
             return {"video": self.video, "error": self.error}
         top = [{"label": item.label, "index": item.index, "score": item.score} for item in self.top]
-        return {"video": self.video, "top": top, "target": self.target, "precision": self.precision, "seconds": self.seconds}
+        document = {"video": self.video, "top": top, "target": self.target, "precision": self.precision, "seconds": self.seconds}
+        return {**document, "warning": self.warning} if self.warning else document
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
@@ -238,4 +241,5 @@ class Engine:
             target=self.target,
             precision=self.precision,
             seconds={"decode": made.decode, "preprocess": made.preprocess + cutting, "engine": spent},
+            warning=made.gaps,
         )

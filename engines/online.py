@@ -15,6 +15,7 @@ import time
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,10 @@ from flowless.engines.engine import Engine, Label, Prediction, likeliest
 from flowless.engines.memory import first_memory, refuse_several_frames
 from flowless.errors import FlowlessError
 from flowless.machine import usable_cores
+
+if TYPE_CHECKING:
+    from flowless.pipeline.video.frame_folder import FrameFolder
+    from flowless.pipeline.video.reader import VideoReader
 
 
 class Online:
@@ -150,7 +155,12 @@ def predict_online(engine: Engine, path: str | os.PathLike[str], *, top: int = 5
         raise FlowlessError(f"every is {every} and top {top}; both must be at least 1.")
     online, moments = Online(engine), []
     spent = {"decode": 0.0, "preprocess": 0.0, "engine": 0.0}
-    with closing(_timed_frames(path, every, spent)) as frames:
+    from flowless.pipeline.video.open_reader import open_reader  # here: whoever has arrays needs no PyAV
+
+    opening = time.perf_counter()
+    with open_reader(path, threads=usable_cores()) as video, closing(_timed_frames(video, every, spent)) as frames:
+        gaps = video.info.gaps
+        spent["decode"] += time.perf_counter() - opening
         for ordinal, frame in frames:
             started = time.perf_counter()
             picture = online.picture(frame)
@@ -169,20 +179,18 @@ def predict_online(engine: Engine, path: str | os.PathLike[str], *, top: int = 5
         precision=engine.precision,
         seconds=spent,
         moments=tuple(moments),
+        warning=gaps,
     )
 
 
 def _timed_frames(
-    path: str | os.PathLike[str], every: int, spent: dict[str, float]
+    video: VideoReader | FrameFolder, every: int, spent: dict[str, float]
 ) -> Generator[tuple[int, NDArray[np.uint8]], None, None]:
     """Yield every so manieth frame with its ordinal; add what decoding took to `spent`."""
-    from flowless.pipeline.video.open_reader import open_reader
-
     started = time.perf_counter()
-    with open_reader(path, threads=usable_cores()) as video:
-        for ordinal, frame in enumerate(video):
-            if ordinal % every == 0:
-                spent["decode"] += time.perf_counter() - started
-                yield ordinal, frame
-                started = time.perf_counter()
+    for ordinal, frame in enumerate(video):
+        if ordinal % every == 0:
+            spent["decode"] += time.perf_counter() - started
+            yield ordinal, frame
+            started = time.perf_counter()
     spent["decode"] += time.perf_counter() - started

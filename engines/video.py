@@ -25,6 +25,8 @@ class TimedClip:
     """Seconds of reading, decoding and conversion to RGB."""
     preprocess: float
     """Seconds of resizing; cutting the views comes on top."""
+    gaps: str
+    """What is missing of the video (`VideoInfo.gaps`)."""
 
     @property
     def clip(self) -> np.ndarray:
@@ -45,4 +47,5 @@ def timed_clip(path: str | os.PathLike[str], spec: ClipSpec) -> TimedClip:
     started, resizing = time.perf_counter(), []
     with open_reader(path) as video:
         views = load_views(video, spec, resizing=resizing)
-    return TimedClip(views, time.perf_counter() - started - sum(resizing), sum(resizing))
+        gaps = video.info.gaps
+    return TimedClip(views, time.perf_counter() - started - sum(resizing), sum(resizing), gaps)

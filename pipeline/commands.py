@@ -14,6 +14,8 @@ from rich.table import Table
 
 from flowless import console
 from flowless.errors import FlowlessError
+from flowless.files import printable
+from flowless.pipeline.dataset.index import DatasetIndex, VideoRecord
 from flowless.pipeline.dataset.scan import ScanOptions, ScanReport, run_scan
 from flowless.pipeline.dataset.tables import refused_table
 from flowless.pipeline.synthetic.moving_shapes import CLASSES, ShapesOptions, generate
@@ -114,10 +116,15 @@ def _scan_document(report: ScanReport, out: Path) -> dict[str, Any]:
         "ignored": report.ignored,
         "empty": list(report.empty),
         "variable_rate": sum(video.info.variable_rate for video in index.videos),
-        "packets_missing": [video.id for video in index.videos if video.info.missing],
+        "packets_missing": [{"path": video.path, "after": list(video.info.missing)} for video in _with_gaps(index)],
         "resumed": report.resumed,
         "seconds": round(report.seconds, 3),
     }
+
+
+def _with_gaps(index: DatasetIndex) -> list[VideoRecord]:
+    """Return the videos of which something is missing, each file once."""
+    return list({video.path: video for video in index.videos if video.info.missing}.values())
 
 
 def _scan_tables(report: ScanReport, out: Path) -> list[Table]:
@@ -130,7 +137,9 @@ def _scan_tables(report: ScanReport, out: Path) -> list[Table]:
     codecs = Counter(video.info.codec for video in report.index.videos)
     summary.add_row("codecs", ", ".join(f"{codec} {count}" for codec, count in codecs.most_common()))
     summary.add_row("refused", str(len(report.index.refused)))
-    for name, shown in (("without a usable video", report.empty), ("packets missing in", document["packets_missing"])):
+    gaps = [f"{video.path}: {video.info.gaps}" for video in _with_gaps(report.index)]
+    for name, shown in (("without a usable video", report.empty), ("gaps", gaps)):
         if shown:
-            summary.add_row(name, escape(", ".join(shown[:8])) + (f" and {len(shown) - 8} more" if len(shown) > 8 else ""))
+            more = f"\nand {len(shown) - 8} more" if len(shown) > 8 else ""
+            summary.add_row(name, escape("\n".join(printable(line) for line in shown[:8])) + more)
     return [summary, *refused_table(report.index.refused, title="Refused")]

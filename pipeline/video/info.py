@@ -14,6 +14,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from flowless.errors import FlowlessError
 
+#: Places that a sentence names at most.
+_NAMED = 3
 #: Lists up to this long are spelt out in a file.
 _SPELT_OUT = 16
 
@@ -152,6 +154,16 @@ class VideoInfo:
     def seconds(self) -> float:
         """How long it lasts: from the first frame to the last, and the last as long as the others on average."""
         return self.frames / self.fps if self.fps else 0.0
+
+    @property
+    def gaps(self) -> str:
+        """What is missing of it, such as "packets are missing after frame 49, or recordings were joined there"; else empty."""
+        if not self.missing:
+            return ""
+        places = [str(place - 1) for place in self.missing[:_NAMED]]
+        more = f" and {len(self.missing) - _NAMED} more" if len(self.missing) > _NAMED else ""
+        where = f"after frame{'s' if len(self.missing) > 1 else ''} {', '.join(places)}{more}"
+        return f"pictures are missing {where}" if self.folder else f"packets are missing {where}, or recordings were joined there"
 
     def frame_at(self, seconds: float) -> int:
         """Return the first frame shown at `seconds` after the first frame or later; `frames` where there is none.

@@ -71,7 +71,7 @@ def read_timeline(video: OpenVideo, path: str | os.PathLike[str]) -> Timeline:
     Raises:
         Unreadable: The file has no packets, or ends before what its own index promises.
     """
-    seen = _Seen(kept=[])
+    seen = _Seen(kept=[], behind=2 if "mpegts" in video.formats else 1)
     most = Limits.from_environment().frames
     with wrap_io_errors(path):
         for packet in packets_of(video, path):
@@ -103,7 +103,7 @@ def read_timeline(video: OpenVideo, path: str | os.PathLike[str]) -> Timeline:
         pts=pts,
         key_frames=keys,
         key_bytes=places,
-        missing=tuple(seen.missing),
+        missing=tuple(sorted({min(place, len(seen.pts)) for place in seen.missing})),
         dts=np.sort(np.asarray(dts, np.int64)) if len(dts) == len(seen.dts) else np.empty(0, np.int64),
         certain=video.codec not in _COUNTED and not _guesses(video, order),
         packets=seen.kept,
@@ -129,6 +129,8 @@ class _Seen:
     """What one pass over the packets gathers of those that hold a shown frame, in the order of decoding."""
 
     kept: list[Packet] | None
+    behind: int
+    """Packets from one that the demuxer marks up to the gap: in a transport stream it marks the one before the torn one."""
     pts: list[int | None] = field(default_factory=list)
     dts: list[int | None] = field(default_factory=list)
     keys: list[bool] = field(default_factory=list)
@@ -157,7 +159,7 @@ class _Seen:
         self.size += packet.size
         self.torn = packet.is_corrupt
         if packet.is_corrupt:
-            self.missing.append(len(self.pts))
+            self.missing.append(len(self.pts) + self.behind)
         if packet.pos is not None and packet.pos != self.place:
             self.place_before, self.place = self.place, packet.pos
         if packet.dts is not None:

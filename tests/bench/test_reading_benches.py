@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,30 @@ def test_decode_tells_a_frame_that_is_another(films: Path, tmp_path: Path, monke
     assert row["exact"] is False
     assert not row["patterns"]["last"]
     assert row["patterns"]["all in order"]
+
+
+def test_decode_says_which_peers_frames_are_others(films: Path) -> None:
+    path = films / "film.mp4"
+    _, small = decode._plain(path)
+
+    def shifted(by: int):
+        def read(path: Path, ordinals: list[int]) -> np.ndarray:
+            with VideoReader(path) as video:
+                return video.stack([ordinal + by for ordinal in ordinals])
+
+        return read
+
+    asked = [0, 9, 20]
+    assert decode._right(shifted(0), path, asked, small) is True
+    assert decode._right(shifted(3), path, asked, small) is False
+    assert decode._right(shifted(30), path, asked, small) is None, "it refuses"
+
+
+@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="FFmpeg's command is not installed")
+def test_decode_compares_with_ffmpegs_command(films: Path) -> None:
+    full, _ = decode._plain(films / "film.mp4")
+    assert decode._as_the_command(films / "film.mp4", full) is True
+    assert decode._as_the_command(films / "film.mp4", full[::-1]) is False
 
 
 def test_videos_of_several_codecs_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -69,6 +70,7 @@ def test_no_heavy_import(target, built, videos):
     """Blocked libraries fail to import: predict, load and the engine room do without."""
     code = f"""
 import sys
+from pathlib import Path
 class Block:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in {HEAVY!r}:
@@ -113,9 +115,14 @@ def test_files_that_users_had_trouble_with(built, clips, capsys, tmp_path):
         pytest.skip("the folder of such files is not beside the clips")
     paths = [str(field / name) for name in (*FIELD, "dur.ogv", "reschange.webm", "av.mts", "base.mp4")]
     assert main(["predict", str(built), *paths, "--target", "openvino", "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)
+    shown = capsys.readouterr()
+    rows = json.loads(shown.out)
     assert [row["video"] for row in rows] == paths
     assert all("error" not in row for row in rows)
+    warned = {Path(row["video"]).name: row["warning"] for row in rows if "warning" in row}
+    assert warned.keys() == {"same.ts", "lost1.ts"}
+    assert warned["same.ts"] == "packets are missing after frame 49, or recordings were joined there"
+    assert f"{field / 'same.ts'}: {warned['same.ts']}." in shown.err
 
 
 def test_a_folder_of_pictures(built, tmp_path, videos, capsys):
@@ -154,6 +161,7 @@ def test_nothing_is_imported_in_a_thread_that_decodes(built, videos):
     """A Ctrl-C in the middle of an import leaves its lock held, and a thread that imports the same waits for ever."""
     code = f"""
 import sys
+from pathlib import Path
 from concurrent.futures import ThreadPoolExecutor
 import flowless
 from flowless.engines import engine

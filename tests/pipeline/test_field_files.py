@@ -63,6 +63,13 @@ def test_every_frame_and_the_same_in_every_way(field: Path, name: str) -> None:
                 assert np.array_equal(frame, full[ordinal])
 
 
+def test_what_is_missing_is_said_as_what_it_is(field: Path) -> None:
+    said = {name: info_of(field / name).gaps for name in ("same.ts", "lost1.ts", "av.mts")}
+    assert said["same.ts"] == "packets are missing after frame 49, or recordings were joined there"
+    assert said["lost1.ts"] == "packets are missing after frame 23, or recordings were joined there"
+    assert said["av.mts"] == ""
+
+
 def test_a_frame_of_a_camcorders_stream_costs_one_group_of_pictures(field: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, fed, inner = field / "av.mts", [], VideoReader._packets_from
 
@@ -88,6 +95,16 @@ def test_parts_in_seconds_of_an_avi_with_null_frames(field: Path, tmp_path: Path
     code, _ = scanned(capsys, field / "parts.csv", "--format", "csv", "--out", tmp_path / "x.jsonl")
     assert code == 0
     assert [(video.first_frame, video.frames) for video in DatasetIndex.load(tmp_path / "x.jsonl").videos] == [(0, 20), (20, 20)]
+
+
+def test_a_scan_says_what_is_missing(field: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "set" / "a").mkdir(parents=True)
+    for name in ("same.ts", "av.mts"):
+        (tmp_path / "set" / "a" / name).symlink_to(field / name)
+    code, document = scanned(capsys, tmp_path / "set", "--out", tmp_path / "x.jsonl")
+    assert (code, document["packets_missing"]) == (0, [{"path": "a/same.ts", "after": [50]}])
+    assert main(["scan", str(tmp_path / "set"), "--out", str(tmp_path / "x.jsonl")]) == 0
+    assert "a/same.ts: packets are missing after frame 49" in " ".join(capsys.readouterr().out.replace("│", " ").split())
 
 
 @pytest.mark.parametrize("name", ["names_latin1", "names_u2028"])
