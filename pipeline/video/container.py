@@ -108,11 +108,11 @@ def open_video(path: str | os.PathLike[str], *, threads: int = 1) -> OpenVideo:
     """
     with wrap_io_errors(path):
         _refuse_what_is_no_file(Path(path))
-        # `file:`, since a colon in a name would be taken for the end of a protocol's. A title in another encoding than UTF-8, as old
+        # Absolute, since a colon in a name would be taken for the end of a protocol's. A title in another encoding than UTF-8, as old
         # cameras and editors write it, says nothing about the pictures.
         limits = Limits.from_environment()
         options = {"protocol_whitelist": "file", "max_streams": str(max(limits.streams, _FFMPEGS_STREAMS))}
-        name = "file:" + os.path.abspath(path)  # noqa: PTH100  links stay as they are
+        name = os.path.abspath(path)  # noqa: PTH100  links stay as they are
         container = av.open(name, metadata_errors="replace", container_options=options)
         try:
             limits.refuse(path, "streams", len(container.streams))
@@ -140,11 +140,13 @@ def wrap_io_errors(path: str | os.PathLike[str]) -> Iterator[None]:
 def packets_of(video: OpenVideo, path: str | os.PathLike[str]) -> Iterator[Packet]:
     """Yield the packets of the video stream in the order of decoding, from where the file stands.
 
+    Empty ones, which decoders take for the end, are left out.
+
     Raises:
         Unreadable: The container names a stream that it does not describe.
     """
     try:
-        yield from video.container.demux(video.stream)
+        yield from (packet for packet in video.container.demux(video.stream) if packet.size)
     except IndexError as error:  # PyAV looks the stream up in a list that has it not
         raise Unreadable(path, "its list of streams is damaged") from error
 

@@ -54,7 +54,7 @@ def from_key(packets: Iterable[Packet], stamp: int) -> Iterator[Packet]:
     found = False
     for number, packet in enumerate(packets):
         found = found or (packet.is_keyframe and packet.pts == stamp)
-        if found and packet.size:
+        if found:
             yield packet
         elif number > _SOON:
             raise UnexpectedFrame

@@ -14,6 +14,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
+from itertools import chain
 from types import TracebackType
 from typing import Self
 
@@ -224,17 +225,13 @@ class VideoReader:
         """
         packets = self._line.packets
         self._to_the_beginning()
-        source = iter(packets_of(self._video, self.path) if packets is None else packets)
-        reading, done, ended = self._reading, 0, False
+        source = packets_of(self._video, self.path) if packets is None else packets
+        reading, done = self._reading, 0
         with wrap_io_errors(self.path):
-            while not ended:
+            for packet in chain(source, [None]):
                 self._check_current(reading)
-                packet = next(source, None)
-                if packet is not None and not packet.size and packet.pts is not None:
-                    continue  # an empty sample, not the end
-                ended = packet is None or not packet.size
                 try:
-                    frames = self._video.stream.decode(None if ended else packet)
+                    frames = self._video.stream.decode(packet)
                 except av.error.EOFError:
                     return
                 except av.error.InvalidDataError as error:
@@ -337,7 +334,7 @@ class VideoReader:
                 container.seek(int(line.key_bytes[key]), stream=stream, unsupported_byte_offset=True)
                 return from_key(packets_of(self._video, self.path), stamp)
             container.seek(stamp, stream=stream, backward=True)
-        return (packet for packet in packets_of(self._video, self.path) if packet.size)
+        return packets_of(self._video, self.path)
 
 
 def _line_of(info: VideoInfo) -> Timeline:

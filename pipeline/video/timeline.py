@@ -77,10 +77,9 @@ def read_timeline(video: OpenVideo, path: str | os.PathLike[str]) -> Timeline:
         for packet in packets_of(video, path):
             if seen.first and packet.has_sidedata("encryption_info"):
                 raise encrypted(path)
-            if packet.size:  # the demuxer marks the end by an empty one
-                seen.take(packet, shown=not packet.is_discard and not _hidden(packet, video.codec))
-                if len(seen.pts) > most:
-                    Limits(frames=most).refuse(path, "frames", len(seen.pts))
+            seen.take(packet, shown=not packet.is_discard and not _hidden(packet, video.codec))
+            if len(seen.pts) > most:
+                Limits(frames=most).refuse(path, "frames", len(seen.pts))
     if not seen.pts:
         if "mpegts" in video.formats and is_scrambled(path):
             raise encrypted(path)

@@ -197,6 +197,21 @@ def without_times_of_showing(path: Path) -> Path:
     return path
 
 
+def shown_before_their_turn(path: Path) -> Path:
+    """Write H.264 into FLV whose second half is to be shown before most of the first, by its time stamps and not by its pictures."""
+    whole = path.with_name(f"{path.stem}-whole.flv")
+    write_video(whole, (barcode.draw(number) for number in range(100)), options={"g": "25", "bf": "0", "sc_threshold": "0"})
+    with av.open(str(whole)) as before, av.open(str(path), "w") as after:
+        stream = after.add_stream_from_template(before.streams.video[0])
+        for number, packet in enumerate(packet for packet in before.demux(video=0) if packet.size):
+            packet.stream = stream
+            assert packet.pts is not None
+            assert packet.dts is not None
+            packet.pts += 4000 if 0 < number < 50 else 0  # milliseconds: as long as all frames last
+            after.mux(packet)
+    return path
+
+
 def with_a_picture_that_is_not_coded(path: Path, *, padding: bytes = b"") -> Path:
     """Write MPEG-4 in MP4 in which a packet says that nothing is coded: no frame comes of it."""
     whole = path.with_name(f"{path.stem}-whole.mp4")
@@ -210,6 +225,21 @@ def with_a_picture_that_is_not_coded(path: Path, *, padding: bytes = b"") -> Pat
             copy.stream, copy.pts, copy.dts, copy.time_base = stream, packet.pts, packet.dts, packet.time_base
             copy.is_keyframe = packet.is_keyframe
             after.mux(copy)
+    return path
+
+
+def with_an_empty_packet(path: Path, number: int) -> Path:
+    """Write 12 frames, each a key frame, into Matroska; the block of one of them holds nothing, and its room is left void."""
+    write_video(path, (barcode.draw(frame) for frame in range(12)), options={"g": "1"})
+    with av.open(str(path)) as container:
+        stored = [bytes(packet) for packet in container.demux(video=0) if packet.size][number]
+    data = path.read_bytes()
+    begin = data.index(stored)
+    block = data.rindex(b"\xa3", 0, begin - 4)
+    assert begin - block <= 9, "the block's name, size, track, time and flags"
+    left = len(stored) + begin - block - 6
+    void = b"\xec" + (left - 9 | 1 << 56).to_bytes(8, "big") + bytes(left - 9)
+    path.write_bytes(data[:block] + b"\xa3\x84" + data[begin - 4 : begin] + void + data[begin + len(stored) :])
     return path
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import struct
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -275,16 +274,13 @@ def test_a_picture_that_is_not_coded(tmp_path, padding):
     check(path, wanted)
 
 
-def test_an_empty_sample_is_no_cut(tmp_path):
-    odd.oriented(tmp_path / "film.mp4", (1, 0, 0, 1), frames=12)
-    data = bytearray((tmp_path / "film.mp4").read_bytes())
-    place = data.index(b"stsz")
-    (count,) = struct.unpack(">I", data[place + 12 : place + 16])
-    end = place + 16 + 4 * count
-    data[end - 4 : end] = bytes(4)
-    path = tmp_path / "empty.mp4"
-    path.write_bytes(data)
-    check(path, [barcode.read(frame.to_ndarray(format="rgb24")) for frame in odd.decoded(path)])
+@pytest.mark.parametrize("number", [5, 11], ids=["in the middle", "the last"])
+def test_an_empty_packet_is_not_the_end(tmp_path, monkeypatch, number):
+    path = odd.with_an_empty_packet(tmp_path / "film.mkv", number)
+    frames = [other for other in range(12) if other != number]
+    check(path, frames)
+    monkeypatch.setattr("flowless.pipeline.video.timeline.KEEP_BYTES", 0)
+    assert [barcode.read(frame) for frame in all_frames(path)] == frames
 
 
 def test_another_reading_ends_the_first(tmp_path, barcodes):
@@ -353,3 +349,8 @@ def test_what_a_header_says_of_reordering(tmp_path, options, pixel_format):
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 def test_key_frames_that_are_none(tmp_path, codec, suffix):
     check(odd.with_false_key_frames(tmp_path / f"film{suffix}", codec), list(range(60)))
+
+
+def test_frames_that_are_to_be_shown_long_before_their_turn(tmp_path):
+    path = odd.shown_before_their_turn(tmp_path / "film.flv")
+    assert not check(path, list(range(100))).videos[0].info.jumps
