@@ -94,6 +94,7 @@ def measure(settings: DecodeArgs) -> dict[str, Any]:
         "clip": _CLIP,
         "files": rows,
         "ratios": _ratios(rows),
+        "ratios_of_named": _ratios([row for row in rows if not row["made"]]),
         "peers": _verdicts(rows),
     }
     write_json(settings.out, document)
