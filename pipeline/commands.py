@@ -113,7 +113,7 @@ def _scan_document(report: ScanReport, out: Path) -> dict[str, Any]:
         "labels": list(index.labels),
         "codecs": dict(Counter(video.info.codec for video in index.videos).most_common()),
         "refused": [{"path": item.path, "reason": item.reason} for item in index.refused],
-        "ignored": report.ignored,
+        "ignored": len(report.ignored),
         "empty": list(report.empty),
         "variable_rate": sum(video.info.variable_rate for video in index.videos),
         "packets_missing": [{"path": video.path, "after": list(video.info.missing)} for video in _with_gaps(index)],
@@ -131,14 +131,14 @@ def _scan_tables(report: ScanReport, out: Path) -> list[Table]:
     document = _scan_document(report, out)
     summary = Table(show_header=False)
     summary.add_row("index", escape(str(out)))
-    for name in ("videos", "frames", "ignored", "resumed", "seconds"):
+    for name in ("videos", "frames", "resumed", "seconds"):
         summary.add_row(name, str(document[name]))
     summary.add_row("labels", str(len(report.index.labels)))
     codecs = Counter(video.info.codec for video in report.index.videos)
     summary.add_row("codecs", ", ".join(f"{codec} {count}" for codec, count in codecs.most_common()))
     summary.add_row("refused", str(len(report.index.refused)))
     gaps = [f"{video.path}: {video.info.gaps}" for video in _with_gaps(report.index)]
-    for name, shown in (("without a usable video", report.empty), ("gaps", gaps)):
+    for name, shown in (("without a usable video", report.empty), ("gaps", gaps), ("ignored, no videos of a class", report.ignored)):
         if shown:
             more = f"\nand {len(shown) - 8} more" if len(shown) > 8 else ""
             summary.add_row(name, escape("\n".join(printable(line) for line in shown[:8])) + more)

@@ -24,7 +24,7 @@ class ScanReport:
     """An index, and how the scan that made it went."""
 
     index: DatasetIndex
-    ignored: int
+    ignored: tuple[str, ...]
     """Files passed over because their suffix is no video's."""
     resumed: int
     """Files whose findings an earlier, interrupted scan had noted already."""
@@ -93,7 +93,7 @@ def run_scan(source: str | os.PathLike[str], *, out: str | os.PathLike[str], opt
     refuse_unwritable(target)
     if target.is_file() and target.stat().st_size and not is_index(target):
         raise FlowlessError(f"{target}: exists and is no index, so it is left alone. Name another --out.")
-    listing = list_source(source, format=options.format)
+    listing = _without_contradictions(list_source(source, format=options.format))
     names = read_labels(labels) if labels is not None else label_order({item.label for item in listing.items})
     known, refused = _with_known_labels(listing, names, labels)
     jobs = _jobs(known, options)
@@ -113,11 +113,27 @@ def run_scan(source: str | os.PathLike[str], *, out: str | os.PathLike[str], opt
         journal.remove()
     return ScanReport(
         index=index,
-        ignored=listing.ignored,
+        ignored=tuple(_name(listing.root, path) for path in listing.ignored),
         resumed=resumed,
         seconds=time.perf_counter() - began,
         empty=_without_videos(listing, index),
     )
+
+
+def _without_contradictions(listing: Listing) -> Listing:
+    """Refuse a file that is named a second time, by whatever name or link, with another label."""
+    first: dict[tuple[str, float | None, float | None], Item] = {}
+    kept: list[Item] = []
+    refused: list[Refused] = []
+    for item in listing.items:
+        other = first.setdefault((os.path.realpath(item.path), item.start, item.end), item)
+        if other.label == item.label:
+            kept.append(item)
+            continue
+        where, line = (f"line {item.line}: ", f" of line {other.line}") if item.line else ("", "")
+        reason = f"{where}it is the same file as {_name(listing.root, other.path)}{line}, which has another label, {other.label!r}"
+        refused.append(Refused(path=_name(listing.root, item.path), reason=reason))
+    return replace(listing, items=tuple(kept), refused=(*listing.refused, *refused))
 
 
 def _without_videos(listing: Listing, index: DatasetIndex) -> tuple[str, ...]:

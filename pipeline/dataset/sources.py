@@ -52,8 +52,8 @@ class Listing:
     items: tuple[Item, ...]
     refused: tuple[Refused, ...] = ()
     """Entries that cannot be meant, such as a line without a label."""
-    ignored: int = 0
-    """Files that are no videos by their suffix, passed over."""
+    ignored: tuple[Path, ...] = ()
+    """Files that are no videos by their suffix, or lie in no class's folder, passed over."""
     empty: tuple[str, ...] = ()
     """Folders of a class in which no video was found."""
 
@@ -88,24 +88,24 @@ def folder_per_class(place: Path) -> Listing:
         raise FlowlessError(f"{place}: it is not a folder. {_EXPECTED['folder']} For a table of paths and labels use --format csv.")
     items: list[Item] = []
     empty: list[str] = []
-    ignored = 0
+    ignored: list[Path] = []
     for folder in sorted(place.iterdir()):
         if folder.name.startswith("."):
             continue
         if not folder.is_dir():
-            ignored += 1
+            ignored.append(folder)
             continue
         before = len(items)
         for path in sorted(_videos_below(folder)):
             if path.is_dir() or path.suffix.lower() in VIDEO_SUFFIXES:
                 items.append(Item(path=path, label=normal(folder.name)))
             else:
-                ignored += 1
+                ignored.append(path)
         if len(items) == before:
             empty.append(folder.name)
     if not items and ignored:
-        raise FlowlessError(f"{place}: it holds {ignored} files, but no folder of a class with videos in it. {_EXPECTED['folder']}")
-    return Listing(root=place, items=tuple(items), ignored=ignored, empty=tuple(empty))
+        raise FlowlessError(f"{place}: it holds {len(ignored)} files, but no folder of a class with videos in it. {_EXPECTED['folder']}")
+    return Listing(root=place, items=tuple(items), ignored=tuple(ignored), empty=tuple(empty))
 
 
 def csv_table(place: Path) -> Listing:
