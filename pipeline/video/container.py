@@ -28,7 +28,9 @@ _FFMPEGS_STREAMS = 1000
 #: What begins an address on a network (`pathlib` has made one stroke of two).
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 #: Formats of files that name other files or addresses, which FFmpeg would open in their place.
-_PLAYLISTS = frozenset({"hls", "concat", "dash", "imf", "rtsp", "sdp", "image2", "webm_dash_manifest"})
+_PLAYLISTS = frozenset({"hls", "concat", "dash", "imf", "rtsp", "sdp", "webm_dash_manifest"})
+#: Formats of single pictures.
+_PICTURES = frozenset({"image2", "image2pipe"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +164,8 @@ def encrypted(path: str | os.PathLike[str]) -> Unreadable:
 
 
 def _stream(container: InputContainer, path: str | os.PathLike[str], threads: int) -> VideoStream:
+    if container.format.name in _PICTURES or container.format.name.endswith("_pipe"):
+        raise Unreadable(path, "it is one picture, not a video", "Of a folder of numbered pictures name the folder.")
     if names := _PLAYLISTS & set(container.format.name.split(",")):
         raise Unreadable(path, f"it is a list of other files ({', '.join(names)}), not a video", "Name the video files themselves.")
     streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import struct
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
@@ -129,6 +129,12 @@ class FrameFolder:
             if frame.shape[1::-1] != size:
                 frame = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))
             yield ordinal, frame
+
+    def stack(self, ordinals: Sequence[int] | NDArray[np.integer]) -> NDArray[np.uint8]:
+        """Return frames uint8 `[K, H, W, 3]` in the order asked for, which may repeat; the errors are those of `frames`."""
+        asked = [int(ordinal) for ordinal in ordinals]
+        found = dict(self.frames(asked))
+        return np.stack([found[ordinal] for ordinal in asked]) if asked else np.empty((0, self.info.height, self.info.width, 3), np.uint8)
 
     def paths(self, ordinals: Iterable[int]) -> list[Path]:
         """Return the picture of each different ordinal, ascending.

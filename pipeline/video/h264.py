@@ -6,18 +6,21 @@ from __future__ import annotations
 _HIGH = frozenset({44, 83, 86, 100, 110, 118, 122, 128, 134, 135, 138, 139, 244})
 
 
-def states_reordering(header: bytes | None) -> bool:
-    """Return whether a stream's header says how many frames are decoded before they are shown (`bitstream_restriction_flag`).
+def most_reordered(header: bytes | None) -> int | None:
+    """Return how many frames a frame may be decoded before it is shown, by a stream's header (`max_num_reorder_frames`).
 
-    Where it does not, FFmpeg's decoder guesses by what it has seen, and loses a frame where it learns that it guessed too low.
+    Where the header does not say, FFmpeg's decoder guesses by what it has seen, and loses a frame where it learns that it guessed too low.
 
     Args:
-        header: The codec's `extradata`, as MP4 (`avcC`) or a bare stream has it; None and what cannot be read state nothing.
+        header: The codec's `extradata`, as MP4 (`avcC`) or a bare stream has it.
+
+    Returns:
+        The number, 0 to 16; None where there is no header, it does not say, or it cannot be read.
     """
     try:
-        return _restricts(_Bits(_sequence(header or b"")))
+        return _restriction(_Bits(_sequence(header or b"")))
     except IndexError:  # it ends before
-        return False
+        return None
 
 
 class _Bits:
@@ -55,7 +58,7 @@ def _sequence(header: bytes) -> bytes:
     return unit[1:].replace(b"\0\0\3", b"\0\0")
 
 
-def _restricts(bits: _Bits) -> bool:
+def _restriction(bits: _Bits) -> int | None:
     profile = bits.take(24) >> 16
     bits.number()
     if profile in _HIGH:
@@ -80,10 +83,10 @@ def _restricts(bits: _Bits) -> bool:
     bits.take()
     if bits.take():
         bits.skip("vvvv")
-    return bool(bits.take()) and _usability_restricts(bits)
+    return _usability(bits) if bits.take() else None
 
 
-def _usability_restricts(bits: _Bits) -> bool:
+def _usability(bits: _Bits) -> int | None:
     if bits.take() and bits.take(8) == 255:
         bits.take(32)
     if bits.take():
@@ -98,7 +101,10 @@ def _usability_restricts(bits: _Bits) -> bool:
     if buffers:
         bits.take()
     bits.take()
-    return bool(bits.take())
+    if not bits.take():
+        return None
+    bits.skip("uvvvv")
+    return bits.number()
 
 
 def _skip_scaling(bits: _Bits, size: int) -> None:

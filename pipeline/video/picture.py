@@ -47,7 +47,8 @@ _TURNS = {
     Orientation(180, True): "vflip,",
     Orientation(270, True): "transpose=cclock_flip,",
 }
-#: Formats whose pixels become RGB one by one: swscale's fast way, with nothing between them, whichever way the picture is turned.
+#: Formats whose pixels become RGB one by one: swscale's fast way, with nothing between them, whichever way the picture is turned, if
+#: it has no half pixels at its edges and is not made of two fields.
 _ONE_BY_ONE = frozenset({"yuv420p", "yuvj420p", "rgb24", "bgr24", "rgba", "bgra", "gray"})
 
 
@@ -73,8 +74,8 @@ class Converter:
         """Return uint8 `[H, W, 3]`, an array of its own."""
         orientation = orientation_of(frame)
         stored = self.size[::-1] if orientation.rotation % 180 else self.size
-        even = not (frame.height % 2 or frame.width % 2)
-        if frame.format.name in _ONE_BY_ONE and even and (frame.height, frame.width) == stored:
+        plain = frame.format.name in _ONE_BY_ONE and not (frame.height % 2 or frame.width % 2 or frame.interlaced_frame)
+        if plain and (frame.height, frame.width) == stored:
             picture = self._reformatter.reformat(frame, format="rgb24", threads=1)
             return orientation.apply(_pixels(picture)).copy()
         return _pixels(self._by_filters(frame, orientation)).copy()

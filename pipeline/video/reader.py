@@ -85,7 +85,7 @@ class VideoReader:
             Unreadable: No frame decodes, or where all are decoded, one is damaged.
         """
         if self._info is None:
-            self._info = self._look(decode=not (self._line.jumps and self._line.certain))
+            self._info = self._look(decode=not (self._line.jumps and self._line.certain and (self._line.ends or self._ends_well())))
         return self._info
 
     def prove(self) -> VideoInfo:
@@ -101,7 +101,8 @@ class VideoReader:
     @property
     def count(self) -> int:
         """The number of frames; cheaper than `info`, which looks at a picture as well."""
-        return self._line.count if self._info is None and self._line.jumps and self._line.certain else self.info.frames
+        line = self._line
+        return line.count if self._info is None and line.jumps and line.certain and line.ends else self.info.frames
 
     def frames(self, ordinals: Iterable[int]) -> Generator[tuple[int, NDArray[np.uint8]], None, None]:
         """Yield `(ordinal, frame)` for each different ordinal, ascending; each frame is converted as it is decoded.
@@ -158,6 +159,10 @@ class VideoReader:
         convert = Converter(self._size())
         for frame in self._in_order():
             yield convert(frame)
+
+    def _ends_well(self) -> bool:
+        """Return whether the last frames decode, from their key frame on."""
+        return any(True for _ in self._by_time_stamp([self._line.count - 1]))
 
     def _distrust(self) -> None:
         """Decode in order from now on, and say so in `info`: a frame came out of turn."""
@@ -275,7 +280,8 @@ class VideoReader:
 
     def _by_time_stamp(self, ordinals: list[int]) -> Iterator[tuple[int, VideoFrame]]:
         """Yield the wanted frames, ascending, up to the first that comes out of turn."""
-        drops = drops_unreferenced(self._video)
+        # Only where each frame is known to come out in its turn: those that are left out could not be checked.
+        drops = self._info is not None and self._info.proved and drops_unreferenced(self._video)
         with wrap_io_errors(self.path):
             for run in runs_of(self._line, ordinals):
                 left = run.wanted[::-1]
@@ -296,7 +302,9 @@ class VideoReader:
         packets = self._packets_from(run.key)
         reading = None
         context = self._video.stream.codec_context
-        to_feed = set(self._line.pts[run.wanted].tolist())
+        begin = int(self._line.key_frames[run.key]) if run.key else 0
+        # What is shown before a wanted frame may be decoded after it; where nothing is left out, all of it has to come out in its turn.
+        to_feed = set(self._line.pts[run.wanted if drops else slice(begin, run.wanted[-1] + 1)].tolist())
         for packet in packets:
             reading = reading or self._reading
             self._check_current(reading)
@@ -304,10 +312,9 @@ class VideoReader:
             if drops:
                 context.skip_frame = "DEFAULT" if wanted else "NONREF"
             yield from self._video.stream.decode(packet)
-            if wanted:
-                to_feed.discard(packet.pts)
-                if not to_feed:
-                    break
+            to_feed.discard(packet.pts)
+            if not to_feed:
+                break
         # Nothing wanted lies beyond: have the frames that wait for their turn come out now.
         with suppress(av.error.EOFError):
             yield from self._video.stream.decode(None)

@@ -11,7 +11,8 @@ from av.packet import Packet
 from numpy.typing import NDArray
 
 from flowless.pipeline.video.container import Limits, OpenVideo, Unreadable, encrypted, packets_of, wrap_io_errors
-from flowless.pipeline.video.h264 import states_reordering
+from flowless.pipeline.video.container_ends import gif_is_cut, matroska_lacks_bytes
+from flowless.pipeline.video.h264 import most_reordered
 from flowless.pipeline.video.protection import is_scrambled
 
 #: Packets of a file up to this many bytes stay in memory, so that decoding reads the file once.
@@ -30,8 +31,10 @@ SEARCHED_BY_PLACE = frozenset({"mpegts", "mpeg"})
 _COUNTED = frozenset({"mpeg4"})
 #: Packets by which FFmpeg has guessed, when it opens a file, how far H.264's frames are reordered.
 _FIRST_SEEN = 7
-#: Frames that a codec may show later than their packet's place says: 16 in H.264 and HEVC, twice that for fields.
-_MOST_REORDERED = 32
+#: How many frames shown later may be decoded before a frame: by the codecs' rules; those that are not named reorder none.
+_MOST_REORDERED = {"h264": 16, "hevc": 16, "mpeg1video": 1, "mpeg2video": 1, "mpeg4": 1}
+#: Containers that do not say where they end: whether the last frame is whole, only decoding it tells.
+_WITHOUT_AN_END = frozenset({"mpegts", "mpeg", "nut"})
 
 
 @dataclass(kw_only=True)
@@ -52,6 +55,8 @@ class Timeline:
     """Ascending times of decoding of the shown frames: all that AVI knows of time. Empty for others."""
     certain: bool = True
     """Whether each of those packets gives a frame, as far as the codec is known."""
+    ends: bool = True
+    """Whether the container says that the last frame is whole."""
     packets: list[Packet] | None = None
     """All packets in the order of decoding, where they were kept."""
 
@@ -71,7 +76,7 @@ def read_timeline(video: OpenVideo, path: str | os.PathLike[str]) -> Timeline:
     Raises:
         Unreadable: The file has no packets, or ends before what its own index promises.
     """
-    seen = _Seen(kept=[], behind=2 if "mpegts" in video.formats else 1)
+    seen = _Seen(kept=[], is_mpeg=video.codec in {"mpeg1video", "mpeg2video"}, behind=2 if "mpegts" in video.formats else 1)
     most = Limits.from_environment().frames
     with wrap_io_errors(path):
         for packet in packets_of(video, path):
@@ -85,7 +90,8 @@ def read_timeline(video: OpenVideo, path: str | os.PathLike[str]) -> Timeline:
             raise encrypted(path)
         raise Unreadable(path, "it has no frames")
     if _cut_off(video, path, seen):
-        raise Unreadable(path, f"it is cut off after {len(seen.pts)} frames")
+        torn = "gif" in video.formats  # whose last packet is what is left of a picture
+        raise Unreadable(path, f"it is cut off after {len(seen.pts) - torn} frames")
     order = _order(video, seen)
     keys = np.empty(0, np.int64)
     places = np.empty(0, np.int64)
@@ -104,7 +110,8 @@ def read_timeline(video: OpenVideo, path: str | os.PathLike[str]) -> Timeline:
         key_bytes=places,
         missing=tuple(sorted({min(place, len(seen.pts)) for place in seen.missing})),
         dts=np.sort(np.asarray(dts, np.int64)) if len(dts) == len(seen.dts) else np.empty(0, np.int64),
-        certain=video.codec not in _COUNTED and not _guesses(video, order),
+        certain=video.codec not in _COUNTED and not seen.sizes_differ and not _guesses(video, order),
+        ends=not _WITHOUT_AN_END & video.formats,
         packets=seen.kept,
     )
 
@@ -128,6 +135,8 @@ class _Seen:
     """What one pass over the packets gathers of those that hold a shown frame, in the order of decoding."""
 
     kept: list[Packet] | None
+    is_mpeg: bool
+    """Whether it is MPEG-1 or MPEG-2."""
     behind: int
     """Packets from one that the demuxer marks up to the gap: in a transport stream it marks the one before the torn one."""
     pts: list[int | None] = field(default_factory=list)
@@ -150,6 +159,10 @@ class _Seen:
     place_before: int = 0
     torn: bool = False
     """Whether the last packet is not whole."""
+    mpeg_size: bytes = b""
+    """Rows and columns by the newest header of MPEG-1 or MPEG-2."""
+    sizes_differ: bool = False
+    """Whether those change: the decoder loses a frame there."""
 
     def take(self, packet: Packet, *, shown: bool) -> None:
         if self.first:
@@ -169,10 +182,18 @@ class _Seen:
             self.keys.append(packet.is_keyframe)
             self.places.append(self.place)
             self.places_before.append(self.place_before)
+        if self.is_mpeg and packet.is_keyframe:
+            self._note_size(bytes(packet))
         if self.kept is not None:
             self.kept.append(packet)
             if self.size > KEEP_BYTES:
                 self.kept = None
+
+    def _note_size(self, data: bytes) -> None:
+        place = data.find(b"\0\0\1\xb3") + 4
+        size = data[place : place + 3] if place > 3 else self.mpeg_size
+        self.sizes_differ = self.sizes_differ or (self.mpeg_size not in {b"", size})
+        self.mpeg_size = size
 
 
 def _hidden(packet: Packet, codec: str) -> bool:
@@ -197,49 +218,41 @@ def _order(video: OpenVideo, seen: _Seen) -> NDArray[np.int64] | None:
     begins_cleanly = seen.begins_with_key and seen.first_pts is not None and seen.first_pts <= stamps[order[0]]
     if not begins_cleanly or not (np.diff(stamps[order]) > 0).all() or (np.diff(np.asarray(seen.all_dts, np.int64)) < 0).any():
         return None
-    late = np.abs(order - np.arange(len(order))).max()
+    before = _decoded_before(order)
+    most = _MOST_REORDERED.get(video.codec, 0)
+    if video.codec == "h264" and (stated := most_reordered(video.stream.codec_context.extradata)) is not None:
+        most = stated
     # A decoder that reorders frames whose stamps do not was given the times of decoding.
-    if late > _MOST_REORDERED or (not late and len(order) > 2 and video.stream.codec_context.has_b_frames):
+    if before.max() > most or (not before.any() and len(order) > 2 and video.stream.codec_context.has_b_frames):
         return None
     return order
 
 
-def _guesses(video: OpenVideo, order: NDArray[np.int64] | None) -> bool:
-    """Return whether H.264's decoder has to guess how far frames are reordered, and begins with too little: it loses a frame then."""
-    if video.codec != "h264" or order is None or states_reordering(video.stream.codec_context.extradata):
-        return False
+def _decoded_before(order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return for each packet, in the order of decoding, how many frames shown later come before it (none but the next 32 are looked at)."""
+    before = np.zeros(len(order), np.int64)
     shown = np.empty(len(order), np.int64)
     shown[order] = np.arange(len(order))
-    overtaken = np.zeros(len(order), np.int64)
-    for distance in range(1, min(_MOST_REORDERED, len(order))):
-        overtaken[distance:] += shown[:-distance] > shown[distance:]
-    return overtaken.max() > overtaken[:_FIRST_SEEN].max()
+    if not (shown == np.arange(len(order))).all():
+        for distance in range(1, min(33, len(order))):
+            before[distance:] += shown[:-distance] > shown[distance:]
+    return before
+
+
+def _guesses(video: OpenVideo, order: NDArray[np.int64] | None) -> bool:
+    """Return whether H.264's decoder has to guess how far frames are reordered, and begins with too little: it loses a frame then."""
+    if video.codec != "h264" or order is None or most_reordered(video.stream.codec_context.extradata) is not None:
+        return False
+    before = _decoded_before(order)
+    return before.max() > before[:_FIRST_SEEN].max()
 
 
 def _cut_off(video: OpenVideo, path: str | os.PathLike[str], seen: _Seen) -> bool:
-    """Return whether the file ends before what its own container says, by its index or its length in bytes (a tag is no promise)."""
+    """Return whether the file ends before what its own container says, by its index, length or blocks (a tag is no promise)."""
+    if "gif" in video.formats:
+        return gif_is_cut(path)
     if "mp4" in video.formats:
         return seen.packets < sum(entry.size > 0 for entry in video.stream.index_entries)
     if "matroska" in video.formats:
-        return seen.torn or _matroska_lacks_bytes(path)
+        return seen.torn or matroska_lacks_bytes(path)
     return seen.torn and not SEARCHED_BY_PLACE & video.formats
-
-
-def _matroska_lacks_bytes(path: str | os.PathLike[str]) -> bool:
-    """Return whether a Matroska file's one Segment says that it is longer than the file (a live recording does not say)."""
-    with wrap_io_errors(path), open(path, "rb") as stream:  # noqa: PTH123  any name, as `open_video` takes it
-        head = stream.read(4096)
-        total = stream.seek(0, os.SEEK_END)
-    place = 0
-    while place + 12 <= len(head):
-        name_length = 9 - head[place].bit_length()
-        name = head[place : place + name_length]
-        first = head[place + name_length]
-        size_length = 9 - first.bit_length()
-        size = int.from_bytes(head[place + name_length : place + name_length + size_length], "big") & ~(1 << 7 * size_length)
-        begins = place + name_length + size_length
-        if name == b"\x18\x53\x80\x67":  # Segment
-            unknown = size == (1 << 7 * size_length) - 1
-            return not unknown and begins + size > total
-        place = begins + size
-    return False

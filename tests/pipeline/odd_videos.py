@@ -109,6 +109,19 @@ def without(source: Path, target: Path, places: Iterable[int]) -> Path:
     return target
 
 
+def restamped(source: Path, target: Path, by: Callable[[int], int]) -> Path:
+    """Copy a file's packets with times of showing that differ by so many milliseconds, by their place in the order of decoding."""
+    with av.open(str(source)) as before, av.open(str(target), "w") as after:
+        stream = after.add_stream_from_template(before.streams.video[0])
+        for place, packet in enumerate(packet for packet in before.demux(video=0) if packet.size):
+            packet.stream = stream
+            assert packet.pts is not None
+            packet.pts += 2000 + by(place)
+            packet.dts = place  # ascending, and earlier than any of those
+            after.mux(packet)
+    return target
+
+
 def lacking(source: Path, target: Path, place: int) -> Path:
     """Copy a transport stream without one of its packets of 188 bytes."""
     data = source.read_bytes()
@@ -153,6 +166,12 @@ def decoded(path: Path) -> Iterator[av.VideoFrame]:
     """Yield what FFmpeg's decoder gives, in its order."""
     with av.open(str(path), metadata_errors="replace") as container:
         yield from container.decode(video=0)
+
+
+def packets(path: Path) -> list[av.Packet]:
+    """Return a file's packets of pictures, in the order of decoding."""
+    with av.open(str(path)) as container:
+        return [packet for packet in container.demux(video=0) if packet.size]
 
 
 def with_packed_b_frames(path: Path, *, frames: int = 41) -> Path:

@@ -72,6 +72,7 @@ def test_what_is_missing_is_said_as_what_it_is(field: Path) -> None:
 
 def test_a_frame_of_a_camcorders_stream_costs_one_group_of_pictures(field: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, fed, inner = field / "av.mts", [], VideoReader._packets_from
+    info = info_of(path)
 
     def counted(video: VideoReader, key: int):
         for packet in inner(video, key):
@@ -79,7 +80,7 @@ def test_a_frame_of_a_camcorders_stream_costs_one_group_of_pictures(field: Path,
             yield packet
 
     monkeypatch.setattr(VideoReader, "_packets_from", counted)
-    with VideoReader(path, known=info_of(path)) as video:
+    with VideoReader(path, known=info) as video:
         video.stack([99])
         assert video.info.jumps, "nothing was decoded in order after all"
     assert len(fed) <= 25

@@ -42,6 +42,8 @@ def test_scanned_read_and_loaded(tmp_path):
     with index.open(index.videos[2]) as video:
         assert [barcode.read(frame) for frame in video] == list(range(1, 13))
         assert [(ordinal, barcode.read(frame)) for ordinal, frame in video.frames([11, 3, 3])] == [(3, 4), (11, 12)]
+        assert [barcode.read(frame) for frame in video.stack([5, 2, 5])] == [6, 3, 6]
+        assert video.stack([]).shape == (0, 96, 160, 3)
         with pytest.raises(FlowlessError, match=r"frames 3 to 12 were asked for, but the folder has 12 pictures"):
             list(video.frames([3, 12]))
     path = index.path_of(index.videos[2])
