@@ -161,8 +161,8 @@ class VideoReader:
             yield convert(frame)
 
     def _ends_well(self) -> bool:
-        """Return whether the last frames decode, from their key frame on."""
-        return any(True for _ in self._by_time_stamp([self._line.count - 1]))
+        """Return whether the last frames decode, from their key frame on, all of them."""
+        return any(True for _ in self._by_time_stamp([self._line.count - 1], all_of_them=True))
 
     def _distrust(self) -> None:
         """Decode in order from now on, and say so in `info`: a frame came out of turn."""
@@ -278,10 +278,11 @@ class VideoReader:
             self._open()
         self._at_start = self._decoder_fresh = False
 
-    def _by_time_stamp(self, ordinals: list[int]) -> Iterator[tuple[int, VideoFrame]]:
-        """Yield the wanted frames, ascending, up to the first that comes out of turn."""
-        # Only where each frame is known to come out in its turn: those that are left out could not be checked.
-        drops = self._info is not None and self._info.proved and drops_unreferenced(self._video)
+    def _by_time_stamp(self, ordinals: list[int], *, all_of_them: bool = False) -> Iterator[tuple[int, VideoFrame]]:
+        """Yield the wanted frames, ascending, up to the first that comes out of turn; with `all_of_them` nothing between is left out."""
+        # What is left out cannot be checked: only where each frame is known to come out in its turn, or stamps at a steady rate say so.
+        sure = (self._info is not None and self._info.proved) or not varies(self._line.pts)
+        drops = sure and not all_of_them and drops_unreferenced(self._video)
         with wrap_io_errors(self.path):
             for run in runs_of(self._line, ordinals):
                 left = run.wanted[::-1]
