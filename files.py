@@ -22,9 +22,12 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path beside `path`; rename it into place if the block succeeds, remove it if not.
 
-    Raises FlowlessError, naming `path`, where the disk is full or the place cannot be written.
+    A link stays one; the file that it names is replaced.
+
+    Raises FlowlessError, naming `path`, where the disk is full, the place cannot be written, or is a device or a pipe.
     """
-    target = Path(path)
+    refuse_special(path)
+    target = Path(os.path.realpath(path))
     with _told_by_name(target):
         with _told_by_name(target, place=True):
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -71,9 +74,10 @@ def refuse_unwritable(path: str | os.PathLike[str]) -> None:
     """Raise now what `whole_file` would raise when the work is done.
 
     Raises:
-        FlowlessError: `path` is a folder, or no file can be written beside it.
+        FlowlessError: `path` is a folder, a device or a pipe, or no file can be written beside it.
     """
-    target = Path(path)
+    refuse_special(path)
+    target = Path(os.path.realpath(path))
     with _told_by_name(target, place=True):
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -85,6 +89,21 @@ def refuse_unwritable(path: str | os.PathLike[str]) -> None:
             for folder in made:
                 with suppress(OSError):
                     folder.rmdir()
+
+
+def refuse_special(path: str | os.PathLike[str]) -> None:
+    """Raise FlowlessError where `path` is a device or a pipe, which a file would take the place of."""
+    target = Path(path)
+    with _told_by_name(target, place=True):
+        if target.exists() and not target.is_file() and not target.is_dir():
+            raise FlowlessError(f"{target}: it is no regular file but a device or a pipe, so it is left alone. Name another file.")
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """Return an absolute path, links and all; `..` is taken out where that leads to the same file (behind a link it does not)."""
+    short = os.path.abspath(path)  # noqa: PTH100
+    whole = os.path.join(os.getcwd(), path)  # noqa: PTH109, PTH118
+    return short if ".." not in Path(path).parts or os.path.realpath(short) == os.path.realpath(whole) else whole
 
 
 def write_json(path: str | os.PathLike[str], document: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,13 +49,17 @@ class VideoRecord:
 
 
 def stamp_of(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Return size in bytes and time of change (ns) of a file or folder.
+    """Return size in bytes and time of change (ns) of a file; of a folder, of all that lies in it: the sum and the newest.
 
     Raises:
         FlowlessError: It is not there, or may not be looked at.
     """
     try:
         status = Path(path).stat()
+        if stat.S_ISDIR(status.st_mode):  # its own stamp stays where a picture is written over
+            with os.scandir(path) as entries:
+                inside = [entry.stat() for entry in entries]
+            return sum(item.st_size for item in inside), max(item.st_mtime_ns for item in (status, *inside))
     except OSError as error:
         raise FlowlessError(f"{os.fspath(path)}: it cannot be read ({error.strerror}). Check the name.") from error
     return status.st_size, status.st_mtime_ns
@@ -121,6 +126,7 @@ class DatasetIndex:
             "version": VERSION,
             "root": os.path.relpath(self.root.resolve(), target.resolve().parent),
             "labels": list(self.labels),
+            "videos": len(self.videos),
             "refused": [asdict(item) for item in self.refused],
         }
         described: set[str] = set()
@@ -145,6 +151,10 @@ class DatasetIndex:
                 raise ValueError(f"its version is {header.get('version')}, and this flowless reads version {VERSION}")
             described: dict[str, dict[str, Any]] = {}
             videos = tuple(_record(json.loads(line), len(header["labels"]), described) for line in lines[1:] if line)
+            if header.get("videos", len(videos)) != len(videos):
+                raise ValueError(f"it holds {len(videos)} of its {header['videos']} videos; it is cut off")
+            if not all(isinstance(name, str) for name in header["labels"]) or len(set(header["labels"])) < len(header["labels"]):
+                raise ValueError("its labels are no different names")
             refused = tuple(Refused(**item) for item in header["refused"])
             root = Path(os.path.normpath(source.resolve().parent / header["root"]))
         except FileNotFoundError:
@@ -182,6 +192,14 @@ def _record(document: dict[str, Any], labels: int, described: dict[str, dict[str
     if set(document) - known:
         raise ValueError(f"unknown fields {sorted(set(document) - known)}")
     record = VideoRecord(**document, **described[document["path"]])
+    numbers = (record.label, record.frames, record.first_frame, *record.stamp)
+    if not isinstance(record.id, str) or not isinstance(record.path, str) or any(type(number) is not int for number in numbers):
+        raise ValueError(f"a value of the record {record.id!r:.40} is of the wrong kind")
+    if record.frames < 1 or record.first_frame < 0 or record.first_frame + record.frames > record.info.frames:
+        raise ValueError(
+            f"video {record.id} has frames {record.first_frame} to {record.first_frame + record.frames - 1}, but its file has "
+            f"{record.info.frames}"
+        )
     if not 0 <= record.label < labels:
         raise ValueError(f"video {record.id} has label {record.label}, but the index knows {labels} labels")
     return record

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from flowless.console import progress
 from flowless.errors import FlowlessError
-from flowless.files import refuse_unwritable
+from flowless.files import absolute, refuse_unwritable
 from flowless.machine import usable_cores
 from flowless.pipeline.dataset.index import DatasetIndex, Refused, VideoRecord, is_index
 from flowless.pipeline.dataset.scan_jobs import Found, Job, run_jobs
@@ -93,7 +93,7 @@ def run_scan(source: str | os.PathLike[str], *, out: str | os.PathLike[str], opt
     refuse_unwritable(target)
     if target.is_file() and target.stat().st_size and not is_index(target):
         raise FlowlessError(f"{target}: exists and is no index, so it is left alone. Name another --out.")
-    listing = _without_contradictions(list_source(source, format=options.format))
+    listing = list_source(source, format=options.format)
     names = read_labels(labels) if labels is not None else label_order({item.label for item in listing.items})
     known, refused = _with_known_labels(listing, names, labels)
     jobs = _jobs(known, options)
@@ -120,22 +120,6 @@ def run_scan(source: str | os.PathLike[str], *, out: str | os.PathLike[str], opt
     )
 
 
-def _without_contradictions(listing: Listing) -> Listing:
-    """Refuse a file that is named a second time, by whatever name or link, with another label."""
-    first: dict[tuple[str, float | None, float | None], Item] = {}
-    kept: list[Item] = []
-    refused: list[Refused] = []
-    for item in listing.items:
-        other = first.setdefault((os.path.realpath(item.path), item.start, item.end), item)
-        if other.label == item.label:
-            kept.append(item)
-            continue
-        where, line = (f"line {item.line}: ", f" of line {other.line}") if item.line else ("", "")
-        reason = f"{where}it is the same file as {_name(listing.root, other.path)}{line}, which has another label, {other.label!r}"
-        refused.append(Refused(path=_name(listing.root, item.path), reason=reason))
-    return replace(listing, items=tuple(kept), refused=(*listing.refused, *refused))
-
-
 def _without_videos(listing: Listing, index: DatasetIndex) -> tuple[str, ...]:
     usable = {index.labels[video.label] for video in index.videos}
     named = {item.label for item in listing.items} | set(listing.empty)
@@ -144,8 +128,9 @@ def _without_videos(listing: Listing, index: DatasetIndex) -> tuple[str, ...]:
 
 def _with_known_labels(listing: Listing, names: Sequence[str], labels: str | os.PathLike[str] | None) -> tuple[list[Item], list[Refused]]:
     known, refused = [], list(listing.refused)
+    meant = set(names)
     for item in listing.items:
-        if item.label in set(names):
+        if item.label in meant:
             known.append(item)
             continue
         where = f"line {item.line}: " if item.line else ""
@@ -169,6 +154,7 @@ def _index(
     videos: list[VideoRecord] = []
     bad = list(refused)
     parts_seen: dict[Path, int] = {}
+    labelled: dict[tuple[str, int, int], Item] = {}
     for item in items:
         finding, name = found[str(item.path)], _name(listing.root, item.path)
         part = parts_seen.get(item.path, 0)
@@ -183,10 +169,13 @@ def _index(
             reason = f"no frame is shown {_range(item)}; the video lasts {finding.info.seconds:.2f} s"
             bad.append(Refused(path=name, reason=where + reason))
             continue
-        whole = item.start is None and item.end is None
+        other = labelled.setdefault((os.path.realpath(item.path), first, frames), item)
+        if other.label != item.label:
+            bad.append(Refused(path=name, reason=where + _contradiction(other, _name(listing.root, other.path))))
+            continue
         videos.append(
             VideoRecord(
-                id=name if whole else f"{name}#{item.start or 0:g}-{'' if item.end is None else format(item.end, 'g')}",
+                id=name if item.start is None and item.end is None else f"{name}#{_seconds(item.start or 0)}-{_seconds(item.end)}",
                 path=name,
                 label=number[item.label],
                 frames=frames,
@@ -198,9 +187,20 @@ def _index(
     return DatasetIndex(root=listing.root.absolute(), labels=tuple(names), videos=tuple(videos), refused=tuple(bad))
 
 
+def _contradiction(other: Item, name: str) -> str:
+    """Return why an entry is refused whose frames another names with another label, by whatever name, link or time."""
+    where = f" of line {other.line}" if other.line else ""
+    same = "it is the same file" if other.start is None and other.end is None else "it has the same frames"
+    return f"{same} as {name}{where}, which has another label, {other.label!r}"
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else repr(float(value)).removesuffix(".0")
+
+
 def _name(root: Path, path: Path) -> str:
     """Return the path relative to the root where it lies below it (links are not resolved), else absolute."""
-    full, base = Path(os.path.abspath(path)), Path(os.path.abspath(root))  # noqa: PTH100
+    full, base = Path(absolute(path)), Path(absolute(root))
     return full.relative_to(base).as_posix() if full.is_relative_to(base) else str(full)
 
 

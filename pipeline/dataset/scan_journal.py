@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +11,7 @@ from typing import Any, TextIO
 import av
 
 from flowless.errors import FlowlessError
+from flowless.files import absolute
 from flowless.pipeline.dataset.index import stamp_of
 from flowless.pipeline.dataset.scan_jobs import Found, Job
 from flowless.pipeline.video.info import VideoInfo
@@ -33,14 +33,14 @@ class Journal:
             FlowlessError: The journal cannot be written at that place.
         """
         known: dict[str, dict[str, Any]] = {}
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
-        goes_on = bool(lines) and _parse(lines[0]) == _header()
-        for line in lines[1:] if goes_on else ():
-            # The line that an interruption tore is no JSON; its file is looked at again.
-            entry = _parse(line)
-            if entry is not None and "key" in entry and "found" in entry:
-                known[json.dumps(entry["key"])] = entry["found"]
         try:
+            lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
+            goes_on = bool(lines) and _parse(lines[0]) == _header()
+            for line in lines[1:] if goes_on else ():
+                # The line that an interruption tore is no JSON; its file is looked at again.
+                entry = _parse(line)
+                if entry is not None and "key" in entry and "found" in entry:
+                    known[json.dumps(entry["key"])] = entry["found"]
             path.parent.mkdir(parents=True, exist_ok=True)
             stream = path.open("a" if goes_on else "w", encoding="utf-8")
             journal = cls(path, known, stream)
@@ -107,8 +107,7 @@ def _key(job: Job) -> list[Any]:
         stamp = stamp_of(job.path)
     except FlowlessError:
         stamp = (-1, -1)
-    where = os.path.abspath(job.path)  # noqa: PTH100  links stay as they are
-    return [where, *stamp, [list(part) for part in job.parts], job.decode, job.rate]
+    return [absolute(job.path), *stamp, [list(part) for part in job.parts], job.decode, job.rate]
 
 
 def _parse(line: str) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flowless.errors import FlowlessError
-from flowless.files import printable
+from flowless.files import absolute, printable
 from flowless.pipeline.dataset.index import FORMAT as INDEX_FORMAT
 from flowless.pipeline.dataset.index import Refused
 from flowless.pipeline.video.frame_folder import PICTURE_SUFFIXES
@@ -55,7 +55,7 @@ class Listing:
     ignored: tuple[Path, ...] = ()
     """Files that are no videos by their suffix, or lie in no class's folder, passed over."""
     empty: tuple[str, ...] = ()
-    """Folders of a class in which no video was found."""
+    """Classes in which nothing that can be meant was found: their folders are empty, or some of their lines refused."""
 
 
 def list_source(source: str | os.PathLike[str], *, format: str) -> Listing:  # noqa: A002
@@ -110,30 +110,34 @@ def folder_per_class(place: Path) -> Listing:
 
 def csv_table(place: Path) -> Listing:
     """List a table with the columns `path,label` and, for parts, `start,end` in seconds; paths are relative to the table."""
+    if place.exists() and not place.is_file():
+        raise FlowlessError(f"{place}: it is no file. {_EXPECTED['csv']}")
     items: list[Item] = []
     refused: list[Refused] = []
-    seen: dict[tuple[Path, float | None, float | None], tuple[int, str]] = {}
+    named: set[str] = set()
+    seen: dict[tuple[str, float | None, float | None], tuple[int, str]] = {}
     try:
         with place.open(newline="", encoding="utf-8-sig") as stream:
-            rows = csv.DictReader(stream, skipinitialspace=True)
-            columns = set(rows.fieldnames or ())
-            if not {"path", "label"} <= columns or columns - {"path", "label", "start", "end"}:
+            rows = csv.DictReader(stream, skipinitialspace=True, strict=True)
+            columns = list(rows.fieldnames or ())
+            if not {"path", "label"} <= set(columns) <= {"path", "label", "start", "end"} or len(set(columns)) < len(columns):
                 raise FlowlessError(f"{place}: its first line names the columns {sorted(map(str, columns))}. {_EXPECTED['csv']}")
             for row in rows:
                 made = _item(row, place.parent, rows.line_num)
                 if isinstance(made, Item):
-                    first, label = seen.setdefault((made.path, made.start, made.end), (made.line, made.label))
+                    first, label = seen.setdefault((absolute(made.path), made.start, made.end), (made.line, made.label))
                     if first == made.line:
                         items.append(made)
                         continue
                     other = "" if label == made.label else f" with another label, {label!r}"
                     made = Refused(path=str(row["path"]), reason=f"line {made.line}: listed already in line {first}{other}")
                 refused.append(made)
+                named |= {normal(label) for label in [str(row.get("label") or "").strip()] if label}
     except OSError as error:
         raise FlowlessError(f"{place}: cannot be read ({error.strerror}). {_EXPECTED['csv']}") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise FlowlessError(f"{place}: it is not a table in UTF-8 ({error}). {_EXPECTED['csv']}") from error
-    return Listing(root=place.parent, items=tuple(items), refused=tuple(refused))
+        raise FlowlessError(f"{place}: it is not a table in UTF-8 ({error}; is a quote left open?). {_EXPECTED['csv']}") from error
+    return Listing(root=place.parent, items=tuple(items), refused=tuple(refused), empty=tuple(sorted(named)))
 
 
 #: Format -> how to list it. The public data sets' own formats have their place here.
@@ -211,7 +215,8 @@ def _there(path: Path) -> Path:
 
 def _item(row: Mapping[str | None, object], root: Path, line: int) -> Item | Refused:
     name, label = str(row.get("path") or "").strip(), str(row.get("label") or "").strip()
-    problems = [f"it has no {what}" for what, value in (("path", name), ("label", label)) if not value]
+    problems = [f"its {what} holds a NUL" for what, value in (("path", name), ("label", label)) if "\0" in value]
+    problems += [f"it has no {what}" for what, value in (("path", name), ("label", label)) if not value]
     if None in row:
         problems.append("it has more values than columns (a comma in a value needs quotes around it)")
     times: dict[str, float | None] = {}
@@ -228,5 +233,5 @@ def _item(row: Mapping[str | None, object], root: Path, line: int) -> Item | Ref
     if not problems and end is not None and end <= (start or 0.0):
         problems.append(f"end is {end:g} s, which is not after start, {start or 0.0:g} s")
     if problems:
-        return Refused(path=name or f"(line {line})", reason=f"line {line}: " + "; ".join(problems))
+        return Refused(path=name.replace("\0", "\\0") or f"(line {line})", reason=f"line {line}: " + "; ".join(problems))
     return Item(path=_there(root / name), label=normal(label), start=start, end=end, line=line)

@@ -18,7 +18,7 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from flowless.errors import FlowlessError
-from flowless.files import printable
+from flowless.files import absolute, printable
 from flowless.interrupts import raise_lost_ctrl_c
 from flowless.pipeline.video.protection import says_encrypted
 
@@ -114,7 +114,7 @@ def open_video(path: str | os.PathLike[str], *, threads: int = 1) -> OpenVideo:
         # cameras and editors write it, says nothing about the pictures.
         limits = Limits.from_environment()
         options = {"protocol_whitelist": "file", "max_streams": str(max(limits.streams, _FFMPEGS_STREAMS))}
-        name = os.path.abspath(path)  # noqa: PTH100  links stay as they are
+        name = absolute(path)
         container = av.open(name, metadata_errors="replace", container_options=options)
         try:
             limits.refuse(path, "streams", len(container.streams))

@@ -174,10 +174,12 @@ class VideoInfo:
         if seconds <= 0:
             return 0
         if not self.pts:
-            raise FlowlessError(f"a time of {seconds:g} s cannot be found in it, since its frames have no time stamps.")
+            why = "its pictures have no rate: name one with --rate" if self.folder else "its frames have no time stamps"
+            raise FlowlessError(f"a time of {seconds:g} s cannot be found in it, since {why}.")
         times = np.asarray(self.pts)
-        # Half a tick of grace: decimal seconds rarely fall on a tick.
-        ticks = Fraction(seconds) / self.time_base - Fraction(1, 2)
+        # Decimal seconds rarely fall on a tick, and stamps are rounded to one. A tick as long as a frame (AVI) rounds nothing.
+        grace = Fraction(1, 2) if len(times) < 2 or np.median(np.diff(times)) > 1 else Fraction(1, 100)
+        ticks = Fraction(seconds) / self.time_base - grace
         return int(np.searchsorted(times - times[0], float(ticks), side="left"))
 
     def to_dict(self) -> dict[str, Any]:
@@ -199,6 +201,10 @@ class VideoInfo:
         made = cls(**values)
         if any(not isinstance(getattr(made, name), int) for name in ("frames", "width", "height", "rotation")):
             raise ValueError(f"frames, width, height or rotation of {values!r:.80} is no whole number")
+        if len(made.pts) not in {0, made.frames} or len(made.key_bytes) not in {0, len(made.key_frames)}:
+            raise ValueError("its lists of time stamps or key frames are not as long as they must be")
+        if made.key_frames and (len(made.pts) != made.frames or made.key_frames[-1] >= made.frames):
+            raise ValueError("its key frames are not among its frames")
         return made
 
 

@@ -155,7 +155,7 @@ def test_sources_that_are_none(tmp_path):
         (tmp_path / "binary.csv", "folder", "--format csv"),
         (tmp_path / "flat", "folder", r"SOURCE/<class>/<video>"),
         (tmp_path / "binary.csv", "csv", "UTF-8"),
-        (tmp_path / "flat", "csv", "cannot be read"),
+        (tmp_path / "flat", "csv", "it is no file"),
         (tmp_path / "flat", "kinetics", f"it must be one of {', '.join(FORMATS)}"),
     ):
         with pytest.raises(FlowlessError, match=words):
@@ -372,22 +372,3 @@ def test_a_script_needs_no_guard(tmp_path, barcodes):
     script.write_text("from flowless.pipeline import scan\nprint('once')\nprint(len(scan('set', out='index.jsonl', workers=2).videos))\n")
     done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["once", "3"]
-
-
-def test_one_file_with_two_labels(tmp_path, barcodes):
-    film = barcodes(barcode.KINDS[0])
-    for label in ("a", "b"):
-        (tmp_path / "set" / label).mkdir(parents=True)
-    shutil.copy(film, tmp_path / "set" / "a" / "film.mp4")
-    (tmp_path / "set" / "b" / "again.mp4").symlink_to(tmp_path / "set" / "a" / "film.mp4")
-    (tmp_path / "set" / "a" / "again.mp4").symlink_to(tmp_path / "set" / "a" / "film.mp4")
-    index = scan(tmp_path / "set", out=tmp_path / "folder.jsonl", workers=1)
-    assert [video.path for video in index.videos] == ["a/again.mp4", "a/film.mp4"]
-    same = "it is the same file as a/again.mp4, which has another label, 'a'"
-    assert [(item.path, item.reason) for item in index.refused] == [("b/again.mp4", same)]
-    table = tmp_path / "set" / "list.csv"
-    table.write_text("path,label,start,end\na/film.mp4,a,,\nb/../a/film.mp4,b,,\nb/again.mp4,b,,\na/film.mp4,b,0,1\na/film.mp4,c,1,2\n")
-    index = scan(table, format="csv", out=tmp_path / "table.jsonl", workers=1)
-    assert [video.id for video in index.videos] == ["a/film.mp4", "a/film.mp4#0-1", "a/film.mp4#1-2"]
-    same = "it is the same file as a/film.mp4 of line 2, which has another label, 'a'"
-    assert [item.reason for item in index.refused] == [f"line 3: {same}", f"line 4: {same}"]
