@@ -28,8 +28,8 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     refuse_special(path)
     target = Path(os.path.realpath(path))
-    with _told_by_name(target):
-        with _told_by_name(target, place=True):
+    with _wrap_io_errors(target):
+        with _wrap_io_errors(target, place=True):
             target.parent.mkdir(parents=True, exist_ok=True)
             # The suffix stays last: encoders and parsers choose their format by it.
             handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=target.suffix, dir=target.parent)
@@ -37,7 +37,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         draft = Path(name)
         try:
             yield draft
-            with _told_by_name(target, place=True):
+            with _wrap_io_errors(target, place=True):
                 draft.chmod(0o666 & ~_umask())
                 draft.replace(target)
         finally:
@@ -51,14 +51,14 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     An older folder at `path` stays untouched until the new one is complete.
     """
     target = Path(path)
-    with _told_by_name(target):
-        with _told_by_name(target, place=True):
+    with _wrap_io_errors(target):
+        with _wrap_io_errors(target, place=True):
             target.parent.mkdir(parents=True, exist_ok=True)
             draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         older = draft.with_name(draft.name + ".older")
         try:
             yield draft
-            with _told_by_name(target, place=True):
+            with _wrap_io_errors(target, place=True):
                 draft.chmod(0o777 & ~_umask())
                 if target.exists():
                     target.replace(older)
@@ -78,7 +78,7 @@ def refuse_unwritable(path: str | os.PathLike[str]) -> None:
     """
     refuse_special(path)
     target = Path(os.path.realpath(path))
-    with _told_by_name(target, place=True):
+    with _wrap_io_errors(target, place=True):
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         made = [folder for folder in target.parents if not folder.exists()]
@@ -94,7 +94,7 @@ def refuse_unwritable(path: str | os.PathLike[str]) -> None:
 def refuse_special(path: str | os.PathLike[str]) -> None:
     """Raise FlowlessError where `path` is a device or a pipe, which a file would take the place of."""
     target = Path(path)
-    with _told_by_name(target, place=True):
+    with _wrap_io_errors(target, place=True):
         if target.exists() and not target.is_file() and not target.is_dir():
             raise FlowlessError(f"{target}: it is no regular file but a device or a pipe, so it is left alone. Name another file.")
 
@@ -134,7 +134,7 @@ def printable(path: str | os.PathLike[str]) -> str:
 
 
 @contextmanager
-def _told_by_name(target: Path, *, place: bool = False) -> Iterator[None]:
+def _wrap_io_errors(target: Path, *, place: bool = False) -> Iterator[None]:
     """Turn errors of a full or forbidden place into one that names `target`; with `place`, every error of the system's."""
     try:
         yield

@@ -98,8 +98,8 @@ def shapes(words: Sequence[str]) -> None:
     videos = {"train": chosen.options.train_videos, "val": chosen.options.val_videos}
     splits = {split: {"videos": count, "index": str(folder / f"{split}.index.jsonl")} for split, count in videos.items()}
     table = Table("split", "videos", "index", title=f"Moving Shapes, {len(CLASSES)} actions")
-    for split, told in splits.items():
-        table.add_row(split, str(told["videos"]), escape(str(told["index"])))
+    for split, found in splits.items():
+        table.add_row(split, str(found["videos"]), escape(str(found["index"])))
     document = {"folder": str(folder), "labels": list(CLASSES), "splits": splits}
     console.emit(document, table, as_json=chosen.json)
 
