@@ -26,7 +26,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Raises FlowlessError, naming `path`, where the disk is full, the place cannot be written, or is a device or a pipe.
     """
-    refuse_special(path)
+    _refuse_special(path)
     target = Path(os.path.realpath(path))
     with _wrap_io_errors(target):
         with _wrap_io_errors(target, place=True):
@@ -76,7 +76,7 @@ def refuse_unwritable(path: str | os.PathLike[str]) -> None:
     Raises:
         FlowlessError: `path` is a folder, a device or a pipe, or no file can be written beside it.
     """
-    refuse_special(path)
+    _refuse_special(path)
     target = Path(os.path.realpath(path))
     with _wrap_io_errors(target, place=True):
         if target.is_dir():
@@ -91,7 +91,7 @@ def refuse_unwritable(path: str | os.PathLike[str]) -> None:
                     folder.rmdir()
 
 
-def refuse_special(path: str | os.PathLike[str]) -> None:
+def _refuse_special(path: str | os.PathLike[str]) -> None:
     """Raise FlowlessError where `path` is a device or a pipe, which a file would take the place of."""
     target = Path(path)
     with _wrap_io_errors(target, place=True):

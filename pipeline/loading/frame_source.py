@@ -262,7 +262,7 @@ def _reason_for_pillow(info: VideoInfo) -> str | None:
     if info.codec not in DALI_PICTURES:
         return f"{info.codec} pictures, which DALI does not decode"
     if not info.proved:
-        return "nobody has looked at all of its pictures, which may differ in size"
+        return "not all of its pictures were read by the scan, so their sizes may differ"
     return None if info.steady else "the size of its pictures changes on the way"
 
 

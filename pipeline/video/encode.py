@@ -42,7 +42,7 @@ def write_video(
         options: The encoder's own options, such as `{"crf": "18", "bf": "3", "g": "30"}`.
         pixel_format: FFmpeg's name of the stored pixels' format, such as `yuv420p10le`.
         timestamps: Ascending times in milliseconds, one a frame, for a variable rate; None means `fps`.
-        rotation: Clockwise degrees (0, 90, 180, 270) that players are told to turn the pictures by.
+        rotation: Clockwise degrees (0, 90, 180, 270) by which a player turns the pictures.
 
     Raises:
         FlowlessError: There are no frames, their sizes differ, or the encoder refuses them.

@@ -22,6 +22,7 @@ from flowless.errors import FlowlessError
 from flowless.files import printable
 from flowless.pipeline.video.container import Limits, Unreadable, wrap_io_errors
 from flowless.pipeline.video.info import CompactInts, VideoInfo
+from flowless.pipeline.video.picture import stacked
 
 #: Suffixes, in small letters, of pictures.
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
@@ -133,8 +134,7 @@ class FrameFolder:
     def stack(self, ordinals: Sequence[int] | NDArray[np.integer]) -> NDArray[np.uint8]:
         """Return frames uint8 `[K, H, W, 3]` in the order asked for, which may repeat; the errors are those of `frames`."""
         asked = [int(ordinal) for ordinal in ordinals]
-        found = dict(self.frames(asked))
-        return np.stack([found[ordinal] for ordinal in asked]) if asked else np.empty((0, self.info.height, self.info.width, 3), np.uint8)
+        return stacked(self.frames(asked), asked, (self.info.height, self.info.width))
 
     def paths(self, ordinals: Iterable[int]) -> list[Path]:
         """Return the picture of each different ordinal, ascending.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 from av.filter import Graph
 from av.sidedata.sidedata import SideDataContainer, Type
@@ -87,6 +89,12 @@ class Converter:
             self._graph, self._made_for = _filters(frame, orientation, self.size), wanted
         self._graph.vpush(frame)
         return self._graph.vpull()
+
+
+def stacked(frames: Iterable[tuple[int, NDArray[np.uint8]]], ordinals: Sequence[int], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Return frames uint8 `[K, H, W, 3]` in the order of `ordinals`, which may repeat, of frames that come with theirs."""
+    found = dict(frames)
+    return np.stack([found[ordinal] for ordinal in ordinals]) if ordinals else np.empty((0, *size, 3), np.uint8)
 
 
 def _filters(frame: VideoFrame, orientation: Orientation, size: tuple[int, int]) -> Graph:

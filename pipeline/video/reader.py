@@ -29,7 +29,7 @@ from flowless.files import printable
 from flowless.pipeline.video.container import OpenVideo, Unreadable, damaged, open_video, packets_of, wrap_io_errors
 from flowless.pipeline.video.info import CompactInts, VideoInfo, varies
 from flowless.pipeline.video.jumps import Run, UnexpectedFrame, check_order, drops_unreferenced, from_key, runs_of
-from flowless.pipeline.video.picture import Converter, orientation_of, upright_size
+from flowless.pipeline.video.picture import Converter, orientation_of, stacked, upright_size
 from flowless.pipeline.video.timeline import Timeline, ascending, read_timeline
 
 
@@ -147,8 +147,7 @@ class VideoReader:
     def stack(self, ordinals: Sequence[int] | NDArray[np.integer]) -> NDArray[np.uint8]:
         """Return frames uint8 `[K, H, W, 3]` in the order asked for, which may repeat; the errors are those of `frames`."""
         asked = [int(ordinal) for ordinal in ordinals]
-        found = dict(self.frames(asked))
-        return np.stack([found[ordinal] for ordinal in asked]) if asked else np.empty((0, *self._size(), 3), np.uint8)
+        return stacked(self.frames(asked), asked, self._size())
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         """Yield every frame, uint8 `[H, W, 3]`, RGB, upright, in the order of showing: the full decode.

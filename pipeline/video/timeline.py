@@ -33,7 +33,7 @@ _COUNTED = frozenset({"mpeg4"})
 _FIRST_SEEN = 7
 #: How many frames shown later may be decoded before a frame: by the codecs' rules; those that are not named reorder none.
 _MOST_REORDERED = {"h264": 16, "hevc": 16, "mpeg1video": 1, "mpeg2video": 1, "mpeg4": 1}
-#: Containers that do not say where they end: whether the last frame is whole, only decoding it tells.
+#: Containers that do not say where they end: only decoding the last frame shows whether it is whole.
 _WITHOUT_AN_END = frozenset({"mpegts", "mpeg", "nut"})
 
 
@@ -74,7 +74,7 @@ def read_timeline(video: OpenVideo, path: str | os.PathLike[str]) -> Timeline:
         path: Its name, for errors.
 
     Raises:
-        Unreadable: The file has no packets, or ends before what its own index promises.
+        Unreadable: The file has no packets, or ends before what its own index says.
     """
     seen = _Seen(kept=[], is_mpeg=video.codec in {"mpeg1video", "mpeg2video"}, behind=2 if "mpegts" in video.formats else 1)
     most = Limits.from_environment().frames
@@ -92,7 +92,8 @@ def read_timeline(video: OpenVideo, path: str | os.PathLike[str]) -> Timeline:
     if _cut_off(video, path, seen):
         torn = "gif" in video.formats  # whose last packet is what is left of a picture
         raise Unreadable(path, f"it is cut off after {len(seen.pts) - torn} frames")
-    order = _order(video, seen)
+    limit = most_reordered(video.stream.codec_context.extradata) if video.codec == "h264" else None
+    order = _order(video, seen, limit)
     keys = np.empty(0, np.int64)
     places = np.empty(0, np.int64)
     pts = np.empty(0, np.int64)
@@ -110,7 +111,7 @@ def read_timeline(video: OpenVideo, path: str | os.PathLike[str]) -> Timeline:
         key_bytes=places,
         missing=tuple(sorted({min(place, len(seen.pts)) for place in seen.missing})),
         dts=np.sort(np.asarray(dts, np.int64)) if len(dts) == len(seen.dts) else np.empty(0, np.int64),
-        certain=video.codec not in _COUNTED and not seen.sizes_differ and not _guesses(video, order),
+        certain=video.codec not in _COUNTED and not seen.sizes_differ and not (video.codec == "h264" and limit is None and _guesses(order)),
         ends=not _WITHOUT_AN_END & video.formats,
         packets=seen.kept,
     )
@@ -205,7 +206,7 @@ def _hidden(packet: Packet, codec: str) -> bool:
     return codec == "vp8" and not memoryview(packet)[0] >> 4 & 1
 
 
-def _order(video: OpenVideo, seen: _Seen) -> NDArray[np.int64] | None:
+def _order(video: OpenVideo, seen: _Seen, limit: int | None) -> NDArray[np.int64] | None:
     """Return the shown packets' places in the order of showing; None where time stamps do not say it.
 
     They do not where some are missing or doubled, where the stream begins between key frames or lacks packets (only decoding says how many
@@ -219,9 +220,7 @@ def _order(video: OpenVideo, seen: _Seen) -> NDArray[np.int64] | None:
     if not begins_cleanly or not (np.diff(stamps[order]) > 0).all() or (np.diff(np.asarray(seen.all_dts, np.int64)) < 0).any():
         return None
     before = _decoded_before(order)
-    most = _MOST_REORDERED.get(video.codec, 0)
-    if video.codec == "h264" and (stated := most_reordered(video.stream.codec_context.extradata)) is not None:
-        most = stated
+    most = _MOST_REORDERED.get(video.codec, 0) if limit is None else limit
     # A decoder that reorders frames whose stamps do not was given the times of decoding.
     if before.max() > most or (not before.any() and len(order) > 2 and video.stream.codec_context.has_b_frames):
         return None
@@ -239,16 +238,16 @@ def _decoded_before(order: NDArray[np.int64]) -> NDArray[np.int64]:
     return before
 
 
-def _guesses(video: OpenVideo, order: NDArray[np.int64] | None) -> bool:
-    """Return whether H.264's decoder has to guess how far frames are reordered, and begins with too little: it loses a frame then."""
-    if video.codec != "h264" or order is None or most_reordered(video.stream.codec_context.extradata) is not None:
+def _guesses(order: NDArray[np.int64] | None) -> bool:
+    """Return whether a decoder that has to guess how far frames are reordered (H.264's) begins with too little: it loses a frame then."""
+    if order is None:
         return False
     before = _decoded_before(order)
     return before.max() > before[:_FIRST_SEEN].max()
 
 
 def _cut_off(video: OpenVideo, path: str | os.PathLike[str], seen: _Seen) -> bool:
-    """Return whether the file ends before what its own container says, by its index, length or blocks (a tag is no promise)."""
+    """Return whether the file ends before what its own container says, by its index, length or blocks (a tag is not believed)."""
     if "gif" in video.formats:
         return gif_is_cut(path)
     if "mp4" in video.formats:

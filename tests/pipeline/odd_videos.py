@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -247,18 +248,19 @@ def with_a_picture_that_is_not_coded(path: Path, *, padding: bytes = b"") -> Pat
     return path
 
 
-def with_an_empty_packet(path: Path, number: int) -> Path:
-    """Write 12 frames, each a key frame, into Matroska; the block of one of them holds nothing, and its room is left void."""
+def with_an_empty_sample(path: Path, number: int) -> Path:
+    """Write 12 frames, each a key frame, into MP4, and take the bytes of one of them away; its place in the list of samples stays."""
     write_video(path, (barcode.draw(frame) for frame in range(12)), options={"g": "1"})
-    with av.open(str(path)) as container:
-        stored = [bytes(packet) for packet in container.demux(video=0) if packet.size][number]
-    data = path.read_bytes()
-    begin = data.index(stored)
-    block = data.rindex(b"\xa3", 0, begin - 4)
-    assert begin - block <= 9, "the block's name, size, track, time and flags"
-    left = len(stored) + begin - block - 6
-    void = b"\xec" + (left - 9 | 1 << 56).to_bytes(8, "big") + bytes(left - 9)
-    path.write_bytes(data[:block] + b"\xa3\x84" + data[begin - 4 : begin] + void + data[begin + len(stored) :])
+    data = bytearray(path.read_bytes())
+    table, mdat = data.index(b"stsz") + 16, data.index(b"mdat") - 4
+    sizes = struct.unpack(">12I", data[table : table + 48])
+    chunks, begin = struct.unpack(">2I", data[data.index(b"stco") + 8 :][:8])
+    assert chunks == 1
+    data[table + 4 * number : table + 4 * number + 4] = bytes(4)
+    data[mdat : mdat + 4] = struct.pack(">I", struct.unpack(">I", data[mdat : mdat + 4])[0] - sizes[number])
+    begin += sum(sizes[:number])
+    del data[begin : begin + sizes[number]]
+    path.write_bytes(data)
     return path
 
 

@@ -227,9 +227,9 @@ def test_a_folder_that_has_changed_is_read_by_pillow(tmp_path):
     assert loaded.decoded_by == {"pyav": 1}
 
 
-def test_a_folder_whose_pictures_nobody_has_looked_at_is_not_left_to_dali(tmp_path):
+def test_a_folder_that_was_not_read_whole_is_not_left_to_dali(tmp_path):
     loading = pytest.importorskip("flowless.pipeline.loading.loader")
     pictures(tmp_path / "set" / "run" / "film", range(12))
     index = scan(tmp_path / "set", out=tmp_path / "index.jsonl", workers=1, decode=False)
-    with pytest.raises(FlowlessError, match="nobody has looked at all of its pictures"):
+    with pytest.raises(FlowlessError, match="not all of its pictures were read by the scan"):
         loading.ClipLoader(index, SPEC, batch_size=1, options=loading.LoaderOptions(decoder="dali"))

@@ -108,12 +108,12 @@ def test_what_a_file_may_ask_for_is_bounded(tmp_path, monkeypatch):
         for stream in streams:
             container.mux(stream.encode(None))
     assert info_of(path).frames == 5
-    for name, value, told in (
+    for name, value, reason in (
         ("PIXELS", "15000", "15,360 pixels, more than 15,000. If that is right, set FLOWLESS_MAX_PIXELS"),
         ("FRAMES", "4", "5 frames, more than 4"),
         ("STREAMS", "2", "3 streams, more than 2"),
         ("PIXELS", "many", "FLOWLESS_MAX_PIXELS is 'many'; it must be a whole number above 0"),
     ):
-        with monkeypatch.context() as patch, pytest.raises(FlowlessError, match=told):
+        with monkeypatch.context() as patch, pytest.raises(FlowlessError, match=reason):
             patch.setenv(f"FLOWLESS_MAX_{name}", value)
             VideoReader(path)
