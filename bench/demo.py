@@ -23,7 +23,7 @@ from flowless.pipeline.synthetic.moving_shapes import PAIRS, ShapesOptions, gene
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from flowless.train.fit import FitResult
+    from flowless.train.loop.fit import FitResult
 
 #: Name in the summary -> the recipe that it is trained by.
 MODELS = {"pan-lite": "pan-lite-r18/moving-shapes", "tsn": "tsn-r18/moving-shapes"}
@@ -61,8 +61,8 @@ def run_demo(out: Path, *, seed: int = 0, quick: bool = False) -> dict[str, Any]
         The content of `OUT/summary.json`: `accuracy` by model, `engines`, `seconds` by stage.
     """
     from flowless.bench.demo_insight import look_inside
-    from flowless.bench.evaluate import evaluate
-    from flowless.train.metrics import confusion_matrix
+    from flowless.train.evaluation.evaluate import evaluate
+    from flowless.train.evaluation.metrics import confusion_matrix
 
     stages = Stages()
     bundle = out / "bundle"
@@ -119,7 +119,7 @@ def _videos(folder: Path, *, seed: int, quick: bool) -> tuple[DatasetIndex, Data
 
 
 def _train(name: str, folder: Path, *, indexes: tuple[DatasetIndex, DatasetIndex], seed: int, quick: bool) -> FitResult:
-    from flowless.train.fit import fit
+    from flowless.train.loop.fit import fit
     from flowless.train.recipes import find_recipe
 
     recipe = find_recipe(MODELS[name], seed=seed, precision=quick_precision(), **({"epochs": 2, "blocks": 1} if quick else {}))

@@ -24,10 +24,10 @@ from flowless.engines.manifest import Artefact
 from flowless.errors import FlowlessError
 from flowless.export.graph import OPSET
 from flowless.pipeline.clip.spec import ClipSpec
-from flowless.train.flops import pa_macs, pa_parameters, projection_macs
 from flowless.train.models import AppearanceRecognizer, DisentanglingRecognizer, FusedRecognizer, MotionRecognizer, Recognizer, build_model
 from flowless.train.models.bn_inception import STEM, Unit
 from flowless.train.models.displacement import Displacement
+from flowless.train.models.flops import pa_macs, pa_parameters, projection_macs
 from flowless.train.models.stm import ChannelwiseMotion
 from flowless.train.models.temporal_projection import PixelwiseTemporalProjection, enopr
 

@@ -17,7 +17,7 @@ from flowless.export.layout import differences_first
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.models import MotionRecognizer
 from flowless.train.models.plan import SCRATCH_STD
-from flowless.train.persistence import PersistenceOfAppearance
+from flowless.train.pa.persistence import PersistenceOfAppearance
 
 #: The paper's clip for counting PA: 8 stacks of 6 frames of 224 x 224 give 40 maps.
 PAPER_CLIP = ClipSpec(segments=8, frames_per_segment=6)

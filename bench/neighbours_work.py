@@ -67,7 +67,7 @@ def work_of(kind: str, folder: Path) -> Callable[[], object]:
 
 def _training(folder: Path, *, out: Path) -> Callable[[], object]:
     from flowless.pipeline.dataset.index import DatasetIndex
-    from flowless.train.fit import fit
+    from flowless.train.loop.fit import fit
     from flowless.train.recipes import find_recipe
 
     index = DatasetIndex.load(folder / "shapes" / "train.index.jsonl")
@@ -76,9 +76,9 @@ def _training(folder: Path, *, out: Path) -> Callable[[], object]:
 
 
 def _evaluation(folder: Path) -> Callable[[], object]:
-    from flowless.bench.evaluate import evaluate
     from flowless.pipeline.dataset.index import DatasetIndex
     from flowless.train.checkpoints import load_checkpoint
+    from flowless.train.evaluation.evaluate import evaluate
 
     index = DatasetIndex.load(folder / "shapes" / "val.index.jsonl")
     checkpoint = load_checkpoint(folder / "run" / "last.safetensors")

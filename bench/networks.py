@@ -14,8 +14,8 @@ from flowless.engines.manifest import Manifest
 from flowless.errors import FlowlessError
 from flowless.machine import usable_cores
 from flowless.pipeline.clip.spec import ClipSpec
-from flowless.train.model_options import ModelOptions
 from flowless.train.models import Recognizer, build_model
+from flowless.train.models.options import ModelOptions
 
 #: Clips that the statistics of the normalisation layers are taken from, and clips that the last layer is fitted to.
 _MEASURED, _FITTED = 4, 12

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from flowless import __version__
-from flowless.bench import pages, plots
+from flowless import __version__, plots
+from flowless.bench import pages
 from flowless.bench.demo_engines import grouped, is_bare
 from flowless.bench.environment import environment
 

@@ -161,7 +161,7 @@ def _recipe(family: str, settings: Settings, *, stacks: bool) -> Recipe:
 
 
 def _contest(contestant: Contestant, settings: Settings, index: DatasetIndex, work: Path) -> dict[str, Any]:
-    from flowless.train.fit import fit
+    from flowless.train.loop.fit import fit
 
     recipe = _recipe(contestant.family, settings, stacks=contestant.stacks)
     # Every film in every epoch: a rest that is dropped would be another one each time, but a small set has small rests.

@@ -38,7 +38,7 @@ def costs(checkpoints: Mapping[str, Path], val: DatasetIndex) -> dict[str, dict[
 def sizes(checkpoints: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
     """Count each system's checkpoint: `clip` (its shape), `parameters`, and `macs` of one clip."""
     from flowless.train.checkpoints import load_checkpoint
-    from flowless.train.flops import count
+    from flowless.train.models.flops import count
 
     found = {}
     for name, checkpoint in checkpoints.items():

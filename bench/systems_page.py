@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowless.bench import pages, plots
+from flowless import plots
+from flowless.bench import pages
 from flowless.bench.quiet import LIMIT
 
 #: One colour a system; neighbours in the table differ in brightness too.

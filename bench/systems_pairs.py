@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from flowless.bench.evaluate import evaluate
-from flowless.bench.evaluation import EvaluationOptions
 from flowless.pipeline.dataset.index import DatasetIndex
 from flowless.pipeline.synthetic.scene import PAIRS
+from flowless.train.evaluation.evaluate import evaluate
+from flowless.train.evaluation.evaluation import EvaluationOptions
 
 
 def pair_accuracies(checkpoint: Path, val: DatasetIndex) -> dict[str, float]:

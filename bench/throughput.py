@@ -326,8 +326,8 @@ def _bounds(manifest: Manifest, settings: Throughput, threads: int) -> dict[str,
     """Return what the processor's peak allows at best: no engine of that arithmetic is faster."""
     from flowless.bench.machine_peak import bound, measure_peak
     from flowless.bench.networks import config_of
-    from flowless.train.flops import count
     from flowless.train.models import build_model
+    from flowless.train.models.flops import count
 
     network = build_model(manifest.model, spec=manifest.spec, **config_of(manifest))
     gmac = count(network).macs / 1e9

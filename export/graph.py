@@ -105,7 +105,7 @@ def _translate(model: torch.nn.Module, spec: ClipSpec, *, online: bool) -> onnx.
     import torch
     from onnxscript import values
 
-    import flowless.train.persistence  # noqa: F401  registers the op
+    import flowless.train.pa.persistence  # noqa: F401  registers the op
 
     op = values.Op(values.Opset(DOMAIN, OP_VERSION), OP, _schema())
 

@@ -108,7 +108,7 @@ def launch_sizes(clip: Sequence[Any], tile: tuple[int, int], cdiv: Callable[[Any
 
 def _functions(trt: Any, trtp: Any, arch: int) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
     """Return the functions that TensorRT calls: to learn the output, the types, and the kernel with its launch."""
-    from flowless.train.persistence_ptx import compile_ahead
+    from flowless.train.pa.ptx import compile_ahead
 
     # TensorRT asks again for every type and profile.
     compiled_once = functools.cache(compile_ahead)

@@ -21,7 +21,7 @@ from flowless.bench.gpu.ledger import Ledger, NotHere
 from flowless.bench.gpu.machine import tool
 from flowless.bench.gpu.persistence import ARITHMETIC, Case, cases
 from flowless.files import sha256_of, whole_file
-from flowless.train.persistence_forms import TOLERANCES, motion_shape, persistence_by_pixels
+from flowless.train.pa.forms import TOLERANCES, motion_shape, persistence_by_pixels
 
 #: Makes maps `out` of frames and weight, all dense, on the current stream.
 Launch = Callable[[Tensor, Tensor, Tensor], None]
@@ -162,7 +162,7 @@ def _ahead(arch: int, binary: str, arithmetic: str, eps: float) -> Launch:
 
 @functools.cache
 def _compiled(arch: int, arithmetic: str, eps: float) -> Any:
-    from flowless.train.persistence_ptx import compile_ahead
+    from flowless.train.pa.ptx import compile_ahead
 
     return compile_ahead(arch, arithmetic, eps=eps)
 

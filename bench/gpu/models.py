@@ -49,9 +49,9 @@ def models(ledger: Ledger) -> None:
 
 
 def _measure(ledger: Ledger, name: str, device: torch.device, *, left: int) -> None:
-    from flowless.train.flops import count
     from flowless.train.models import build_model
     from flowless.train.models.backbone import pixels_together
+    from flowless.train.models.flops import count
 
     spec = _spec(ledger, name)
     torch.manual_seed(0)

@@ -52,7 +52,7 @@ def network(ledger: Ledger) -> None:
     import torch
 
     from flowless.bench.networks import lively_model
-    from flowless.train.flops import count
+    from flowless.train.models.flops import count
 
     settings = ledger.settings
     spec = spec_of(settings)

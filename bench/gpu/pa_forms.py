@@ -13,8 +13,8 @@ from flowless.bench.gpu.clock import device_ms, full_float32, need_device, peak_
 from flowless.bench.gpu.kernels import plugin_entry, plugin_launch
 from flowless.bench.gpu.ledger import Ledger
 from flowless.bench.gpu.persistence import chosen
-from flowless.train import persistence as pa
-from flowless.train.persistence_forms import motion_shape, persistence_by_phases, persistence_by_pixels
+from flowless.train.pa import persistence as pa
+from flowless.train.pa.forms import motion_shape, persistence_by_phases, persistence_by_pixels
 
 #: Seconds that torch.compile takes for one form.
 _COMPILE_SECONDS = 6.0

@@ -13,8 +13,8 @@ from torch import Tensor
 from flowless.bench.gpu.clock import device_ms, full_float32, need_device, peak_bytes
 from flowless.bench.gpu.ledger import Ledger, NotHere
 from flowless.bench.gpu.machine import tera_per_second
-from flowless.train import persistence as pa
-from flowless.train.persistence_forms import TOLERANCES, motion_shape, persistence_by_pixels
+from flowless.train.pa import persistence as pa
+from flowless.train.pa.forms import TOLERANCES, motion_shape, persistence_by_pixels
 
 #: What enters the product -> the types of frames and weight.
 ARITHMETIC = {

@@ -74,9 +74,9 @@ def _drawn(split: Split, options: ShapesOptions, pool: WorkerPool, device: torch
 
 def _trained(recipe: Recipe, films: _Films, options: ShapesOptions, seed: int) -> tuple[Any, float]:
     """Train as the recipe says; return the model and the last epoch's mean loss."""
+    from flowless.train.loop.optim import build_optimizer, set_rate
     from flowless.train.models import build_model
     from flowless.train.models.backbone import pixels_together
-    from flowless.train.optim import build_optimizer, set_rate
 
     device, spec = films.frames.device, recipe.spec
     torch.manual_seed(seed)

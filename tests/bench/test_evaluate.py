@@ -12,9 +12,6 @@ import pytest
 import torch
 
 import flowless
-from flowless.bench import evaluate_checkpoint
-from flowless.bench.evaluate import evaluate
-from flowless.bench.evaluation import EvaluationOptions
 from flowless.cli import main
 from flowless.errors import FlowlessError
 from flowless.export.build_engine import build
@@ -25,7 +22,10 @@ from flowless.pipeline.clip.spec import ClipSpec
 from flowless.pipeline.dataset.scan import scan
 from flowless.pipeline.video.encode import write_video
 from flowless.train.checkpoints import load_checkpoint, save_checkpoint
-from flowless.train.data import relabel
+from flowless.train.evaluation import evaluate_checkpoint
+from flowless.train.evaluation.evaluate import evaluate
+from flowless.train.evaluation.evaluation import EvaluationOptions
+from flowless.train.loop.data import relabel
 from flowless.train.models import build_model
 
 SPEC = ClipSpec(segments=4, frames_per_segment=2, height=32, width=32, short_side=32)

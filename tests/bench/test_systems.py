@@ -20,7 +20,7 @@ from flowless.bench.systems_page import COLOURS, accuracy_over_cost, readme_line
 from flowless.bench.systems_pairs import by_pair
 from flowless.bench.systems_runs import Race, Run, _words
 from flowless.errors import FlowlessError
-from flowless.train.commands import TrainWords
+from flowless.train.commands.train import TrainWords
 from flowless.train.recipes import find_recipe
 
 RACE = Race(train_videos=48, val_videos=24, frames=16, epochs=3, seeds=2, precision="fp32")

@@ -93,7 +93,7 @@ def test_other_filters_and_two_frames(reference):
 def test_reference_agrees_with_the_training_op(reference):
     import torch
 
-    import flowless.train.persistence  # noqa: F401
+    import flowless.train.pa.persistence  # noqa: F401
 
     clip, weight = frames("noise", (2, 2, 4, 3, 15, 18)).astype(np.float64), weights().astype(np.float64)
     found = torch.ops.flowless.persistence(torch.from_numpy(clip), torch.from_numpy(weight), 1e-6)

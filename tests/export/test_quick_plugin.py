@@ -45,7 +45,7 @@ def test_launch_is_the_one_of_pytorch(shape, monkeypatch):
     pytest.importorskip("triton")
     import torch
 
-    from flowless.train import persistence_triton as kernels
+    from flowless.train.pa import triton_forward as kernels
 
     seen = []
     monkeypatch.setattr(kernels, "launch", lambda kernel, programs, arguments, constants: seen.append((kernel, programs, arguments)))
@@ -65,7 +65,7 @@ def test_kernel_takes_what_tensorrt_passes():
     pytest.importorskip("triton")
     code = """
 import json
-from flowless.train.persistence_ptx import compile_ahead
+from flowless.train.pa.ptx import compile_ahead
 made = compile_ahead(80, "float16", eps=1e-6, eps_inside=True)
 print(json.dumps([made.parameters, made.entry, made.ptx, list(made.tile)]))
 """

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flowless.train import persistence_forms as forms
-from flowless.train.persistence import EPS, PersistenceOfAppearance, body
+from flowless.train.pa import forms
+from flowless.train.pa.persistence import EPS, PersistenceOfAppearance, body
 
 pytestmark = pytest.mark.gpu
 op = torch.ops.flowless.persistence

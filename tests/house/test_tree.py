@@ -20,11 +20,11 @@ LIBRARIES = set(sys.stdlib_module_names) | {
     *("av", "numpy", "torch", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "timm", "lightning"),
     *("nvidia", "PIL", "rich", "tyro", "safetensors", "triton", "polygraphy", "modelopt"),
 }
-#: Room -> rooms that it may import from (design: engines <- export -> train -> pipeline; bench sees all).
+#: Folder -> folders that it may import from: train evaluates engines too; bench sees all.
 MAY_IMPORT = {
     "pipeline": set(),
     "engines": {"pipeline"},
-    "train": {"pipeline"},
+    "train": {"pipeline", "engines"},
     "export": {"pipeline", "train", "engines"},
     "bench": {"pipeline", "train", "export", "engines"},
 }

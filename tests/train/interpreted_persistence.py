@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from flowless.train import persistence_forms as forms
-from flowless.train import persistence_triton as kernels
-from flowless.train import persistence_triton_backward as backward_kernels
-from flowless.train.persistence import EPS, OFFICIAL_EPS
+from flowless.train.pa import forms
+from flowless.train.pa import triton_backward as backward_kernels
+from flowless.train.pa import triton_forward as kernels
+from flowless.train.pa.persistence import EPS, OFFICIAL_EPS
 
 op = torch.ops.flowless.persistence
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["flowless.train.fit"])
+_context.set_forkserver_preload(["flowless.train.loop.fit"])
 
 
 class Command:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import pytest
 
 from flowless.pipeline.clip.spec import ClipSpec
-from flowless.train.flops import projection_macs, size_of
 from flowless.train.models import build_model
+from flowless.train.models.flops import projection_macs, size_of
 from flowless.train.models.temporal_projection import MLPShape, PixelwiseTemporalProjection
 
 CLASSES = 174

@@ -15,11 +15,11 @@ from torch import nn
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.checkpoints import load_checkpoint, save_checkpoint
+from flowless.train.loop.optim import parameter_groups
 from flowless.train.models import AppearanceRecognizer, build_model
 from flowless.train.models.clip_transformer import Blocks, ClipTransformer
 from flowless.train.models.temporal_projection import EPS, PixelwiseTemporalProjection, enopr
 from flowless.train.models.x3d import X3D, Block, Squeeze
-from flowless.train.optim import parameter_groups
 
 SPEC = ClipSpec(segments=4, frames_per_segment=4, height=32, width=48, short_side=48)
 FAMILY = ("da-tsm-r18", "da-x3d-xs", "da-vit-b")

@@ -16,11 +16,11 @@ from flowless.errors import FlowlessError
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.pipeline.loading.loader import Batch
 from flowless.train.checkpoints import fuse_checkpoints, load_checkpoint, save_checkpoint
-from flowless.train.fit import fit
+from flowless.train.loop.fit import fit
+from flowless.train.loop.module import TrainingModule
 from flowless.train.models import FusedRecognizer, MotionOnlyRecognizer, MotionRecognizer, Network, build_model
 from flowless.train.models.backbone import widen
 from flowless.train.models.deep_persistence import DeepPersistence, PixelPersistence
-from flowless.train.module import TrainingModule
 from flowless.train.recipes import find_recipe
 
 SPEC = ClipSpec(segments=4, frames_per_segment=3, height=32, width=32, short_side=32)

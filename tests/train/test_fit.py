@@ -23,11 +23,11 @@ from flowless.errors import FlowlessError
 from flowless.interrupts import note_ctrl_c
 from flowless.pipeline.dataset.index import DatasetIndex
 from flowless.train.checkpoints import load_checkpoint
-from flowless.train.data import device_batch, relabel
-from flowless.train.fit import fit
-from flowless.train.module import TrainingModule
+from flowless.train.loop.data import device_batch, relabel
+from flowless.train.loop.fit import fit
+from flowless.train.loop.module import TrainingModule
+from flowless.train.loop.run_folder import best_row
 from flowless.train.recipes import find_recipe
-from flowless.train.run_folder import best_row
 
 FIELDS = {"segments": 4, "frames_per_segment": 2, "size": 32, "short_side": 32, "epochs": 3, "batch_size": 8, "threads": 1, "blocks": 1}
 
@@ -247,7 +247,7 @@ def test_a_model_that_cannot_be_leaves_no_folder(tmp_path, train_index, changes)
 def test_the_bar_counts_whole_epochs(tmp_path, train_index, monkeypatch):
     bar, said = progress(), []
     monkeypatch.setattr(bar, "update", lambda _, *, description: said.append(description))
-    monkeypatch.setattr("flowless.train.fit.progress", lambda: bar)
+    monkeypatch.setattr("flowless.train.loop.fit.progress", lambda: bar)
     fit(small(epochs=2), index=train_index, out=tmp_path / "run")
     assert said == ["1 of 2 epochs", "2 of 2 epochs"]
 

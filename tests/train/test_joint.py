@@ -16,10 +16,10 @@ from flowless.errors import FlowlessError
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.pipeline.loading.loader import Batch
 from flowless.train.checkpoints import load_checkpoint
-from flowless.train.fit import fit
-from flowless.train.joint import pareto_alpha, scheduled_alpha
+from flowless.train.loop.fit import fit
+from flowless.train.loop.joint import pareto_alpha, scheduled_alpha
+from flowless.train.loop.module import TrainingModule
 from flowless.train.models import build_model
-from flowless.train.module import TrainingModule
 from flowless.train.recipes import find_recipe
 
 SPEC = ClipSpec(segments=2, frames_per_segment=3, height=32, width=32, short_side=32)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flowless.errors import FlowlessError
-from flowless.train import metrics
+from flowless.train.evaluation import metrics
 
 SCORES = np.array([[3, 2, 1, 0], [0, 5, 1, 2], [1, 2, 3, 0], [9, 1, 2, 3], [0, 1, 2, 3]], float)
 LABELS = np.array([0, 1, 1, 3, 0])

@@ -14,11 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.spec import ClipSpec
+from flowless.train.loop.optim import build_optimizer, freeze_batch_norm, parameter_groups, set_rate
 from flowless.train.models import FAMILIES, MODELS, MotionRecognizer, build_model
 from flowless.train.models.backbone import widen
 from flowless.train.models.shift import ShiftedConv, earlier, later, temporal_shift, without_last
 from flowless.train.models.vap import VariousTimescaleAggregationPooling
-from flowless.train.optim import build_optimizer, freeze_batch_norm, parameter_groups, set_rate
 from flowless.train.recipes import find_recipe
 
 SMALL = ClipSpec(segments=4, frames_per_segment=3, height=32, width=32, short_side=32)

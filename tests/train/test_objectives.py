@@ -9,10 +9,10 @@ import torch
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.pipeline.loading.loader import Batch
-from flowless.train.fit import fit
+from flowless.train.loop.fit import fit
+from flowless.train.loop.module import TrainingModule
+from flowless.train.loop.objectives import correlation_loss, cross_correlation, objective_of
 from flowless.train.models import build_model
-from flowless.train.module import TrainingModule
-from flowless.train.objectives import correlation_loss, cross_correlation, objective_of
 from flowless.train.recipes import Recipe, find_recipe
 
 SPEC = ClipSpec(segments=4, frames_per_segment=2, height=32, width=32, short_side=32)

@@ -17,8 +17,8 @@ from flowless.cli import main
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.checkpoints import load_checkpoint, load_official
+from flowless.train.checkpoints.official import OFFICIAL_MODELS, OfficialFrames
 from flowless.train.models import MotionRecognizer
-from flowless.train.official import OFFICIAL_MODELS, OfficialFrames
 
 #: Largest difference of a logit in FP32 (the logits are a few units).
 TOLERANCE = 1e-4

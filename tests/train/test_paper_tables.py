@@ -11,10 +11,10 @@ from __future__ import annotations
 import pytest
 
 from flowless.pipeline.clip.spec import ClipSpec
-from flowless.train.flops import pa_macs, pa_parameters, paper_pa_macs, size_of
 from flowless.train.models.deep_persistence import DeepPersistence, PixelPersistence
+from flowless.train.models.flops import pa_macs, pa_parameters, paper_pa_macs, size_of
 from flowless.train.models.vap import VariousTimescaleAggregationPooling
-from flowless.train.persistence import PersistenceOfAppearance
+from flowless.train.pa.persistence import PersistenceOfAppearance
 
 CLASSES = 174
 #: Tables I and II count PA for 8 stacks of 6 frames (supplement, section I).

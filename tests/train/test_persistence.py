@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from flowless.errors import FlowlessError
-from flowless.train import persistence as module
-from flowless.train import persistence_forms as forms
-from flowless.train.persistence import EPS, OFFICIAL_EPS, PersistenceOfAppearance, phase_weight
+from flowless.train.pa import forms
+from flowless.train.pa import persistence as module
+from flowless.train.pa.persistence import EPS, OFFICIAL_EPS, PersistenceOfAppearance, phase_weight
 
 op = torch.ops.flowless.persistence
 

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from flowless.errors import FlowlessError
-from flowless.train.persistence_ptx import ARCHITECTURES, compile_ahead
+from flowless.train.pa.ptx import ARCHITECTURES, compile_ahead
 
 pytest.importorskip("triton")
 
@@ -20,7 +20,7 @@ def compile_in_process(folder, **options):
     """Run the command in a process of its own: one that interprets kernels cannot compile them."""
     words = [word for name, values in options.items() for word in (f"--{name}", *map(str, values))]
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "flowless.train.persistence_ptx", "--out", str(folder), *words]
+    command = [sys.executable, "-m", "flowless.train.pa.ptx", "--out", str(folder), *words]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads((folder / "kernels.json").read_text())
@@ -40,7 +40,7 @@ def check(folder, row):
     kinds = ["u64" if kind.startswith("*") else "u32" for _, kind in row["parameters"]]
     assert re.findall(r"\.param \.(\w+)", entry) == kinds
     assert f".reqntid {32 * row['warps']}" in entry
-    assert "persistence_triton" not in ptx, "a path of this machine"
+    assert "triton_forward" not in ptx, "a path of this machine"
     # Full float32 has no tensor core; every other type must be on one.
     multiplied = re.findall(r"mma\S*\.(tf32\.tf32|f16\.f16|bf16\.bf16)\S*", ptx)
     wanted = {"float32": set(), "tf32": {"tf32.tf32"}, "float16": {"f16.f16"}, "bfloat16": {"bf16.bf16"}, "uint8": {"bf16.bf16"}}
@@ -70,7 +70,7 @@ def test_every_architecture(tmp_path, kernel):
 
 def test_other_types_of_maps():
     program = (
-        "from flowless.train.persistence_ptx import compile_ahead\n"
+        "from flowless.train.pa.ptx import compile_ahead\n"
         "made = compile_ahead(80, 'uint8', out='float16', eps_inside=True)\n"
         "assert dict(made.parameters)['out_ptr'] == '*fp16', made.parameters\n"
         "assert 'st.global.b16' in made.ptx\n"
@@ -91,7 +91,7 @@ def test_mistakes_are_told():
 
 def test_an_interpreting_triton_cannot_compile(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "flowless.train.persistence_ptx", "--out", str(tmp_path / "made"), "--arch", "80"],
+        [sys.executable, "-m", "flowless.train.pa.ptx", "--out", str(tmp_path / "made"), "--arch", "80"],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from flowless.train import persistence_forms as forms
-from flowless.train.persistence import EPS, body
+from flowless.train.pa import forms
+from flowless.train.pa.persistence import EPS, body
 
 pytest.importorskip("triton")
 op = torch.ops.flowless.persistence

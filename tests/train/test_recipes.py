@@ -98,7 +98,7 @@ def test_all_problems_in_one_error():
 
 def test_no_heavy_library_for_help():
     code = (
-        "import sys; from flowless.train.commands import train\n"
+        "import sys; from flowless.train.commands.train import train\n"
         "for command in (lambda: train(['tsn-r18/tiny', '--help']), lambda: train(['--help'])):\n"
         "    try: command()\n"
         "    except SystemExit: pass\n"

@@ -14,11 +14,11 @@ from torch import nn
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.checkpoints import load_checkpoint
-from flowless.train.fit import fit
-from flowless.train.flops import size_of
+from flowless.train.loop.fit import fit
+from flowless.train.loop.optim import build_optimizer, parameter_groups, set_rate
 from flowless.train.models import build_model
+from flowless.train.models.flops import size_of
 from flowless.train.models.stm import ChannelwiseMotion, ChannelwiseTemporalConv, SpatioTemporalMotion
-from flowless.train.optim import build_optimizer, parameter_groups, set_rate
 from flowless.train.recipes import Recipe, find_recipe
 
 SPEC = ClipSpec(segments=4, frames_per_segment=1, height=32, width=32, short_side=32)

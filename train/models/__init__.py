@@ -8,10 +8,10 @@ from typing import Unpack
 
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.spec import ClipSpec
-from flowless.train.model_options import BACKBONES, ModelOptions
 from flowless.train.models.backbone import DEPTHS
 from flowless.train.models.disentangling import DisentanglingRecognizer, disentangling
 from flowless.train.models.dynamic_appearance import AppearanceRecognizer, da_tsm, da_vit, da_x3d
+from flowless.train.models.options import BACKBONES, ModelOptions
 from flowless.train.models.pan import pan_en, pan_full, pan_lite, pan_pa, pan_rgb
 from flowless.train.models.plan import Plan
 from flowless.train.models.recognizer import FusedRecognizer, MotionOnlyRecognizer, MotionRecognizer, Network, Recognizer

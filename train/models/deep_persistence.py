@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowless.errors import FlowlessError
-from flowless.train.persistence import EPS, PersistenceOfAppearance
+from flowless.train.pa.persistence import EPS, PersistenceOfAppearance
 
 
 class DeepPersistence(PersistenceOfAppearance):

@@ -10,12 +10,12 @@ from torch import nn
 
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.spec import ClipSpec
-from flowless.train.model_options import AppearancePooling, DisplacementSize, ModelOptions, PAEncoding, STMFusion, STMPlacement
 from flowless.train.models.backbone import resnet
 from flowless.train.models.deep_persistence import DeepPersistence, PixelPersistence
 from flowless.train.models.displacement import TEMPERATURE, WINDOW
+from flowless.train.models.options import AppearancePooling, DisplacementSize, ModelOptions, PAEncoding, STMFusion, STMPlacement
 from flowless.train.models.temporal_projection import PixelwiseTemporalProjection
-from flowless.train.persistence import PersistenceOfAppearance
+from flowless.train.pa.persistence import PersistenceOfAppearance
 
 #: Start of the PA filters without pretrained weights: large enough that motion outweighs the RGB channels beside it. PAN-Lite, one
 #: seed each, on videos of none of the tables: Moving Shapes of another seed (1,600 videos, 3 epochs) 82, 80, 90, 95 % of unseen videos

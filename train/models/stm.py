@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from flowless.train.model_options import STMFusion, STMPlacement
+from flowless.train.models.options import STMFusion, STMPlacement
 from flowless.train.models.plan import Plan
 from flowless.train.models.recognizer import Network
 from flowless.train.models.shift import earlier, later, without_last

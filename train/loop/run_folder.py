@@ -17,7 +17,7 @@ from flowless.errors import FlowlessError, first_line
 from flowless.files import whole_file, write_json
 from flowless.pipeline.dataset.index import DatasetIndex
 from flowless.train.checkpoints import save_checkpoint, versions
-from flowless.train.module import TrainingModule
+from flowless.train.loop.module import TrainingModule
 from flowless.train.recipes import Recipe
 
 COLUMNS = ("epoch", "train_loss", "train_top1", "val_loss", "val_top1", "lr", "seconds")

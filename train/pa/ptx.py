@@ -1,6 +1,6 @@
 """The PA op's Triton kernels compiled ahead of time, on a machine with or without a GPU.
 
-    python -m flowless.train.persistence_ptx --out FOLDER
+    python -m flowless.train.pa.ptx --out FOLDER
 
 writes `KERNEL-TYPE-smARCH.ptx`, the same as `.cubin`, and `kernels.json`, which says how each is launched. PTX made for sm_80
 to sm_89 runs on later GPUs too; from sm_90 on Triton emits the architecture's own instructions (`.target sm_90a`), which no
@@ -155,8 +155,8 @@ def _triton() -> Any:
 
 def _recipe(kernel: Kernel, dtype: str, eps: float, *, eps_inside: bool) -> tuple[Any, dict[str, Any], int, tuple[int, int]]:
     """Return the kernel's function, its constants, its warps and its tile: those that the launchers use."""
-    from flowless.train import persistence_triton as forward
-    from flowless.train import persistence_triton_backward as backward
+    from flowless.train.pa import triton_backward as backward
+    from flowless.train.pa import triton_forward as forward
 
     constants: dict[str, Any] = {"PRECISION": "tf32" if dtype == "tf32" else "ieee"}
     if kernel == "forward":

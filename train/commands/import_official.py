@@ -41,7 +41,7 @@ def import_official(words: Sequence[str]) -> int:
     from rich.table import Table
 
     from flowless.train.checkpoints import save_checkpoint
-    from flowless.train.official import read_official
+    from flowless.train.checkpoints.official import read_official
 
     found = read_official(ask.checkpoint, model=ask.model)
     labels = read_labels(ask.labels, classes=found.classes) if ask.labels else tuple(map(str, range(found.classes)))

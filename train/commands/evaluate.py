@@ -11,11 +11,11 @@ import tyro
 from rich.console import RenderableType
 from rich.table import Table
 
-from flowless.bench.evaluation import EvaluationOptions
 from flowless.console import emit
 from flowless.files import refuse_unwritable
 from flowless.pipeline.dataset.index import DatasetIndex, Refused
 from flowless.pipeline.dataset.tables import refused_table
+from flowless.train.evaluation.evaluation import EvaluationOptions
 
 #: Classes up to which the whole confusion matrix is printed.
 _MATRIX_CLASSES = 30
@@ -40,17 +40,17 @@ class EvaluateWords:
 def main(words: Sequence[str]) -> int:
     """Run `flowless evaluate`."""
     options = tyro.cli(EvaluateWords, args=words, prog="flowless evaluate")
-    from flowless.bench.evaluate import evaluate
+    from flowless.train.evaluation.evaluate import evaluate
 
     if options.plot is not None:
-        from flowless.bench.plots import check_picture_path
+        from flowless.plots import check_picture_path
 
         check_picture_path(options.plot)
         refuse_unwritable(options.plot)
     evaluation = evaluate(options.model, DatasetIndex.load(options.data), options=options.options)
     if options.plot is not None:
-        from flowless.bench.plots import save_confusion
-        from flowless.train.metrics import confusion_matrix
+        from flowless.plots import save_confusion
+        from flowless.train.evaluation.metrics import confusion_matrix
 
         title = f"{evaluation.model}, {evaluation.target}: top-1 {evaluation.top1:.1%}"
         save_confusion(options.plot, confusion_matrix(evaluation.scores, evaluation.labels), evaluation.names, title=title)

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flowless.bench.evaluate import score_videos
-from flowless.bench.evaluation import Evaluation, EvaluationOptions
 from flowless.console import progress
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.pipeline.dataset.index import DatasetIndex, Refused
 from flowless.train.checkpoints import Checkpoint, load_checkpoint
-from flowless.train.data import Place, evaluation_loader, relabel
+from flowless.train.evaluation.evaluate import score_videos
+from flowless.train.evaluation.evaluation import Evaluation, EvaluationOptions
+from flowless.train.loop.data import Place, evaluation_loader, relabel
 from flowless.train.models.backbone import pixels_together
 
 #: Most views of a video that come by the loader where there is no GPU. It makes them all at once, from frames of full size: thirty

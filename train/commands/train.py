@@ -14,11 +14,11 @@ from rich.table import Table
 from flowless.console import emit, log
 from flowless.pipeline.dataset.index import DatasetIndex
 from flowless.pipeline.dataset.tables import refused_table
-from flowless.train.model_options import BACKBONES
+from flowless.train.models.options import BACKBONES
 from flowless.train.recipes import DATA_NAMES, FAMILY_NAMES, Recipe, find_recipe
 
 if TYPE_CHECKING:
-    from flowless.train.fit import FitResult
+    from flowless.train.loop.fit import FitResult
 
 _TRAIN_HELP = f"""usage: flowless train RECIPE --data INDEX [--val-data INDEX] [--out FOLDER] [--any-field VALUE ...]
 
@@ -83,7 +83,7 @@ def train(words: Sequence[str]) -> int:
     )
     index = DatasetIndex.load(options.data)
     val_index = DatasetIndex.load(options.val_data) if options.val_data else None
-    from flowless.train.fit import fit
+    from flowless.train.loop.fit import fit
 
     result = fit(
         options.recipe,

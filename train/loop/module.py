@@ -13,12 +13,12 @@ from torch import Tensor
 
 from flowless.errors import FlowlessError
 from flowless.pipeline.dataset.index import DatasetIndex
-from flowless.train.data import EpochBatches, Place, evaluation_loader, training_loader
-from flowless.train.joint import joint_training
+from flowless.train.loop.data import EpochBatches, Place, evaluation_loader, training_loader
+from flowless.train.loop.joint import joint_training
+from flowless.train.loop.objectives import objective_of
+from flowless.train.loop.optim import build_optimizer, freeze_batch_norm, set_rate
 from flowless.train.models import Recognizer
 from flowless.train.models.backbone import pixels_together
-from flowless.train.objectives import objective_of
-from flowless.train.optim import build_optimizer, freeze_batch_norm, set_rate
 from flowless.train.recipes import Recipe
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.spec import ClipSpec
-from flowless.train.model_options import (
+from flowless.train.models.options import (
     BACKBONES,
     AppearancePooling,
     DisplacementSize,
@@ -17,7 +17,7 @@ from flowless.train.model_options import (
     STMFusion,
     STMPlacement,
 )
-from flowless.train.recipes_appearance import appearance_changes
+from flowless.train.recipes.appearance import appearance_changes
 
 #: What training minimises.
 ObjectiveName = Literal["scores", "twins"]

@@ -20,8 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flowless.train.persistence_forms import motion_shape, phase_weight_gradient
-from flowless.train.persistence_triton import (
+from flowless.train.pa.forms import motion_shape, phase_weight_gradient
+from flowless.train.pa.triton_forward import (
     GENERAL,
     WEIGHT_SHAPE,
     difference_tile,

@@ -4,7 +4,7 @@ The op keeps neither the eight feature maps nor the differences for the backward
 planes at a time. Plain autograd would store eight planes for each plane of motion.
 
 Two bodies do the work: PyTorch's convolutions, and on NVIDIA GPUs (compute capability 8.0 and later) the Triton kernels of
-`persistence_triton`, which hold feature maps in registers alone. The faster one is taken: Triton makes the maps where its product
+`triton_forward`, which hold feature maps in registers alone. The faster one is taken: Triton makes the maps where its product
 runs on tensor cores (uint8, half precision, TF32), PyTorch everything else: float32 in full, where Triton takes 1.4 times as long,
 and every backward pass, where it takes 1.5 to 2.7 times as long (256 stacks of 4 frames of 224 x 224 on an H200,
 `bench/results/gpu-h200.json`, `persistence`). What the kernels are not written for (float64, filters other than `[8, 3, 7, 7]`) is
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.library import custom_op, register_autocast
 
 from flowless.errors import FlowlessError
-from flowless.train.persistence_forms import (
+from flowless.train.pa.forms import (
     Form,
     allows_tf32,
     differences,
@@ -64,9 +64,9 @@ def persistence(x: Tensor, weight: Tensor, eps: float, eps_inside: bool = False)
     """
     _check(x, weight)
     if body(x, weight) == "triton":
-        from flowless.train import persistence_triton
+        from flowless.train.pa import triton_forward
 
-        return persistence_triton.forward(x, weight, eps, eps_inside=eps_inside)
+        return triton_forward.forward(x, weight, eps, eps_inside=eps_inside)
     stacks = x.reshape(-1, *x.shape[-4:])
     out = weight.new_empty((stacks.shape[0], *motion_shape(x)[-3:]))
     form = _form(x)
@@ -86,7 +86,7 @@ def persistence_backward(ratio: Tensor, x: Tensor, weight: Tensor, eps: float, e
     this one plane serves all filters.
     """
     if body(x, weight, backward=True) == "triton":
-        from flowless.train import persistence_triton_backward as triton_backward
+        from flowless.train.pa import triton_backward
 
         frames, kernel = triton_backward.backward(ratio, x, weight, eps if eps_inside else 0.0, need_x=need_x)
         return x.new_empty(0) if frames is None else frames, kernel
@@ -160,7 +160,7 @@ def _why_not_triton(x: Tensor, weight: Tensor) -> str:
     """Say why the Triton kernels cannot serve these tensors, or nothing."""
     if not _has_triton():
         return "Triton is not installed (PyTorch brings it on Linux)"
-    from flowless.train.persistence_triton import INTERPRETED, takes
+    from flowless.train.pa.triton_forward import INTERPRETED, takes
 
     if not takes(x, weight):
         return (

@@ -53,8 +53,8 @@ def models(words: Sequence[str]) -> int:
 
 def described(name: str) -> dict[str, Any]:
     """Return what `flowless models --json` says of a model: plain values."""
-    from flowless.train.flops import size_of
     from flowless.train.models import FAMILIES
+    from flowless.train.models.flops import size_of
     from flowless.train.models.papers import PAPERS
     from flowless.train.recipes import find_recipe
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from flowless.pipeline.clip.protocols import ALIASES, Views, protocol_name, protocol_spec
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.pipeline.dataset.index import Refused
-from flowless.train import metrics
+from flowless.train.evaluation import metrics
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,11 +24,11 @@ from flowless.errors import FlowlessError
 from flowless.files import write_json
 from flowless.interrupts import ctrl_c_count
 from flowless.pipeline.dataset.index import DatasetIndex, Refused
-from flowless.train.data import check_training_index, device_batch, relabel
+from flowless.train.loop.data import check_training_index, device_batch, relabel
+from flowless.train.loop.module import TrainingModule
+from flowless.train.loop.run_folder import KeepRun, RunFolder, best_row
 from flowless.train.models import Recognizer, build_model
-from flowless.train.module import TrainingModule
 from flowless.train.recipes import Recipe
-from flowless.train.run_folder import KeepRun, RunFolder, best_row
 
 _PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 

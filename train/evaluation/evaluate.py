@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 import flowless
-from flowless.bench.evaluation import Evaluation, EvaluationOptions
 from flowless.console import progress
 from flowless.errors import FlowlessError
 from flowless.machine import usable_cores
@@ -22,7 +21,8 @@ from flowless.pipeline.clip.preprocess import ClipViews, load_views
 from flowless.pipeline.clip.protocols import SAME_SIZE
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.pipeline.dataset.index import DatasetIndex, Refused, VideoRecord
-from flowless.train.data import relabel
+from flowless.train.evaluation.evaluation import Evaluation, EvaluationOptions
+from flowless.train.loop.data import relabel
 
 if TYPE_CHECKING:
     from flowless.engines import Engine
@@ -51,7 +51,7 @@ def evaluate(
         if Path(model).is_dir():
             model = flowless.load(Path(model), target=options.target, precision=options.precision)
     if isinstance(model, str | os.PathLike) or not callable(model):
-        from flowless.bench.evaluate_checkpoint import evaluate_checkpoint
+        from flowless.train.evaluation.evaluate_checkpoint import evaluate_checkpoint
 
         return evaluate_checkpoint(model, index, options=options)
     return _evaluate_engine(model, index, options)

@@ -1,6 +1,6 @@
 """PA as one Triton kernel: from frames to maps, no feature map in memory.
 
-The phase form of `persistence_forms` as a matrix product. A program makes `ROWS x COLUMNS` phase positions, each of them 2 x 2
+The phase form of `forms` as a matrix product. A program makes `ROWS x COLUMNS` phase positions, each of them 2 x 2
 pixels of a map. It reads the 8 x 8 windows of the frames' difference from both frames (any strides, so video memory
 `[.., H, W, C]` needs no copy), multiplies them with the 32 phase filters, and keeps the 32 features of a position in registers
 until they have become four lengths. 32 columns fill a tensor core, 8 would not; products are summed in float32, always.
@@ -28,7 +28,7 @@ import triton.language as tl
 from torch import Tensor
 from triton import knobs
 
-from flowless.train.persistence_forms import allows_tf32, motion_shape
+from flowless.train.pa.forms import allows_tf32, motion_shape
 
 #: What the kernels are written for, the paper's filters: `[8, 3, 7, 7]`.
 WEIGHT_SHAPE = (8, 3, 7, 7)
@@ -66,7 +66,7 @@ def difference_tile(frame, stride_frame, y, x, at, size):
 def phase_weights(weight_ptr, channel, row, column, n):
     """Load phase filters: float32, the shape of `row`, `column` (taps of the 8 x 8 window) and `n` (phase channels) broadcast.
 
-    Phase channel n = (2a + b) * 8 + f holds filter f at rows from a and columns from b (`persistence_forms.phase_weight`).
+    Phase channel n = (2a + b) * 8 + f holds filter f at rows from a and columns from b (`forms.phase_weight`).
     """
     row = row - n // 16
     column = column - n // 8 % 2

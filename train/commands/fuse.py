@@ -10,7 +10,7 @@ from pathlib import Path
 import tyro
 
 from flowless.console import emit
-from flowless.train.import_command import require_safetensors
+from flowless.train.commands.import_official import require_safetensors
 
 
 @dataclass(frozen=True, kw_only=True)

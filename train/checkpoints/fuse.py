@@ -1,0 +1,68 @@
+"""Fusing separately trained branches of PAN into one checkpoint."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from flowless.errors import FlowlessError
+from flowless.train.checkpoints.checkpoint import Checkpoint, load_checkpoint, versions
+from flowless.train.models import build_model
+
+
+def fuse_checkpoints(*, rgb: str | os.PathLike[str], pa: str | os.PathLike[str], lite: str | os.PathLike[str] | None = None) -> Checkpoint:
+    """Fuse separately trained branches into one model, as the official code fuses their scores.
+
+    Args:
+        rgb: Checkpoint of a pan-rgb; its m may differ, since it sees the first frame of each segment alone.
+        pa: Checkpoint of a pan-pa.
+        lite: Checkpoint of a pan-lite; with it the model is PAN-En, without it PAN-Full.
+
+    Returns:
+        A checkpoint of pan-full or, sampled as two clips, pan-en; the labels and the ClipSpec are the PA branch's.
+
+    Raises:
+        FlowlessError: A file is no checkpoint of its branch, or the branches do not fit each other.
+    """
+    places = {"lite": lite, "rgb": rgb, "pa": pa}
+    parts = {branch: (Path(place), load_checkpoint(place)) for branch, place in places.items() if place is not None}
+    source, base = parts["pa"]
+    depth = base.name.rpartition("-")[2]
+    for branch, (path, part) in parts.items():
+        wanted = f"pan-{branch}-{depth}"
+        if part.name.rpartition("-")[0] != f"pan-{branch}":
+            raise FlowlessError(f"{path}: a {part.name}; the branch {branch} must be a pan-{branch}. Give each branch its own checkpoint.")
+        differences = _differences(branch, part, base)
+        if part.name != wanted:
+            differences.insert(0, f"it is a {part.name}, not a {wanted}")
+        if differences:
+            raise FlowlessError(f"{path}: does not fit {source} ({'; '.join(differences)}). Branches that are fused must agree in these.")
+    name = f"pan-{'en' if lite is not None else 'full'}-{depth}"
+    spec = base.spec if lite is None else replace(base.spec, sampling="two-clip")
+    model = build_model(name, spec=spec, **base.model.config)
+    tensors = {f"branches.{branch}.{key}": value for branch, (_, part) in parts.items() for key, value in part.model.state_dict().items()}
+    model.load_state_dict(tensors)
+    fused = {branch: {"file": path.name, "metrics": part.metrics, "recipe": part.recipe} for branch, (path, part) in parts.items()}
+    return Checkpoint(
+        model=model.eval(), name=name, spec=spec, labels=base.labels, recipe={"fused": fused}, versions=versions(), metrics={}
+    )
+
+
+def _differences(branch: str, part: Checkpoint, base: Checkpoint) -> list[str]:
+    """Say in what a branch differs from the PA branch that it should not differ in."""
+    told = []
+    if part.labels != base.labels:
+        told.append(f"its {len(part.labels)} labels are not the same {len(base.labels)} in the same order")
+    # What other systems can be asked stands in every model's config, and says nothing here.
+    asked = ("classes", "width", "blocks") if branch == "rgb" else ("classes", "width", "blocks", "pa_encoding", "pa_depth", "eps_inside")
+    ours, theirs = part.model.config, base.model.config
+    told += [f"{name} {ours[name]!r} instead of {theirs[name]!r}" for name in asked if ours[name] != theirs[name]]
+    may = {"frames_per_segment"} if branch == "rgb" else set()
+    spec = base.spec.to_dict()
+    told += [
+        f"{name} {value!r} instead of {spec[name]!r}"
+        for name, value in part.spec.to_dict().items()
+        if name not in may and value != spec[name]
+    ]
+    return told

@@ -1,0 +1,1 @@
+"""The subcommands `flowless train`, `evaluate`, `models`, `import` and `fuse`. PyTorch is imported only when one runs."""

@@ -1,0 +1,1 @@
+"""Persistence of Appearance (PA) as an operator: the module, its two forms, and its kernels for a GPU."""
