@@ -65,7 +65,7 @@ class Run:
         """Return what it is trained by: Moving Shapes' recipe of the model, under the race's conditions."""
         found = find_recipe(f"{self.system.model}/moving-shapes", epochs=race.epochs, seed=self.seed)
         same: dict[str, Any] = {"precision": race.precision, "validate_every": race.epochs, "threads": 1}
-        return replace(found, **same, **dict(self.system.clip))
+        return found.changed(**same, **dict(self.system.clip))
 
     def folder(self, race: Race, work: Path) -> Path:
         """Return where it is kept, apart from runs of other videos, epochs or arithmetic."""

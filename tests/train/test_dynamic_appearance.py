@@ -221,7 +221,7 @@ def test_checkpoints(tmp_path, name):
 
 
 def test_what_cannot_be_built():
-    for frames, subspace in ((4, 3), (3, 2), (8, 0), (8, 4), (1, 1)):
+    for frames, subspace in ((4, 3), (3, 2), (1, 1)):
         with pytest.raises(FlowlessError, match=f"da_subspace is {subspace} for segments of {frames}"):
             make("da-tsm-r18", spec=replace(SPEC, frames_per_segment=frames), da_subspace=subspace)
     with pytest.raises(FlowlessError, match="no ImageNet weights for X3D"):

@@ -20,6 +20,7 @@ from flowless.train.loop.fit import fit
 from flowless.train.loop.joint import pareto_alpha, scheduled_alpha
 from flowless.train.loop.module import TrainingModule
 from flowless.train.models import build_model
+from flowless.train.models.options import AppearanceOptions
 from flowless.train.recipes import find_recipe
 
 SPEC = ClipSpec(segments=2, frames_per_segment=3, height=32, width=32, short_side=32)
@@ -176,7 +177,8 @@ def test_the_others_train(tmp_path, train_index, name):
 def test_recipes_of_appendix_a():
     tsm = find_recipe("da-tsm-r50/something-v1")
     assert (tsm.lr, tsm.batch_size, tsm.epochs, tsm.weight_decay, tsm.dropout) == (0.12, 256, 50, 8e-4, 0.8)
-    assert (tsm.label_smoothing, tsm.clip_gradient, tsm.head_decay, tsm.joint, tsm.flip) == (0.1, 20, 5, "mgda", False)
+    assert (tsm.label_smoothing, tsm.clip_gradient, tsm.head_decay, tsm.flip) == (0.1, 20, 5, False)
+    assert tsm.options == AppearanceOptions(joint="mgda")
     assert (tsm.segments, tsm.frames_per_segment, tsm.size) == (8, 4, 224)
     rates = [tsm.rate_at(epoch) for epoch in (0, 3.5, 7, 28.5, 50)]
     assert rates == pytest.approx([0.0048, 0.0624, 0.12, 0.06, 0], abs=1e-6)
@@ -184,7 +186,8 @@ def test_recipes_of_appendix_a():
     assert (small_net.segments, small_net.frames_per_segment, small_net.size, small_net.weight_decay) == (4, 8, 160, 4e-4)
     assert (large.segments, large.frames_per_segment, large.size, large.pretrained) == (16, 3, 224, False)
     vit = find_recipe("da-vit-b/something-v1")
-    assert (vit.lr, vit.batch_size, vit.epochs, vit.dropout, vit.clip_gradient, vit.projection_rate) == (0.004, 64, 15, 0, 0, 5)
+    assert (vit.lr, vit.batch_size, vit.epochs, vit.dropout, vit.clip_gradient) == (0.004, 64, 15, 0, 0)
+    assert vit.options == AppearanceOptions(projection_rate=5)
     assert vit.rate_at(0) == pytest.approx(0.004)
     kinetics = find_recipe("da-tsm-r50/kinetics400")
     assert (kinetics.lr, kinetics.lr_batch, kinetics.epochs, kinetics.segments, kinetics.frames_per_segment) == (0.08, 512, 100, 16, 8)
@@ -207,9 +210,15 @@ def test_recipes_that_cannot_be(changes, told):
         small(**changes)
 
 
+def with_statistics(model):
+    for norm in (part for part in model.modules() if isinstance(part, nn.BatchNorm2d)):
+        nn.init.uniform_(norm.running_mean)
+    return model
+
+
 def test_the_first_norm_that_stays_is_the_backbones():
     """partial_bn keeps the first batch norm: the backbone's, not PWTP's."""
-    module = TrainingModule(make(), small(partial_bn=True), index=None, val_index=None)  # type: ignore[arg-type]
+    module = TrainingModule(with_statistics(make()), small(partial_bn=True), index=None, val_index=None)  # type: ignore[arg-type]
     module.train()
     norms = {name: part.training for name, part in module.model.named_modules() if isinstance(part, nn.BatchNorm2d)}
     assert [name for name, training in norms.items() if training] == ["backbone.bn1"]

@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 
 from flowless.errors import FlowlessError
-from flowless.train.models import MODELS
-from flowless.train.recipes import MODEL_NAMES, RECIPES, Recipe, find_recipe
+from flowless.train.models import FAMILIES, MODELS
+from flowless.train.models.options import OPTIONS
+from flowless.train.recipes import DATA_NAMES, Recipe, find_recipe
 
 
 def test_official_schedule():
@@ -32,7 +33,7 @@ def test_schedules_of_the_family():
         assert recipe.sampling == ("two-clip" if model == "pan-en" else "centre")
     rgb = find_recipe("pan-rgb-r101/jester")
     assert (rgb.epochs, rgb.steps, rgb.frames_per_segment) == (50, (20, 40), 1)
-    assert find_recipe("pan-pa-r50/jester", pa_depth=0).pa_depth == 0
+    assert vars(find_recipe("pan-pa-r50/jester", pa_depth=0).options)["pa_depth"] == 0
     with pytest.raises(FlowlessError, match="pa_depth is 9"):
         find_recipe("pan-pa-r50/jester", pa_depth=9)
 
@@ -50,7 +51,7 @@ def test_disentanglings_schedule():
         find_recipe("disentangling-bninception/ucf101", displacement_window=17, displacement_temperature=0, displacement_size=100)
     with pytest.raises(FlowlessError, match="appearance_pooling is 'x'; it must be one of gradual, late"):
         find_recipe("disentangling-bninception/ucf101", appearance_pooling="x")
-    assert find_recipe("disentangling-bninception/ucf101", appearance_pooling="late").model_options.get("appearance_pooling") == "late"
+    assert find_recipe("disentangling-bninception/ucf101", appearance_pooling="late").options.of_the_model["appearance_pooling"] == "late"
 
 
 def test_rate_scales_with_the_batch():
@@ -69,8 +70,9 @@ def test_one_cycle():
 
 
 def test_names_are_the_models():
-    assert set(MODEL_NAMES) == set(MODELS)
-    for name, recipe in RECIPES.items():
+    assert {name.rpartition("-")[0] for name in MODELS} == set(FAMILIES) == set(OPTIONS)
+    for name in (f"{model}/{data}" for model in MODELS for data in DATA_NAMES):
+        recipe = find_recipe(name)
         assert recipe.name == name
         assert recipe.model == name.split("/")[0]
         if not recipe.model.startswith("da-"):

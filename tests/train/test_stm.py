@@ -19,7 +19,7 @@ from flowless.train.loop.optim import build_optimizer, parameter_groups, set_rat
 from flowless.train.models import build_model
 from flowless.train.models.flops import size_of
 from flowless.train.models.stm import ChannelwiseMotion, ChannelwiseTemporalConv, SpatioTemporalMotion
-from flowless.train.recipes import Recipe, find_recipe
+from flowless.train.recipes import find_recipe
 
 SPEC = ClipSpec(segments=4, frames_per_segment=1, height=32, width=32, short_side=32)
 EIGHT = ClipSpec(frames_per_segment=1)
@@ -222,7 +222,7 @@ def test_wrong_words_are_told():
     with pytest.raises(
         FlowlessError, match=r"stm_placement is 'stage1'; it must be.*stm_fusion is 'product'; it must be one of sum, concat"
     ):
-        Recipe(stm_placement="stage1", stm_fusion="product")  # type: ignore[arg-type]
+        find_recipe("stm-r18/tiny", stm_placement="stage1", stm_fusion="product")
 
 
 # Model, segments; the paper's parameters in millions and GMAC (Table 4), and ours.

@@ -22,6 +22,7 @@ from flowless.files import whole_file
 from flowless.machine import installed_versions
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.models import Recognizer, build_model
+from flowless.train.models.options import kept_options
 
 FORMAT = "flowless-checkpoint"
 VERSION = 1
@@ -95,7 +96,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     document, tensors = _read(source)
     try:
         spec = ClipSpec.from_dict(document["spec"])
-        model = build_model(document["model"], spec=spec, **document["config"])
+        own, rest = kept_options(document["model"], document["config"])
+        model = build_model(document["model"], spec=spec, **rest, **own)
         labels = tuple(document["labels"])
         rest = {name: document[name] for name in ("recipe", "versions", "metrics")}
         if len(labels) != document["config"]["classes"]:

@@ -54,8 +54,7 @@ def _differences(branch: str, part: Checkpoint, base: Checkpoint) -> list[str]:
     told = []
     if part.labels != base.labels:
         told.append(f"its {len(part.labels)} labels are not the same {len(base.labels)} in the same order")
-    # What other systems can be asked stands in every model's config, and says nothing here.
-    asked = ("classes", "width", "blocks") if branch == "rgb" else ("classes", "width", "blocks", "pa_encoding", "pa_depth", "eps_inside")
+    asked = [name for name in part.model.config if name != "dropout"]
     ours, theirs = part.model.config, base.model.config
     told += [f"{name} {ours[name]!r} instead of {theirs[name]!r}" for name in asked if ours[name] != theirs[name]]
     may = {"frames_per_segment"} if branch == "rgb" else set()

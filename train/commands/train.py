@@ -14,8 +14,8 @@ from rich.table import Table
 from flowless.console import emit, log
 from flowless.pipeline.dataset.index import DatasetIndex
 from flowless.pipeline.dataset.tables import refused_table
-from flowless.train.models.options import BACKBONES
-from flowless.train.recipes import DATA_NAMES, FAMILY_NAMES, Recipe, find_recipe
+from flowless.train.models.options import BACKBONES, OPTIONS
+from flowless.train.recipes import DATA_NAMES, Recipe, find_recipe
 
 if TYPE_CHECKING:
     from flowless.train.loop.fit import FitResult
@@ -25,7 +25,7 @@ _TRAIN_HELP = f"""usage: flowless train RECIPE --data INDEX [--val-data INDEX] [
 Train a recipe on an index that `flowless scan` wrote.
 
   A recipe is MODEL/DATA:
-    MODEL  one of {", ".join(name for name in FAMILY_NAMES if name not in BACKBONES)}, with -r18, -r34, -r50 or -r101
+    MODEL  one of {", ".join(name for name in OPTIONS if name not in BACKBONES)}, with -r18, -r34, -r50 or -r101
            behind it; or {", ".join(f"{name}-{backbone}" for name, own in BACKBONES.items() for backbone in own)}
     DATA   {", ".join(DATA_NAMES)}
 

@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,15 @@ from flowless.console import log, progress
 from flowless.errors import FlowlessError
 from flowless.files import write_json
 from flowless.interrupts import ctrl_c_count
+from flowless.pipeline.clip.spec import ClipSpec
 from flowless.pipeline.dataset.index import DatasetIndex, Refused
+from flowless.train.checkpoints.start import pixels_of_start, start_from
 from flowless.train.loop.data import check_training_index, device_batch, relabel
 from flowless.train.loop.module import TrainingModule
 from flowless.train.loop.run_folder import KeepRun, RunFolder, best_row
 from flowless.train.models import Recognizer, build_model
+from flowless.train.models.backbone import normalisation
+from flowless.train.models.vap import start_heads
 from flowless.train.recipes import Recipe
 
 _PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -105,12 +109,15 @@ def fit(
         device_batch(recipe, trainer.world_size)
         # So is the model made: what cannot be built must not leave a folder that looks like a run.
         torch.manual_seed(recipe.seed)
-        model = _model(recipe, classes=len(index.labels), resume=resume)
-        if trainer.is_global_zero:
-            if resume:
-                folder.check_resumable(recipe, index)
-            else:
-                folder.begin(recipe, index, val_index=val_index, overwrite=overwrite)
+        if resume and trainer.is_global_zero:
+            folder.check_resumable(recipe, index)
+        spec = folder.spec(recipe) if resume else _spec(recipe)
+        model = _model(recipe, spec=spec, classes=len(index.labels), resume=resume)
+        start_of_run = start_from(model, recipe.start_from, labels=index.labels) if recipe.start_from and not resume else None
+        if trainer.is_global_zero and not resume:
+            folder.begin(recipe, index, val_index=val_index, overwrite=overwrite, spec=spec, start=start_of_run)
+            if start_of_run is not None:
+                log.print(str(start_of_run), markup=False, highlight=False, soft_wrap=True)
         module = TrainingModule(model, recipe, index=index, val_index=val_index)
         start = time.perf_counter()
         _run(trainer, module, folder, resume=resume)
@@ -120,18 +127,31 @@ def fit(
     return result
 
 
-def _model(recipe: Recipe, *, classes: int, resume: bool) -> Recognizer:
-    """Build the recipe's model; what is resumed brings its own weights."""
-    return build_model(
+def _spec(recipe: Recipe) -> ClipSpec:
+    """Return the recipe's clip, its pixels normalised as the weights that it starts from expect."""
+    if recipe.start_from is not None:
+        return pixels_of_start(recipe.start_from, recipe.spec)
+    expected = normalisation(recipe.model, recipe.weights) if recipe.pretrained or recipe.pretrained_path else None
+    return recipe.spec if expected is None else replace(recipe.spec, mean=expected[0], std=expected[1])
+
+
+def _model(recipe: Recipe, *, spec: ClipSpec, classes: int, resume: bool) -> Recognizer:
+    """Build the recipe's model; what is resumed, or starts from a checkpoint, gets its weights afterwards."""
+    images = not resume and recipe.start_from is None
+    model = build_model(
         recipe.model,
         classes=classes,
-        spec=recipe.spec,
+        spec=spec,
         width=recipe.width,
         dropout=recipe.dropout,
-        pretrained=recipe.pretrained and not resume,
-        pretrained_path=None if resume else recipe.pretrained_path,
-        **recipe.model_options,
+        pretrained=images and recipe.pretrained and (recipe.weights or True),
+        pretrained_path=recipe.pretrained_path if images else None,
+        blocks=recipe.blocks,
+        **recipe.options.of_the_model,
     )
+    if recipe.head_std:
+        start_heads(model.heads, std=recipe.head_std)
+    return model
 
 
 def _run(trainer: pl.Trainer, module: TrainingModule, folder: RunFolder, *, resume: bool) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from flowless.train.models import AppearanceRecognizer, Recognizer
+from flowless.train.models.options import AppearanceOptions
 from flowless.train.recipes import Recipe
 
 
@@ -76,9 +77,15 @@ class JointTraining:
     def __init__(self, model: AppearanceRecognizer, recipe: Recipe) -> None:
         self.model = model
         self.recipe = recipe
-        self.shared: list[nn.Parameter] = list(model.projection.parameters())
+        assert isinstance(recipe.options, AppearanceOptions)
+        self.options = recipe.options
         self._gradient: Tensor | None = None
         self._sums: dict[str, list[Tensor]] = {"enopr": [], "alpha": []}
+
+    @property
+    def shared(self) -> list[nn.Parameter]:
+        """PWTP's parameters that learn: partial BN may have frozen its batch norm."""
+        return [parameter for parameter in self.model.projection.parameters() if parameter.requires_grad]
 
     def branch_scores(self, clip: Tensor) -> Tensor:
         """Return scores as `Recognizer.branch_scores` does, `[1, B, classes]`, and keep L1's gradient of this batch."""
@@ -116,13 +123,13 @@ class JointTraining:
         return told
 
     def _alpha(self, first: Tensor, second: Tensor, *, step: int, steps: int) -> Tensor:
-        recipe = self.recipe
-        if recipe.joint == "mgda":
+        options = self.options
+        if options.joint == "mgda":
             return pareto_alpha(first, second)
-        if recipe.joint == "schedule":
-            return first.new_tensor(scheduled_alpha(step, steps, gamma=recipe.joint_gamma, least=recipe.joint_lambda))
+        if options.joint == "schedule":
+            return first.new_tensor(scheduled_alpha(step, steps, gamma=options.joint_gamma, least=options.joint_lambda))
         # Separate training is alpha = 1: PWTP learns by its own loss, and recognition does not move it.
-        return first.new_tensor(1.0 if recipe.joint == "separate" else recipe.joint_alpha)
+        return first.new_tensor(1.0 if options.joint == "separate" else options.joint_alpha)
 
 
 def _flat(parts: list[Tensor] | tuple[Tensor, ...]) -> Tensor:

@@ -16,7 +16,7 @@ from flowless.pipeline.dataset.index import DatasetIndex
 from flowless.train.loop.data import EpochBatches, Place, evaluation_loader, training_loader
 from flowless.train.loop.joint import joint_training
 from flowless.train.loop.objectives import objective_of
-from flowless.train.loop.optim import build_optimizer, freeze_batch_norm, set_rate
+from flowless.train.loop.optim import build_optimizer, freeze_batch_norm, norms_to_freeze, set_rate
 from flowless.train.models import Recognizer
 from flowless.train.models.backbone import pixels_together
 from flowless.train.recipes import Recipe
@@ -45,6 +45,8 @@ class TrainingModule(pl.LightningModule):
         self._loaders: list[EpochBatches] = []
         self._sums = {"train": _Sums(), "val": _Sums()}
         self._started = 0.0
+        # Decided at the start: what has no statistics then learns to the end, and after a resume.
+        self._frozen = [norms_to_freeze(part) if recipe.partial_bn else [] for part in self.model.parts]
         self._freeze()
 
     def train(self, mode: bool = True) -> TrainingModule:
@@ -137,10 +139,16 @@ class TrainingModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the history with the state, so that a resumed run's log is whole."""
         checkpoint["flowless_rows"] = self.rows
+        checkpoint["flowless_frozen"] = self._frozen
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the history back."""
         self.rows = list(checkpoint["flowless_rows"])
+        if self.recipe.partial_bn:
+            # An earlier version did not say, and froze all but the first.
+            before = [norms_to_freeze(part, with_statistics=False) for part in self.model.parts]
+            self._frozen = checkpoint.get("flowless_frozen", before)
+            self._freeze()
 
     def bad_videos(self) -> list[Refused]:
         """Return every video that could not be read, once each."""
@@ -148,10 +156,9 @@ class TrainingModule(pl.LightningModule):
         return [found[path] for path in sorted(found)]
 
     def _freeze(self) -> None:
-        """Keep what the recipe freezes frozen: with partial_bn, every batch norm but each network's or branch's first."""
-        if self.recipe.partial_bn:
-            for part in self.model.parts:
-                freeze_batch_norm(part)
+        """Keep frozen what partial_bn freezes of each network or branch."""
+        for part, names in zip(self.model.parts, self._frozen, strict=True):
+            freeze_batch_norm(part, names)
 
     def _begin_epoch(self, epoch: int) -> None:
         self._started = time.perf_counter()

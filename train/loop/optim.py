@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
 from flowless.train.models import AppearanceRecognizer, MotionRecognizer
+from flowless.train.models.options import AppearanceOptions
 from flowless.train.models.stm import ChannelwiseTemporalConv
 from flowless.train.recipes import Recipe
 
@@ -76,7 +78,8 @@ def parameter_groups(
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Return the recipe's optimiser over the model's groups: SGD (no Nesterov) or AdamW; `set_rate` gives them their rates."""
-    groups = parameter_groups(model, layer_rates=recipe.layer_rates, head_decay=recipe.head_decay, projection_rate=recipe.projection_rate)
+    rate = recipe.options.projection_rate if isinstance(recipe.options, AppearanceOptions) else 1.0
+    groups = parameter_groups(model, layer_rates=recipe.layer_rates, head_decay=recipe.head_decay, projection_rate=rate)
     for group in groups:
         group["lr"] = recipe.rate_at(0) * group["lr_factor"]
         group["weight_decay"] = recipe.weight_decay * group["decay_factor"]
@@ -91,10 +94,26 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group["lr_factor"]
 
 
-def freeze_batch_norm(model: nn.Module, *, but_first: bool = True) -> None:
-    """Partial BN: let every batch norm but the first use its running statistics and stop learning."""
-    norms = [module for module in model.modules() if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d))]
-    for norm in norms[1:] if but_first else norms:
+def norms_to_freeze(model: nn.Module, *, with_statistics: bool = True) -> list[str]:
+    """Return the names of the batch norms that partial BN freezes: all but the first.
+
+    Args:
+        model: A network or a branch.
+        with_statistics: Only those that have seen data. Another (PWTP's, beside a pretrained backbone) would be frozen at mean 0 and
+            variance 1, which its input does not have.
+    """
+    norms = [(name, module) for name, module in model.named_modules() if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d))]
+    return [name for name, norm in norms[1:] if not with_statistics or _has_statistics(norm)]
+
+
+def _has_statistics(norm: nn.BatchNorm2d | nn.BatchNorm3d) -> bool:
+    mean, variance = norm.running_mean, norm.running_var
+    return mean is not None and variance is not None and bool((mean != 0).any() or (variance != 1).any())
+
+
+def freeze_batch_norm(model: nn.Module, names: Iterable[str]) -> None:
+    """Let batch norms use their running statistics and stop learning."""
+    for norm in map(model.get_submodule, names):
         norm.eval()
         for parameter in norm.parameters():
             parameter.requires_grad_(False)

@@ -15,14 +15,16 @@ from lightning.pytorch.callbacks import Checkpoint
 from flowless.console import log
 from flowless.errors import FlowlessError, first_line
 from flowless.files import whole_file, write_json
+from flowless.pipeline.clip.spec import ClipSpec
 from flowless.pipeline.dataset.index import DatasetIndex
 from flowless.train.checkpoints import save_checkpoint, versions
+from flowless.train.checkpoints.start import Start
 from flowless.train.loop.module import TrainingModule
 from flowless.train.recipes import Recipe
 
 COLUMNS = ("epoch", "train_loss", "train_top1", "val_loss", "val_top1", "lr", "seconds")
 #: Fields that may differ when a run is resumed: where it runs, not what it computes.
-_FREE = {"threads", "accelerator", "devices", "num_nodes", "max_bad_share", "pretrained_path"}
+_FREE = {"threads", "accelerator", "devices", "num_nodes", "max_bad_share", "pretrained_path", "start_from"}
 
 
 class RunFolder:
@@ -41,8 +43,26 @@ class RunFolder:
         self.history = path / "metrics.csv"
         self.result = path / "result.json"
 
-    def begin(self, recipe: Recipe, index: DatasetIndex, *, val_index: DatasetIndex | None, overwrite: bool) -> None:
-        """Start a new run here; refuse a folder that holds one, unless `overwrite`."""
+    def begin(
+        self,
+        recipe: Recipe,
+        index: DatasetIndex,
+        *,
+        val_index: DatasetIndex | None,
+        overwrite: bool,
+        spec: ClipSpec,
+        start: Start | None = None,
+    ) -> None:
+        """Start a new run here; refuse a folder that holds one, unless `overwrite`.
+
+        Args:
+            recipe: What is trained.
+            index: Its videos.
+            val_index: The videos that validate it.
+            overwrite: Whether a run may be replaced.
+            spec: The clip, pixels' normalisation included.
+            start: What was taken of a checkpoint.
+        """
         if self.path.exists() and not self.path.is_dir():
             raise FlowlessError(f"{self.path}: a file. A run needs a folder; name another with --out.")
         if self.path.is_dir() and any(self.path.iterdir()):
@@ -57,7 +77,12 @@ class RunFolder:
                 file.unlink(missing_ok=True)
             for file in (self.path / "tensorboard").glob("events.out.*"):
                 file.unlink()
-        write_json(self.description, _description(recipe, index, val_index=val_index))
+        write_json(self.description, _description(recipe, index, val_index=val_index, spec=spec, start=start))
+
+    def spec(self, recipe: Recipe) -> ClipSpec:
+        """Return the clip that the run was started with; a run of an earlier version says the recipe's."""
+        document = json.loads(self.description.read_text(encoding="utf-8"))
+        return ClipSpec.from_dict(document["spec"]) if "spec" in document else recipe.spec
 
     def check_resumable(self, recipe: Recipe, index: DatasetIndex) -> None:
         """Refuse to go on where there is nothing to go on from, or where it would be another run."""
@@ -138,7 +163,7 @@ class KeepRun(Checkpoint):
             module.model,
             model_name=recipe.model,
             recipe=recipe.to_dict(),
-            spec=recipe.spec,
+            spec=module.model.spec,
             labels=self.labels,
             metrics=module.rows[-1],
         )
@@ -169,11 +194,15 @@ def _epoch_line(row: dict[str, Any], *, epochs: int) -> str:
     return "; ".join([*parts, f"{row['seconds']:.0f} s"])
 
 
-def _description(recipe: Recipe, index: DatasetIndex, *, val_index: DatasetIndex | None) -> dict[str, Any]:
+def _description(
+    recipe: Recipe, index: DatasetIndex, *, val_index: DatasetIndex | None, spec: ClipSpec, start: Start | None
+) -> dict[str, Any]:
     return {
         "recipe": recipe.to_dict(),
         "labels": list(index.labels),
         "videos": len(index.videos),
         "validation_videos": len(val_index.videos) if val_index else 0,
+        "spec": spec.to_dict(),
+        "start": start and start.to_dict(),
         "versions": versions(),
     }

@@ -13,10 +13,13 @@ from flowless.errors import FlowlessError, first_line
 
 #: Depth as the recipes name it -> timm's model.
 DEPTHS = {"r18": "resnet18", "r34": "resnet34", "r50": "resnet50", "r101": "resnet101"}
+#: ImageNet weights that the papers start from, by timm's tags: torchvision's first ones; ImageNet-21K (Dynamic Appearance, section 4).
+RESNET_WEIGHTS, TRANSFORMER_WEIGHTS = "tv_in1k", "augreg_in21k"
+TRANSFORMER = "vit_base_patch16_224"
 
 
 def resnet(
-    depth: str, *, width: float = 1.0, blocks: int = 0, pretrained: bool = False, pretrained_path: str | Path | None = None
+    depth: str, *, width: float = 1.0, blocks: int = 0, pretrained: bool | str = False, pretrained_path: str | Path | None = None
 ) -> nn.Module:
     """Return a ResNet that maps frames `[K, 3, H, W]` to features `[K, backbone.num_features]`.
 
@@ -25,7 +28,7 @@ def resnet(
         width: Factor on the stages' channels; 0.25 gives 16, 32, 64, 128. The first convolution keeps its 64: with 16 of
             them Moving Shapes took about twice the epochs to start being learnt.
         blocks: Residual blocks of each stage; 0 is as many as the depth has.
-        pretrained: Load ImageNet weights the way timm does (its cache, or a download).
+        pretrained: Load ImageNet weights the way timm does (its cache, or a download): the papers', or those of timm's tag.
         pretrained_path: Load ImageNet weights from this file (safetensors, or a PyTorch file of plain tensors) instead.
     """
     channels = tuple(max(8, round(width * count)) for count in (64, 128, 256, 512))
@@ -36,7 +39,45 @@ def resnet(
     options: dict[str, Any] = {"channels": channels, "zero_init_last": False}
     if blocks:
         options["layers"] = (blocks,) * len(channels)
-    return from_timm(DEPTHS[depth], pretrained=pretrained, pretrained_path=pretrained_path, **options)
+    name = tagged(DEPTHS[depth], pretrained, usual=RESNET_WEIGHTS)
+    return from_timm(name, pretrained=bool(pretrained), pretrained_path=pretrained_path, **options)
+
+
+def tagged(architecture: str, pretrained: bool | str, *, usual: str) -> str:
+    """Return timm's name of an architecture with its weights, such as resnet50.tv_in1k; without weights, of the architecture.
+
+    Raises:
+        FlowlessError: timm has no such weights of it.
+    """
+    if not pretrained:
+        return architecture
+    tag = pretrained if isinstance(pretrained, str) else usual
+    if f"{architecture}.{tag}" not in (known := timm.list_pretrained(f"{architecture}.*")):
+        tags = ", ".join(sorted(name.partition(".")[2] for name in known))
+        raise FlowlessError(f"weights is {tag!r}; for {architecture} timm has {tags}.")
+    return f"{architecture}.{tag}"
+
+
+def normalisation(model: str, weights: str) -> tuple[tuple[float, float, float], tuple[float, float, float]] | None:
+    """Return the mean and the deviation of pixels (R, G, B, in the range 0 to 1) that ImageNet weights were trained with.
+
+    Args:
+        model: Such as da-vit-b.
+        weights: timm's tag; empty: the papers'.
+
+    Returns:
+        None for a model whose weights timm does not have.
+    """
+    family, _, backbone = model.rpartition("-")
+    if family == "da-vit":
+        name = tagged(TRANSFORMER, weights or True, usual=TRANSFORMER_WEIGHTS)
+    elif backbone in DEPTHS:
+        name = tagged(DEPTHS[backbone], weights or True, usual=RESNET_WEIGHTS)
+    else:
+        return None
+    config = timm.get_pretrained_cfg(name)
+    assert config is not None
+    return config.mean, config.std  # type: ignore[return-value]
 
 
 def from_timm(

@@ -10,7 +10,7 @@ from timm.layers import resample_abs_pos_embed  # pyright: ignore[reportPrivateI
 from torch import Tensor, nn
 
 from flowless.errors import FlowlessError
-from flowless.train.models.backbone import from_timm
+from flowless.train.models.backbone import TRANSFORMER, TRANSFORMER_WEIGHTS, from_timm, tagged
 
 #: Side of a patch, in pixels.
 PATCH = 16
@@ -36,7 +36,7 @@ class ClipTransformer(nn.Module):
         width: Columns of a frame.
         scale: Factor on the 768 features and 12 heads of ViT-B.
         blocks: Pairs of attention and perceptron; 0 is the 12 of ViT-B.
-        pretrained: Start from timm's ImageNet-21K weights (its cache, or a download).
+        pretrained: Start from timm's ImageNet-21K weights (its cache, or a download), or those of timm's tag.
         pretrained_path: Start from ViT-B/16 weights in this file.
 
     Attributes:
@@ -50,7 +50,7 @@ class ClipTransformer(nn.Module):
         width: int,
         scale: float = 1.0,
         blocks: int = 0,
-        pretrained: bool = False,
+        pretrained: bool | str = False,
         pretrained_path: str | Path | None = None,
     ) -> None:
         super().__init__()
@@ -59,13 +59,12 @@ class ClipTransformer(nn.Module):
             raise FlowlessError(f"da-vit: a frame is {height} x {width}; a patch takes {PATCH} x {PATCH} pixels. Take larger frames.")
         heads = max(1, round(12 * scale))
         options: dict[str, Any] = {"embed_dim": 64 * heads, "num_heads": heads, **({"depth": blocks} if blocks else {})}
-        wanted = pretrained or pretrained_path is not None
+        wanted = bool(pretrained) or pretrained_path is not None
         if wanted and scale != 1.0:
             raise FlowlessError(f"width is {scale}; pretrained weights exist for width 1 only. Train from scratch, or use width 1.")
         options["img_size"] = _NATIVE if wanted else (height, width)
-        # The paper starts from ImageNet-21K (section 4, Table 1).
-        name = "vit_base_patch16_224.augreg_in21k" if pretrained else "vit_base_patch16_224"
-        model = cast(Any, from_timm(name, classifier="head.", pretrained=pretrained, pretrained_path=pretrained_path, **options))
+        name = tagged(TRANSFORMER, pretrained, usual=TRANSFORMER_WEIGHTS)
+        model = cast(Any, from_timm(name, classifier="head.", pretrained=bool(pretrained), pretrained_path=pretrained_path, **options))
         self.num_features = 64 * heads
         self.patch = model.patch_embed.proj
         self.blocks = Blocks(*model.blocks)

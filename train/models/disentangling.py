@@ -15,7 +15,7 @@ from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.models.bn_inception import STEM, BNInception, InceptionStages, Unit
 from flowless.train.models.bn_inception_weights import published_network, widened_conv1
 from flowless.train.models.displacement import Displacement, warped_differences
-from flowless.train.models.options import AppearancePooling
+from flowless.train.models.options import AppearancePooling, DisentanglingOptions
 from flowless.train.models.plan import Plan
 from flowless.train.models.recognizer import Recognizer
 from flowless.train.models.vap import AverageHead
@@ -37,19 +37,20 @@ def disentangling(plan: Plan) -> DisentanglingRecognizer:
         Training: jointly, each branch by its own loss; from BN-Inception's ImageNet weights in a file (`pretrained_path`).
     """
     head = {"classes": plan.classes, "dropout": plan.dropout}
-    stride = 1 if plan.displacement_size == 224 else 2
+    options = plan.asked(DisentanglingOptions)
+    stride = 1 if options.displacement_size == 224 else 2
     # Motion's and changes' first convolutions end at 112 x 112 as conv1 of an image does, whatever the size of the maps.
     size = {"width": plan.width, "blocks": plan.blocks}
     motion = BNInception(channels=2, stride=3 - stride, **size)
     changes = BNInception(channels=STEM, stride=3 - stride, **size)
-    appearance = AppearanceNetwork(pooling=plan.appearance_pooling, **size)
+    appearance = AppearanceNetwork(pooling=options.appearance_pooling, **size)
     low = SharedUnit(3, STEM, kernel=7, stride=stride)
     if plan.from_pretrained:
         _start_from_images(plan, low, appearance, motion, changes)
     return DisentanglingRecognizer(
         spec=plan.spec,
         low=low,
-        displacement=Displacement(window=plan.displacement_window, temperature=plan.displacement_temperature),
+        displacement=Displacement(window=options.displacement_window, temperature=options.displacement_temperature),
         appearance=Branch(appearance, head=AverageHead(appearance.num_features, **head)),
         motion=Branch(motion, head=AverageHead(motion.num_features, **head)),
         changes=Branch(changes, head=AverageHead(changes.num_features, **head)),

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from flowless.errors import FlowlessError
+from flowless.train.models.options import DisentanglingOptions
 
 #: The window D and the temperature tau; the paper's are in a supplement that could not be had. A window of 9 x 9 cells reaches
 #: 8 pixels each way at 112 x 112 cells of a 224 x 224 frame. The temperature was chosen by moving pictures by known amounts, up to
@@ -25,8 +26,8 @@ from flowless.errors import FlowlessError
 #: cells at 0.01, 0.69 at 0.02, 0.92 at 0.05, 1.07 at 0.1, and 1.02 for no motion at all. Noise smooth over 3 pixels, mean error
 #: of a coordinate: 0.12 at 0.01, 0.11 at 0.02, 0.19 at 0.05, 0.33 at 0.1. Lower ones round to whole cells and leave most
 #: similarities without a gradient; higher ones draw everything to the middle of the window.
-WINDOW = 4
-TEMPERATURE = 0.02
+WINDOW = DisentanglingOptions.displacement_window
+TEMPERATURE = DisentanglingOptions.displacement_temperature
 #: Largest window: four blocks of it are the keys of one.
 MOST_WINDOW = 16
 

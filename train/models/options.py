@@ -1,10 +1,21 @@
-"""What a model may be asked beside its name and its size: words that a recipe and a model share. No heavy library here."""
+"""What each family of models can be asked, beside what every model is. No heavy library is imported here.
+
+Recipes, the command line, `build_model` and checkpoints take options from here. An option is a field with its type, its default, its
+text for `--help` and, for numbers, the range that `number` checks.
+"""
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+
+from flowless.errors import FlowlessError
 
 PAEncoding = Literal["e1", "e2"]
+#: How a head joins the segments (PAN, Table IV): VAP; VIP, the same timescales with preset weights; their plain average; or one
+#: timescale alone, named by its number.
+Aggregation = Literal["vap", "vip", "average", "1", "2", "4", "8"]
 #: Where STM blocks stand (STM, Table 9): all blocks, the first block of every stage, or the first block of one stage.
 STMPlacement = Literal["all", "one-per-stage", "stage2", "stage3", "stage4", "stage5"]
 #: How an STM block joins its two modules (STM, Table 7).
@@ -13,7 +24,146 @@ STMFusion = Literal["sum", "concat"]
 DisplacementSize = Literal[112, 224]
 #: Where the appearance branch joins frames (Disentangling, Table 1): behind pool2, 3c and 4e, or behind the whole network.
 AppearancePooling = Literal["gradual", "late"]
+#: What moves PWTP (Dynamic Appearance, section 3.5).
+Joint = Literal["separate", "constant", "schedule", "mgda"]
 
+
+def number(default: Any, *, least: float, most: float) -> Any:
+    """Declare an option that is a number from `least` to `most`."""
+    return field(default=default, metadata={"range": (least, most)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class FamilyOptions:
+    """The options of a family that has none of its own: tsn, tsm."""
+
+    #: Options that decide how a model is trained and not what it is: a checkpoint's model has no need of them.
+    TRAINING: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        """Refuse values that no model has: all problems in one error."""
+        hints, problems = get_type_hints(type(self)), []
+        for item in fields(self):
+            value, hint = getattr(self, item.name), hints[item.name]
+            if get_origin(hint) is Literal and value not in get_args(hint):
+                problems.append(f"{item.name} is {value!r}; it must be one of {', '.join(map(str, get_args(hint)))}")
+            elif "range" in item.metadata:
+                problems += _range_problem(item.name, value, whole=hint is int, limits=item.metadata["range"])
+        problems += self.more_problems()
+        if problems:
+            raise FlowlessError("; ".join(problems) + ".")
+
+    def more_problems(self) -> list[str]:
+        """Return what is wrong with values together."""
+        return []
+
+    @property
+    def of_the_model(self) -> dict[str, Any]:
+        """The options that decide what the network is: what a checkpoint keeps."""
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name not in self.TRAINING}
+
+
+def _range_problem(name: str, value: Any, *, whole: bool, limits: tuple[float, float]) -> list[str]:
+    least, most = limits
+    kind = int if whole else (int, float)
+    if isinstance(value, kind) and not isinstance(value, bool) and least <= value <= most:
+        return []
+    return [f"{name} is {value!r}; it must be {'a whole number ' if whole else ''}from {least:g} to {most:g}"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AggregationOptions(FamilyOptions):
+    """How PAN's head joins the segments: pan-rgb."""
+
+    aggregation: Aggregation = "vap"
+    """How the head joins the segments (PAN, Table IV): vap learns a weight for each timescale; vip gives every timescale the same
+    weight; average takes the mean of the segments; 1, 2, 4 or 8 pools at that timescale alone (below segments)."""
+    vap_expansion: int = number(4, least=1, most=16)
+    """With aggregation vap: width of the network that weighs the timescales, alpha (PAN, Table IV: 1, 2, 4, 8)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PAOptions(AggregationOptions):
+    """Models with motion maps: pan-lite, pan-pa."""
+
+    pa_encoding: PAEncoding = "e1"
+    """The motion maps as channels (e1), or as attention on the mean feature map (e2)."""
+    pa_depth: int = number(1, least=0, most=8)
+    """Layers of 7x7 convolutions whose change is measured; the paper's choice is 1, and 0 takes differences of pixels."""
+    eps_inside: bool = False
+    """The official code's place of eps in PA; its checkpoints need it."""
+
+    def more_problems(self) -> list[str]:
+        """Refuse the official code's rule where it has none."""
+        if self.eps_inside and self.pa_depth != 1:
+            return [f"eps_inside is the official code's rule, whose PA has depth 1; pa_depth is {self.pa_depth}"]
+        return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class STMOptions(FamilyOptions):
+    """stm."""
+
+    stm_placement: STMPlacement = "all"
+    """Which residual blocks are STM blocks (STM, Table 9): all, the first of every stage, or the first of one stage."""
+    stm_fusion: STMFusion = "sum"
+    """Add spatiotemporal and motion features up (sum), or concatenate them and convolve (concat) (STM, Table 7)."""
+    stm_fixed: bool = False
+    """The frequency-degenerated variant, whose temporal and motion kernels are fixed and do not learn (STM, Table 8)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppearanceOptions(FamilyOptions):
+    """Models with dynamic appearance: da-tsm, da-x3d, da-vit."""
+
+    TRAINING: ClassVar[frozenset[str]] = frozenset({"joint", "joint_alpha", "joint_gamma", "joint_lambda", "projection_rate"})
+
+    da_subspace: int = number(1, least=1, most=3)
+    """Dimensions of the static subspace that is taken out, at most half of the frames (Dynamic Appearance, Table 4b)."""
+    joint: Joint = "mgda"
+    """How dynamic appearance's own loss and the recognition loss move it. separate: its own alone; constant: joint_alpha of it;
+    schedule: less and less of it (joint_gamma, joint_lambda); mgda: as much as helps both."""
+    joint_alpha: float = number(0.5, least=0, most=1)
+    """With joint constant: share of dynamic appearance's own loss."""
+    joint_gamma: float = number(0.2, least=0.001, most=0.999)
+    """With joint schedule: share of the training after which joint_lambda is reached."""
+    joint_lambda: float = number(0.1, least=0, most=1)
+    """With joint schedule: share of dynamic appearance's own loss that is left then; it falls to nothing by the end."""
+    projection_rate: float = number(1.0, least=0, most=1000)
+    """Factor on dynamic appearance's learning rate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DisentanglingOptions(FamilyOptions):
+    """disentangling."""
+
+    displacement_window: int = number(4, least=1, most=16)
+    """Cells that a feature may move each way between two frames."""
+    displacement_temperature: float = number(0.02, least=0.001, most=10)
+    """The smaller, the nearer is a displacement to the best match alone."""
+    displacement_size: DisplacementSize = 112
+    """Side of a displacement map of a frame of 224 x 224 pixels: conv1's stride is 2 (112) or 1 (Disentangling, Table 3)."""
+    appearance_pooling: AppearancePooling = "gradual"
+    """Join neighbouring frames at three places of the appearance network (gradual), or all behind it (late) (Disentangling, Table 1)."""
+
+
+#: Family -> what it can be asked. The order is that of lists for people.
+OPTIONS: dict[str, type[FamilyOptions]] = {
+    "pan-lite": PAOptions,
+    "pan-full": PAOptions,
+    "pan-en": PAOptions,
+    "pan-rgb": AggregationOptions,
+    "pan-pa": PAOptions,
+    "tsm": FamilyOptions,
+    "tsn": FamilyOptions,
+    "stm": STMOptions,
+    "da-tsm": AppearanceOptions,
+    "da-x3d": AppearanceOptions,
+    "da-vit": AppearanceOptions,
+    "disentangling": DisentanglingOptions,
+}
+#: ResNets, as the names of models say them.
+DEPTHS = ("r50", "r18", "r34", "r101")
 #: Families that do not take the ResNets of every depth -> the backbones of their paper.
 BACKBONES: dict[str, tuple[str, ...]] = {
     "stm": ("r50", "r18", "r34"),
@@ -22,33 +172,55 @@ BACKBONES: dict[str, tuple[str, ...]] = {
     "da-vit": ("b",),
     "disentangling": ("bninception",),
 }
+#: Every model's name: a family and its backbone.
+MODELS = tuple(f"{family}-{backbone}" for family in OPTIONS for backbone in BACKBONES.get(family, DEPTHS))
 
 
-class ModelOptions(TypedDict, total=False):
-    """What some families can be asked; the others do not mind."""
+def family_of(model: str) -> str:
+    """Return the family of a model's name, such as pan-lite of pan-lite-r50; raise FlowlessError for a name that is none."""
+    if model not in MODELS:
+        raise FlowlessError(f"model is {model!r}; it must be one of {', '.join(MODELS)}.")
+    return model.rpartition("-")[0]
 
-    blocks: int
-    """ResNets, X3D: residual blocks of each stage; BN-Inception: modules of each stage; ViT: blocks in all. 1 to 23, instead of as many
-    as the name says (0, the default)."""
-    pa_encoding: PAEncoding
-    """PA maps as channels (e1, the default), or as attention on the mean feature map (e2)."""
-    pa_depth: int
-    """Layers whose change PA measures, 0 to 8; the paper's choice, and the default, is 1."""
-    eps_inside: bool
-    """The official code's place of eps, for its checkpoints."""
-    stm_placement: STMPlacement
-    """Which residual blocks are STM blocks; by default all."""
-    stm_fusion: STMFusion
-    """Add the two modules' features up (sum, the default), or concatenate them and convolve (concat)."""
-    stm_fixed: bool
-    """STM's frequency-degenerated variant, whose temporal and motion kernels are fixed."""
-    da_subspace: int
-    """Dimensions of the static subspace that dynamic appearance leaves out: 1 (the default) to 3, at most half of the frames."""
-    displacement_window: int
-    """Disentangling: cells that a feature may move each way between two frames, 1 to 16 (default 4)."""
-    displacement_temperature: float
-    """Disentangling: how soft the assignment of features is; the smaller, the nearer to the best match alone (default 0.02)."""
-    displacement_size: DisplacementSize
-    """Disentangling: side of a displacement map of 224 x 224 pixels: conv1's stride is 2 (112, the default) or 1."""
-    appearance_pooling: AppearancePooling
-    """Disentangling: join neighbouring frames at three places of the network (gradual, the default), or all behind it (late)."""
+
+def option_names(families: Iterable[type[FamilyOptions]] = tuple(OPTIONS.values())) -> set[str]:
+    """Return the names of the options of some families, by default of all."""
+    return {item.name for family in families for item in fields(family)}
+
+
+def options_for(model: str, values: Mapping[str, Any]) -> FamilyOptions:
+    """Return a model's options.
+
+    Args:
+        model: Such as pan-lite-r50.
+        values: Option -> value; the others keep their defaults.
+
+    Raises:
+        FlowlessError: The family has no such option, or not such a value.
+    """
+    family = family_of(model)
+    kind = OPTIONS[family]
+    own = option_names([kind])
+    unknown = sorted(set(values) - own)
+    if unknown:
+        has = f"it has {', '.join(sorted(own))}" if own else "it has none"
+        raise FlowlessError(f"{model}: has no option {', '.join(unknown)}; {has}.")
+    try:
+        return kind(**values)
+    except FlowlessError as error:
+        raise FlowlessError(f"{model}: {error}") from None
+
+
+def kept_options(model: str, document: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split what a file says of a model into its own options and all else.
+
+    Files of flowless before 0.2 name the options of every family; those of other families said nothing and are left out.
+
+    Returns:
+        Options that `options_for` takes, and the entries that are no family's option.
+    """
+    own = option_names([OPTIONS[family_of(model)]])
+    return (
+        {name: value for name, value in document.items() if name in own},
+        {name: value for name, value in document.items() if name not in option_names()},
+    )

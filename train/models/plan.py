@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -12,8 +12,7 @@ from flowless.errors import FlowlessError
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.models.backbone import resnet
 from flowless.train.models.deep_persistence import DeepPersistence, PixelPersistence
-from flowless.train.models.displacement import TEMPERATURE, WINDOW
-from flowless.train.models.options import AppearancePooling, DisplacementSize, ModelOptions, PAEncoding, STMFusion, STMPlacement
+from flowless.train.models.options import AppearanceOptions, FamilyOptions, PAOptions
 from flowless.train.models.temporal_projection import PixelwiseTemporalProjection
 from flowless.train.pa.persistence import PersistenceOfAppearance
 
@@ -25,9 +24,10 @@ SCRATCH_STD = 2.0
 OFFICIAL_STD = 0.001
 #: As many as ResNet-101 has in its longest stage.
 MOST_BLOCKS = 23
-#: Most layers of PA that the paper tried (section III-B).
-MOST_DEPTH = 8
+#: What a checkpoint keeps of every model, beside its family's options.
+CONFIG = ("classes", "width", "dropout", "blocks")
 
+Options = TypeVar("Options", bound=FamilyOptions)
 PAModule = PersistenceOfAppearance | PixelPersistence
 
 
@@ -40,20 +40,10 @@ class Plan:
     spec: ClipSpec
     width: float = 1.0
     dropout: float = 0.5
-    pretrained: bool = False
+    pretrained: bool | str = False
     pretrained_path: str | Path | None = None
     blocks: int = 0
-    pa_encoding: PAEncoding = "e1"
-    pa_depth: int = 1
-    eps_inside: bool = False
-    stm_placement: STMPlacement = "all"
-    stm_fusion: STMFusion = "sum"
-    stm_fixed: bool = False
-    da_subspace: int = 1
-    displacement_window: int = WINDOW
-    displacement_temperature: float = TEMPERATURE
-    displacement_size: DisplacementSize = 112
-    appearance_pooling: AppearancePooling = "gradual"
+    options: FamilyOptions = field(default_factory=FamilyOptions)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
@@ -72,29 +62,21 @@ class Plan:
                 f"{self.name}: blocks is {self.blocks}; pretrained weights exist for whole networks. "
                 f"Train from scratch, or leave blocks at 0."
             )
-        if not isinstance(self.pa_depth, int) or not 0 <= self.pa_depth <= MOST_DEPTH:
-            raise FlowlessError(
-                f"{self.name}: pa_depth is {self.pa_depth!r}; it must be a whole number from 0 (differences of pixels) to {MOST_DEPTH} "
-                f"(the paper's choice: 1)."
-            )
-        if self.displacement_size not in {112, 224}:
-            raise FlowlessError(f"{self.name}: displacement_size is {self.displacement_size!r}; it must be 112 or 224.")
-        if self.eps_inside and self.pa_depth != 1:
-            raise FlowlessError(f"{self.name}: eps_inside is the official code's rule, whose PA has depth 1; pa_depth is {self.pa_depth}.")
-        for name, words in (("stm_placement", STMPlacement), ("stm_fusion", STMFusion), ("appearance_pooling", AppearancePooling)):
-            if getattr(self, name) not in get_args(words):
-                raise FlowlessError(f"{self.name}: {name} is {getattr(self, name)!r}; it must be one of {', '.join(get_args(words))}.")
+
+    def asked(self, kind: type[Options]) -> Options:
+        """Return the options as the family's own type."""
+        assert isinstance(self.options, kind), (self.name, type(self.options))
+        return self.options
 
     @property
     def config(self) -> dict[str, Any]:
         """Return the arguments that a checkpoint keeps: what `build_model` needs beside the name and the ClipSpec."""
-        names = ("classes", "width", "dropout", *ModelOptions.__annotations__)
-        return {name: getattr(self, name) for name in names}
+        return {**{name: getattr(self, name) for name in CONFIG}, **self.options.of_the_model}
 
     @property
     def from_pretrained(self) -> bool:
         """Whether the backbone starts from ImageNet weights."""
-        return self.pretrained or self.pretrained_path is not None
+        return bool(self.pretrained) or self.pretrained_path is not None
 
     def backbone(self) -> nn.Module:
         """Build one backbone, `[K, 3, H, W]` to `[K, backbone.num_features]`."""
@@ -113,13 +95,14 @@ class Plan:
 
     def persistence(self) -> PAModule:
         """Build one PA module."""
+        options = self.asked(PAOptions)
         std = OFFICIAL_STD if self.from_pretrained else SCRATCH_STD
-        if self.pa_depth == 1:
-            return PersistenceOfAppearance(encoding=self.pa_encoding, eps_inside=self.eps_inside, std=std)
-        if self.pa_depth == 0:
-            return PixelPersistence(encoding=self.pa_encoding)
-        return DeepPersistence(depth=self.pa_depth, encoding=self.pa_encoding, std=std)
+        if options.pa_depth == 1:
+            return PersistenceOfAppearance(encoding=options.pa_encoding, eps_inside=options.eps_inside, std=std)
+        if options.pa_depth == 0:
+            return PixelPersistence(encoding=options.pa_encoding)
+        return DeepPersistence(depth=options.pa_depth, encoding=options.pa_encoding, std=std)
 
     def projection(self) -> PixelwiseTemporalProjection:
         """Build a PWTP module."""
-        return PixelwiseTemporalProjection(self.spec.frames_per_segment, subspace=self.da_subspace)
+        return PixelwiseTemporalProjection(self.spec.frames_per_segment, subspace=self.asked(AppearanceOptions).da_subspace)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from flowless.train.models.options import STMFusion, STMPlacement
+from flowless.train.models.options import STMFusion, STMOptions, STMPlacement
 from flowless.train.models.plan import Plan
 from flowless.train.models.recognizer import Network
 from flowless.train.models.shift import earlier, later, without_last
@@ -171,13 +171,13 @@ def stm(plan: Plan) -> Network:
         Size: ResNet-50, 174 classes: 24.0 M parameters, 33.0 GMAC for 8 frames of 224 x 224 (the paper: 24.0 M, 33.3 G).
         Variants: which blocks (Table 9), sum or concatenation (Table 7), frequency degeneration (Table 8).
     """
-    model = tsn(plan)
+    model, options = tsn(plan), plan.asked(STMOptions)
     add_stm_blocks(
         model.backbone,
         segments=plan.spec.segments,
-        placement=plan.stm_placement,
-        fusion=plan.stm_fusion,
-        fixed=plan.stm_fixed,
+        placement=options.stm_placement,
+        fusion=options.stm_fusion,
+        fixed=options.stm_fixed,
         silent=plan.from_pretrained,
     )
     return model

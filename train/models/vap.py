@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -69,6 +71,18 @@ class VariousTimescaleAggregationPooling(nn.Module):
         pooled = self.pooled(features)
         aggregate = (self._weights(pooled)[:, :, None] * pooled).sum(1)
         return self.pred(self.dropout(aggregate))
+
+
+def start_heads(heads: Iterable[nn.Module], *, std: float) -> None:
+    """Draw the first weights of heads as the official PAN code does: N(0, std), VAP's small network included; biases are 0.
+
+    VAP then begins with the same weight for every timescale. With PyTorch's own start its scores already differ by the features' scale,
+    and which timescale wins is chance.
+    """
+    for layer in (module for head in heads for module in head.modules() if isinstance(module, nn.Linear)):
+        nn.init.normal_(layer.weight, std=std)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
 
 
 def prediction(features: int, classes: int) -> nn.Linear:

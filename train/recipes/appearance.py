@@ -63,8 +63,8 @@ def appearance_changes(model: str, data: str) -> dict[str, Any]:
     changes: dict[str, Any] = {"pretrained": False} if family == "da-x3d" else {}
     if data in {"moving-shapes", "tiny"}:
         return changes
-    segments, frames = _FRAMES[model if family == "da-x3d" else family][data in {"kinetics400", "ucf101", "hmdb51"}]
-    if data in {"ucf101", "hmdb51"} and family == "da-tsm":
+    segments, frames = _FRAMES[model if family == "da-x3d" else family][data in {"kinetics400", "ucf101"}]
+    if data == "ucf101" and family == "da-tsm":
         segments, frames = 8, 16
     changes |= {"segments": segments, "frames_per_segment": frames}
     if model == "da-x3d-xs":
@@ -72,7 +72,7 @@ def appearance_changes(model: str, data: str) -> dict[str, Any]:
         changes |= {"size": 160, "short_side": 182}
     if family == "da-vit":
         changes |= _TRANSFORMER
-    elif data in {"ucf101", "hmdb51"}:
+    elif data == "ucf101":
         changes |= _COMMON | _SMALL
     elif data == "kinetics400":
         changes |= _COMMON | _KINETICS[family]

@@ -1,0 +1,189 @@
+"""How a training starts: the head's first weights, ImageNet weights and their pixels, a checkpoint, and what partial BN freezes then."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from flowless.errors import FlowlessError
+from flowless.pipeline.clip.spec import IMAGENET_MEAN, ClipSpec
+from flowless.train.checkpoints import load_checkpoint, save_checkpoint
+from flowless.train.checkpoints.start import start_from
+from flowless.train.loop.fit import _spec, fit
+from flowless.train.loop.optim import freeze_batch_norm, norms_to_freeze
+from flowless.train.models import build_model
+from flowless.train.models.backbone import tagged
+from flowless.train.models.vap import start_heads
+from flowless.train.recipes import find_recipe
+
+SPEC = ClipSpec(segments=4, frames_per_segment=2, height=32, width=32, short_side=32)
+LABELS = ("a", "b", "c")
+FIELDS = {"segments": 4, "frames_per_segment": 2, "size": 32, "short_side": 32, "epochs": 1, "batch_size": 8, "threads": 1, "blocks": 1}
+
+
+def small(name="pan-lite-r18/moving-shapes", **changes):
+    return find_recipe(name, **(FIELDS | {"accelerator": "cpu"} | changes))
+
+
+@pytest.mark.parametrize("name", ["tsn-r18", "pan-full-r18", "stm-r18", "disentangling-bninception"])
+def test_heads_start_as_the_official_codes(name):
+    torch.manual_seed(0)
+    model = build_model(name, classes=400, spec=SPEC, width=0.25, blocks=1)
+    start_heads(model.heads, std=0.001)
+    linear = [layer for head in model.heads for layer in head.modules() if isinstance(layer, nn.Linear)]
+    assert len(linear) == {"tsn-r18": 1, "pan-full-r18": 6, "stm-r18": 1, "disentangling-bninception": 3}[name]
+    for layer in linear:
+        assert layer.weight.std().item() == pytest.approx(0.001, rel=0.35 if layer.weight.numel() < 100 else 0.03)
+        assert layer.bias is None or not layer.bias.any()
+
+
+def test_vap_begins_with_every_timescale_alike():
+    torch.manual_seed(0)
+    model = build_model("pan-lite-r18", classes=5, spec=replace(SPEC, segments=8), width=0.25, blocks=1)
+    features = 3 * torch.rand(4, 8, 128)
+    (head,) = model.heads
+    before = head.timescale_weights(features)  # type: ignore[operator]
+    start_heads(model.heads, std=0.001)
+    after = head.timescale_weights(features)  # type: ignore[operator]
+    assert (before - 1 / 7).abs().max() > 0.02
+    assert (after - 1 / 7).abs().max() < 1e-4
+
+
+def test_recipes_say_which_start():
+    for name in ("pan-lite-r50/something-v1", "stm-r50/kinetics400", "da-tsm-r50/ucf101", "tsn-r18/custom"):
+        assert find_recipe(name).head_std == 0.001
+    assert find_recipe("pan-lite-r18/moving-shapes").head_std == 0
+
+
+def test_imagenet_weights_are_torchvisions_first_unless_others_are_named():
+    assert tagged("resnet50", True, usual="tv_in1k") == "resnet50.tv_in1k"
+    assert tagged("resnet50", "a1_in1k", usual="tv_in1k") == "resnet50.a1_in1k"
+    assert tagged("resnet50", False, usual="tv_in1k") == "resnet50"
+    with pytest.raises(FlowlessError, match="weights is 'a1'; for resnet50 timm has a1_in1k, "):
+        build_model("tsn-r50", classes=5, spec=SPEC, pretrained="a1")
+
+
+@pytest.mark.parametrize("name", ["tsn-r18", "tsn-r34", "pan-lite-r50", "tsm-r101", "da-vit-b"])
+def test_the_papers_weights_are_asked_of_timm(name, monkeypatch):
+    asked = []
+
+    def offline(architecture, **options):
+        asked.append((architecture, options["pretrained"]))
+        raise OSError("no network")
+
+    monkeypatch.setattr("flowless.train.models.backbone.timm.create_model", offline)
+    with pytest.raises(FlowlessError, match="could not be fetched"):
+        build_model(name, classes=5, spec=SPEC, pretrained=True)
+    wanted = {"tsn-r18": "resnet18", "tsn-r34": "resnet34", "pan-lite-r50": "resnet50", "tsm-r101": "resnet101"}
+    assert asked == [(f"{wanted[name]}.tv_in1k" if name in wanted else "vit_base_patch16_224.augreg_in21k", True)]
+
+
+def test_pixels_are_normalised_as_the_weights_expect():
+    assert _spec(find_recipe("da-vit-b/custom")).mean == (0.5, 0.5, 0.5)
+    assert _spec(find_recipe("da-vit-b/custom")).std == (0.5, 0.5, 0.5)
+    assert _spec(find_recipe("da-vit-b/custom", pretrained=False, pretrained_path="vit.pth")).mean == (0.5, 0.5, 0.5)
+    assert _spec(find_recipe("da-vit-b/custom", pretrained=False)).mean == IMAGENET_MEAN
+    assert _spec(find_recipe("da-vit-b/custom", weights="orig_in21k")).mean == (0.5, 0.5, 0.5)
+    assert _spec(find_recipe("tsn-r50/custom")).mean == pytest.approx(IMAGENET_MEAN)
+    assert _spec(find_recipe("da-x3d-m/custom")).mean == IMAGENET_MEAN
+
+
+@pytest.fixture(scope="module")
+def kinetics(tmp_path_factory, train_index):
+    """A checkpoint of da-tsm whose pixels are normalised in another way, and whose statistics are no fresh network's."""
+    folder = tmp_path_factory.mktemp("kinetics")
+    result = fit(small("da-tsm-r18/moving-shapes"), index=train_index, out=folder / "run")
+    source = load_checkpoint(result.last)
+    spec = replace(source.spec, mean=(0.5, 0.4, 0.3))
+    return save_checkpoint(
+        folder / "k.safetensors", source.model, model_name=source.name, recipe=source.recipe, spec=spec, labels=source.labels, metrics={}
+    )
+
+
+def test_training_starts_from_a_checkpoint(tmp_path, kinetics, train_index, capsys):
+    renamed = replace(train_index, labels=tuple(f"other {label}" for label in train_index.labels))
+    result = fit(small("da-tsm-r18/moving-shapes", start_from=str(kinetics), lr=1e-12), index=renamed, out=tmp_path / "run")
+    before, after = load_checkpoint(kinetics), load_checkpoint(result.last)
+    assert after.spec.mean == (0.5, 0.4, 0.3)
+    assert json.loads((result.folder / "run.json").read_text())["recipe"]["start_from"] == str(kinetics)
+    old, new = before.model.state_dict(), after.model.state_dict()
+    assert not torch.equal(old.pop("head.pred.weight"), new.pop("head.pred.weight"))
+    assert torch.allclose(old["projection.describe.weight"], new["projection.describe.weight"], atol=1e-6)
+    weights = [name for name in old if name.endswith("weight")]
+    assert max((old[name] - new[name]).abs().max().item() for name in weights) < 1e-6
+    said = capsys.readouterr().err
+    assert "da-tsm-r18" in said
+    assert "labels differ: head.pred.weight, head.pred.bias" in said
+
+
+def test_the_same_labels_keep_the_classifier(kinetics, train_index):
+    source = load_checkpoint(kinetics)
+    model = build_model(source.name, spec=source.spec, **source.model.config)
+    start = start_from(model, kinetics, labels=source.labels)
+    assert (start.classifier, start.new, start.other_shape, start.unused) == ((), (), (), ())
+    assert all(torch.equal(value, source.model.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_what_does_not_fit_is_listed(tmp_path):
+    def saved(name, **changes):
+        model = build_model(name, classes=3, spec=replace(SPEC, **changes), width=0.25, blocks=1)
+        return save_checkpoint(
+            tmp_path / f"{name}.safetensors", model, model_name=name, recipe={}, spec=model.spec, labels=LABELS, metrics={}
+        )
+
+    model = build_model("pan-lite-r18", classes=3, spec=SPEC, width=0.25, blocks=1)
+    start = start_from(model, saved("pan-lite-r18", frames_per_segment=3), labels=LABELS)
+    assert start.other_shape == ("backbone.conv1.weight",)
+    start = start_from(model, saved("tsm-r18"), labels=LABELS)
+    assert set(start.new) == {"head.TES.0.weight", "head.TES.2.weight", "persistence.weight", "persistence.bias"}
+    start = start_from(build_model("tsm-r18", classes=3, spec=SPEC, width=0.25, blocks=1), saved("pan-lite-r18"), labels=LABELS)
+    assert "persistence.weight" in start.unused
+    with pytest.raises(FlowlessError, match=r"only .* fit the .* of the model to be trained"):
+        start_from(build_model("stm-r18", classes=3, spec=SPEC, width=0.5), saved("disentangling-bninception"), labels=LABELS)
+    with pytest.raises(FlowlessError, match="no such checkpoint"):
+        start_from(model, tmp_path / "none.safetensors", labels=LABELS)
+
+
+def test_a_resumed_run_keeps_its_start(tmp_path, kinetics, train_index):
+    whole = fit(small("da-tsm-r18/moving-shapes", start_from=str(kinetics), epochs=2), index=train_index, out=tmp_path / "whole")
+    assert load_checkpoint(whole.last).spec.mean == (0.5, 0.4, 0.3)
+    again = fit(
+        small("da-tsm-r18/moving-shapes", start_from="moved away.safetensors", epochs=2), index=train_index, out=whole.folder, resume=True
+    )
+    assert load_checkpoint(again.last).spec.mean == (0.5, 0.4, 0.3)
+
+
+def test_partial_bn_freezes_what_has_statistics(kinetics):
+    fresh = build_model("da-tsm-r18", classes=3, spec=SPEC, width=0.25, blocks=1)
+    assert norms_to_freeze(fresh) == []
+    # ImageNet weights in the backbone alone: PWTP's norm goes on learning.
+    for module in fresh.backbone.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean)  # type: ignore[arg-type]
+    frozen = norms_to_freeze(fresh)
+    assert frozen
+    assert all(name.startswith("backbone.") for name in frozen)
+    freeze_batch_norm(fresh.train(), frozen)
+    (norm,) = (module for module in fresh.projection.modules() if isinstance(module, nn.BatchNorm2d))
+    assert norm.training
+    assert norm.weight.requires_grad
+    # From a whole checkpoint PWTP's has statistics too, so what is first is PWTP's or the backbone's, and all others freeze.
+    source = load_checkpoint(kinetics).model
+    assert len(norms_to_freeze(source)) == len(frozen) + 1
+
+
+def test_partial_bn_in_training_and_after_a_resume(tmp_path, kinetics, train_index):
+    recipe = small("da-tsm-r18/moving-shapes", start_from=str(kinetics), epochs=2, partial_bn=True)
+    before = load_checkpoint(kinetics).model.state_dict()
+    result = fit(recipe, index=train_index, out=tmp_path / "run")
+    after = load_checkpoint(result.last).model.state_dict()
+    frozen = [f"{name}.running_mean" for name in norms_to_freeze(load_checkpoint(kinetics).model)]
+    assert all(np.array_equal(before[name], after[name]) for name in frozen)
+    moved = [name for name in before if name.endswith("running_mean") and name not in frozen]
+    assert len(moved) == 1
+    assert not np.array_equal(before[moved[0]], after[moved[0]])
