@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -212,7 +212,7 @@ def test_recipes_that_cannot_be(changes, told):
 
 def with_statistics(model):
     for norm in (part for part in model.modules() if isinstance(part, nn.BatchNorm2d)):
-        nn.init.uniform_(norm.running_mean)
+        nn.init.uniform_(cast(torch.Tensor, norm.running_mean))
     return model
 
 

@@ -162,14 +162,14 @@ def test_partial_bn_freezes_what_has_statistics(kinetics):
     fresh = build_model("da-tsm-r18", classes=3, spec=SPEC, width=0.25, blocks=1)
     assert norms_to_freeze(fresh) == []
     # ImageNet weights in the backbone alone: PWTP's norm goes on learning.
-    for module in fresh.backbone.modules():
+    for module in fresh.get_submodule("backbone").modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean)  # type: ignore[arg-type]
     frozen = norms_to_freeze(fresh)
     assert frozen
     assert all(name.startswith("backbone.") for name in frozen)
     freeze_batch_norm(fresh.train(), frozen)
-    (norm,) = (module for module in fresh.projection.modules() if isinstance(module, nn.BatchNorm2d))
+    (norm,) = (module for module in fresh.get_submodule("projection").modules() if isinstance(module, nn.BatchNorm2d))
     assert norm.training
     assert norm.weight.requires_grad
     # From a whole checkpoint PWTP's has statistics too, so what is first is PWTP's or the backbone's, and all others freeze.

@@ -113,7 +113,7 @@ def read_official(path: str | os.PathLike[str], *, model: str) -> OfficialCheckp
     segments, classes = _head(weights, source)
     spec = ClipSpec(segments=segments, frames_per_segment=frames)
     name = f"{family}-{_depth(weights, source)}"
-    official = {"eps_inside": True} if "PA.shallow_conv.weight" in weights else {}
+    official: dict[str, Any] = {"eps_inside": True} if "PA.shallow_conv.weight" in weights else {}
     recognizer = build_model(name, classes=classes, spec=spec, **official)
     _fill(recognizer, weights, source)
     return OfficialCheckpoint(model=recognizer.eval(), name=name, spec=spec, classes=classes, metrics=_metrics(document))

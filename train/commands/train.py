@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,7 +60,7 @@ class TrainWords:
     """Replace the run in the folder."""
     json: bool = False
     """Print one JSON document instead of tables."""
-    recipe: tyro.conf.OmitArgPrefixes[Recipe] = field(default_factory=Recipe)
+    recipe: tyro.conf.OmitArgPrefixes[Recipe]
     """The recipe's fields, with its values."""
 
 
