@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -84,6 +85,50 @@ def test_dictionary_round_trip():
     assert Recipe.from_dict(recipe.to_dict()) == recipe
     with pytest.raises(FlowlessError, match="speed"):
         Recipe.from_dict({"speed": 1})
+
+
+def test_an_earlier_versions_recipe_is_read():
+    """It named every family's options, and heads started as PyTorch's layers do."""
+    others = {"stm_fixed": False, "stm_fusion": "sum", "joint": "mgda", "da_subspace": 1, "displacement_size": 112, "projection_rate": 1.0}
+    document = find_recipe("pan-lite-r18/moving-shapes", pa_depth=2).to_dict()
+    del document["head_std"], document["start_from"], document["weights"]
+    read = Recipe.from_dict(document | others)
+    assert read == find_recipe("pan-lite-r18/moving-shapes", pa_depth=2)
+    assert Recipe.from_dict({"model": "tsn-r50"} | others).head_std == 0
+
+
+def test_data_sets_that_are_trained_on_alike():
+    for alias, own in (("something-v2", "something-v1"), ("jester", "something-v1"), ("hmdb51", "ucf101")):
+        for model in ("pan-lite-r50", "stm-r50", "da-tsm-r50", "disentangling-bninception"):
+            assert replace(find_recipe(f"{model}/{alias}"), name="") == replace(find_recipe(f"{model}/{own}"), name="")
+
+
+def test_options_are_their_familys():
+    with pytest.raises(FlowlessError, match="tsn-r18: has no option pa_depth; it has none"):
+        find_recipe("tsn-r18/tiny", pa_depth=2)
+    with pytest.raises(FlowlessError, match=r"has no field speed\. See: flowless train tsn-r18/tiny --help"):
+        find_recipe("tsn-r18/tiny", speed=2)
+    with pytest.raises(FlowlessError, match="options are AppearanceOptions; tsn-r18 takes FamilyOptions"):
+        replace(find_recipe("da-tsm-r18/tiny"), model="tsn-r18")
+    with pytest.raises(FlowlessError, match=r"stm-r18: stm_placement is 'none'.*; stm_fixed is 3"):
+        find_recipe("stm-r18/tiny", stm_placement="none", stm_fixed=3)
+
+
+def help_of(recipe):
+    command = [sys.executable, "-m", "flowless", "train", recipe, "--help"]
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "300"}).stdout
+
+
+def test_help_shows_what_applies():
+    tsn, appearance = help_of("tsn-r18/tiny"), help_of("da-tsm-r18/tiny")
+    for shown in ("--from", "--head-std", "--epochs", "--scales", "--weights"):
+        assert shown in tsn
+        assert shown in appearance
+    for option in ("--joint-alpha", "--da-subspace", "--projection-rate"):
+        assert option not in tsn
+        assert option in appearance
+    for never in ("--name", "--model", "--options", "--pa-depth"):
+        assert never not in tsn + appearance
 
 
 def test_unknown_recipe_lists_the_known():

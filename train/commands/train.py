@@ -36,6 +36,11 @@ Train a recipe on an index that `flowless scan` wrote.
   flowless train pan-lite-r18/moving-shapes --data shapes/train.index.jsonl --val-data shapes/val.index.jsonl
   flowless train pan-lite-r50/custom --data index.jsonl --epochs 20 --batch-size 8
 
+  Kinetics, then UCF101 (or HMDB51, Something-Something), as all four papers do: what fits of the checkpoint is taken, batch norm's
+  statistics included, and what does not is listed.
+  flowless train stm-r50/kinetics400 --data kinetics.jsonl --out runs/kinetics
+  flowless train stm-r50/ucf101 --data ucf101.jsonl --from runs/kinetics/best.safetensors
+
 `flowless train RECIPE --help` shows every field of a recipe with its value, and each can be overridden."""
 
 #: Epochs that the printed history shows; metrics.csv has all.

@@ -47,6 +47,8 @@ class FamilyOptions:
             value, hint = getattr(self, item.name), hints[item.name]
             if get_origin(hint) is Literal and value not in get_args(hint):
                 problems.append(f"{item.name} is {value!r}; it must be one of {', '.join(map(str, get_args(hint)))}")
+            elif hint is bool and not isinstance(value, bool):
+                problems.append(f"{item.name} is {value!r}; it must be true or false")
             elif "range" in item.metadata:
                 problems += _range_problem(item.name, value, whole=hint is int, limits=item.metadata["range"])
         problems += self.more_problems()
