@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from flowless.errors import FlowlessError
-from flowless.pipeline.clip.spec import ClipSpec
+from flowless.pipeline.clip.protocols import PROTOCOLS, Views
+from flowless.pipeline.clip.spec import Average, ClipSpec, EvaluationRule, Rule
 from flowless.train.model_options import (
     BACKBONES,
     AppearancePooling,
@@ -18,9 +19,12 @@ from flowless.train.model_options import (
     STMPlacement,
 )
 from flowless.train.recipes_appearance import appearance_changes
+from flowless.train.recipes_views import view_changes
 
 #: What training minimises.
 ObjectiveName = Literal["scores", "twins"]
+#: Which frames training takes.
+TrainingSampling = Literal["segments", "dense", "consecutive"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +89,15 @@ class Recipe:
     """Side of the square that the network sees, in pixels."""
     short_side: int = 256
     """Short side of the frame before an evaluation's centre crop, in pixels."""
-    sampling: Literal["centre", "two-clip", "dense"] = "centre"
-    """Which frames an evaluation takes (validation during training always takes one centre clip)."""
+    sampling: EvaluationRule = "centre"
+    """Which frames an evaluation takes (validation during training takes one clip from the middle, whatever this says)."""
+    average: Average = "logits"
+    """What an evaluation averages over the views of a video: the network's scores, or their softmax."""
+    test_views: Views | None = None
+    """Test protocol of the paper's tables, for `flowless evaluate --views paper`; None where the paper has none of these names."""
+    training_sampling: TrainingSampling = "segments"
+    """Which frames training takes: a random place in each segment; N stacks spread over 64 consecutive frames (dense); or
+    N x m consecutive frames (consecutive). The last two begin anywhere in the video."""
 
     epochs: int = 80
     """Times that training sees every video."""
@@ -193,9 +204,14 @@ class Recipe:
                 ("stm_fusion", STMFusion),
                 ("appearance_pooling", AppearancePooling),
                 ("objective", ObjectiveName),
+                ("sampling", EvaluationRule),
+                ("average", Average),
+                ("training_sampling", TrainingSampling),
             )
             if getattr(self, name) not in get_args(words)
         ]
+        if self.test_views not in {None, *PROTOCOLS}:
+            problems.append(f"test_views is {self.test_views!r}; it must be None or one of {', '.join(PROTOCOLS)}")
         if self.threads is not None and self.threads < 1:
             problems.append(f"threads is {self.threads}; it must be at least 1")
         if self.batch_size % self.accumulate:
@@ -213,7 +229,19 @@ class Recipe:
             width=self.size,
             short_side=self.short_side,
             sampling=self.sampling,
+            average=self.average,
         )
+
+    @property
+    def training_rule(self) -> Rule:
+        """The rule of `clip_indices` by which training takes frames."""
+        return "train" if self.training_sampling == "segments" else self.training_sampling
+
+    @property
+    def validation_rule(self) -> EvaluationRule:
+        """The rule by which validation takes one clip of the kind that training takes."""
+        rules: dict[TrainingSampling, EvaluationRule] = {"segments": "centre", "dense": "one-dense", "consecutive": "consecutive"}
+        return rules[self.training_sampling]
 
     @property
     def draws(self) -> int:
@@ -336,7 +364,7 @@ def _recipe(model: str, data: str) -> Recipe:
         changes |= appearance_changes(model, data)
     if family == "disentangling":
         changes |= _DISENTANGLING | _DISENTANGLING_DATA.get(data, {})
-    return Recipe(name=f"{model}/{data}", model=model, **changes)
+    return Recipe(name=f"{model}/{data}", model=model, **(changes | view_changes(model, data)))
 
 
 FAMILY_NAMES = ("pan-lite", "pan-full", "pan-en", "pan-rgb", "pan-pa", "tsm", "tsn", "stm", "da-tsm", "da-x3d", "da-vit", "disentangling")

@@ -21,8 +21,8 @@ from flowless.train.module import TrainingModule
 from flowless.train.recipes import Recipe
 
 COLUMNS = ("epoch", "train_loss", "train_top1", "val_loss", "val_top1", "lr", "seconds")
-#: Fields that may differ when a run is resumed: where it runs, not what it computes.
-_FREE = {"threads", "accelerator", "devices", "num_nodes", "max_bad_share", "pretrained_path"}
+#: Fields that may differ when a run is resumed: where it runs and how it is tested in the end, not what it computes.
+_FREE = {"threads", "accelerator", "devices", "num_nodes", "max_bad_share", "pretrained_path", "average", "test_views"}
 
 
 class RunFolder:
