@@ -5,7 +5,8 @@ never lies in memory. Where DALI decodes, the graph resizes. A crop, a resize, a
 thing there: a part of the frame, stretched over the network's picture (DALI's resize takes a region, and mirrors it where its ends
 are swapped). Crops of `ClipSpec.crop_side` are resized a second time, as Pillow does. The graph therefore has no rules in it; each
 sample brings its own numbers, from `augment.training_view` or `frame_source.evaluation_views`, and nothing is drawn inside. The filter
-is ClipSpec's: a triangle as wide as the scale. It may reach over the edge of the part, not of the frame. Several crops of a frame are several parts of it, decoded once.
+is ClipSpec's: a triangle as wide as the scale. It may reach over the edge of the part, not of the frame. Several crops of a frame are
+several parts of it, decoded once.
 
 Rotation is applied exactly once: PyAV's frames arrive upright; where DALI decodes, which does not turn frames, the part
 is named in the stored frame's axes and the small pictures are transposed. Folders of pictures, which DALI does turn, are decoded in

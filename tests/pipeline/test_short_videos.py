@@ -111,7 +111,7 @@ def drawn(n: int, draw: int) -> np.random.Generator:
 @pytest.mark.parametrize("shape", [(8, 1), (16, 1), (8, 4)])
 def test_ten_draws_are_ten_of_training_and_the_same_in_every_run(n, shape):
     clips = taken(n, shape, "ten-draw")
-    expected = [published_groups(published_train(n, *shape, drawn(n, draw)), n, shape[1]) - 1 for draw in range(10)]
+    expected = [published_groups(published_train(n, shape[0], shape[1], drawn(n, draw)), n, shape[1]) - 1 for draw in range(10)]
     assert np.array_equal(clips, expected)
     assert np.array_equal(clips, taken(n, shape, "ten-draw"))
 
