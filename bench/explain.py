@@ -20,6 +20,7 @@ from flowless.errors import FlowlessError
 from flowless.pipeline.clip.preprocess import load_views
 from flowless.pipeline.clip.sampling import clip_indices
 from flowless.pipeline.clip.spec import ClipSpec
+from flowless.pipeline.clip.view_scores import average_views
 from flowless.pipeline.video.info import VideoInfo
 from flowless.pipeline.video.open_reader import open_reader
 
@@ -44,11 +45,11 @@ class Explanation:
     labels: tuple[str, ...]
     """Class names in the order of the scores."""
     top: tuple[Label, ...]
-    """Likeliest classes first: softmax of the scores averaged over the views, as `flowless predict` answers."""
+    """Likeliest classes first: softmax of the video's scores, as `flowless predict` answers."""
     scores: Floats
-    """`[classes]`: the scores, averaged over the views."""
+    """`[classes]`: the scores, averaged over the views by `spec.average`."""
     branch_scores: Floats
-    """`[branches, classes]`, averaged over the views."""
+    """`[branches, classes]`, averaged over the views likewise."""
     places: NDArray[np.int64]
     """`[N, m]`: the first view's frames, counted from 0."""
     clip: NDArray[np.uint8]
@@ -142,7 +143,7 @@ def explain(looker: Looker, video: str | os.PathLike[str], *, top: int = 5) -> E
             first = first or _first(seen)
             bar.advance(task, len(clips))
     assert first is not None
-    scores = np.concatenate(rows).mean(0)
+    scores = average_views(np.concatenate(rows), spec.average)
     indices = clip_indices(info.frames, segments=spec.segments, frames_per_segment=spec.frames_per_segment, rule=spec.sampling)
     return Explanation(
         video=os.fspath(video),
@@ -153,7 +154,7 @@ def explain(looker: Looker, video: str | os.PathLike[str], *, top: int = 5) -> E
         labels=looker.labels,
         top=likeliest(scores, looker.labels, top),
         scores=scores,
-        branch_scores=np.concatenate(branches, axis=1).mean(1),
+        branch_scores=average_views(np.concatenate(branches, axis=1), spec.average),
         places=indices[0],
         clip=views.cut(0, 1)[0],
         seen=first,

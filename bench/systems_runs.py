@@ -74,7 +74,7 @@ class Run:
     def kept(self, race: Race, work: Path) -> dict[str, Any]:
         """Return the content of its result.json where it was trained under these very conditions, else nothing."""
         folder = self.folder(race, work)
-        return _read(folder / "result.json") if _started_with(folder) == self.recipe(race) else {}
+        return _read(folder / "result.json") if _goes_on(folder, self.recipe(race)) else {}
 
 
 def videos(race: Race, work: Path) -> Path:
@@ -181,13 +181,19 @@ def _trained(run: Run, race: Race, trainings: _Trainings, *, work: Path) -> dict
     folder, recipe = run.folder(race, work), run.recipe(race)
     said = folder.with_name(folder.name + ".log")
     said.parent.mkdir(parents=True, exist_ok=True)
-    go_on = "--resume" if _started_with(folder) == recipe and (folder / "resume.ckpt").is_file() else "--overwrite"
+    go_on = "--resume" if _goes_on(folder, recipe) and (folder / "resume.ckpt").is_file() else "--overwrite"
     with _alone(folder) as held:
         code = trainings.call(_command(run, recipe, [go_on], race=race, work=work), said=said, held=held)
     if code:
         lines = said.read_text(encoding="utf-8").strip().splitlines() or ["it said nothing"]
         raise FlowlessError(f"bench systems: training {run.name} ended with {code}: {lines[-1]} (all that it said: {said})")
     return _read(folder / "result.json")
+
+
+def _goes_on(folder: Path, recipe: Recipe) -> bool:
+    """Tell whether the run in a folder is a training by this recipe."""
+    started = _started_with(folder)
+    return started is not None and not started.differences(recipe)
 
 
 def _started_with(folder: Path) -> Recipe | None:

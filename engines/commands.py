@@ -21,7 +21,8 @@ class Predict:
     """Say what happens in each video.
 
     The videos are decoded while the engine runs. A video that cannot be read is named with the reason, the others go on, and
-    the exit code is 1 in the end. A score is a probability: the softmax of the network's scores, averaged over the views.
+    the exit code is 1 in the end. A score is a probability: the softmax of the network's scores, averaged over the views before it or
+    behind it, as the bundle says.
     """
 
     bundle: tyro.conf.Positional[Path]

@@ -20,6 +20,7 @@ from flowless.engines.memory import OnlineBackend, refuse_several_frames
 from flowless.engines.video import TimedClip, timed_clip
 from flowless.errors import FlowlessError
 from flowless.machine import usable_cores
+from flowless.pipeline.clip.view_scores import ViewAverage
 
 #: Views of a video that are cut and scored together: thirty of them at once would be 190 MB.
 _VIEWS_AT_ONCE = 8
@@ -34,7 +35,7 @@ class Label:
     index: int
     """Its place among the labels."""
     score: float
-    """Probability: softmax of the scores averaged over the views."""
+    """Probability: the softmax of the video's scores."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ class Prediction:
     top: tuple[Label, ...] = ()
     """Likeliest classes first; empty where `error` says why."""
     scores: np.ndarray | None = field(default=None, repr=False, compare=False)
-    """float32 `[classes]`: the network's scores, before the softmax, averaged over the views."""
+    """float32 `[classes]`: the network's scores, averaged over the views by `spec.average`; their softmax are the probabilities."""
     target: str = ""
     """Library that ran it."""
     precision: str = ""
@@ -172,8 +173,8 @@ class Engine:
     def predict(self, path: str | os.PathLike[str], top: int = 5) -> Prediction:
         """Say what happens in a video.
 
-        The views that `spec.sampling` and `spec.crop` take are scored, their scores averaged, and the average goes through a
-        softmax.
+        The views that `spec.sampling` and `spec.crop` take are scored; by `spec.average` their scores are averaged and go through a
+        softmax, or their softmax is averaged.
 
         Args:
             path: The video.
@@ -227,12 +228,12 @@ class Engine:
     def _predict(self, name: str, made: TimedClip, top: int) -> Prediction:
         if top < 1:
             raise FlowlessError(f"top is {top}; it must be at least 1.")
-        rows, started, spent = [], time.perf_counter(), 0.0
+        average, started, spent = ViewAverage(self.spec.average), time.perf_counter(), 0.0
         for clips in made.views.parts(_VIEWS_AT_ONCE):
             at = time.perf_counter()
-            rows.append(self(clips))
+            average.add(self(clips))
             spent += time.perf_counter() - at
-        scores = np.concatenate(rows).mean(axis=0)
+        scores = average.scores
         cutting = time.perf_counter() - started - spent
         return Prediction(
             video=name,

@@ -24,6 +24,7 @@ from flowless.engines.engine import Engine, Label, Prediction, likeliest
 from flowless.engines.memory import first_memory, refuse_several_frames
 from flowless.errors import FlowlessError
 from flowless.machine import usable_cores
+from flowless.pipeline.clip.view_scores import ViewAverage, average_views
 
 if TYPE_CHECKING:
     from flowless.pipeline.video.frame_folder import FrameFolder
@@ -35,13 +36,10 @@ class Online:
 
     The clip that the engine sees ends in the newest frame: its N segments are the last N frames that were pushed, the oldest
     first. Before N frames are there, the first one stands for those before it, as if the film had stood still until it began
-    (the paper does not say). A spec of three crops scores all three, and takes the mean.
+    (the paper does not say). A spec of three crops scores all three. Crops and moments are averaged as the spec averages views.
 
     Args:
         engine: Any engine whose clip is N segments of one frame, such as STM, TSM or TSN, online or not.
-
-    Attributes:
-        frames: Number of frames pushed so far.
 
     Raises:
         FlowlessError: The engine's segments have more than one frame.
@@ -54,9 +52,13 @@ class Online:
         self._resize = resize_and_crop
         refuse_several_frames(engine.model, engine.spec)
         self.engine = engine
-        self.frames = 0
         self._memory: NDArray[np.uint8] | None = None
-        self._sum = np.zeros(len(engine.labels))
+        self._moments = ViewAverage(engine.spec.average)
+
+    @property
+    def frames(self) -> int:
+        """Number of frames pushed so far."""
+        return self._moments.count
 
     def push(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See one more frame.
@@ -83,21 +85,20 @@ class Online:
         """Do what `push` does, with what `picture` made of the frame."""
         memory = first_memory(picture, self.engine.spec.segments) if self._memory is None else self._memory
         each, self._memory = self.engine.step(picture, memory)
-        scores = each.mean(axis=0)
-        self._sum += scores
-        self.frames += 1
+        scores = average_views(each, self.engine.spec.average)
+        self._moments.add(scores[None])
         return scores
 
     @property
     def average(self) -> NDArray[np.float32]:
-        """The mean of all moments' scores so far, float32 `[classes]`: the film's own scores, once it has ended.
+        """The average of all moments' scores so far, float32 `[classes]`: the film's own scores, once it has ended.
 
         Raises:
             FlowlessError: No frame has been pushed yet.
         """
         if not self.frames:
             raise FlowlessError("no frame has been pushed yet, so there is no average.")
-        return (self._sum / self.frames).astype(np.float32)
+        return self._moments.scores
 
 
 @dataclass(frozen=True, kw_only=True)

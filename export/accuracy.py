@@ -16,6 +16,7 @@ from flowless.errors import FlowlessError
 from flowless.machine import usable_cores
 from flowless.pipeline.clip.preprocess import load_record
 from flowless.pipeline.clip.spec import ClipSpec
+from flowless.pipeline.clip.view_scores import average_views
 from flowless.pipeline.dataset.index import DatasetIndex, VideoRecord
 
 
@@ -57,8 +58,8 @@ def compare_accuracy(engine: Backend, exact: Backend, manifest: Manifest, data: 
                 log.print(f"not counted: {clip}", style="yellow", markup=False, soft_wrap=True)
                 continue
             truth = manifest.labels.index(index.labels[record.label])
-            right += int(engine(clip).mean(axis=0).argmax() == truth)
-            exact_right += int(exact(clip).mean(axis=0).argmax() == truth)
+            right += int(average_views(engine(clip), manifest.spec.average).argmax() == truth)
+            exact_right += int(average_views(exact(clip), manifest.spec.average).argmax() == truth)
             videos += 1
     if not videos:
         raise FlowlessError(f"{data}: not one of its {len(index.videos)} videos could be read.")

@@ -11,7 +11,8 @@ import tyro
 
 from flowless.console import emit
 from flowless.errors import FlowlessError
-from flowless.pipeline.clip.protocols import Views, protocol_spec
+from flowless.pipeline.clip.protocols import AskedViews, paper_views, protocol_spec
+from flowless.pipeline.clip.spec import Average
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +29,11 @@ class Export:
     """The bundle's folder; an older bundle there is replaced."""
     clips: tuple[Path, ...] = ()
     """Videos to compare on. Without --clips and --data some are generated."""
-    views: Views | None = None
-    """Test protocol that the bundle is made for, where it is not the checkpoint's own; full-resolution and thirty-view take larger
-    frames, which a graph fixes."""
+    views: AskedViews | None = None
+    """Test protocol that the bundle is made for, where it is not the checkpoint's own; paper is the one that its recipe names. Those that
+    take larger frames (see flowless evaluate) need a bundle of their own, because a graph fixes the size."""
+    average: Average | None = None
+    """What the bundle averages over a video's views: logits, or softmax. Default: as the protocol says, or else the checkpoint."""
     online: bool = False
     """Export the online form: the graph takes one frame and the memory of those before it, and gives scores and the next memory. For
     models that see one frame a segment (stm, tsm, tsn, pan-rgb). Such a bundle is built and used as any other."""
@@ -51,8 +54,10 @@ def export(words: Sequence[str]) -> int:
     from flowless.train.checkpoints import load_checkpoint
 
     checkpoint = load_checkpoint(ask.checkpoint)
+    spec = checkpoint.spec
     if ask.views is not None:
-        checkpoint = replace(checkpoint, spec=protocol_spec(checkpoint.spec, ask.views))
+        spec = protocol_spec(spec, paper_views(checkpoint.recipe) if ask.views == "paper" else ask.views)
+    checkpoint = replace(checkpoint, spec=replace(spec, average=ask.average or spec.average))
     manifest = export_bundle(checkpoint, ask.out, videos=ask.clips or _videos_of(ask.data), online=ask.online)
     document = {
         "bundle": str(ask.out),

@@ -48,9 +48,10 @@ def crop_corners(width: int, height: int, spec: ClipSpec) -> tuple[tuple[int, in
         height: Rows of the resized frame.
         spec: Says the crop's size and rule.
     """
+    rows, columns = spec.crop_size
     if spec.crop == "centre":
-        return ((round((width - spec.width) / 2.0), round((height - spec.height) / 2.0)),)
-    across, down = (width - spec.width) // 4, (height - spec.height) // 4
+        return ((round((width - columns) / 2.0), round((height - rows) / 2.0)),)
+    across, down = (width - columns) // 4, (height - rows) // 4
     if width >= height:
         return (0, 2 * down), (4 * across, 2 * down), (2 * across, 2 * down)
     return (2 * across, 0), (2 * across, 4 * down), (2 * across, 2 * down)
@@ -101,7 +102,7 @@ def resize_and_crop(frames: NDArray[np.uint8], spec: ClipSpec) -> NDArray[np.uin
 
 @dataclass(frozen=True)
 class _Small:
-    """A resized frame, cut to the part that its crops share."""
+    """A resized frame, cut to the part that its crops share; or its crops side by side, where they are resized again."""
 
     pixels: NDArray[np.uint8]
     corners: tuple[tuple[int, int], ...]
@@ -251,6 +252,15 @@ def _small(frame: NDArray[np.uint8], spec: ClipSpec) -> _Small:
     corners = crop_corners(*size, spec)
     (left, right), (top, bottom) = ((min(edges), max(edges)) for edges in zip(*corners, strict=True))
     resized = frame if size == (width, height) else np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR))
+    if spec.crop_side is not None:
+        return _resized_again(resized, corners, spec)
     # A copy, so that what is cut away does not stay in memory.
     pixels = resized[top : bottom + spec.height, left : right + spec.width].copy()
     return _Small(pixels, tuple((x - left, y - top) for x, y in corners))
+
+
+def _resized_again(resized: NDArray[np.uint8], corners: tuple[tuple[int, int], ...], spec: ClipSpec) -> _Small:
+    """Cut the crops of `spec.crop_side` and resize them, each by itself: the filter does not reach over a crop's edge."""
+    image, (rows, columns), size = Image.fromarray(resized), spec.crop_size, (spec.width, spec.height)
+    crops = [image.crop((x, y, x + columns, y + rows)).resize(size, Image.Resampling.BILINEAR) for x, y in corners]
+    return _Small(np.concatenate([np.asarray(crop) for crop in crops], axis=1), tuple((at * spec.width, 0) for at in range(len(crops))))

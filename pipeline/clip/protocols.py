@@ -1,16 +1,34 @@
-"""Test protocols by name: how many views of a video are scored and how large they are. Each is a change of ClipSpec."""
+"""Test protocols by name: how many views of a video are scored, how large they are, how they are averaged. Each changes a ClipSpec."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from flowless.errors import FlowlessError
-from flowless.pipeline.clip.spec import ClipSpec, CropRule, EvaluationRule
+from flowless.pipeline.clip.spec import Average, ClipSpec, CropRule, EvaluationRule
 
-Views = Literal["one-view", "two-clip", "dense", "three-crop", "full-resolution", "thirty-view", "centre"]
-#: Every name that `--views` takes.
+Views = Literal[
+    "one-view",
+    "two-clip",
+    "dense",
+    "consecutive",
+    "three-crop",
+    "three-crop-two-clip",
+    "full-resolution",
+    "three-view",
+    "six-view",
+    "thirty-view",
+    "thirty-draw",
+    "three-consecutive",
+    "thirty-consecutive",
+    "centre",
+]
+#: Every name that `--views` takes, but `paper`.
 PROTOCOLS: tuple[Views, ...] = get_args(Views)
+#: What `--views` takes: a name, or `paper` for the one that the checkpoint's recipe names.
+AskedViews = Literal[Views, "paper"]
 #: Older names.
 ALIASES: dict[str, Views] = {"centre": "one-view"}
 
@@ -19,53 +37,115 @@ ALIASES: dict[str, Views] = {"centre": "one-view"}
 class _Protocol:
     sampling: EvaluationRule = "centre"
     crop: CropRule = "centre"
-    full: bool = False
+    side: Literal["own", "full", "shrunk"] = "own"
+    """The frame that is cropped and seen: the model's own; the short side, square; or that, shrunk to the model's own."""
+    average: Average | None = None
+    """What is averaged; None leaves it to the model."""
 
 
 #: Where two say the same of a model, because its frame is as large as its short side, the first names it.
 _RULES: dict[str, _Protocol] = {
-    "full-resolution": _Protocol(sampling="two-clip", full=True),
-    "thirty-view": _Protocol(sampling="dense", crop="three", full=True),
+    "full-resolution": _Protocol(sampling="two-clip", side="full"),
+    "thirty-view": _Protocol(sampling="dense", crop="three", side="full"),
+    "three-view": _Protocol(crop="three", side="full", average="softmax"),
+    "six-view": _Protocol(sampling="two-clip", crop="three", side="full", average="softmax"),
+    "thirty-draw": _Protocol(sampling="ten-draw", crop="three", side="shrunk", average="softmax"),
+    "three-consecutive": _Protocol(sampling="consecutive", crop="three", side="full", average="softmax"),
+    "thirty-consecutive": _Protocol(sampling="ten-consecutive", crop="three", side="full", average="softmax"),
     "one-view": _Protocol(),
     "two-clip": _Protocol(sampling="two-clip"),
     "dense": _Protocol(sampling="dense"),
+    "consecutive": _Protocol(sampling="consecutive"),
     "three-crop": _Protocol(crop="three"),
+    "three-crop-two-clip": _Protocol(sampling="two-clip", crop="three", average="softmax"),
 }
 #: Protocols that leave the frame as large as the model has it: what a graph of fixed size can run.
-SAME_SIZE = tuple(name for name, rule in _RULES.items() if not rule.full)
+SAME_SIZE = tuple(name for name, rule in _RULES.items() if rule.side != "full")
 
 
 def protocol_spec(spec: ClipSpec, name: Views | str) -> ClipSpec:
-    """Return the ClipSpec by which a test protocol cuts views; the scores of a video's views are averaged before any softmax.
+    """Return the ClipSpec by which a test protocol cuts views and averages their scores (`view_scores`).
 
-    ================= ======= ======= ============================ =====================================================
-    name              crops   clips   frame                        used for
-    ================= ======= ======= ============================ =====================================================
-    one-view          1       1       the model's own              PAN-Lite and PAN-Full, Section V-A: "1 view"
-    two-clip          1       2       the model's own
-    dense             1       10      the model's own
-    three-crop        3       1       the model's own
-    full-resolution   1       2       short side, square (256)     PAN-En, Section V-C: full resolution x 2 clips, "2 views"
-    thirty-view       3       10      short side, square (256)     Kinetics, "the common practice (30 views)"
-    ================= ======= ======= ============================ =====================================================
+    =================== ===== ================== ============= ========= ==========================================================
+    name                crops clips              frame         average   used for
+    =================== ===== ================== ============= ========= ==========================================================
+    one-view            1     1                  own           model's   PAN, section V-A: "1 view"; STM, section 4.5; Dynamic
+                                                                         Appearance's ablations
+    two-clip            1     2                  own           model's
+    dense               1     10, dense          own           model's
+    consecutive         1     1, consecutive     own           model's   Dynamic Appearance's ablations on Kinetics, appendix A
+    three-crop          3     1                  own           model's
+    three-crop-two-clip 3     2                  own           softmax   Dynamic Appearance, X3D-XS (160 x 160), appendix A
+    full-resolution     1     2                  short side    model's   PAN, section V-A on Kinetics, UCF101 and HMDB51, and
+                                                                         PAN-En, section V-C: "2 views"
+    three-view          3     1                  short side    softmax   Dynamic Appearance, ViT on Something-Something, Table 1
+    six-view            3     2                  short side    softmax   Dynamic Appearance: Something-Something (Table 1), UCF101 and
+                                                                         HMDB51 (section 4.1)
+    thirty-view         3     10, dense          short side    model's   TSM on Kinetics; "the common practice (30 views)" of PAN
+    thirty-draw         3     10, random         short side,   softmax   STM, section 4.2
+                                                 shrunk to own
+    three-consecutive   3     1, consecutive     short side    softmax   Dynamic Appearance, ViT on Kinetics, Table 2
+    thirty-consecutive  3     10, consecutive    short side    softmax   Dynamic Appearance on Kinetics, Table 2
+    =================== ===== ================== ============= ========= ==========================================================
 
-    Full resolution is what the published code makes of it: after the resize, a centre crop as large as the frame's short side.
+    A frame of the short side (256) is square and seen as it is: what "full resolution" is in PAN's published code. Shrunk, it is
+    cropped and then resized to the model's own frame (224). "Model's" is what the model's recipe says: logits for PAN, TSM and TSN, as
+    their published codes average; softmax for STM (section 4.2) and Dynamic Appearance (appendix A). Disentangling says neither how
+    many views it takes nor what it averages: its recipes name no protocol, and average logits, as TSN's, whose practice it follows.
+    TSN's own test (25 frames, ten crops with flips) has no name here. From which short side X3D-XS's crops of 160 x 160 are cut, the
+    paper does not say: from the model's own (182) here.
 
     Args:
         spec: What the model was trained on; its short side, segments and normalisation stay.
         name: One of `PROTOCOLS`.
 
     Raises:
-        FlowlessError: There is no such protocol.
+        FlowlessError: There is no such protocol, or it shrinks squares and the model's frame is none.
     """
     rule = _RULES.get(ALIASES.get(name, name))
     if rule is None:
         raise FlowlessError(f"views is {name!r}; it must be one of {', '.join(PROTOCOLS)}.")
-    height, width = (spec.short_side, spec.short_side) if rule.full else (spec.height, spec.width)
-    return replace(spec, sampling=rule.sampling, crop=rule.crop, height=height, width=width)
+    if rule.side == "shrunk" and spec.height != spec.width:
+        raise FlowlessError(
+            f"views is {name!r}, which shrinks square crops; the model's frame is {spec.height} x {spec.width}. Take three-crop, or "
+            f"a model of a square frame."
+        )
+    return _cut(spec, rule)
 
 
 def protocol_name(spec: ClipSpec) -> str:
     """Return the name of the protocol by which a ClipSpec cuts views already, or its rules where none has a name."""
-    named = (name for name in _RULES if protocol_spec(spec, name) == spec)
-    return next(named, f"{spec.crop} crop, {spec.sampling}")
+    fits = (name for name, rule in _RULES.items() if rule.side != "shrunk" or spec.height == spec.width)
+    return next((name for name in fits if _cut(spec, _RULES[name]) == spec), f"{spec.crop} crop, {spec.sampling}")
+
+
+def paper_views(recipe: Mapping[str, Any]) -> Views:
+    """Return the protocol that a checkpoint's recipe names as its paper's.
+
+    Args:
+        recipe: The recipe's fields, as the checkpoint keeps them.
+
+    Raises:
+        FlowlessError: It names none.
+    """
+    name = recipe.get("test_views")
+    if name not in PROTOCOLS:
+        raise FlowlessError(
+            f"views is 'paper', but the model's recipe ({recipe.get('name', 'none')}) names no test protocol: its paper has none for these "
+            f"data, or the checkpoint is older. Choose one of {', '.join(PROTOCOLS)}."
+        )
+    return name
+
+
+def _cut(spec: ClipSpec, rule: _Protocol) -> ClipSpec:
+    side = spec.short_side
+    height, width = (side, side) if rule.side == "full" else (spec.height, spec.width)
+    return replace(
+        spec,
+        sampling=rule.sampling,
+        crop=rule.crop,
+        height=height,
+        width=width,
+        crop_side=side if rule.side == "shrunk" and side != height else None,
+        average=rule.average or spec.average,
+    )

@@ -1,14 +1,52 @@
-"""Which frames make a clip: pure functions of the number of frames, after PAN's published code (0-based here).
+"""Which frames make a clip: pure functions of the number of frames, after the papers' published code (0-based here).
 
 Drawn for n = 13 frames, N = 3 segments, m = 2 adjacent frames (`x` is taken)::
 
-    centre    ..xx..xx..xx.      the middle of each segment
-    two-clip  the above, and  xx..xx..xx...      the start of each segment
-    train     one random place in each segment
-    dense     N frames spread over 64 consecutive ones, from ten starts (testing) or a random one (training)
+    centre           ..xx..xx..xx.     the middle of each segment
+    two-clip         the above, and  xx..xx..xx...     the start of each segment
+    train            one random place in each segment
+    ten-draw         ten times that, for testing (STM, section 4.2: "we randomly sample 10 times from the full-length video")
+    dense            N stacks spread over 64 consecutive frames, from ten starts (testing) or a random one (training)
+    one-dense        the same from one start, in the middle (the code validates on a random one)
+    consecutive      ...xxxxxx....     N x m consecutive frames (Dynamic Appearance on Kinetics, section 4), from the middle of the
+                     video (testing) or a random start (training)
+    ten-consecutive  the same from ten starts, evenly from the first to the last there is
 
-Where the product differs from the published code on purpose: indices are 0-based; a video of one frame, on which the
-published code fails, and short videos in validation, for which it repeats the first frame, both follow the test rule.
+Starts of several dense or consecutive clips are `numpy.linspace`'s, as in the code of TSM and PAN; Dynamic Appearance names none, and
+no code of it is known here. Ten draws are the same in every run and on every machine: draw d comes from `sample_rng(0, d, "n frames")`, n
+being the number of frames. So a checkpoint's evaluation, a bundle's and an engine, which knows no data set, agree, and two videos of
+the same length are sampled alike.
+
+Where the product differs from the published code on purpose: indices are 0-based, and the stacks of a dense clip do not overlap. The code
+puts dense stacks 64 // N frames apart; where m is more (16 x 8), they lie m apart here, over N x m frames, and where N is above 64
+(apart by 0 in the code) by m, too.
+
+Short videos. N segments, m frames a stack, n frames in the video; "fails" is said of the published code of TSN, TSM and PAN.
+
+================  ====================  ================================  =======================================================
+rule              video                 published code                    here
+================  ====================  ================================  =======================================================
+centre, two-clip  m <= n < N x m        stacks overlap, and repeat where  the same
+                                        n < N + m - 1
+centre            n < N + m             validation: all stacks at frame   as in testing
+                                        0
+centre, two-clip  m - 3 < n < m         all stacks at frame 0, past the   the same
+                                        end the last frame
+centre, two-clip  n <= m - 3            fails: a frame before the first   all stacks at frame 0, past the end the last frame
+train, ten-draw   n > N, m <= n < N +   sorted random starts, which may   the same
+                  m - 1                 repeat (TSN's own fails)
+train, ten-draw   N < n < m             fails: a draw from no frames      all stacks at frame 0, past the end the last frame
+train, ten-draw   n <= N, n < N + m -   all stacks at frame 0             the same
+                  1
+dense             n < 64                from frame 0; a stack past the    the same; all clips are one
+                                        end begins n frames earlier, one
+                                        that reaches the end repeats the
+                                        last frame
+dense             n < N x m, 64 < N x   stacks overlap                    as above, the stacks m frames apart
+                  m
+consecutive       n < N x m             none published                    as dense
+all, in training  n < 3                 left out of the list              taken, as above
+================  ====================  ================================  =======================================================
 """
 
 from __future__ import annotations
@@ -22,10 +60,12 @@ from numpy.typing import NDArray
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.spec import CLIPS, Rule
 
-#: Consecutive frames that dense sampling spreads a clip over.
+#: Consecutive frames that dense sampling spreads a clip over, where its stacks fit in.
 DENSE_SPAN = 64
 #: Clips that dense sampling takes of a video when testing.
 DENSE_VIEWS = CLIPS["dense"]
+#: Seed of the draws that an evaluation takes.
+_DRAW_SEED = 0
 
 
 def clip_indices(
@@ -42,8 +82,8 @@ def clip_indices(
         num_frames: Frames n in the video, at least 1.
         segments: Segments N, at least 1.
         frames_per_segment: Adjacent frames m taken from each segment, at least 1; past the end the last frame repeats.
-        rule: `train` (one random place a segment; needs `rng`), `centre` (one view), `two-clip` (two views), or `dense`
-            (without `rng` ten views for testing, with it one view from a random start for training).
+        rule: `train` needs `rng`. The others are for testing, and take as many clips as `spec.CLIPS` says; with `rng` the dense, the
+            consecutive and the drawn ones take one random clip, for training.
         rng: Source of chance, from `sample_rng`. `centre` and `two-clip` leave nothing to chance and do not look at it.
 
     Returns:
@@ -61,12 +101,13 @@ def clip_indices(
     if wrong:
         raise FlowlessError("clip_indices: " + "; ".join(wrong) + ".")
     n, m = int(num_frames), int(frames_per_segment)
-    if rule == "train" and rng is not None:
-        starts = _train(n, segments, m, rng)
-    elif rule == "dense":
-        starts = _dense(n, segments, rng)
-    else:
+    if rule in {"train", "ten-draw"}:
+        draws = [rng] if rng is not None else [sample_rng(_DRAW_SEED, draw, f"{n} frames") for draw in range(CLIPS["ten-draw"])]
+        starts = np.concatenate([_train(n, segments, m, draw) for draw in draws])
+    elif rule in {"centre", "two-clip"}:
         starts = _evaluation(n, segments, m, views=2 if rule == "two-clip" else 1)
+    else:
+        starts = _spread(n, segments, m, rule=rule, rng=rng)
     # A group is the start and the frames after it; past the end of the video the last frame stands in.
     return np.minimum(starts[:, :, None] + np.arange(m, dtype=np.int64), n - 1)
 
@@ -105,14 +146,17 @@ def _train(n: int, segments: int, m: int, rng: np.random.Generator) -> NDArray[n
     return starts[None].astype(np.int64)
 
 
-def _dense(n: int, segments: int, rng: np.random.Generator | None) -> NDArray[np.int64]:
-    places = max(1, 1 + n - DENSE_SPAN)
-    # More segments than the span has frames would stand still at stride 0.
-    stride = max(DENSE_SPAN // segments, 1)
-    if rng is None:
-        first = np.linspace(0, places - 1, num=DENSE_VIEWS, dtype=np.int64)
-    elif places == 1:
-        first = np.zeros(1, dtype=np.int64)
+def _spread(n: int, segments: int, m: int, *, rule: Rule, rng: np.random.Generator | None) -> NDArray[np.int64]:
+    """Return where stacks begin that lie at equal distances, in clips that begin anywhere in the video."""
+    dense = rule in {"dense", "one-dense"}
+    # At the published distance stacks longer than it would overlap, and more segments than 64 would stand still.
+    stride = max(DENSE_SPAN // segments, m) if dense else m
+    places = max(1, 1 + n - max(DENSE_SPAN if dense else 1, segments * stride))
+    if rng is not None:
+        # The published dense code never draws the last place.
+        first = rng.integers(max(1, places - 1) if dense else places, size=1)
+    elif rule in {"one-dense", "consecutive"}:
+        first = np.array([(places - 1) // 2])
     else:
-        first = rng.integers(places - 1, size=1)
+        first = np.linspace(0, places - 1, num=DENSE_VIEWS, dtype=np.int64)
     return (first[:, None] + np.arange(segments, dtype=np.int64) * stride) % n

@@ -8,15 +8,27 @@ from typing import Any, Literal, get_args
 
 from flowless.errors import FlowlessError
 
-Rule = Literal["train", "centre", "two-clip", "dense"]
-#: What a stored ClipSpec may say: a runtime samples by it, and never jitters.
-EvaluationRule = Literal["centre", "two-clip", "dense"]
+#: What a stored ClipSpec may say: a runtime samples by it, and never jitters. `sampling` says what each takes.
+EvaluationRule = Literal["centre", "two-clip", "ten-draw", "one-dense", "dense", "consecutive", "ten-consecutive"]
+Rule = Literal["train", EvaluationRule]
 #: Where an evaluation crops: once from the centre, or three times along the frame's long side.
 CropRule = Literal["centre", "three"]
+#: What is averaged over the views of a video: the network's scores (logits), or their softmax.
+Average = Literal["logits", "softmax"]
 
 #: Clips that an evaluation takes of a video, and crops that it takes of a frame: views are all pairs of the two.
-CLIPS: dict[EvaluationRule, int] = {"centre": 1, "two-clip": 2, "dense": 10}
+CLIPS: dict[EvaluationRule, int] = {
+    "centre": 1,
+    "two-clip": 2,
+    "ten-draw": 10,
+    "one-dense": 1,
+    "dense": 10,
+    "consecutive": 1,
+    "ten-consecutive": 10,
+}
 CROPS: dict[CropRule, int] = {"centre": 1, "three": 3}
+#: Fields that older specs lack: what they meant then.
+_ABSENT: dict[str, Any] = {"crop_side": None, "average": "logits"}
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -29,9 +41,10 @@ class ClipSpec:
     A clip is uint8 `[views, segments, frames_per_segment, height, width, 3]`, RGB, values 0 to 255.
     Evaluation resizes the upright frame so that its short side is `short_side` (antialiased bilinear, Pillow's
     BILINEAR; the long side is `int(short_side * long / short)`, and a frame whose short side is right already is left
-    alone), then crops `height` x `width` from the centre, or three times along the long side. Views lie in the order of PAN's
-    published code: all clips of the first crop, then all of the second. `mean` and `std` are in units of the range 0 to 1 and
-    are applied inside the network.
+    alone), then crops `height` x `width` from the centre, or three times along the long side. With `crop_side` it crops a square of
+    that side instead, and resizes that to `height` x `width` by the same filter. Views lie in the order of PAN's published code: all
+    clips of the first crop, then all of the second. `mean` and `std` are in units of the range 0 to 1 and are applied inside the
+    network.
     """
 
     segments: int = 8
@@ -54,6 +67,10 @@ class ClipSpec:
     """The one resize rule: a triangle filter as wide as the scale."""
     crop: CropRule = "centre"
     """Where an evaluation crops: the centre; or three places, first and last end of the long side, then its middle."""
+    crop_side: int | None = None
+    """Side of the square that an evaluation crops and then resizes to the network's, in pixels; None crops what the network sees."""
+    average: Average = "logits"
+    """What is averaged over a video's views: the network's scores, or their softmax (`view_scores`)."""
     colour: Literal["RGB"] = "RGB"
     """Channel order."""
     pixel: Literal["uint8"] = "uint8"
@@ -66,13 +83,18 @@ class ClipSpec:
             for name, least in (("segments", 1), ("frames_per_segment", 1), ("height", 1), ("width", 1), ("short_side", 1))
             if not isinstance(getattr(self, name), int) or getattr(self, name) < least
         ]
-        if not problems and self.short_side < max(self.height, self.width):
-            problems.append(f"short_side is {self.short_side}; it must be at least the crop's larger side, {max(self.height, self.width)}")
+        if self.crop_side is not None and (not isinstance(self.crop_side, int) or self.crop_side < 1 or self.height != self.width):
+            problems.append(
+                f"crop_side is {self.crop_side!r} of a frame of {self.height} x {self.width}; it must be None, or for a square frame an "
+                f"integer of at least 1"
+            )
+        if not problems and self.short_side < max(self.crop_size):
+            problems.append(f"short_side is {self.short_side}; it must be at least the crop's larger side, {max(self.crop_size)}")
         for name, least in (("mean", 0.0), ("std", 1e-6)):
             value = getattr(self, name)
             if len(value) != 3 or any(not least <= x <= 1.0 for x in value):
                 problems.append(f"{name} is {value!r}; it must be three numbers from {least:g} to 1 (R, G, B)")
-        for name, rules in (("sampling", EvaluationRule), ("crop", CropRule)):
+        for name, rules in (("sampling", EvaluationRule), ("crop", CropRule), ("average", Average)):
             if getattr(self, name) not in get_args(rules):
                 problems.append(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(get_args(rules))}")
         for name, only in (("resize", "antialiased-bilinear"), ("colour", "RGB"), ("pixel", "uint8")):
@@ -87,6 +109,11 @@ class ClipSpec:
         return (self.segments, self.frames_per_segment, self.height, self.width, 3)
 
     @property
+    def crop_size(self) -> tuple[int, int]:
+        """Rows and columns that an evaluation crops from the resized frame."""
+        return (self.height, self.width) if self.crop_side is None else (self.crop_side, self.crop_side)
+
+    @property
     def views(self) -> int:
         """Views that an evaluation makes of a video, and whose scores it averages: crops x clips."""
         return CROPS[self.crop] * CLIPS[self.sampling]
@@ -97,7 +124,8 @@ class ClipSpec:
 
     @classmethod
     def from_dict(cls, document: dict[str, Any]) -> ClipSpec:
-        """Read what `to_dict` wrote; raise FlowlessError on a field that is missing or unknown."""
+        """Read what `to_dict` wrote, also before `crop_side` and `average`; raise FlowlessError on a field that is missing or unknown."""
+        document = {**_ABSENT, **document}
         known = {field.name for field in fields(cls)}
         wrong = [f"unknown field {name!r}" for name in sorted(set(document) - known)]
         wrong += [f"missing field {name!r}" for name in sorted(known - set(document))]

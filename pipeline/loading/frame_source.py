@@ -71,7 +71,9 @@ class FrameSource:
         Raises:
             FlowlessError: the augmentation names a label that the index does not know.
         """
-        self._index, self._spec, self._seed, self._augmentation = index, spec, seed, augmentation
+        # Training's crop is resized to the network's frame at once, however an evaluation crops.
+        self._spec = spec if augmentation is None else replace(spec, crop_side=None)
+        self._index, self._seed, self._augmentation = index, seed, augmentation
         self._rule: Rule = rule
         self._by_dali = set(by_dali)
         #: Videos that turned out to be decoded rightly in order alone.
@@ -184,10 +186,11 @@ class FrameSource:
 
 def evaluation_views(*, width: int, height: int, spec: ClipSpec) -> tuple[View, ...]:
     """Return the parts of a frame that ClipSpec's resize and crops show, in pixels of the upright, unresized frame."""
+    rows, columns = spec.crop_size
     across, down = resized_size(width, height, short_side=spec.short_side)
     x, y = width / across, height / down
     return tuple(
-        View(top=top * y, left=left * x, bottom=(top + spec.height) * y, right=(left + spec.width) * x)
+        View(top=top * y, left=left * x, bottom=(top + rows) * y, right=(left + columns) * x)
         for left, top in crop_corners(across, down, spec)
     )
 

@@ -27,7 +27,7 @@ import torch
 from flowless.console import log
 from flowless.errors import FlowlessError
 from flowless.machine import usable_cores
-from flowless.pipeline.clip.spec import CROPS, ClipSpec, Rule
+from flowless.pipeline.clip.spec import CLIPS, CROPS, ClipSpec, Rule
 from flowless.pipeline.dataset.index import DatasetIndex, Refused
 from flowless.pipeline.loading.augment import LoaderOptions
 from flowless.pipeline.loading.dali_graph import ClipGraph, Frames
@@ -84,7 +84,7 @@ class ClipLoader:
         if not index.videos:
             raise FlowlessError(f"The index of {index.root} has no videos. Make one with: flowless scan")
         if self.rule == "train" and not self.training:
-            raise FlowlessError("The rule 'train' places frames by chance and cannot evaluate; use centre, two-clip or dense.")
+            raise FlowlessError(f"The rule 'train' places frames by chance and cannot evaluate; use {', '.join(CLIPS)}.")
         decoders = decoders_for(index, device=options.device, decoder=options.decoder, device_id=options.device_id, training=self.training)
         self._frames: Frames = decoders.frames
         self._source = FrameSource(
@@ -228,6 +228,7 @@ class ClipLoader:
                 colour=self.training and self.options.augmentation.colour,
                 device_id=self.options.device_id if self.options.device == "gpu" else None,
                 crops=self.options.augmentation.draws if self.training else CROPS[self.spec.crop],
+                side=None if self.training or self.spec.crop_side is None else self.spec.height,
             )
         labels = torch.tensor([sample.labels for sample in samples], dtype=torch.int64)
         pictures = torch.from_dlpack(self._graph.run([sample.graph for sample in samples]))

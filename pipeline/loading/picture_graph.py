@@ -33,7 +33,7 @@ class PictureFiles:
     end: NDArray[np.float32]
     """`[crops, 2]`: row and column where each part ends; before `start` where the axis is mirrored."""
     size: NDArray[np.float32]
-    """Rows and columns of the network's picture."""
+    """Rows and columns of the part when it is resized."""
 
 
 class PictureGraph:
@@ -42,13 +42,14 @@ class PictureGraph:
     Args:
         threads: Threads that decode.
         crops: Parts of each picture.
+        side: Side of the square that resized parts are resized to again, or None.
         device_id: The GPU's number, or None for the CPU.
     """
 
-    def __init__(self, *, threads: int, crops: int, device_id: int | None) -> None:
+    def __init__(self, *, threads: int, crops: int, side: int | None, device_id: int | None) -> None:
         gpu = device_id is not None
         self._pipeline: Pipeline = _graph(
-            crops, gpu=gpu, batch_size=_AT_A_TIME, num_threads=threads, device_id=device_id, prefetch_queue_depth=1
+            crops, side, gpu=gpu, batch_size=_AT_A_TIME, num_threads=threads, device_id=device_id, prefetch_queue_depth=1
         )
 
     def run(self, sources: Sequence[PictureFiles]) -> list[NDArray[np.uint8]]:
@@ -70,16 +71,19 @@ class PictureGraph:
 
 
 @pipeline_def
-def _graph(crops: int, *, gpu: bool) -> Any:
+def _graph(crops: int, side: int | None, *, gpu: bool) -> Any:
     files = fn.external_source(name="files", ndim=1, dtype=_dali.UINT8)
     decoded = fn.decoders.image(files, device="mixed" if gpu else "cpu", output_type=_dali.RGB)
     start, end = (fn.external_source(name=name, ndim=2, dtype=_dali.FLOAT) for name in ("start", "end"))
-    return fn.stack(*resized_parts(decoded, start, end, fn.external_source(name="size", ndim=1, dtype=_dali.FLOAT), crops))
+    size = fn.external_source(name="size", ndim=1, dtype=_dali.FLOAT)
+    return fn.stack(*resized_parts(decoded, start, end, size, crops, side))
 
 
-def resized_parts(pictures: Any, start: Any, end: Any, size: Any, crops: int) -> list[Any]:
-    """Return the parts of pictures from `start` to `end`, by the filter of `ClipSpec`: a triangle as wide as the scale."""
-    return [
-        fn.resize(pictures, roi_start=start[crop], roi_end=end[crop], size=size, interp_type=_dali.INTERP_LINEAR, antialias=True)
-        for crop in range(crops)
-    ]
+def resized_parts(pictures: Any, start: Any, end: Any, size: Any, crops: int, side: int | None) -> list[Any]:
+    """Return the parts of pictures from `start` to `end`, by the filter of `ClipSpec`: a triangle as wide as the scale.
+
+    With `side` each resized part is resized once more, to a square of that side, and the filter does not reach over the part's edge.
+    """
+    filtered = {"interp_type": _dali.INTERP_LINEAR, "antialias": True}
+    parts = [fn.resize(pictures, roi_start=start[crop], roi_end=end[crop], size=size, **filtered) for crop in range(crops)]
+    return parts if side is None else [fn.resize(part, size=[side, side], **filtered) for part in parts]

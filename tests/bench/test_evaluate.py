@@ -108,12 +108,24 @@ def scores_view_by_view(model, index, spec):
     return np.stack(rows)
 
 
-SIDES = {"full-resolution": 40, "thirty-view": 40}
+def averaged(alone, average):
+    """Average the scores of views, `[videos, views, classes]`, by definition."""
+    if average == "logits" or alone.shape[1] == 1:
+        return alone.mean(1)
+    raised = np.exp(alone.astype(np.float64))
+    return np.log((raised / raised.sum(-1, keepdims=True)).mean(1))
 
 
-@pytest.mark.parametrize(
-    ("name", "views"), [("one-view", 1), ("two-clip", 2), ("dense", 10), ("three-crop", 3), ("full-resolution", 2), ("thirty-view", 30)]
-)
+#: Those that show the model larger frames.
+SIDES = dict.fromkeys(("full-resolution", "thirty-view", "three-view", "six-view", "three-consecutive", "thirty-consecutive"), 40)
+EVERY = [
+    *(("one-view", 1), ("two-clip", 2), ("dense", 10), ("consecutive", 1), ("three-crop", 3), ("three-crop-two-clip", 6)),
+    *(("full-resolution", 2), ("thirty-view", 30), ("three-view", 3), ("six-view", 6), ("thirty-draw", 30)),
+    *(("three-consecutive", 3), ("thirty-consecutive", 30)),
+]
+
+
+@pytest.mark.parametrize(("name", "views"), EVERY)
 def test_protocols_average_their_views_in_flat_memory(name, views, roomy, wide_index):
     checkpoint = load_checkpoint(roomy)
     seen = []
@@ -128,12 +140,13 @@ def test_protocols_average_their_views_in_flat_memory(name, views, roomy, wide_i
     assert result.to_dict()["frame"] == {"height": side, "width": side}
     alone = scores_view_by_view(checkpoint.model, wide_index, protocol_spec(checkpoint.spec, name))
     assert alone.shape == (3, views, 12)
-    difference = np.abs(result.scores - alone.mean(1)).max()
+    assert result.to_dict()["average"] == result.spec.average
+    difference = np.abs(result.scores - averaged(alone, result.spec.average)).max()
     assert difference <= 0.02 * alone.std()
     assert views == 1 or np.ptp(alone, axis=1).max() > 10 * difference, "the views differ"
 
 
-@pytest.mark.parametrize("name", ["full-resolution", "thirty-view"])
+@pytest.mark.parametrize("name", ["full-resolution", "thirty-view", "thirty-draw", "six-view"])
 def test_the_loader_gives_the_same_averages(name, roomy, wide_index, monkeypatch):
     """On a GPU every protocol comes by the loader; here it is made to."""
     options = EvaluationOptions(views=name, batch_size=7)
@@ -147,7 +160,7 @@ def test_the_loader_gives_the_same_averages(name, roomy, wide_index, monkeypatch
     assert max(seen) <= 7
 
 
-@pytest.mark.parametrize("name", ["dense", "three-crop"])
+@pytest.mark.parametrize("name", ["dense", "three-crop", "thirty-draw"])
 def test_a_bundle_runs_the_protocols_of_its_size(name, roomy, roomy_bundle, wide_index):
     engine, seen = flowless.load(roomy_bundle, "onnxruntime"), []
     backend = engine._backend
@@ -165,8 +178,9 @@ def test_a_bundle_runs_the_protocols_of_its_size(name, roomy, roomy_bundle, wide
     total = 3 * result.spec.views
     assert seen == [4] * (total // 4) + [total % 4] * (total % 4 > 0), "full batches, whatever videos they are of"
     alone = scores_view_by_view(load_checkpoint(roomy).model, wide_index, result.spec)
-    np.testing.assert_allclose(result.scores, alone.mean(1), atol=1e-4)
+    np.testing.assert_allclose(result.scores, averaged(alone, result.spec.average), atol=1e-4)
     assert result.views == name
+    assert np.array_equal(result.scores, evaluate(engine, wide_index, options=EvaluationOptions(views=name, batch_size=4)).scores)
 
 
 @pytest.mark.parametrize("name", ["full-resolution", "thirty-view"])

@@ -220,7 +220,9 @@ def test_a_prediction(engine, videos):
         engine.predict(videos[0], top=0)
 
 
-@pytest.mark.parametrize(("sampling", "crop", "views"), [("two-clip", "centre", 2), ("centre", "three", 3), ("dense", "three", 30)])
+@pytest.mark.parametrize(
+    ("sampling", "crop", "views"), [("two-clip", "centre", 2), ("centre", "three", 3), ("dense", "three", 30), ("ten-draw", "three", 30)]
+)
 def test_views_are_averaged(sampling, crop, views, built, videos):
     """A bundle that takes several views of a video scores each, a few at a time, and averages before the softmax."""
     manifest = read_manifest(built)

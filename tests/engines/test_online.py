@@ -77,14 +77,21 @@ def test_before_the_memory_is_full_the_first_frame_stands_in(engine, videos):
     np.testing.assert_allclose(still[-1], engine(small[[1, 1, 1, 1]][None, :, None])[0], atol=1e-5)
 
 
-def test_three_crops_are_averaged(engine, videos, monkeypatch):
-    monkeypatch.setattr(engine, "spec", replace(SPEC, crop="three"))
+@pytest.mark.parametrize("average", ["logits", "softmax"])
+def test_three_crops_are_averaged(average, engine, videos, monkeypatch):
+    """And moments, too, as the spec says: STM averages predictions over all frames (section 4.6), and its predictions are softmax."""
+    monkeypatch.setattr(engine, "spec", replace(SPEC, crop="three", average=average))
     frames = list(all_frames(videos[2]))[:6]
     online, apart = Online(engine), []
     scores = [online.push(frame) for frame in frames]
     for crop in resize_and_crop(np.stack(frames), engine.spec).reshape(3, 6, 40, 44, 3):
         apart.append(engine(windows(crop)))
-    np.testing.assert_allclose(scores, np.mean(apart, axis=0), atol=1e-5)
+    shares = [np.exp(each) / np.exp(each).sum(-1, keepdims=True) for each in np.float64(apart)]
+    by_crop = np.mean(apart, axis=0) if average == "logits" else np.log(np.mean(shares, axis=0))
+    np.testing.assert_allclose(scores, by_crop, atol=1e-5)
+    by_moment = by_crop.mean(0) if average == "logits" else np.log(np.mean(shares, axis=(0, 1)))
+    np.testing.assert_allclose(online.average, by_moment, atol=1e-5)
+    assert np.ptp(np.mean(apart, axis=0).mean(0) - np.log(np.mean(shares, axis=(0, 1)))) > 1e-4, "the averages differ"
 
 
 def test_two_films_at_once_have_a_memory_each(engine, videos):

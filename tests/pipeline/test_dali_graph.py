@@ -42,14 +42,18 @@ SPEC = ClipSpec()
 FULL = ClipSpec(height=256, width=256)
 THREE = ClipSpec(crop="three")
 FULL_THREE = ClipSpec(height=256, width=256, crop="three")
+#: As STM is tested: crops of 256 x 256, shrunk.
+SHRUNK = ClipSpec(crop="three", crop_side=256)
 
 
-def graph(frames: Frames = "pyav", *, colour: bool = False, crops: int = 1, device_id: int | None = None) -> ClipGraph:
-    return ClipGraph(batch_size=4, threads=2, frames=frames, colour=colour, crops=crops, device_id=device_id)
+def graph(
+    frames: Frames = "pyav", *, colour: bool = False, crops: int = 1, side: int | None = None, device_id: int | None = None
+) -> ClipGraph:
+    return ClipGraph(batch_size=4, threads=2, frames=frames, colour=colour, crops=crops, side=side, device_id=device_id)
 
 
-def pictures(*inputs: GraphInput, frames: Frames = "pyav", colour: bool = False, crops: int = 1) -> np.ndarray:
-    made = graph(frames, colour=colour, crops=crops)
+def pictures(*inputs: GraphInput, frames: Frames = "pyav", colour: bool = False, crops: int = 1, side: int | None = None) -> np.ndarray:
+    made = graph(frames, colour=colour, crops=crops, side=side)
     return torch.from_dlpack(made.run(inputs)).numpy().astype(int)
 
 
@@ -78,14 +82,23 @@ def evaluated(frames: np.ndarray, spec: ClipSpec) -> np.ndarray:
 
     @pipeline_def(batch_size=1, num_threads=1, device_id=None, enable_conditionals=True, prefetch_queue_depth=1)  # pyright: ignore
     def resizing() -> Any:
-        return resized(fn.external_source(name="frames", ndim=4, dtype=_types.UINT8, layout="FHWC"), len(views))
+        source = fn.external_source(name="frames", ndim=4, dtype=_types.UINT8, layout="FHWC")
+        return resized(source, len(views), side_of(spec))
 
     feeds = {"frames": frames, **{name: np.array(value) for name, value in numbers.items()}}
     return torch.from_dlpack(resizing().run(**{name: [value] for name, value in feeds.items()})[0].as_tensor()).numpy().astype(int)[0]
 
 
+def side_of(spec: ClipSpec) -> int | None:
+    return None if spec.crop_side is None else spec.height
+
+
+def resizes(spec: ClipSpec) -> int:
+    return 1 if spec.crop_side is None else 2
+
+
 def reaches_the_edge(spec: ClipSpec) -> bool:
-    return spec.crop == "three" or spec.short_side in {spec.height, spec.width}
+    return spec.crop == "three" or spec.short_side in spec.crop_size
 
 
 def noise(height: int, width: int, count: int = 2) -> np.ndarray:
@@ -108,17 +121,18 @@ def smooth(height: int, width: int, count: int = 2) -> np.ndarray:
 )
 @pytest.mark.parametrize(
     "spec",
-    [SPEC, ClipSpec(height=112, width=96, short_side=128), FULL, THREE, FULL_THREE],
-    ids=["224", "112x96", "full-resolution", "three-crop", "three-crop-full-resolution"],
+    [SPEC, ClipSpec(height=112, width=96, short_side=128), FULL, THREE, FULL_THREE, SHRUNK, ClipSpec(crop_side=240)],
+    ids=["224", "112x96", "full-resolution", "three-crop", "three-crop-full-resolution", "three-crop-shrunk", "shrunk"],
 )
 def test_evaluation_agrees_with_pillow(height: int, width: int, spec: ClipSpec) -> None:
     frames = noise(height, width)
     expected = resize_and_crop(frames, spec)
     difference = np.abs(evaluated(frames, spec) - expected)
     assert difference.shape == expected.shape
-    assert difference[:, 1:-1, 1:-1].max() <= TOLERANCE_MAX
-    assert difference.max() <= (TOLERANCE_EDGE if reaches_the_edge(spec) else TOLERANCE_MAX)
-    assert difference.mean() <= TOLERANCE_MEAN_NOISE
+    # Of a crop that is resized again, the second resize's filter gives of the edge's rows to those beside them.
+    assert difference[:, 1:-1, 1:-1].max() <= resizes(spec) * TOLERANCE_MAX
+    assert difference.max() <= (TOLERANCE_EDGE if reaches_the_edge(spec) or spec.crop_side else TOLERANCE_MAX)
+    assert difference.mean() <= resizes(spec) * TOLERANCE_MEAN_NOISE
 
 
 @pytest.mark.parametrize(("height", "width"), [(256, 341), (341, 256), (256, 256), (256, 343)])
@@ -133,11 +147,11 @@ def test_a_frame_of_the_right_size_is_cropped_untouched(height: int, width: int)
 def test_evaluation_agrees_on_real_clips(clips: Path) -> None:
     for name, last in (("gestures/book.mkv", 76), ("rotated_90.mov", 2), ("bt709_full_range.mp4", 2), ("nasa_13013.mp4", 20)):
         frames = frames_of(clips / name, [0, last])
-        for spec in (SPEC, ClipSpec(height=112, width=112, short_side=128), FULL_THREE):
+        for spec in (SPEC, ClipSpec(height=112, width=112, short_side=128), FULL_THREE, SHRUNK):
             difference = np.abs(evaluated(frames, spec) - resize_and_crop(frames, spec))
-            assert difference[:, 1:-1, 1:-1].max() <= TOLERANCE_MAX, name
+            assert difference[:, 1:-1, 1:-1].max() <= resizes(spec) * TOLERANCE_MAX, name
             assert difference.max() <= (TOLERANCE_EDGE if reaches_the_edge(spec) else TOLERANCE_MAX), name
-            assert difference.mean() <= TOLERANCE_MEAN, name
+            assert difference.mean() <= resizes(spec) * TOLERANCE_MEAN, name
 
 
 def draws(width: int, height: int, *, spec: ClipSpec = SPEC, count: int = 4000, **options: Any) -> list[View]:
@@ -246,18 +260,20 @@ def test_rotation_is_applied_once_by_either_decoder(rotation: int, tmp_path: Pat
     assert (height, width) == ((160, 120) if rotation in {90, 270} else (120, 160))
     spec, ordinals = ClipSpec(height=80, width=64, short_side=96, crop="three"), np.array([0, 2, 5], np.int32)
     crops, mirrored = evaluation_views(width=width, height=height, spec=spec), View(top=20, left=100, bottom=110, right=30)
-    for views, source in ((crops, crops), ((mirrored,), mirrored)):
-        here = from_frames(upright[ordinals], source, spec)
+    shrunk = ClipSpec(height=64, width=64, short_side=96, crop="three", crop_side=90)
+    again = evaluation_views(width=width, height=height, spec=shrunk)
+    for views, source, seen in ((crops, crops, spec), ((mirrored,), mirrored, spec), (again, again, shrunk)):
+        here = from_frames(upright[ordinals], source, seen)
         there = GraphInput(
-            **place(views, spec, width=width, height=height, rotation=rotation),
+            **place(views, seen, width=width, height=height, rotation=rotation),
             order=here.order,
             colour=here.colour,
             encoded=np.fromfile(path, np.uint8),
             ordinals=ordinals,
         )
-        by_pyav, by_dali = pictures(here, there, frames="both", crops=len(views))
-        (alone,) = pictures(there, frames="dali", crops=len(views))
-        assert by_pyav.shape == (3 * len(views), 80, 64, 3)
+        by_pyav, by_dali = pictures(here, there, frames="both", crops=len(views), side=side_of(seen))
+        (alone,) = pictures(there, frames="dali", crops=len(views), side=side_of(seen))
+        assert by_pyav.shape == (3 * len(views), seen.height, 64, 3)
         # Two colour conversions; a picture turned wrongly differs by tens of levels.
         assert np.abs(by_pyav - by_dali).mean() < 4
         assert np.abs(by_pyav - by_dali[:, ::-1]).mean() > 12
@@ -281,17 +297,17 @@ def test_batches_reach_pytorch_without_a_copy_and_stay() -> None:
 
 @pytest.mark.parametrize("frames", ["pyav", "dali", "both"])
 @pytest.mark.parametrize("colour", [False, True])
-@pytest.mark.parametrize("crops", [1, 3])
-def test_the_gpu_graph_is_one_that_dali_knows(frames: Frames, colour: bool, crops: int) -> None:
+@pytest.mark.parametrize(("crops", "side"), [(1, None), (3, None), (3, 224)])
+def test_the_gpu_graph_is_one_that_dali_knows(frames: Frames, colour: bool, crops: int, side: int | None) -> None:
     """Without a device a graph for one can be written down, its operators and arguments checked, but not run."""
-    pipeline = _graph(frames, colour, crops, gpu=True, batch_size=2, num_threads=1, device_id=None, prefetch_queue_depth=1)
+    pipeline = _graph(frames, colour, crops, side, gpu=True, batch_size=2, num_threads=1, device_id=None, prefetch_queue_depth=1)
     written = pipeline.serialize()
     assert (b"mixed" in written) == (frames != "pyav")
     assert b"gpu" in written
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("spec", [SPEC, FULL_THREE], ids=["224", "three-crop-full-resolution"])
+@pytest.mark.parametrize("spec", [SPEC, FULL_THREE, SHRUNK], ids=["224", "three-crop-full-resolution", "three-crop-shrunk"])
 def test_the_gpu_makes_the_same_pictures(spec: ClipSpec, tmp_path: Path) -> None:
     path = tmp_path / "film.mp4"
     write_video(path, smooth(240, 320, 12), options={"crf": "10"})
@@ -305,7 +321,7 @@ def test_the_gpu_makes_the_same_pictures(spec: ClipSpec, tmp_path: Path) -> None
         encoded=np.fromfile(path, np.uint8),
         ordinals=ordinals,
     )
-    batch = torch.from_dlpack(graph("both", crops=len(views), device_id=0).run([here, there]))
+    batch = torch.from_dlpack(graph("both", crops=len(views), side=side_of(spec), device_id=0).run([here, there]))
     assert batch.device.type == "cuda"
     result = batch.cpu().numpy().astype(int)
     reference = evaluated(upright[ordinals], spec)

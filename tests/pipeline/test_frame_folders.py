@@ -147,13 +147,13 @@ def folders(tmp_path: Path) -> DatasetIndex:
     return scan(tmp_path / "set", out=tmp_path / "index.jsonl", workers=1)
 
 
-@pytest.mark.parametrize("crop", ["centre", "three"])
+@pytest.mark.parametrize(("crop", "side"), [("centre", None), ("three", None), ("three", 48)])
 @pytest.mark.parametrize("rule", ["centre", "train"])
-def test_dalis_image_decoder_gives_pillows_pictures(tmp_path, rule, crop):
+def test_dalis_image_decoder_gives_pillows_pictures(tmp_path, rule, crop, side):
     loading = pytest.importorskip("flowless.pipeline.loading.loader")
     graph = pytest.importorskip("flowless.pipeline.loading.dali_graph")
     index = folders(tmp_path)
-    spec = replace(SPEC, crop=crop)
+    spec = replace(SPEC, crop=crop, crop_side=side)
     found = {}
     for decoder, counts in (("pyav", {"pyav": 6}), ("dali", {"dali": 5, "pyav": 1}), ("auto", None)):
         loaded = loading.ClipLoader(index, spec, rule=rule, batch_size=6, options=loading.LoaderOptions(decoder=decoder))
@@ -172,14 +172,14 @@ def test_dalis_image_decoder_gives_pillows_pictures(tmp_path, rule, crop):
             if "film" in name:
                 continue
             assert far.max() <= (graph.TOLERANCE_EDGE if crop == "three" or rule == "train" else graph.TOLERANCE_MAX), name
-            assert far.mean() < graph.TOLERANCE_MEAN_NOISE, name
+            assert far.mean() < graph.TOLERANCE_MEAN_NOISE * (2 if side and rule != "train" else 1), name
             assert far.any() or "sizes" in name or decoder == "auto"
 
 
-@pytest.mark.parametrize("crops", [1, 3])
-def test_the_gpu_graph_is_one_that_dali_knows(crops):
+@pytest.mark.parametrize(("crops", "side"), [(1, None), (3, None), (3, 224)])
+def test_the_gpu_graph_is_one_that_dali_knows(crops, side):
     graph = pytest.importorskip("flowless.pipeline.loading.picture_graph")
-    written = graph._graph(crops, gpu=True, batch_size=2, num_threads=1, device_id=None, prefetch_queue_depth=1).serialize()
+    written = graph._graph(crops, side, gpu=True, batch_size=2, num_threads=1, device_id=None, prefetch_queue_depth=1).serialize()
     assert b"mixed" in written
 
 

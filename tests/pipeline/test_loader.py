@@ -14,7 +14,7 @@ import pytest
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.preprocess import load_clip
 from flowless.pipeline.clip.protocols import protocol_spec
-from flowless.pipeline.clip.spec import ClipSpec, Rule
+from flowless.pipeline.clip.spec import CLIPS, ClipSpec, Rule
 from flowless.pipeline.dataset.index import DatasetIndex, stamp_of
 from flowless.pipeline.dataset.scan import scan
 from flowless.pipeline.loading.augment import Augmentation, LoaderOptions
@@ -28,6 +28,7 @@ from flowless.pipeline.loading.dali_graph import TOLERANCE_EDGE, TOLERANCE_MAX, 
 from flowless.pipeline.loading.loader import Batch, ClipLoader  # noqa: E402
 
 SPEC = ClipSpec(segments=4, frames_per_segment=2, height=32, width=28, short_side=36)
+SQUARE = replace(SPEC, width=32)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
     return one.keys() == other.keys() and all((one[name] == other[name]).all() for name in one)
 
 
-@pytest.mark.parametrize(("rule", "views"), [("centre", 1), ("two-clip", 2), ("dense", 10)])
+@pytest.mark.parametrize(("rule", "views"), [*CLIPS.items()])
 def test_evaluation_gives_every_video_once_as_the_runtime_sees_it(index: DatasetIndex, rule: Rule, views: int) -> None:
     made = loader(index, rule=rule, batch_size=8)
     batches = list(made)
@@ -85,17 +86,20 @@ def test_evaluation_gives_every_video_once_as_the_runtime_sees_it(index: Dataset
         assert np.abs(clips_by_id(batches)[video.id].astype(int) - expected).max() <= TOLERANCE_MAX
 
 
-@pytest.mark.parametrize("name", ["three-crop", "full-resolution", "thirty-view"])
-def test_protocols_give_the_views_that_the_runtime_sees(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "views"),
+    [("three-crop", 3), ("full-resolution", 2), ("thirty-view", 30), ("thirty-draw", 30), ("six-view", 6), ("thirty-consecutive", 30)],
+)
+def test_protocols_give_the_views_that_the_runtime_sees(name: str, views: int, tmp_path: Path) -> None:
     """Portrait, landscape and square, of odd sizes."""
-    rng, spec = np.random.default_rng(1), protocol_spec(SPEC, name)
+    rng, spec = np.random.default_rng(1), protocol_spec(SQUARE if name == "thirty-draw" else SPEC, name)
     for number, (height, width) in enumerate(((60, 46), (46, 62), (50, 50))):
         (tmp_path / f"kind {number}").mkdir()
         coarse = rng.integers(0, 256, (20, 9, 11, 3)).astype(np.uint8).repeat(8, 1).repeat(8, 2)
         write_video(tmp_path / f"kind {number}" / "film.mp4", coarse[:, :height, :width])
     films = scan(tmp_path, out=tmp_path / "index.jsonl", workers=1)
     (batch,) = loader(films, spec=spec, batch_size=3)
-    assert batch.clips.shape == (3, {"three-crop": 3, "full-resolution": 2, "thirty-view": 30}[name], *spec.shape)
+    assert batch.clips.shape == (3, views, *spec.shape)
     for video, clip in zip(films.videos, batch.clips.numpy(), strict=True):
         difference = np.abs(clip.astype(int) - load_clip(films.path_of(video), spec))
         assert difference[..., 1:-1, 1:-1, :].max() <= TOLERANCE_MAX
@@ -103,8 +107,27 @@ def test_protocols_give_the_views_that_the_runtime_sees(name: str, tmp_path: Pat
         assert difference.mean() <= TOLERANCE_MEAN
 
 
+def test_thirty_draws_by_dali_are_those_by_pillow(tmp_path: Path) -> None:
+    """VP9, which DALI decodes on the CPU: the same draws, crops and second resize; only colours are converted otherwise."""
+    rng, spec = np.random.default_rng(1), protocol_spec(SQUARE, "thirty-draw")
+    (tmp_path / "kind").mkdir()
+    coarse = rng.integers(0, 256, (20, 9, 11, 3)).astype(np.uint8).repeat(8, 1).repeat(8, 2)
+    options = {"crf": "10", "deadline": "realtime", "cpu-used": "8"}
+    write_video(tmp_path / "kind" / "film.webm", coarse[:, :46, :62], codec="libvpx-vp9", options=options)
+    films = scan(tmp_path, out=tmp_path / "index.jsonl", workers=1)
+    by_dali = loader(films, spec=spec, batch_size=1, decoder="dali")
+    (clip,) = (batch.clips.numpy().astype(int) for batch in by_dali)
+    assert by_dali.decoded_by == {"dali": 1}
+    expected = load_clip(films.path_of(films.videos[0]), spec)
+    assert clip[0].shape == expected.shape == (30, *spec.shape)
+    assert np.abs(clip[0] - expected).mean() < 4
+    assert min(np.abs(clip[0][view] - expected[(view + 1) % 30]).mean() for view in range(30)) > 12, "another view is another"
+
+
 def test_training_crops_once_whatever_the_evaluation_does(index: DatasetIndex) -> None:
-    assert next(iter(loader(index, rule="train", spec=replace(SPEC, crop="three")))).clips.shape == (4, 1, *SPEC.shape)
+    made = {side: next(iter(loader(index, rule="train", spec=replace(SQUARE, crop="three", crop_side=side)))) for side in (None, 36)}
+    assert made[None].clips.shape == (4, 1, *SQUARE.shape)
+    assert torch.equal(made[None].clips, made[36].clips)
 
 
 def test_the_rule_is_the_specs_own_unless_named(index: DatasetIndex) -> None:
@@ -191,9 +214,36 @@ def test_a_flip_may_change_the_label(index: DatasetIndex) -> None:
         loader(index, rule="train", augmentation=Augmentation(flip=True, flip_labels={"left": "east"}))
 
 
-def test_dense_training_takes_one_random_view(index: DatasetIndex) -> None:
-    made = loader(index, rule="dense", training=True)
-    assert {batch.clips.shape[1] for batch in made} == {1}
+@pytest.mark.parametrize("rule", ["dense", "consecutive"])
+def test_dense_training_takes_one_random_view(index: DatasetIndex, rule: Rule) -> None:
+    made = loader(index, rule=rule, training=True)
+    epochs = []
+    for epoch in range(3):
+        made.set_epoch(epoch)
+        epochs.append(clips_by_id(list(made)))
+    assert {clip.shape[0] for clips in epochs for clip in clips.values()} == {1}
+
+
+def test_consecutive_training_shows_consecutive_frames(tmp_path: Path) -> None:
+    """Frame k of the film is grey of 4 k: the clip's frames can be read off, in training at another start in every epoch."""
+    (tmp_path / "kind").mkdir()
+    film = np.broadcast_to((4 * np.arange(50, dtype=np.uint8))[:, None, None, None], (50, 36, 36, 3))
+    for number in range(4):
+        write_video(tmp_path / "kind" / f"{number}.mp4", film, options={"crf": "1"})
+    films = scan(tmp_path, out=tmp_path / "index.jsonl", workers=1)
+
+    def shown(made: ClipLoader) -> np.ndarray:
+        (batch,) = made
+        return np.rint(batch.clips.numpy().mean((-3, -2, -1)) / 4).astype(int).reshape(len(batch.ids), -1)
+
+    training, starts = loader(films, rule="consecutive", training=True), set()
+    for epoch in range(6):
+        training.set_epoch(epoch)
+        numbers = shown(training)
+        assert (np.diff(numbers, axis=1) == 1).all()
+        starts |= set(numbers[:, 0].tolist())
+    assert len(starts) > 10
+    assert shown(loader(films, rule="consecutive")).tolist() == [list(range(21, 29))] * 4, "the middle: (50 - 8) / 2"
 
 
 def test_another_video_stands_in_for_a_bad_one(index: DatasetIndex, damaged: Callable[..., DatasetIndex]) -> None:

@@ -92,6 +92,36 @@ def test_three_crops_equal_pillow(width, height, seed):
         assert np.array_equal(found[2 * number : 2 * number + 2], expected)
 
 
+SHRUNK = replace(SMALL, height=40, width=40, crop="three", crop_side=56)
+
+
+@given(width=st.integers(40, 300), height=st.integers(40, 300), seed=st.integers(0, 99), side=st.sampled_from([56, 50]))
+@example(width=56, height=90, seed=0, side=56)
+def test_shrunk_crops_equal_pillow(width, height, seed, side):
+    """STM, section 4.2: scale the short side, take three square crops, then resize those: three steps, by Pillow alone."""
+    frames = np.random.default_rng(seed).integers(0, 256, (2, height, width, 3), np.uint8)
+    short = min(width, height)
+    size = (int(56 * width / short), int(56 * height / short))
+    images = [Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR) for frame in frames]
+    step = [(edge - side) // 4 for edge in size]
+    along = int(size[1] > size[0])
+    found = resize_and_crop(frames, replace(SHRUNK, crop_side=side))
+    assert found.shape == (6, 40, 40, 3)
+    for number, quarters in enumerate((0, 4, 2)):
+        corner = [2 * step[0], 2 * step[1]]
+        corner[along] = quarters * step[along]
+        left, top = corner
+        crops = [image.crop((left, top, left + side, top + side)) for image in images]
+        expected = [np.asarray(crop.resize((40, 40), Image.Resampling.BILINEAR)) for crop in crops]
+        assert np.array_equal(found[2 * number : 2 * number + 2], expected)
+
+
+def test_a_crop_as_large_as_the_networks_frame_is_not_resized_again():
+    frames = np.random.default_rng(0).integers(0, 256, (1, 56, 90, 3), np.uint8)
+    plain = replace(SMALL, height=56, width=56, crop="three")
+    assert np.array_equal(resize_and_crop(frames, replace(plain, crop_side=56)), resize_and_crop(frames, plain))
+
+
 @given(width=st.integers(40, 300), height=st.integers(40, 300), seed=st.integers(0, 99))
 def test_equals_pillow(width, height, seed):
     frames = np.random.default_rng(seed).integers(0, 256, (2, height, width, 3), np.uint8)
@@ -137,9 +167,10 @@ def test_a_clip_is_the_sampled_frames_resized(sampling, threads, barcodes):
     assert np.array_equal(clip, full[indices])
 
 
-@pytest.mark.parametrize("sampling", ["centre", "two-clip", "dense"])
-def test_views_go_by_crop_and_then_by_clip(sampling, barcodes):
-    spec = replace(THREE, sampling=sampling)
+@pytest.mark.parametrize("sampling", ["centre", "two-clip", "dense", "ten-draw", "ten-consecutive"])
+@pytest.mark.parametrize("crop_side", [None, 56])
+def test_views_go_by_crop_and_then_by_clip(sampling, crop_side, barcodes):
+    spec = replace(THREE, sampling=sampling, crop_side=crop_side)
     path = barcodes(barcode.KINDS[0])
     full = resize_and_crop(np.stack(list(all_frames(path))), spec).reshape(3, 100, 48, 48, 3)
     indices = clip_indices(100, segments=8, frames_per_segment=4, rule=sampling)
@@ -149,16 +180,18 @@ def test_views_go_by_crop_and_then_by_clip(sampling, barcodes):
     assert np.array_equal(clip, np.concatenate([full[crop][indices] for crop in range(3)]))
 
 
-def test_views_are_cut_when_asked_for(barcodes):
+@pytest.mark.parametrize("crop_side", [None, 56])
+def test_views_are_cut_when_asked_for(crop_side, barcodes):
     """Thirty views share at most 100 frames, each held once and no larger than its crops together."""
-    spec = replace(THREE, sampling="dense")
+    spec = replace(THREE, sampling="dense", crop_side=crop_side)
     path = barcodes(barcode.KINDS[0])
     with VideoReader(path) as video:
         views = load_views(video, spec)
     height, width = all_frames(path)[0].shape[:2]
     across, _ = resized_size(width, height, short_side=56)
     assert len(views) == 30
-    assert sum(frame.pixels.nbytes for frame in views.frames) <= 100 * 48 * across * 3 < views.cut().nbytes / 4
+    across = across if crop_side is None else 3 * 48
+    assert sum(frame.pixels.nbytes for frame in views.frames) <= 100 * 48 * across * 3 < views.cut().nbytes / 3
     assert all(frame.pixels.base is None for frame in views.frames), "no larger array stays in memory behind it"
     parts = list(views.parts(8))
     assert [len(part) for part in parts] == [8, 8, 8, 6]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.sampling import DENSE_VIEWS, clip_indices, sample_rng
+from flowless.pipeline.clip.spec import Rule
 
 # The published code counts from 1 and gives, for n = 300 frames and N = 8:
 #   m = 4:  19, 56, 93, 130, 168, 205, 242, 279     m = 1:  19, 57, 94, 132, 169, 207, 244, 282
@@ -127,7 +130,7 @@ def test_train_on_videos_of_less_than_a_frame_a_segment():
     n=st.integers(1, 500),
     segments=st.integers(1, 20),
     m=st.integers(1, 9),
-    rule=st.sampled_from(["train", "centre", "two-clip", "dense"]),
+    rule=st.sampled_from(get_args(Rule)),
     seed=st.integers(0, 2**40),
 )
 def test_every_clip_is_inside_its_video_and_repeats(n, segments, m, rule, seed):
@@ -140,7 +143,7 @@ def test_every_clip_is_inside_its_video_and_repeats(n, segments, m, rule, seed):
     assert clip.max() < n
     steps = np.diff(clip, axis=2)
     assert ((steps == 1) | ((steps == 0) & (clip[:, :, 1:] == n - 1))).all()
-    if rule != "dense":
+    if "dense" not in rule and "consecutive" not in rule:
         assert (np.diff(clip[:, :, 0], axis=1) >= 0).all()
     assert np.array_equal(clip, draw())
 
@@ -166,7 +169,7 @@ PINNED = [237110, 667626, 755327, 711361]
         ({"segments": 0}, "segments is 0"),
         ({"frames_per_segment": -1}, "frames_per_segment is -1"),
         ({"num_frames": 3.5}, "num_frames is 3.5"),
-        ({"rule": "middle"}, "train, centre, two-clip, dense"),
+        ({"rule": "middle"}, "train, centre, two-clip, ten-draw, one-dense, dense, consecutive, ten-consecutive"),
         ({"rule": "train"}, "rng=sample_rng"),
     ],
 )

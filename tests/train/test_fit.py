@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from preloaded import Command
@@ -22,6 +23,7 @@ from flowless.console import progress
 from flowless.errors import FlowlessError
 from flowless.interrupts import note_ctrl_c
 from flowless.pipeline.dataset.index import DatasetIndex
+from flowless.pipeline.loading import frame_source
 from flowless.train.checkpoints import load_checkpoint
 from flowless.train.loop.data import device_batch, relabel
 from flowless.train.loop.fit import fit
@@ -331,3 +333,41 @@ def test_bad_videos_are_listed(tmp_path, shapes, train_index):
     assert json.loads((result.folder / "result.json").read_text())["bad_videos"][0]["path"].endswith("bad.mp4")
     with pytest.raises(FlowlessError, match=r"bad\.mp4|videos"):
         fit(small(epochs=1, max_bad_share=0.0), index=index, out=tmp_path / "other")
+
+
+@pytest.mark.parametrize(("sampling", "rules"), [("segments", ("train", "centre")), ("consecutive", ("consecutive", "consecutive"))])
+def test_training_and_validation_take_the_clips_of_the_recipe(sampling, rules, tmp_path, train_index, val_index, monkeypatch):
+    """What reaches the network: consecutive frames where the recipe asks for them, at another start in every epoch."""
+    taken = []
+    real = frame_source.clip_indices
+
+    def watch(count, **asked):
+        found = real(count, **asked)
+        taken.append((asked["rule"], found))
+        return found
+
+    monkeypatch.setattr(frame_source, "clip_indices", watch)
+    recipe = small(training_sampling=sampling, segments=2, frames_per_segment=4, epochs=2)
+    fit(recipe, index=train_index, val_index=val_index, out=tmp_path / "run")
+    assert {rule for rule, _ in taken} == set(rules)
+    assert {len(clips) for _, clips in taken} == {1}
+    together = [bool((np.diff(clips[0].reshape(-1)) == 1).all()) for _, clips in taken]
+    assert all(together) == (sampling == "consecutive")
+    assert len({int(clips[0, 0, 0]) for _, clips in taken}) > 3
+
+
+def test_a_run_of_before_the_views_were_recorded_goes_on(tmp_path, train_index):
+    """An older run's recipe lacks `average`, `test_views` and `training_sampling`; STM's average is another by now."""
+    fields = {"stm_placement": "one-per-stage", "frames_per_segment": 1, "epochs": 1}
+    recipe = small("stm-r18/moving-shapes", **fields)
+    assert recipe.average == "softmax"
+    run = fit(recipe, index=train_index, out=tmp_path / "run")
+    description = run.folder / "run.json"
+    document = json.loads(description.read_text())
+    for name in ("average", "test_views", "training_sampling"):
+        del document["recipe"][name]
+    description.write_text(json.dumps(document))
+    again = fit(recipe, index=train_index, out=run.folder, resume=True)
+    assert curve(again.rows) == curve(run.rows)
+    with pytest.raises(FlowlessError, match="training_sampling 'segments' → 'consecutive'"):
+        fit(replace(recipe, training_sampling="consecutive"), index=train_index, out=run.folder, resume=True)

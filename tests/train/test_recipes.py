@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from flowless.errors import FlowlessError
+from flowless.pipeline.clip.protocols import protocol_spec
 from flowless.train.models import FAMILIES, MODELS
 from flowless.train.models.options import OPTIONS
 from flowless.train.recipes import DATA_NAMES, Recipe, find_recipe
@@ -53,6 +54,59 @@ def test_disentanglings_schedule():
     with pytest.raises(FlowlessError, match="appearance_pooling is 'x'; it must be one of gradual, late"):
         find_recipe("disentangling-bninception/ucf101", appearance_pooling="x")
     assert find_recipe("disentangling-bninception/ucf101", appearance_pooling="late").options.of_the_model["appearance_pooling"] == "late"
+
+
+@pytest.mark.parametrize(
+    ("name", "average", "test_views"),
+    [
+        ("pan-lite-r50/something-v1", "logits", "one-view"),
+        ("pan-full-r18/jester", "logits", "one-view"),
+        ("pan-lite-r50/kinetics400", "logits", "full-resolution"),
+        ("pan-pa-r50/hmdb51", "logits", "full-resolution"),
+        ("pan-en-r50/something-v2", "logits", "full-resolution"),
+        ("stm-r50/something-v1", "softmax", "thirty-draw"),
+        ("stm-r34/kinetics400", "softmax", "thirty-draw"),
+        ("stm-r50/ucf101", "softmax", "thirty-draw"),
+        ("stm-r50/custom", "softmax", None),
+        ("da-tsm-r50/something-v1", "softmax", "six-view"),
+        ("da-x3d-m/hmdb51", "softmax", "six-view"),
+        ("da-x3d-xs/something-v1", "softmax", "three-crop-two-clip"),
+        ("da-tsm-r50/kinetics400", "softmax", "thirty-consecutive"),
+        ("da-vit-b/kinetics400", "softmax", "three-consecutive"),
+        ("da-vit-b/something-v1", "softmax", "three-view"),
+        ("da-tsm-r18/moving-shapes", "softmax", None),
+        ("tsn-r50/kinetics400", "logits", None),
+        ("tsm-r50/something-v1", "logits", None),
+        ("disentangling-bninception/ucf101", "logits", None),
+    ],
+)
+def test_a_recipe_is_tested_as_its_paper(name, average, test_views):
+    recipe = find_recipe(name)
+    assert (recipe.average, recipe.spec.average, recipe.test_views) == (average, average, test_views)
+    if test_views is not None:
+        assert protocol_spec(recipe.spec, test_views).average == average
+
+
+def test_dynamic_appearance_takes_consecutive_frames_of_kinetics():
+    """Its section 4: dense there, segments everywhere else."""
+    for name in (f"{model}/{data}" for model in MODELS for data in DATA_NAMES):
+        recipe = find_recipe(name)
+        dense = name.startswith("da-") and name.endswith("/kinetics400")
+        assert recipe.training_sampling == ("consecutive" if dense else "segments"), name
+        assert (recipe.training_rule, recipe.validation_rule) == (("consecutive", "consecutive") if dense else ("train", "centre"))
+        if dense:
+            assert recipe.sampling == "consecutive"
+    dense = find_recipe("tsm-r50/kinetics400", training_sampling="dense")
+    assert (dense.training_rule, dense.validation_rule) == ("dense", "one-dense")
+    with pytest.raises(FlowlessError) as caught:
+        find_recipe("tsm-r50/jester", training_sampling="train", sampling="train", average="mean", test_views="paper")
+    for part in (
+        "training_sampling is 'train'; it must be one of segments, dense, consecutive",
+        "sampling is 'train'",
+        "average is 'mean'",
+    ):
+        assert part in str(caught.value)
+    assert "test_views is 'paper'; it must be None or one of one-view" in str(caught.value)
 
 
 def test_rate_scales_with_the_batch():

@@ -72,7 +72,8 @@ def _evaluation_tables(document: dict[str, Any]) -> list[RenderableType]:
 
 def _views(document: dict[str, Any]) -> str:
     count, frame = document["views_per_video"], document["frame"]
-    return f"{document['views']}: {count} view{'' if count == 1 else 's'} of {frame['height']} x {frame['width']}"
+    averaged = "" if count == 1 else f", {document['average']} averaged"
+    return f"{document['views']}: {count} view{'' if count == 1 else 's'} of {frame['height']} x {frame['width']}{averaged}"
 
 
 def _matrix_table(document: dict[str, Any]) -> Table:

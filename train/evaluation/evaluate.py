@@ -19,7 +19,8 @@ from flowless.errors import FlowlessError
 from flowless.machine import usable_cores
 from flowless.pipeline.clip.preprocess import ClipViews, load_views
 from flowless.pipeline.clip.protocols import SAME_SIZE
-from flowless.pipeline.clip.spec import ClipSpec
+from flowless.pipeline.clip.spec import Average, ClipSpec
+from flowless.pipeline.clip.view_scores import ViewAverage
 from flowless.pipeline.dataset.index import DatasetIndex, Refused, VideoRecord
 from flowless.train.evaluation.evaluation import Evaluation, EvaluationOptions
 from flowless.train.loop.data import relabel
@@ -94,7 +95,7 @@ def score_videos(
     Raises:
         FlowlessError: No video can be read.
     """
-    averages = ViewAverages(score, batch_size=options.batch_size)
+    averages = ViewAverages(score, average=spec.average, batch_size=options.batch_size)
     kept: list[VideoRecord] = []
     bad: list[Refused] = []
     with progress() as bar:
@@ -118,23 +119,23 @@ class ViewAverages:
     batch, however many views a video has.
     """
 
-    def __init__(self, score: Callable[[NDArray[np.uint8]], NDArray[np.float32]], *, batch_size: int) -> None:
+    def __init__(self, score: Callable[[NDArray[np.uint8]], NDArray[np.float32]], *, average: Average, batch_size: int) -> None:
         """Say what scores.
 
         Args:
             score: From uint8 `[B, N, m, H, W, 3]` to float32 `[B, classes]`; an engine, for one.
+            average: What is averaged.
             batch_size: Views that run together, at most.
         """
         self._score, self._room, self._most = score, batch_size, batch_size
-        self._waiting: list[tuple[int, NDArray[np.uint8]]] = []
-        self._counts: list[int] = []
-        self._sums: list[NDArray[np.float64] | float] = []
+        self._average: Average = average
+        self._waiting: list[tuple[ViewAverage, NDArray[np.uint8]]] = []
+        self._videos: list[ViewAverage] = []
 
     def add(self, views: ClipViews) -> None:
         """Add a video."""
-        video, done = len(self._counts), 0
-        self._counts.append(len(views))
-        self._sums.append(0.0)
+        video, done = ViewAverage(self._average), 0
+        self._videos.append(video)
         while done < len(views):
             part = views.cut(done, done + self._room)
             self._waiting.append((video, part))
@@ -147,14 +148,14 @@ class ViewAverages:
         """Return float32 `[videos, classes]` of the videos added, in their order."""
         if self._waiting:
             self._run()
-        return (np.array(self._sums) / np.array(self._counts)[:, None]).astype(np.float32)
+        return np.stack([video.scores for video in self._videos])
 
     def _run(self) -> None:
         parts = [part for _, part in self._waiting]
         rows = self._score(parts[0] if len(parts) == 1 else np.concatenate(parts))
         for video, part in self._waiting:
             own, rows = rows[: len(part)], rows[len(part) :]
-            self._sums[video] = self._sums[video] + own.sum(axis=0, dtype=np.float64)
+            video.add(own)
         self._waiting, self._room = [], self._most
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from flowless.console import progress
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.spec import ClipSpec
+from flowless.pipeline.clip.view_scores import average_views
 from flowless.pipeline.dataset.index import DatasetIndex, Refused
 from flowless.train.checkpoints import Checkpoint, load_checkpoint
 from flowless.train.evaluation.evaluate import score_videos
@@ -31,7 +32,7 @@ def evaluate_checkpoint(
     options = options or EvaluationOptions()
     checkpoint = model if isinstance(model, Checkpoint) else load_checkpoint(model)
     index = relabel(index, checkpoint.labels)
-    name, spec = options.cut(checkpoint.spec)
+    name, spec = options.cut(checkpoint.spec, recipe=checkpoint.recipe)
     gpu = torch.cuda.is_available()
     network = pixels_together(checkpoint.model.to("cuda" if gpu else "cpu"))
     start = time.perf_counter()
@@ -75,7 +76,7 @@ def _by_loader(
         for batch in loader:
             # A video may have more views than run together.
             rows = torch.cat([network(part).float() for part in batch.clips.flatten(0, 1).split(options.batch_size)])
-            scores.append(rows.unflatten(0, (-1, spec.views)).mean(1).cpu().numpy())
+            scores.append(average_views(rows.unflatten(0, (-1, spec.views)).cpu().numpy(), spec.average))
             labels.append(batch.labels.cpu().numpy())
             ids.extend(batch.ids)
             bar.advance(task, len(batch.ids))

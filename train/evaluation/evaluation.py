@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flowless.pipeline.clip.protocols import ALIASES, Views, protocol_name, protocol_spec
-from flowless.pipeline.clip.spec import ClipSpec
+from flowless.errors import FlowlessError
+from flowless.pipeline.clip.protocols import ALIASES, PROTOCOLS, AskedViews, paper_views, protocol_name, protocol_spec
+from flowless.pipeline.clip.spec import Average, ClipSpec
 from flowless.pipeline.dataset.index import Refused
 from flowless.train.evaluation import metrics
 
@@ -18,10 +20,14 @@ from flowless.train.evaluation import metrics
 class EvaluationOptions:
     """How an evaluation runs."""
 
-    views: Views | None = None
-    """Test protocol; the scores of a video's views are averaged. Of the model's own frame size: one-view (or centre), two-clip,
-    dense (10 clips), three-crop. As large as the resized frame's short side (256): full-resolution (2 clips), thirty-view
-    (3 crops x 10 clips). Default: as the model says."""
+    views: AskedViews | None = None
+    """Test protocol: paper (of a checkpoint: the one that its recipe names), or a name. Of the model's own frame size: one-view (or
+    centre), two-clip, dense (10 clips), consecutive, three-crop, three-crop-two-clip. As large as the resized frame's short side (256):
+    full-resolution (2 clips), and of 3 crops three-view, six-view (2 clips), thirty-view (10 dense clips), three-consecutive,
+    thirty-consecutive (10 clips). Crops as large as that, shrunk to the model's own size: thirty-draw (3 crops x 10 random clips).
+    Default: as the model says."""
+    average: Average | None = None
+    """What is averaged over a video's views: logits, or softmax. Default: as the protocol says, or else the model."""
     batch_size: int = 16
     """Views that run together; those of one video go in several batches where they are more."""
     threads: int | None = None
@@ -31,11 +37,24 @@ class EvaluationOptions:
     precision: str | None = None
     """Bundles only: the engine's precision."""
 
-    def cut(self, spec: ClipSpec) -> tuple[str, ClipSpec]:
-        """Return the test protocol's name and how it cuts the views of a model that was trained on `spec`."""
-        if self.views is None:
-            return protocol_name(spec), spec
-        return ALIASES.get(self.views, self.views), protocol_spec(spec, self.views)
+    def cut(self, spec: ClipSpec, *, recipe: Mapping[str, Any] | None = None) -> tuple[str, ClipSpec]:
+        """Return the test protocol's name and how it cuts the views of a model that was trained on `spec`.
+
+        Args:
+            spec: What the model says.
+            recipe: The recipe's fields where the model is a checkpoint; a bundle has none.
+
+        Raises:
+            FlowlessError: The protocol does not fit the model, or `paper` was asked for where no recipe names one.
+        """
+        if self.views == "paper" and recipe is None:
+            raise FlowlessError(
+                f"views is 'paper', and a bundle keeps no recipe that could name the paper's protocol. Evaluate the checkpoint, or choose "
+                f"one of {', '.join(PROTOCOLS)}."
+            )
+        views = paper_views(recipe or {}) if self.views == "paper" else self.views
+        name, found = (protocol_name(spec), spec) if views is None else (ALIASES.get(views, views), protocol_spec(spec, views))
+        return name, replace(found, average=self.average or found.average)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +66,11 @@ class Evaluation:
     target: str
     """What ran it: pytorch, or the engine's target and precision."""
     views: str
-    """Test protocol; the scores of its views are averaged."""
+    """Test protocol."""
     spec: ClipSpec
-    """How it cut the views."""
+    """How it cut the views, and averaged their scores."""
     scores: NDArray[np.float32]
-    """`[videos, classes]`, before any softmax."""
+    """`[videos, classes]`, averaged over the views by `spec.average`; their softmax are the probabilities."""
     labels: NDArray[np.int64]
     """`[videos]`, true classes."""
     names: tuple[str, ...]
@@ -76,6 +95,7 @@ class Evaluation:
             "target": self.target,
             "views": self.views,
             "views_per_video": self.spec.views,
+            "average": self.spec.average,
             "frame": {"height": self.spec.height, "width": self.spec.width},
             "seconds": self.seconds,
             **metrics.summary(self.scores, self.labels, names=self.names),

@@ -88,9 +88,10 @@ def training_loader(index: DatasetIndex, recipe: Recipe, *, place: Place) -> Cli
         threads=recipe.threads,
         augmentation=augmentation,
         max_bad_share=recipe.max_bad_share,
+        training=True,
         **place.options(),
     )
-    return ClipLoader(index, recipe.spec, rule="train", batch_size=device_batch(recipe, place.world), options=options)
+    return ClipLoader(index, recipe.spec, rule=recipe.training_rule, batch_size=device_batch(recipe, place.world), options=options)
 
 
 def evaluation_loader(

@@ -71,13 +71,13 @@ class TrainingModule(pl.LightningModule):
         return self._keep(EpochBatches(loader, epoch=lambda: self.current_epoch, on_start=self._begin_epoch))
 
     def val_dataloader(self) -> EpochBatches | list[EpochBatches]:
-        """Return this process's share of the validation batches: one centre clip a video."""
+        """Return this process's share of the validation batches: one clip a video, from its middle."""
         if self.val_index is None:
             return []
         loader = evaluation_loader(
             self.val_index,
             self.recipe.spec,
-            rule="centre",
+            rule=self.recipe.validation_rule,
             batch_size=max(1, self.recipe.batch_size // self.recipe.accumulate),
             threads=self.recipe.threads,
             place=self._place(),

@@ -23,8 +23,6 @@ from flowless.train.loop.module import TrainingModule
 from flowless.train.recipes import Recipe
 
 COLUMNS = ("epoch", "train_loss", "train_top1", "val_loss", "val_top1", "lr", "seconds")
-#: Fields that may differ when a run is resumed: where it runs, not what it computes.
-_FREE = {"threads", "accelerator", "devices", "num_nodes", "max_bad_share", "pretrained_path", "start_from"}
 
 
 class RunFolder:
@@ -94,12 +92,11 @@ class RunFolder:
             )
         try:
             before = json.loads(self.description.read_text(encoding="utf-8"))
-            old = Recipe.from_dict(before["recipe"]).to_dict()
+            old = Recipe.from_dict(before["recipe"])
             labels, videos = before["labels"], before["videos"]
         except (ValueError, KeyError, TypeError) as error:
             raise FlowlessError(f"{self.description}: damaged ({error}). Start the run again with --overwrite.") from error
-        new = recipe.to_dict()
-        changed = [f"{name} {old[name]!r} → {new[name]!r}" for name in new if name not in _FREE and old[name] != new[name]]
+        changed = old.differences(recipe)
         if changed:
             raise FlowlessError(
                 f"{self.path}: was started with another recipe ({'; '.join(changed)}). Resume with the same fields, or start anew."

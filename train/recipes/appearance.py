@@ -60,7 +60,8 @@ def appearance_changes(model: str, data: str) -> dict[str, Any]:
         data: The data set's name in a recipe. The small ones keep their own schedule and sizes.
     """
     family = model.rpartition("-")[0]
-    changes: dict[str, Any] = {"pretrained": False} if family == "da-x3d" else {}
+    # X3D's own code starts its last layer at 0.01.
+    changes: dict[str, Any] = {"pretrained": False, "head_std": 0.01} if family == "da-x3d" else {}
     if data in {"moving-shapes", "tiny"}:
         return changes
     segments, frames = _FRAMES[model if family == "da-x3d" else family][data in {"kinetics400", "ucf101"}]

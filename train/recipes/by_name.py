@@ -8,6 +8,7 @@ from flowless.errors import FlowlessError
 from flowless.train.models.options import MODELS
 from flowless.train.recipes.appearance import appearance_changes
 from flowless.train.recipes.recipe import Recipe
+from flowless.train.recipes.views import view_changes
 
 #: From scratch, on small frames: what Moving Shapes needs to be learnt in minutes on two cores.
 _SMALL: dict[str, Any] = {
@@ -89,4 +90,5 @@ def find_recipe(name: str, **changes: Any) -> Recipe:
             f"no recipe {name!r}. A recipe is MODEL/DATA, such as pan-lite-r50/something-v1; models: {', '.join(MODELS)}; "
             f"data: {', '.join(DATA_NAMES)}. For data of your own, take /custom (fine-tuning) or /tiny (a handful of videos)."
         )
-    return Recipe(name=name, model=model).changed(**{**_changes(model, ALIASES.get(data, data)), **changes})
+    found = _changes(model, ALIASES.get(data, data)) | view_changes(model, data)
+    return Recipe(name=name, model=model).changed(**{**found, **changes})

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
-from flowless.pipeline.clip.spec import ClipSpec, EvaluationRule
+from flowless.pipeline.clip.protocols import Views
+from flowless.pipeline.clip.spec import Average, ClipSpec, EvaluationRule, Rule
+
+#: Which frames training takes.
+TrainingSampling = Literal["segments", "dense", "consecutive"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +25,14 @@ class DataFields:
     short_side: int = 256
     """Short side of the frame before an evaluation's centre crop, in pixels."""
     sampling: EvaluationRule = "centre"
-    """Which frames an evaluation takes (validation during training always takes one centre clip)."""
+    """Which frames an evaluation takes (validation during training takes one clip from the middle, whatever this says)."""
+    average: Average = "logits"
+    """What an evaluation averages over the views of a video: the network's scores, or their softmax."""
+    test_views: Views | None = None
+    """Test protocol of the paper's tables, for `flowless evaluate --views paper`; None where the paper has none of these names."""
+    training_sampling: TrainingSampling = "segments"
+    """Which frames training takes: a random place in each segment; N stacks spread over 64 consecutive frames (dense); or
+    N x m consecutive frames (consecutive). The last two begin anywhere in the video."""
     flip: bool = False
     """Mirror half of the clips in training. Off where left and right are different actions."""
     flip_labels: dict[str, str] = field(default_factory=dict)
@@ -42,4 +54,16 @@ class DataFields:
             width=self.size,
             short_side=self.short_side,
             sampling=self.sampling,
+            average=self.average,
         )
+
+    @property
+    def training_rule(self) -> Rule:
+        """The rule of `clip_indices` by which training takes frames."""
+        return "train" if self.training_sampling == "segments" else self.training_sampling
+
+    @property
+    def validation_rule(self) -> EvaluationRule:
+        """The rule by which validation takes one clip of the kind that training takes."""
+        rules: dict[TrainingSampling, EvaluationRule] = {"segments": "centre", "dense": "one-dense", "consecutive": "consecutive"}
+        return rules[self.training_sampling]

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import tyro
 
 from flowless.errors import FlowlessError
+from flowless.pipeline.clip.protocols import PROTOCOLS
 from flowless.train.models.options import OPTIONS, FamilyOptions, family_of, kept_options, option_names, options_for
 from flowless.train.recipes.data import DataFields
 from flowless.train.recipes.training import TrainingFields
@@ -26,6 +27,10 @@ _RULES: tuple[tuple[tuple[str, ...], Any, str], ...] = (
     (("scales",), lambda x: len(x) > 0 and all(0 < scale <= 1 for scale in x), "numbers in (0, 1]"),
 )
 
+#: Fields that do not change what is trained: where it runs, and how it is tested in the end.
+_NOT_TRAINED = {
+    *("threads", "accelerator", "devices", "num_nodes", "max_bad_share", "pretrained_path", "start_from", "average", "test_views"),
+}
 #: What earlier versions, whose files do not name the field, did.
 _EARLIER: dict[str, Any] = {"head_std": 0.0}
 
@@ -78,6 +83,8 @@ class Recipe(TrainingFields, DataFields):
             for name, hint in get_type_hints(type(self)).items()
             if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint)
         ]
+        if self.test_views not in {None, *PROTOCOLS}:
+            problems.append(f"test_views is {self.test_views!r}; it must be None or one of {', '.join(PROTOCOLS)}")
         if type(self.options) is not OPTIONS[family_of(self.model)]:
             problems.append(f"options are {type(self.options).__name__}; {self.model} takes {OPTIONS[family_of(self.model)].__name__}")
         if self.threads is not None and self.threads < 1:
@@ -100,6 +107,12 @@ class Recipe(TrainingFields, DataFields):
             raise FlowlessError(f"recipe {self.name}: has no field {', '.join(unknown)}. See: flowless train {self.name} --help")
         options = options_for(self.model, {**vars(self.options), **asked})
         return replace(self, options=options, **{name: value for name, value in changes.items() if name in own})
+
+    def differences(self, other: Recipe) -> list[str]:
+        """Say by which fields two recipes train otherwise, as `field this → other`; nothing where they give the same training."""
+        ours, theirs = self.to_dict(), other.to_dict()
+        names = [name for name in {**ours, **theirs} if name not in _NOT_TRAINED]
+        return [f"{name} {ours.get(name)!r} → {theirs.get(name)!r}" for name in names if ours.get(name) != theirs.get(name)]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for a checkpoint or a JSON file; the family's options are fields like all others."""

@@ -1,0 +1,199 @@
+"""Draws, consecutive frames and short videos, beside what the published code of TSN, TSM and PAN does, written down again from 1.
+
+`sampling`'s table has a row for every case; here every row is asked. The published functions below count frames from 1, as the code
+does, and raise where it fails: a group begins before the first frame, or a number is drawn from none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+
+from flowless.pipeline.clip.sampling import clip_indices, sample_rng
+from flowless.pipeline.clip.spec import CLIPS, EvaluationRule, Rule
+
+SHAPES = [(8, 4), (8, 1), (16, 8), (3, 8), (8, 8), (4, 8), (16, 3), (80, 1)]
+
+
+def taken(n: int, shape: tuple[int, int], rule: str, rng: np.random.Generator | None = None) -> np.ndarray:
+    return clip_indices(n, segments=shape[0], frames_per_segment=shape[1], rule=rule, rng=rng)  # type: ignore[arg-type]
+
+
+def published_groups(starts: list[int], n: int, m: int) -> np.ndarray:
+    """Frames from 1 of the groups that begin at `starts`; a group moves on only while there is a next frame."""
+    groups = []
+    for frame in starts:
+        if not 1 <= frame <= n:
+            raise FileNotFoundError(f"frame {frame} of {n}")
+        group = [frame]
+        for _ in range(m - 1):
+            group.append(min(group[-1] + 1, n))
+        groups.append(group)
+    return np.array(groups)
+
+
+def published_test(n: int, segments: int, m: int, *, middle: bool = True) -> list[int]:
+    length = (n - m + 1) / segments
+    return [1 + int(length * k + (length / 2 if middle else 0)) for k in range(segments)]
+
+
+def published_train(n: int, segments: int, m: int, rng: np.random.Generator) -> list[int]:
+    """The same draws in the same order, so that the numbers are the same where the rule is."""
+    each = (n - m + 1) // segments
+    if each > 0:
+        return [1 + each * k + int(shift) for k, shift in enumerate(rng.integers(each, size=segments))]
+    if n <= segments:
+        return [1] * segments
+    if n - m + 1 <= 0:
+        raise ValueError("low >= high")
+    return [1 + int(start) for start in sorted(rng.integers(n - m + 1, size=segments))]
+
+
+def published_dense(n: int, segments: int) -> list[list[int]]:
+    last = max(1, n - 63) - 1
+    return [[1 + (int(last * view / 9) + k * (64 // segments)) % n for k in range(segments)] for view in range(10)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("rule", ["centre", "two-clip"])
+def test_segments_in_testing(shape, rule):
+    """All lengths: as published, and where that looks for a frame before the first, the first frame."""
+    segments, m = shape
+    failed = set()
+    for n in range(1, 2 * segments * m + 3):
+        for clip, middle in zip(taken(n, shape, rule), (True, False), strict=False):
+            try:
+                expected = published_groups(published_test(n, segments, m, middle=middle), n, m) - 1
+            except FileNotFoundError:
+                failed.add(n)
+                expected = published_groups([1] * segments, n, m) - 1
+            assert np.array_equal(clip, expected), n
+        if n < m:
+            assert (taken(n, shape, rule) == np.minimum(np.arange(m), n - 1)).all(), "frame 0, past the end the last"
+    assert failed == set(range(1, m - 2))
+
+
+def test_stacks_overlap_and_repeat_as_published():
+    assert taken(20, (8, 4), "centre")[0, :3].tolist() == [[1, 2, 3, 4], [3, 4, 5, 6], [5, 6, 7, 8]]
+    assert len(np.unique(taken(10, (8, 4), "centre")[0, :, 0])) == 7, "n < N + m - 1"
+    assert len(np.unique(taken(11, (8, 4), "centre")[0, :, 0])) == 8
+    # Published validation takes the first frame alone up to N + m - 1 = 11 frames; here testing's rule holds.
+    assert taken(11, (8, 4), "centre")[0, :, 0].tolist() == list(range(8))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("rule", ["train", "ten-draw"])
+def test_segments_in_training_and_draws(shape, rule):
+    segments, m = shape
+    failed = set()
+    for n in range(1, 2 * segments * m + 3):
+        try:
+            expected = published_groups(published_train(n, segments, m, np.random.default_rng(n)), n, m) - 1
+        except ValueError:
+            failed.add(n)
+            expected = published_groups([1] * segments, n, m) - 1
+        assert np.array_equal(taken(n, shape, rule, np.random.default_rng(n))[0], expected), n
+    assert failed == set(range(segments + 1, m))
+    shortest = min(segments, segments + m - 2)
+    assert (taken(shortest, shape, rule, np.random.default_rng(0))[0, :, 0] == 0).all(), "n <= N, n < N + m - 1: all at frame 0"
+
+
+def drawn(n: int, draw: int) -> np.random.Generator:
+    """The source of one test draw, by its definition: seed 0, the draw's number, and the number of frames."""
+    name = np.frombuffer(hashlib.blake2b(f"{n} frames".encode(), digest_size=16).digest(), "<u4")
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([0, draw, *name.tolist()])))
+
+
+@pytest.mark.parametrize("n", [300, 41, 8, 3, 1])
+@pytest.mark.parametrize("shape", [(8, 1), (16, 1), (8, 4)])
+def test_ten_draws_are_ten_of_training_and_the_same_in_every_run(n, shape):
+    clips = taken(n, shape, "ten-draw")
+    expected = [published_groups(published_train(n, shape[0], shape[1], drawn(n, draw)), n, shape[1]) - 1 for draw in range(10)]
+    assert np.array_equal(clips, expected)
+    assert np.array_equal(clips, taken(n, shape, "ten-draw"))
+
+
+def test_draws_differ_by_draw_and_by_length():
+    clips = taken(40, (8, 1), "ten-draw")
+    assert len({clip.tobytes() for clip in clips}) == 10, "where ten dense clips of 40 frames are one"
+    assert len({clip.tobytes() for clip in taken(40, (8, 1), "dense")}) == 1
+    assert (clips[:, :, 0] // 5 == np.arange(8)).all(), "one frame of each segment of five"
+    assert clips.tobytes() != np.minimum(taken(47, (8, 1), "ten-draw"), 39).tobytes()
+    assert taken(40, (8, 1), "ten-draw", sample_rng(1, 2, "v")).shape == (1, 8, 1)
+
+
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if 64 // shape[0] >= shape[1]])
+def test_dense_is_the_published_rule_where_its_stacks_fit(shape):
+    for n in (*range(1, 140), 300):
+        expected = [published_groups(starts, n, shape[1]) - 1 for starts in published_dense(n, shape[0])]
+        assert np.array_equal(taken(n, shape, "dense"), expected), n
+        one = taken(n, shape, "one-dense")
+        start = (max(1, n - 63) - 1) // 2
+        starts = [1 + (start + k * (64 // shape[0])) % n for k in range(shape[0])]
+        assert np.array_equal(one, [published_groups(starts, n, shape[1]) - 1])
+
+
+@pytest.mark.parametrize("rule", ["dense", "one-dense", "consecutive", "ten-consecutive"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_stacks_do_not_overlap(rule, shape):
+    """Testing and training, in videos that are long enough; the published dense rule gives 68 frames of 16 x 8."""
+    count = shape[0] * shape[1]
+    for n in (max(64, count), max(64, count) + 1, 300):
+        for clip in (*taken(n, shape, rule), *taken(n, shape, rule, sample_rng(0, n, "v"))):
+            assert len(np.unique(clip)) == count
+            assert (np.diff(clip.reshape(-1)) > 0).all()
+            if "consecutive" in rule:
+                assert (np.diff(clip.reshape(-1)) == 1).all()
+    published = published_groups(published_dense(300, 16)[0], 300, 8)
+    assert len(np.unique(published)) == 68
+
+
+@pytest.mark.parametrize("shape", [(16, 8), (8, 8), (4, 8), (8, 4), (16, 3)])
+@pytest.mark.parametrize("n", [400, 129, 128, 127, 40, 12, 3, 1])
+def test_consecutive_frames(shape, n):
+    """Dynamic Appearance, section 4: S x T consecutive frames; short videos as in the dense rule."""
+    segments, m = shape
+    places = max(1, n - segments * m + 1)
+
+    def clip(start: int) -> np.ndarray:
+        return published_groups([1 + (start + k * m) % n for k in range(segments)], n, m) - 1
+
+    assert np.array_equal(taken(n, shape, "consecutive"), [clip((places - 1) // 2)])
+    assert np.array_equal(taken(n, shape, "ten-consecutive"), [clip(int((places - 1) * view / 9)) for view in range(10)])
+    rng = sample_rng(3, 4, "v")
+    start = int(sample_rng(3, 4, "v").integers(places))
+    assert np.array_equal(taken(n, shape, "consecutive", rng), [clip(start)])
+    if n >= segments * m:
+        assert np.array_equal(clip(start).reshape(-1), start + np.arange(segments * m))
+
+
+def test_consecutive_training_begins_anywhere():
+    seen = {int(taken(20, (4, 4), "consecutive", sample_rng(0, epoch, "v"))[0, 0, 0]) for epoch in range(200)}
+    assert seen == {0, 1, 2, 3, 4}, "the last place, too"
+
+
+def test_short_dense_clips_go_on_at_the_beginning():
+    # 16 x 8 of 100 frames: stacks at 0, 8 … 96, then 104 - 100 = 4; the one at 96 has four frames and repeats its last.
+    for rule in ("dense", "consecutive"):
+        clip = taken(100, (16, 8), rule)[0]
+        assert clip[:, 0].tolist() == [0, 8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 4, 12, 20]
+        assert clip[12].tolist() == [96, 97, 98, 99, 99, 99, 99, 99]
+    assert taken(3, (4, 8), "consecutive")[0].tolist() == [[0, 1, *[2] * 6], [2] * 8, [1, *[2] * 7], [0, 1, *[2] * 6]]
+
+
+@pytest.mark.parametrize("rule", get_args(EvaluationRule))
+def test_every_rule_has_its_clips_and_one_frame_fills_them(rule):
+    for n in (300, 2, 1):
+        clips = taken(n, (8, 4), rule)
+        assert clips.shape == (CLIPS[rule], 8, 4)
+        assert clips.min() >= 0
+        assert clips.max() < n
+    assert not taken(1, (8, 4), rule).any()
+
+
+def test_every_rule_of_training_takes_one_clip():
+    rules: Any = [rule for rule in get_args(Rule) if rule not in {"centre", "two-clip"}]
+    assert {rule: len(taken(90, (8, 4), rule, sample_rng(0, 0, "v"))) for rule in rules} == dict.fromkeys(rules, 1)
