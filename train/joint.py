@@ -1,8 +1,14 @@
 """Joint training: two losses that share PWTP's parameters (Dynamic Appearance, sections 3.4 and 3.5, appendix D).
 
-The recogniser is taught by its own loss L2 as ever. PWTP, which it shares with the loss L1 of its projection residual, is
-moved along alpha * grad L1 + (1 - alpha) * grad L2 (Algorithm 1); everything else along grad L2. L1 costs one backward pass
-through PWTP alone.
+PWTP (Theta 1) is shared by the recognition loss L2 and the loss L1 of its projection residual, and moved along
+alpha * grad L1 + (1 - alpha) * grad L2. The rest of the network (Theta 2) has no gradient of L1. Of L2's it gets what each rule says:
+
+- mgda: the whole of it, as Algorithm 1 has it;
+- constant, schedule: (1 - alpha) times it, since they minimise Eq. 9, alpha * L1 + (1 - alpha) * L2, over both;
+- decoupled: the whole of it, while PWTP has L1's alone. Table 5's "separate training" optimises the two tasks one apart from the
+  other; the paper does not say in which order. Here both learn at the same time, and neither loss moves the other's parameters.
+
+L1 costs one backward pass through PWTP alone.
 """
 
 from __future__ import annotations
@@ -77,6 +83,8 @@ class JointTraining:
         self.model = model
         self.recipe = recipe
         self.shared: list[nn.Parameter] = list(model.projection.parameters())
+        own = {id(value) for value in self.shared}
+        self.rest: list[nn.Parameter] = [value for value in model.parameters() if id(value) not in own]
         self._gradient: Tensor | None = None
         self._sums: dict[str, list[Tensor]] = {"enopr": [], "alpha": []}
 
@@ -92,7 +100,7 @@ class JointTraining:
         return scores[None]
 
     def mix(self, *, step: int, steps: int, reduce: Callable[[Tensor], Tensor]) -> None:
-        """Put alpha * grad L1 + (1 - alpha) * grad L2 where grad L2 is, in the shared parameters' `grad`.
+        """Put alpha * grad L1 + (1 - alpha) * grad L2 where grad L2 is, in the shared parameters' `grad`; scale the others' by Eq. 9.
 
         Args:
             step: The optimiser's step, from 1.
@@ -107,6 +115,10 @@ class JointTraining:
         mixed = alpha * first + (1 - alpha) * second
         for value, part in zip(self.shared, mixed.split([value.numel() for value in self.shared]), strict=True):
             value.grad = part.view_as(value).clone() if value.grad is None else value.grad.copy_(part.view_as(value))
+        if self.recipe.joint in {"constant", "schedule"}:
+            for value in self.rest:
+                if value.grad is not None:
+                    value.grad.mul_(1 - alpha)
         self._sums["alpha"].append(alpha)
 
     def means(self) -> dict[str, float]:
@@ -121,8 +133,8 @@ class JointTraining:
             return pareto_alpha(first, second)
         if recipe.joint == "schedule":
             return first.new_tensor(scheduled_alpha(step, steps, gamma=recipe.joint_gamma, least=recipe.joint_lambda))
-        # Separate training is alpha = 1: PWTP learns by its own loss, and recognition does not move it.
-        return first.new_tensor(1.0 if recipe.joint == "separate" else recipe.joint_alpha)
+        # Decoupled: PWTP learns by its own loss, and recognition does not move it.
+        return first.new_tensor(1.0 if recipe.joint == "decoupled" else recipe.joint_alpha)
 
 
 def _flat(parts: list[Tensor] | tuple[Tensor, ...]) -> Tensor:

@@ -21,6 +21,8 @@ from flowless.train.recipes_appearance import appearance_changes
 
 #: What training minimises.
 ObjectiveName = Literal["scores", "twins"]
+#: How the two losses of dynamic appearance are joined.
+JointRule = Literal["decoupled", "constant", "schedule", "mgda"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +57,12 @@ class Recipe:
     """STM: the frequency-degenerated variant, whose temporal and motion kernels are fixed and do not learn."""
     da_subspace: int = 1
     """Models with dynamic appearance: dimensions of the static subspace that is taken out, 1 to 3, at most half of the frames."""
-    joint: Literal["separate", "constant", "schedule", "mgda"] = "mgda"
-    """Models with dynamic appearance: how its own loss and the recognition loss move it. separate: its own alone; constant:
-    joint_alpha of it; schedule: less and less of it (joint_gamma, joint_lambda); mgda: as much as helps both."""
+    joint: JointRule = "mgda"
+    """Models with dynamic appearance: how its own loss and the recognition loss are joined. constant: joint_alpha of its own and the
+    rest of recognition's; schedule: less and less of its own (joint_gamma, joint_lambda); mgda: as much as helps both, and all other
+    layers learn by recognition in full; decoupled: its own loss moves it alone, recognition's everything else."""
     joint_alpha: float = 0.5
-    """With joint constant: share of dynamic appearance's own loss, 0 to 1."""
+    """With joint constant: share of dynamic appearance's own loss, at least 0 and below 1."""
     joint_gamma: float = 0.2
     """With joint schedule: share of the training after which joint_lambda is reached."""
     joint_lambda: float = 0.1
@@ -193,11 +196,16 @@ class Recipe:
                 ("stm_fusion", STMFusion),
                 ("appearance_pooling", AppearancePooling),
                 ("objective", ObjectiveName),
+                ("joint", JointRule),
             )
             if getattr(self, name) not in get_args(words)
         ]
         if self.threads is not None and self.threads < 1:
             problems.append(f"threads is {self.threads}; it must be at least 1")
+        if self.joint == "constant" and self.joint_alpha == 1:
+            problems.append(
+                "joint_alpha is 1 with joint constant: recognition would not learn; it must be below 1 (or take joint decoupled)"
+            )
         if self.batch_size % self.accumulate:
             problems.append(f"accumulate is {self.accumulate}; it must divide batch_size, {self.batch_size}")
         if problems:
@@ -264,6 +272,8 @@ class Recipe:
         if unknown:
             raise FlowlessError(f"recipe: unknown fields {', '.join(unknown)}. It was written by another version of flowless.")
         values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in document.items()}
+        if values.get("joint") == "separate":  # its name before
+            values["joint"] = "decoupled"
         return cls(**values)
 
 
@@ -302,6 +312,8 @@ _DATA: dict[str, dict[str, Any]] = {
 #: What sees one frame a segment trains as the official RGB branch does: 50 epochs, steps at 20 and 40. (In PAN-Full and
 #: PAN-En that branch learns with the others, by their longer schedule; train it apart and `flowless fuse` for the paper's.)
 _RGB: dict[str, Any] = {"epochs": 50, "steps": (20, 40)}
+#: On UCF101 and HMDB51 everything takes half of its epochs, steps included.
+_RGB_SMALL: dict[str, Any] = {"epochs": 25, "steps": (10, 20)}
 _ONE_FRAME = ("tsm", "tsn", "stm", "pan-rgb")
 #: STM (section 4.2): batches of 64 clips of 8 frames (8 GPUs x 8), one rate for all layers. (Of 16 frames the paper takes 32
 #: clips at the same rate: batch_size and lr_batch 32.) On UCF101 and HMDB51 it goes on from Kinetics.
@@ -327,7 +339,7 @@ def _recipe(model: str, data: str) -> Recipe:
     changes = dict(_DATA[data])
     family = model.rpartition("-")[0]
     if family in _ONE_FRAME:
-        changes |= {"frames_per_segment": 1} | (_RGB if data in _PUBLIC else {})
+        changes |= {"frames_per_segment": 1} | (_RGB if data in _PUBLIC else _RGB_SMALL if data in _SMALL_SETS else {})
     if family == "stm" and data in (*_PUBLIC, *_SMALL_SETS, "custom"):
         changes |= _STM | (_STM_PUBLIC if data in _PUBLIC else _STM_SMALL if data in _SMALL_SETS else {})
     if family == "pan-en":
