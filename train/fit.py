@@ -24,7 +24,7 @@ from flowless.errors import FlowlessError
 from flowless.files import write_json
 from flowless.interrupts import ctrl_c_count
 from flowless.pipeline.dataset.index import DatasetIndex, Refused
-from flowless.train.data import check_training_index, device_batch, relabel
+from flowless.train.data import check_training_index, check_views, device_batch, relabel
 from flowless.train.models import Recognizer, build_model
 from flowless.train.module import TrainingModule
 from flowless.train.recipes import Recipe
@@ -95,6 +95,7 @@ def fit(
     """
     folder = RunFolder(Path(out))
     check_training_index(index, batch_size=recipe.batch_size)
+    check_views(index, recipe)
     if val_index is not None:
         val_index = relabel(val_index, index.labels)
     _check_machine(recipe)

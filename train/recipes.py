@@ -126,7 +126,8 @@ class Recipe:
     """Largest norm of the gradient; 0 switches clipping off."""
     objective: ObjectiveName = "scores"
     """scores: cross entropy. twins: Twins Training, two augmentations of each clip at once, whose scores also have to agree; a
-    step takes the memory and time of twice the batch."""
+    step takes the memory and time of twice the batch. It brings the paper's augmentation: where they are not given, colour_jitter
+    becomes 0.4, grey 0.2, and scales of 1.0 alone 1.0 and 0.875."""
     twins_lambda: float = 0.01
     """Twins: weight of the correlation loss beside the cross entropy."""
     twins_beta: float = 0.0039
@@ -333,6 +334,11 @@ _DISENTANGLING_DATA: dict[str, dict[str, Any]] = {
     "kinetics400": {**_CAFFE, "lr": 0.01, "epochs": 117, "steps": (43, 85)},
     "ucf101": {**_CAFFE, "lr": 0.005, "epochs": 483, "steps": (268, 430), "partial_bn": True},
 }
+#: Twins Training's augmentation (STM, section 4.2): corner crops, scales, flips, jittered colours and grey; no number is given. Crops and
+#: scales are every recipe's; it is flipped where the data set's recipe is, since elsewhere left and right are actions. The shares are those
+#: of Barlow Twins, whose loss it takes. Where a recipe crops nothing (Moving Shapes), a crop still has to show the whole action.
+_TWINS: dict[str, Any] = {"colour_jitter": 0.4, "grey": 0.2}
+_TWINS_SCALES = (1.0, 0.875)
 
 
 def _recipe(model: str, data: str) -> Recipe:
@@ -360,10 +366,16 @@ RECIPES: dict[str, Recipe] = {f"{model}/{data}": _recipe(model, data) for model 
 
 
 def find_recipe(name: str, **changes: Any) -> Recipe:
-    """Return a recipe by name, with fields changed; raise FlowlessError, listing what there is, on an unknown name."""
+    """Return a recipe by name, with fields changed; raise FlowlessError, listing what there is, on an unknown name.
+
+    The objective `twins` brings the paper's augmentation, where its fields are not among the changes.
+    """
     if name not in RECIPES:
         raise FlowlessError(
             f"no recipe {name!r}. A recipe is MODEL/DATA, such as pan-lite-r50/something-v1; models: {', '.join(MODEL_NAMES)}; "
             f"data: {', '.join(DATA_NAMES)}. For data of your own, take /custom (fine-tuning) or /tiny (a handful of videos)."
         )
-    return replace(RECIPES[name], **changes)
+    found = RECIPES[name]
+    if changes.get("objective") == "twins":
+        changes = _TWINS | ({"scales": _TWINS_SCALES} if found.scales == (1.0,) else {}) | changes
+    return replace(found, **changes)

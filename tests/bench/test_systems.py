@@ -36,7 +36,8 @@ def named(name: str) -> System:
 def test_every_system_is_trained_alike() -> None:
     recipes = [Run(system, 1).recipe(RACE).to_dict() for system in SYSTEMS if not system.of]
     for recipe in recipes[1:]:
-        assert {name for name, value in recipe.items() if value != recipes[0][name]} <= OWN
+        twins = {"objective", "colour_jitter", "grey", "scales"} if recipe["objective"] == "twins" else set()
+        assert {name for name, value in recipe.items() if value != recipes[0][name]} <= OWN | twins
     assert {recipe["epochs"] for recipe in recipes} == {3}
     # No clip has more frames than a video.
     assert all(recipe["segments"] * recipe["frames_per_segment"] <= RACE.frames for recipe in recipes)
@@ -48,6 +49,19 @@ def test_a_control_differs_in_its_videos_and_their_clip_alone() -> None:
         assert RACE.of(control) == replace(RACE, train_videos=control.videos * RACE.train_videos)
         assert RACE.of(plain) == RACE
         assert Run(replace(control, clip=plain.clip), 0).recipe(RACE) == Run(plain, 0).recipe(RACE)
+
+
+def test_twins_training_is_a_contestant_of_its_own() -> None:
+    plain, twins = named("stm"), named("stm-twins")
+    one, other = Run(plain, 1).recipe(RACE).to_dict(), Run(twins, 1).recipe(RACE).to_dict()
+    assert {name: value for name, value in other.items() if value != one[name]} == {
+        "objective": "twins",
+        "colour_jitter": 0.4,
+        "grey": 0.2,
+        "scales": [1.0, 0.875],
+    }
+    assert (RACE.of(twins), twins.cost_of, twins.base) == (RACE, "stm", "stm-twins")
+    assert [run.name for run in planned(Systems(seeds=2, systems=("stm-twins",)))] == ["stm-twins-0", "stm-twins-1"]
 
 
 def test_the_same_network_on_the_same_clip_is_timed_once() -> None:
