@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from flowless.train.recipes.training import ObjectiveName
+
 
 @dataclass(frozen=True, kw_only=True)
 class System:
@@ -17,6 +19,8 @@ class System:
     """Recipe fields of the clip that it sees, and of what depends on the clip."""
     of: str = ""
     """The system whose result a control explains; a control is no contestant, and trained once."""
+    objective: ObjectiveName = "scores"
+    """What its training minimises."""
     videos: int = 1
     """A control learns from so many times as many videos as the others."""
 
@@ -71,6 +75,13 @@ SYSTEMS = (
         about="an RGB and a PA branch, each with shift and VAP",
     ),
     System(name="stm", model="stm-r18", clip=_FRAMES, about="CSTM and CMM in every block, single frames"),
+    System(
+        name="stm-twins",
+        model="stm-r18",
+        clip=_FRAMES,
+        objective="twins",
+        about="stm by Twins Training: two augmentations of each clip, whose scores have to agree",
+    ),
     System(name="stm-more", of="stm", model="stm-r18", clip=_FRAMES, videos=2, about="a control: stm on twice as many videos"),
     System(
         name="da-tsm",

@@ -18,6 +18,7 @@ COLOURS = {
     "pan-lite": "#4aa5cc",
     "pan-full": "#0b5c80",
     "stm": "#c2571a",
+    "stm-twins": "#e0a07a",
     "da-tsm": "#5c8f3a",
 }
 

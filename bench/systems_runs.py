@@ -63,9 +63,9 @@ class Run:
 
     def recipe(self, race: Race) -> Recipe:
         """Return what it is trained by: Moving Shapes' recipe of the model, under the race's conditions."""
-        found = find_recipe(f"{self.system.model}/moving-shapes", epochs=race.epochs, seed=self.seed)
-        same: dict[str, Any] = {"precision": race.precision, "validate_every": race.epochs, "threads": 1}
-        return found.changed(**same, **dict(self.system.clip))
+        same: dict[str, Any] = {"epochs": race.epochs, "precision": race.precision, "validate_every": race.epochs, "threads": 1}
+        own = {"seed": self.seed, "objective": self.system.objective, **dict(self.system.clip)}
+        return find_recipe(f"{self.system.model}/moving-shapes", **same, **own)
 
     def folder(self, race: Race, work: Path) -> Path:
         """Return where it is kept, apart from runs of other videos, epochs or arithmetic."""

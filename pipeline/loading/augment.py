@@ -165,17 +165,31 @@ def training_view(rng: np.random.Generator, *, width: int, height: int, spec: Cl
         spec: says the network's picture size.
         augmentation: what may happen.
     """
-    sides = [int(min(width, height) * scale) for scale in augmentation.scales]
-    widths, heights = ([max(1, own if abs(side - own) < _SNAP else side) for side in sides] for own in (spec.width, spec.height))
-    pairs = [(w, h) for i, h in enumerate(heights) for j, w in enumerate(widths) if abs(i - j) <= _MOST_DISTORTION]
-    w, h = pairs[rng.integers(len(pairs))]
-    # A frame a pixel or two smaller than the network's picture snaps to more than it has.
-    w, h = min(w, width), min(h, height)
+    sizes = _crop_sizes(width, height, spec, augmentation)
+    w, h = sizes[rng.integers(len(sizes))]
     across, down = _PLACES[rng.integers(len(_PLACES))]
     left, top = across * ((width - w) // 4), down * ((height - h) // 4)
     mirror = augmentation.flip and bool(rng.integers(2))
     ends = (left + w, left) if mirror else (left, left + w)
     return View(top=top, left=ends[0], bottom=top + h, right=ends[1], colour=_colour(rng, augmentation))
+
+
+def always_alike(width: int, height: int, *, spec: ClipSpec, augmentation: Augmentation) -> bool:
+    """Return whether every view that `training_view` can draw of frames of this size is the same pixels: nothing is left to chance."""
+    if augmentation.flip or augmentation.colour:
+        return False
+    sizes = set(_crop_sizes(width, height, spec, augmentation))
+    # A crop is moved by quarters of the free width and height, in whole pixels.
+    return len(sizes) == 1 and all((width - w) // 4 == 0 and (height - h) // 4 == 0 for w, h in sizes)
+
+
+def _crop_sizes(width: int, height: int, spec: ClipSpec, augmentation: Augmentation) -> list[tuple[int, int]]:
+    """Return the sizes (width, height) of crop that are drawn from, each as likely."""
+    sides = [int(min(width, height) * scale) for scale in augmentation.scales]
+    widths, heights = ([max(1, own if abs(side - own) < _SNAP else side) for side in sides] for own in (spec.width, spec.height))
+    pairs = [(w, h) for i, h in enumerate(heights) for j, w in enumerate(widths) if abs(i - j) <= _MOST_DISTORTION]
+    # A frame a pixel or two smaller than the network's picture snaps to more than it has.
+    return [(min(w, width), min(h, height)) for w, h in pairs]
 
 
 def _colour(rng: np.random.Generator, augmentation: Augmentation) -> tuple[float, float, float, float]:

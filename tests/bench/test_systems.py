@@ -24,8 +24,8 @@ from flowless.train.commands.train import TrainWords
 from flowless.train.recipes import find_recipe
 
 RACE = Race(train_videos=48, val_videos=24, frames=16, epochs=3, seeds=2, precision="fp32")
-#: What a system may have of its own: its network, and the clip that it takes.
-OWN = {"name", "model", "segments", "frames_per_segment", "displacement_window"}
+#: What a system may have of its own: its network, the clip that it takes, and how its paper averages views.
+OWN = {"name", "model", "segments", "frames_per_segment", "displacement_window", "average"}
 
 
 def named(name: str) -> System:
@@ -36,7 +36,8 @@ def named(name: str) -> System:
 def test_every_system_is_trained_alike() -> None:
     recipes = [Run(system, 1).recipe(RACE).to_dict() for system in SYSTEMS if not system.of]
     for recipe in recipes[1:]:
-        assert {name for name, value in recipe.items() if value != recipes[0][name]} <= OWN
+        twins = {"objective", "colour_jitter", "grey", "scales"} if recipe["objective"] == "twins" else set()
+        assert {name for name, value in recipe.items() if value != recipes[0].get(name, value)} <= OWN | twins
     assert {recipe["epochs"] for recipe in recipes} == {3}
     # No clip has more frames than a video.
     assert all(recipe["segments"] * recipe["frames_per_segment"] <= RACE.frames for recipe in recipes)
@@ -48,6 +49,19 @@ def test_a_control_differs_in_its_videos_and_their_clip_alone() -> None:
         assert RACE.of(control) == replace(RACE, train_videos=control.videos * RACE.train_videos)
         assert RACE.of(plain) == RACE
         assert Run(replace(control, clip=plain.clip), 0).recipe(RACE) == Run(plain, 0).recipe(RACE)
+
+
+def test_twins_training_is_a_contestant_of_its_own() -> None:
+    plain, twins = named("stm"), named("stm-twins")
+    one, other = Run(plain, 1).recipe(RACE).to_dict(), Run(twins, 1).recipe(RACE).to_dict()
+    assert {name: value for name, value in other.items() if value != one[name]} == {
+        "objective": "twins",
+        "colour_jitter": 0.4,
+        "grey": 0.2,
+        "scales": [1.0, 0.875],
+    }
+    assert (RACE.of(twins), twins.cost_of, twins.base) == (RACE, "stm", "stm-twins")
+    assert [run.name for run in planned(Systems(seeds=2, systems=("stm-twins",)))] == ["stm-twins-0", "stm-twins-1"]
 
 
 def test_the_same_network_on_the_same_clip_is_timed_once() -> None:

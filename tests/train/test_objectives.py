@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.spec import ClipSpec
+from flowless.pipeline.loading.augment import Augmentation, always_alike, training_view
 from flowless.pipeline.loading.loader import Batch
+from flowless.pipeline.synthetic.scene import PAIRS, scene_frames
+from flowless.train.commands.train import train
+from flowless.train.loop.data import Place, check_views, training_loader
 from flowless.train.loop.fit import fit
 from flowless.train.loop.module import TrainingModule
 from flowless.train.loop.objectives import correlation_loss, cross_correlation, objective_of
@@ -100,6 +107,92 @@ def test_twins_train(tmp_path, train_index, val_index, name):
     assert 0 < result.rows[0]["train_loss"] < 20
     assert 0 <= result.rows[0]["train_top1"] <= 1
     assert known
+
+
+def test_the_objective_brings_the_papers_augmentation():
+    for name in ("stm-r50/something-v1", "stm-r50/kinetics400", "tsn-r18/custom"):
+        plain, twins = find_recipe(name), find_recipe(name, objective="twins")
+        assert (plain.colour_jitter, plain.grey) == (0, 0)
+        assert (twins.colour_jitter, twins.grey, twins.flip, twins.scales) == (0.4, 0.2, plain.flip, (1.0, 0.875, 0.75, 0.66))
+    assert find_recipe("stm-r18/moving-shapes", objective="twins").scales == (1.0, 0.875)
+    given = find_recipe("stm-r18/moving-shapes", objective="twins", grey=0.0, scales=(1.0,))
+    assert (given.colour_jitter, given.grey, given.scales) == (0.4, 0.0, (1.0,))
+
+
+@pytest.mark.parametrize("words", [["--objective", "twins", "--grey", "0.5"], ["--grey=0.5", "--objective=twins"]])
+def test_on_the_command_line_too(monkeypatch, tmp_path, shapes, words):
+    found = []
+    monkeypatch.setattr("flowless.train.loop.fit.fit", lambda recipe, **_: found.append(recipe) or SimpleNamespace(global_zero=False))
+    train(["stm-r18/moving-shapes", "--data", str(shapes / "train.index.jsonl"), "--out", str(tmp_path / "run"), *words])
+    assert found == [find_recipe("stm-r18/moving-shapes", objective="twins", grey=0.5)]
+
+
+def test_moving_shapes_two_views_differ_and_keep_their_label(train_index):
+    """At the recipe's own size: the videos are 32 x 32, and so is what the network sees."""
+    recipe = find_recipe("stm-r18/moving-shapes", objective="twins", **FIELDS)
+    for batch in training_loader(train_index, recipe, place=Place()):
+        one, other = batch.clips.float().unbind(1)
+        assert ((one - other).abs().flatten(1).mean(1) > 1).all()
+        assert (batch.labels[:, 0] == batch.labels[:, 1]).all()
+
+
+@pytest.mark.parametrize("action", [first for first, _ in PAIRS])
+def test_every_crop_of_the_twins_shows_the_action(action):
+    """Most of what changes from frame to frame lies inside the smallest crop, wherever it is."""
+    recipe = find_recipe("stm-r18/moving-shapes", objective="twins")
+    side = int(48 * min(recipe.scales))
+    for scene in range(40):
+        film = scene_frames(action, size=48, frames=16, shake=False, seed=(0, 0, scene)).astype(int)
+        change = np.abs(np.diff(film, axis=0)).sum((0, 3))
+        places = [(top, left) for top in (0, 48 - side) for left in (0, 48 - side)]
+        assert min(change[top : top + side, left : left + side].sum() for top, left in places) > 0.6 * change.sum()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"scales": (1.0, 0.875)}, {"colour_jitter": 0.1}, {"grey": 0.1}, {"flip": True}, {"size": 20}],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_views_that_cannot_differ_are_refused(tmp_path, train_index, changes):
+    still = {"scales": (1.0,), "colour_jitter": 0.0, "grey": 0.0, "flip": False}
+    same = find_recipe("tsn-r18/moving-shapes", objective="twins", **(FIELDS | still))
+    with pytest.raises(FlowlessError, match=r"same pixels: scales is 1\.0.*flip is off, colour_jitter and grey are 0.*--grey"):
+        fit(same, index=train_index, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    check_views(train_index, replace(same, objective="scores"))
+    changed = replace(same, **changes)
+    if "size" in changes:  # the network's size moves no crop: the whole frame is resized
+        with pytest.raises(FlowlessError, match="same pixels"):
+            check_views(train_index, changed)
+        return
+    check_views(train_index, changed)
+    wide = replace(train_index.videos[0], info=replace(train_index.videos[0].info, width=64))
+    check_views(replace(train_index, videos=(*train_index.videos, wide)), same)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "scales", "alike"),
+    [
+        (32, 32, (1.0,), True),
+        (32, 32, (1.0, 1.0), True),
+        (33, 32, (1.0,), True),
+        (36, 32, (1.0,), False),
+        (32, 40, (1.0,), False),
+        # A side within two pixels of the network's is taken to be it.
+        (32, 32, (1.0, 0.95), True),
+        (32, 32, (0.95,), True),
+        (32, 32, (0.875,), False),
+        (200, 200, (1.0, 0.5), False),
+        (200, 200, (1.0,), True),
+        (320, 240, (1.0,), False),
+    ],
+)
+def test_whether_a_crop_moves(width, height, scales, alike):
+    augmentation = Augmentation(scales=scales)
+    chances = [np.random.default_rng(seed) for seed in range(60)]
+    views = {training_view(chance, width=width, height=height, spec=SPEC, augmentation=augmentation) for chance in chances}
+    assert (len(views) == 1) == alike
+    assert always_alike(width, height, spec=SPEC, augmentation=augmentation) == alike
 
 
 def test_wrong_words_are_told():

@@ -40,6 +40,20 @@ def test_schedules_of_the_family():
         find_recipe("pan-pa-r50/jester", pa_depth=9)
 
 
+@pytest.mark.parametrize("data", ["ucf101", "hmdb51"])
+def test_small_sets_take_half_of_the_epochs(data):
+    """PAN's section V-A: of 80 (30, 60), and of the RGB branch's 50 (20, 40). STM's and DA's papers have schedules of their own there."""
+    for model in ("pan-lite", "pan-pa", "pan-full", "pan-en"):
+        recipe = find_recipe(f"{model}-r50/{data}")
+        assert (recipe.epochs, recipe.steps) == (40, (15, 30))
+    for model in ("pan-rgb", "tsm", "tsn"):
+        recipe = find_recipe(f"{model}-r50/{data}")
+        assert (recipe.epochs, recipe.steps, recipe.lr, recipe.frames_per_segment) == (25, (10, 20), 0.01, 1)
+    stm = find_recipe(f"stm-r50/{data}")
+    assert (stm.epochs, stm.steps, stm.lr) == (50, (15, 30, 45), 0.001)
+    assert find_recipe(f"da-tsm-r50/{data}").epochs == 10
+
+
 def test_disentanglings_schedule():
     # Iterations of 256 clips: 939 an epoch of Kinetics, 37 of UCF101.
     recipe = find_recipe("disentangling-bninception/kinetics400")

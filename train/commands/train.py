@@ -80,12 +80,10 @@ def train(words: Sequence[str]) -> int:
         )
         return 2
     recipe = find_recipe(words[0])
-    options = tyro.cli(
-        TrainWords,
-        args=words[1:],
-        default=TrainWords(data=tyro.MISSING, recipe=recipe),
-        prog=f"flowless train {words[0]}",
-    )
+    options = _options(words, recipe)
+    if options.recipe.objective != recipe.objective:
+        # An objective brings its augmentation, under what is given besides.
+        options = _options(words, find_recipe(words[0], objective=options.recipe.objective))
     index = DatasetIndex.load(options.data)
     val_index = DatasetIndex.load(options.val_data) if options.val_data else None
     from flowless.train.loop.fit import fit
@@ -101,6 +99,11 @@ def train(words: Sequence[str]) -> int:
     if result.global_zero:
         emit(result.to_dict(), *_fit_tables(result), as_json=options.json)
     return 0
+
+
+def _options(words: Sequence[str], recipe: Recipe) -> TrainWords:
+    default = TrainWords(data=tyro.MISSING, recipe=recipe)
+    return tyro.cli(TrainWords, args=words[1:], default=default, prog=f"flowless train {words[0]}")
 
 
 def _fit_tables(result: FitResult) -> list[RenderableType]:

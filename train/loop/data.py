@@ -11,6 +11,7 @@ from flowless.pipeline.dataset.index import DatasetIndex
 
 if TYPE_CHECKING:
     from flowless.pipeline.clip.spec import ClipSpec, Rule
+    from flowless.pipeline.loading.augment import Augmentation
     from flowless.pipeline.loading.loader import Batch, ClipLoader
     from flowless.train.recipes import Recipe
 
@@ -53,6 +54,20 @@ def check_training_index(index: DatasetIndex, *, batch_size: int) -> None:
         )
 
 
+def check_views(index: DatasetIndex, recipe: Recipe) -> None:
+    """Refuse Twins Training where both views of every clip would be the same pixels: it compares a clip with itself then."""
+    from flowless.pipeline.loading.augment import always_alike
+
+    sizes = {(video.info.width, video.info.height) for video in index.videos}
+    augmentation = _augmentation(recipe)
+    if recipe.objective == "twins" and all(always_alike(*size, spec=recipe.spec, augmentation=augmentation) for size in sizes):
+        raise FlowlessError(
+            f"recipe {recipe.name}: objective is twins, but both views of every clip would be the same pixels: scales is "
+            f"{', '.join(map(str, recipe.scales))} of square frames, flip is off, colour_jitter and grey are 0. Change one, such as "
+            f"--scales 1.0 0.875, --colour-jitter 0.4, --grey 0.2, or --flip where left and right are no different actions."
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Place:
     """Where a loader works: its process among those that share an epoch, and its device."""
@@ -70,10 +85,24 @@ class Place:
 
 def training_loader(index: DatasetIndex, recipe: Recipe, *, place: Place) -> ClipLoader:
     """Return the augmented, shuffled loader of a recipe for one of the processes that share it."""
-    from flowless.pipeline.loading.augment import Augmentation, LoaderOptions
+    from flowless.pipeline.loading.augment import LoaderOptions
     from flowless.pipeline.loading.loader import ClipLoader
 
-    augmentation = Augmentation(
+    options = LoaderOptions(
+        seed=recipe.seed,
+        threads=recipe.threads,
+        augmentation=_augmentation(recipe),
+        max_bad_share=recipe.max_bad_share,
+        training=True,
+        **place.options(),
+    )
+    return ClipLoader(index, recipe.spec, rule=recipe.training_rule, batch_size=device_batch(recipe, place.world), options=options)
+
+
+def _augmentation(recipe: Recipe) -> Augmentation:
+    from flowless.pipeline.loading.augment import Augmentation
+
+    return Augmentation(
         scales=recipe.scales,
         flip=recipe.flip,
         flip_labels=recipe.flip_labels,
@@ -83,15 +112,6 @@ def training_loader(index: DatasetIndex, recipe: Recipe, *, place: Place) -> Cli
         grey=recipe.grey,
         draws=recipe.draws,
     )
-    options = LoaderOptions(
-        seed=recipe.seed,
-        threads=recipe.threads,
-        augmentation=augmentation,
-        max_bad_share=recipe.max_bad_share,
-        training=True,
-        **place.options(),
-    )
-    return ClipLoader(index, recipe.spec, rule=recipe.training_rule, batch_size=device_batch(recipe, place.world), options=options)
 
 
 def evaluation_loader(

@@ -26,7 +26,7 @@ from flowless.interrupts import ctrl_c_count
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.pipeline.dataset.index import DatasetIndex, Refused
 from flowless.train.checkpoints.start import pixels_of_start, start_from
-from flowless.train.loop.data import check_training_index, device_batch, relabel
+from flowless.train.loop.data import check_training_index, check_views, device_batch, relabel
 from flowless.train.loop.module import TrainingModule
 from flowless.train.loop.run_folder import KeepRun, RunFolder, best_row
 from flowless.train.models import Recognizer, build_model
@@ -99,6 +99,7 @@ def fit(
     """
     folder = RunFolder(Path(out))
     check_training_index(index, batch_size=recipe.batch_size)
+    check_views(index, recipe)
     if val_index is not None:
         val_index = relabel(val_index, index.labels)
     _check_machine(recipe)

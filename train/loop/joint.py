@@ -1,8 +1,14 @@
 """Joint training: two losses that share PWTP's parameters (Dynamic Appearance, sections 3.4 and 3.5, appendix D).
 
-The recogniser is taught by its own loss L2 as ever. PWTP, which it shares with the loss L1 of its projection residual, is
-moved along alpha * grad L1 + (1 - alpha) * grad L2 (Algorithm 1); everything else along grad L2. L1 costs one backward pass
-through PWTP alone.
+PWTP (Theta 1) is shared by the recognition loss L2 and the loss L1 of its projection residual, and moved along
+alpha * grad L1 + (1 - alpha) * grad L2. The rest of the network (Theta 2) has no gradient of L1. Of L2's it gets what each rule says:
+
+- mgda: the whole of it, as Algorithm 1 has it;
+- constant, schedule: (1 - alpha) times it, since they minimise Eq. 9, alpha * L1 + (1 - alpha) * L2, over both;
+- decoupled: the whole of it, while PWTP has L1's alone. Table 5's "separate training" optimises the two tasks one apart from the
+  other; the paper does not say in which order. Here both learn at the same time, and neither loss moves the other's parameters.
+
+L1 costs one backward pass through PWTP alone.
 """
 
 from __future__ import annotations
@@ -87,6 +93,12 @@ class JointTraining:
         """PWTP's parameters that learn: partial BN may have frozen its batch norm."""
         return [parameter for parameter in self.model.projection.parameters() if parameter.requires_grad]
 
+    @property
+    def rest(self) -> list[nn.Parameter]:
+        """All other parameters of the model."""
+        own = {id(value) for value in self.model.projection.parameters()}
+        return [value for value in self.model.parameters() if id(value) not in own]
+
     def branch_scores(self, clip: Tensor) -> Tensor:
         """Return scores as `Recognizer.branch_scores` does, `[1, B, classes]`, and keep L1's gradient of this batch."""
         scores, loss = self.model.scores_and_enopr(clip)
@@ -99,7 +111,7 @@ class JointTraining:
         return scores[None]
 
     def mix(self, *, step: int, steps: int, reduce: Callable[[Tensor], Tensor]) -> None:
-        """Put alpha * grad L1 + (1 - alpha) * grad L2 where grad L2 is, in the shared parameters' `grad`.
+        """Put alpha * grad L1 + (1 - alpha) * grad L2 where grad L2 is, in the shared parameters' `grad`; scale the others' by Eq. 9.
 
         Args:
             step: The optimiser's step, from 1.
@@ -114,13 +126,17 @@ class JointTraining:
         mixed = alpha * first + (1 - alpha) * second
         for value, part in zip(self.shared, mixed.split([value.numel() for value in self.shared]), strict=True):
             value.grad = part.view_as(value).clone() if value.grad is None else value.grad.copy_(part.view_as(value))
+        if self.options.joint in {"constant", "schedule"}:
+            for value in self.rest:
+                if value.grad is not None:
+                    value.grad.mul_(1 - alpha)
         self._sums["alpha"].append(alpha)
 
     def means(self) -> dict[str, float]:
         """Return the epoch's mean `enopr` and `alpha`, of this process, and start anew."""
-        told = {name: torch.stack(values).mean().item() for name, values in self._sums.items() if values}
+        means = {name: torch.stack(values).mean().item() for name, values in self._sums.items() if values}
         self._sums = {name: [] for name in self._sums}
-        return told
+        return means
 
     def _alpha(self, first: Tensor, second: Tensor, *, step: int, steps: int) -> Tensor:
         options = self.options
@@ -128,8 +144,8 @@ class JointTraining:
             return pareto_alpha(first, second)
         if options.joint == "schedule":
             return first.new_tensor(scheduled_alpha(step, steps, gamma=options.joint_gamma, least=options.joint_lambda))
-        # Separate training is alpha = 1: PWTP learns by its own loss, and recognition does not move it.
-        return first.new_tensor(1.0 if options.joint == "separate" else options.joint_alpha)
+        # Decoupled: PWTP learns by its own loss, and recognition does not move it.
+        return first.new_tensor(1.0 if options.joint == "decoupled" else options.joint_alpha)
 
 
 def _flat(parts: list[Tensor] | tuple[Tensor, ...]) -> Tensor:

@@ -25,7 +25,7 @@ DisplacementSize = Literal[112, 224]
 #: Where the appearance branch joins frames (Disentangling, Table 1): behind pool2, 3c and 4e, or behind the whole network.
 AppearancePooling = Literal["gradual", "late"]
 #: What moves PWTP (Dynamic Appearance, section 3.5).
-Joint = Literal["separate", "constant", "schedule", "mgda"]
+Joint = Literal["decoupled", "constant", "schedule", "mgda"]
 
 
 def number(default: Any, *, least: float, most: float) -> Any:
@@ -123,16 +123,23 @@ class AppearanceOptions(FamilyOptions):
     da_subspace: int = number(1, least=1, most=3)
     """Dimensions of the static subspace that is taken out, at most half of the frames (Dynamic Appearance, Table 4b)."""
     joint: Joint = "mgda"
-    """How dynamic appearance's own loss and the recognition loss move it. separate: its own alone; constant: joint_alpha of it;
-    schedule: less and less of it (joint_gamma, joint_lambda); mgda: as much as helps both."""
+    """How dynamic appearance's own loss and the recognition loss are joined. constant: joint_alpha of its own and the rest of
+    recognition's; schedule: less and less of its own (joint_gamma, joint_lambda); mgda: as much as helps both, and all other layers
+    learn by recognition in full; decoupled: its own loss moves it alone, recognition's everything else."""
     joint_alpha: float = number(0.5, least=0, most=1)
-    """With joint constant: share of dynamic appearance's own loss."""
+    """With joint constant: share of dynamic appearance's own loss, below 1."""
     joint_gamma: float = number(0.2, least=0.001, most=0.999)
     """With joint schedule: share of the training after which joint_lambda is reached."""
     joint_lambda: float = number(0.1, least=0, most=1)
     """With joint schedule: share of dynamic appearance's own loss that is left then; it falls to nothing by the end."""
     projection_rate: float = number(1.0, least=0, most=1000)
     """Factor on dynamic appearance's learning rate."""
+
+    def more_problems(self) -> list[str]:
+        """Refuse a share that leaves recognition nothing."""
+        if self.joint == "constant" and self.joint_alpha == 1:
+            return ["joint_alpha is 1 with joint constant: recognition would not learn; it must be below 1 (or take joint decoupled)"]
+        return []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +229,8 @@ def kept_options(model: str, document: Mapping[str, Any]) -> tuple[dict[str, Any
         Options that `options_for` takes, and the entries that are no family's option.
     """
     own = option_names([OPTIONS[family_of(model)]])
+    renamed = {name: "decoupled" if (name, value) == ("joint", "separate") else value for name, value in document.items()}
     return (
-        {name: value for name, value in document.items() if name in own},
+        {name: value for name, value in renamed.items() if name in own},
         {name: value for name, value in document.items() if name not in option_names()},
     )

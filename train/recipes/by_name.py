@@ -39,6 +39,8 @@ _DATA: dict[str, dict[str, Any]] = {
 #: What sees one frame a segment trains as the official RGB branch does: 50 epochs, steps at 20 and 40. (In PAN-Full and
 #: PAN-En that branch learns with the others, by their longer schedule; train it apart and `flowless fuse` for the paper's.)
 _RGB: dict[str, Any] = {"epochs": 50, "steps": (20, 40)}
+#: On UCF101 and HMDB51 everything takes half of its epochs, steps included.
+_RGB_SMALL: dict[str, Any] = {"epochs": 25, "steps": (10, 20)}
 _ONE_FRAME = ("tsm", "tsn", "stm", "pan-rgb")
 #: STM (section 4.2): batches of 64 clips of 8 frames (8 GPUs x 8), one rate for all layers. (Of 16 frames the paper takes 32
 #: clips at the same rate: batch_size and lr_batch 32.) On UCF101 and HMDB51 it goes on from Kinetics.
@@ -64,7 +66,7 @@ def _changes(model: str, data: str) -> dict[str, Any]:
     changes = dict(_DATA[data])
     family = model.rpartition("-")[0]
     if family in _ONE_FRAME:
-        changes |= {"frames_per_segment": 1} | (_RGB if data in _PUBLIC else {})
+        changes |= {"frames_per_segment": 1} | (_RGB if data in _PUBLIC else _RGB_SMALL if data == "ucf101" else {})
     if family == "stm" and data in (*_PUBLIC, "ucf101", "custom"):
         changes |= _STM | (_STM_PUBLIC if data in _PUBLIC else _STM_SMALL if data == "ucf101" else {})
     if family == "pan-en":
@@ -76,6 +78,12 @@ def _changes(model: str, data: str) -> dict[str, Any]:
     return changes
 
 
+#: Twins Training's augmentation (STM, section 4.2): corner crops, scales, flips, jittered colours and grey; no number is given. Crops and
+#: scales are every recipe's; it is flipped where the data set's recipe is, since elsewhere left and right are actions. The shares are those
+#: of Barlow Twins, whose loss it takes. Where a recipe crops nothing (Moving Shapes), a crop still has to show the whole action.
+_TWINS: dict[str, Any] = {"colour_jitter": 0.4, "grey": 0.2}
+_TWINS_SCALES = (1.0, 0.875)
+
 #: Data sets that are trained on as another one is.
 ALIASES = {"something-v2": "something-v1", "jester": "something-v1", "hmdb51": "ucf101"}
 #: Data sets that recipes are named after.
@@ -83,12 +91,18 @@ DATA_NAMES = ("something-v1", "something-v2", "jester", "kinetics400", "ucf101",
 
 
 def find_recipe(name: str, **changes: Any) -> Recipe:
-    """Return a recipe by name, with fields changed; raise FlowlessError, listing what there is, on an unknown name."""
+    """Return a recipe by name, with fields changed; raise FlowlessError, listing what there is, on an unknown name.
+
+    The objective `twins` brings the paper's augmentation, where its fields are not among the changes.
+    """
     model, _, data = name.partition("/")
     if model not in MODELS or data not in DATA_NAMES:
         raise FlowlessError(
             f"no recipe {name!r}. A recipe is MODEL/DATA, such as pan-lite-r50/something-v1; models: {', '.join(MODELS)}; "
             f"data: {', '.join(DATA_NAMES)}. For data of your own, take /custom (fine-tuning) or /tiny (a handful of videos)."
         )
-    found = _changes(model, ALIASES.get(data, data)) | view_changes(model, data)
-    return Recipe(name=name, model=model).changed(**{**found, **changes})
+    usual = _changes(model, ALIASES.get(data, data)) | view_changes(model, data)
+    found = Recipe(name=name, model=model).changed(**usual)
+    if changes.get("objective") == "twins":
+        changes = _TWINS | ({"scales": _TWINS_SCALES} if found.scales == (1.0,) else {}) | changes
+    return found.changed(**changes)
