@@ -156,6 +156,9 @@ class Recipe:
     """Threads that decode; by default one a processor core."""
     max_bad_share: float = 0.05
     """Training stops when more than this share of the videos cannot be read."""
+    keep_every: float = 10.0
+    """Minutes after which the state to resume from is kept within an epoch; 0 keeps it after every step. It is kept after every epoch
+    anyway."""
     validate_every: int = 1
     """Epochs between validations; the last epoch is always validated."""
     accelerator: str = "auto"
@@ -171,7 +174,11 @@ class Recipe:
             (("epochs", "batch_size", "accumulate", "lr_batch", "validate_every", "num_nodes"), lambda x: x >= 1, "at least 1"),
             (("lr",), lambda x: 0 < x < math.inf, "above 0"),
             (("momentum", "label_smoothing", "dropout"), lambda x: 0 <= x < 1, "in [0, 1)"),
-            (("weight_decay", "clip_gradient", "seed", "head_decay", "projection_rate"), lambda x: 0 <= x < math.inf, "at least 0"),
+            (
+                ("weight_decay", "clip_gradient", "seed", "head_decay", "projection_rate", "keep_every"),
+                lambda x: 0 <= x < math.inf,
+                "at least 0",
+            ),
             (("twins_lambda", "twins_beta"), lambda x: 0 <= x < math.inf, "at least 0"),
             (("pa_depth",), lambda x: 0 <= x <= 8, "from 0 to 8"),
             (("da_subspace",), lambda x: 1 <= x <= 3, "from 1 to 3"),
