@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -42,6 +43,12 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
                 draft.replace(target)
         finally:
             draft.unlink(missing_ok=True)
+
+
+def drafts_of(path: str | os.PathLike[str]) -> list[Path]:
+    """Return the temporary files that `whole_file` has left beside `path` where it was killed."""
+    target = Path(os.path.realpath(path))
+    return list(target.parent.glob(f".{glob.escape(target.stem)}.????????{glob.escape(target.suffix)}"))
 
 
 @contextmanager

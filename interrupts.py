@@ -8,6 +8,7 @@ the last packet of a file is read meets that line, so the command went on as if 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import sys
 import threading
@@ -57,9 +58,38 @@ def raise_lost_ctrl_c() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def ctrl_c_count() -> int:
-    """Return how often Ctrl-C was pressed, as far as `note_ctrl_c` counted; a loop that goes on although it has grown raises it again."""
-    return len(_pressed)
+class StopRequest:
+    """Ctrl-C as a request to stop at the next good place; pressed once more, it raises KeyboardInterrupt as ever.
+
+    Args:
+        answer: One line that the first Ctrl-C prints to standard error.
+
+    Attributes:
+        made: Whether Ctrl-C was pressed within `noted`.
+    """
+
+    def __init__(self, answer: str) -> None:
+        self.made = False
+        self._answer = answer
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Answer Ctrl-C so until the block ends; where it is ignored or answered otherwise than by `note_ctrl_c`, it stays so."""
+        with note_ctrl_c():
+            here = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is _note
+            if here:
+                signal.signal(signal.SIGINT, self._request)
+            try:
+                yield
+            finally:
+                if here:
+                    signal.signal(signal.SIGINT, _note)
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        if self.made:
+            _note(number, frame)
+        self.made = True
+        os.write(2, f"\n{self._answer}\n".encode())  # not print: the signal may come in the middle of one
 
 
 class WorkerPool(ProcessPoolExecutor):

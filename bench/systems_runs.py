@@ -90,7 +90,7 @@ def train_all(runs: Iterable[Run], race: Race, *, work: Path) -> dict[Run, dict[
     """Train what is not trained yet, as many at once as there are cores, one core each.
 
     Small networks use one core well and two badly. Runs that are whole are taken as they are, a run that was stopped goes on from
-    its last whole epoch.
+    its last step.
 
     Returns:
         Run -> the content of its result.json.
@@ -145,7 +145,7 @@ class _Trainings:
                     self._running.discard(child)
 
     def stop(self) -> None:
-        """End all that run; their whole epochs are kept. No other is begun any more."""
+        """End all that run, which keep their state. No other is begun any more."""
         with self._lock:
             self._stopped = True
             for child in self._running:

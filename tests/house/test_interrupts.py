@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from flowless.cli import run_command
-from flowless.interrupts import WorkerPool, note_ctrl_c, raise_lost_ctrl_c
+from flowless.interrupts import StopRequest, WorkerPool, note_ctrl_c, raise_lost_ctrl_c
 from flowless.pipeline.video.container import Unreadable, wrap_io_errors
 
 
@@ -93,11 +93,27 @@ def test_an_earlier_one_is_not_raised_again():
             pass
 
 
+def test_a_request_to_stop_is_noted_once_and_then_raised(capfd):
+    request = StopRequest("stopping after this step")
+    with note_ctrl_c(), request.noted():
+        assert not request.made
+        signal.raise_signal(signal.SIGINT)
+        assert request.made
+        assert "stopping after this step" in capfd.readouterr().err
+        with raise_lost_ctrl_c():  # a request is no Ctrl-C that was lost
+            pass
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    with note_ctrl_c(), pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 @pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda *_: None], ids=["ignored", "answered"])
 def test_another_answer_to_ctrl_c_stays(handler):
     before = signal.signal(signal.SIGINT, handler)
     try:
-        with note_ctrl_c(), raise_lost_ctrl_c():
+        with note_ctrl_c(), raise_lost_ctrl_c(), StopRequest("stopping").noted():
             assert signal.getsignal(signal.SIGINT) is handler
             signal.raise_signal(signal.SIGINT)
         assert signal.getsignal(signal.SIGINT) is handler

@@ -25,6 +25,11 @@ class Command:
         self._process = _context.Process(target=_run, args=(list(arguments), [str(path) for path in self._output], variables))
         self._process.start()
 
+    @property
+    def pid(self) -> int | None:
+        """The process's number."""
+        return self._process.pid
+
     def poll(self) -> int | None:
         """Return the exit code, None while it runs, the negative signal that ended it."""
         return self._process.exitcode

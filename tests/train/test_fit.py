@@ -167,7 +167,7 @@ def test_a_ctrl_c_that_a_library_loses_stops_the_training(tmp_path, train_index,
     with note_ctrl_c(), pytest.raises(KeyboardInterrupt):
         fit(small(), index=train_index, out=tmp_path / "run")
     assert len(steps) == 2
-    assert "--overwrite" in capsys.readouterr().err
+    assert "--resume" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -90,7 +90,7 @@ def test_every_gradient_is_the_papers(reference, clips, rule, changes):
     for name, value in module.model.named_parameters():
         assert value.grad is not None
         gradient = value.grad.numpy().astype(np.float64)
-        length = np.linalg.norm(gradient)
+        length = float(np.linalg.norm(gradient))
         noise = rng.standard_normal(gradient.shape)
         # Along itself, which holds its length, and along some other direction.
         for direction in (gradient / max(length, 1e-12), noise / np.linalg.norm(noise)):
@@ -107,9 +107,10 @@ def test_mgdas_alpha_cannot_be_bettered(reference, clips):
     module = step("mgda", clips)
     assert module.joint is not None
     alpha = module.joint.means()["alpha"]
-    gradients = {
-        name: value.grad.numpy().astype(np.float64) for name, value in module.model.named_parameters() if name.startswith("projection.")
-    }
+    gradients = {}
+    for name, value in module.model.named_parameters():
+        if name.startswith("projection.") and value.grad is not None:
+            gradients[name] = value.grad.numpy().astype(np.float64)
     state = {name: value.numpy().astype(np.float64) for name, value in module.model.state_dict().items()}
     length = np.sqrt(sum((value**2).sum() for value in gradients.values()))
     ahead, behind = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from flowless.pipeline.clip.spec import ClipSpec, Rule
     from flowless.pipeline.loading.augment import Augmentation
     from flowless.pipeline.loading.loader import Batch, ClipLoader
+    from flowless.train.loop.processes import Processes
     from flowless.train.recipes import Recipe
 
 
@@ -51,6 +53,14 @@ def check_training_index(index: DatasetIndex, *, batch_size: int) -> None:
     if len(index.videos) < batch_size:
         raise FlowlessError(
             f"{index.name}: has {len(index.videos)} videos, fewer than batch_size, {batch_size}. Lower --batch-size, or index more videos."
+        )
+
+
+def check_shares(index: DatasetIndex, world: int) -> None:
+    """Refuse validation videos that are fewer than the processes that share them."""
+    if len(index.videos) < world:
+        raise FlowlessError(
+            f"{index.name}: has {len(index.videos)} validation videos for {world} processes. Index more of them, or take fewer --devices."
         )
 
 
@@ -143,22 +153,59 @@ def device_batch(recipe: Recipe, world: int) -> int:
 
 
 class EpochBatches:
-    """A loader that tells its source the epoch, and fixes every other random number of the epoch, each time it starts.
+    """A loader that asks for the epoch and its first batch each time it starts, and gives up in all processes where it does in one.
 
-    So an epoch depends on (seed, epoch) alone, and a run that was killed goes on as if it had not been.
+    An epoch's batches depend on (seed, epoch) alone, so a run that was killed goes on with the batch after the last one kept; what comes
+    before it is not decoded.
+
+    Args:
+        source: The batches of this process.
+        processes: Those that train together.
+        start: Called at each start; returns the epoch and the batch in it to begin with.
+        wish: In training: what this process asks of all (see `Processes.agree`), before every batch.
+        granted: In training: called with the largest wish of all.
     """
 
-    def __init__(self, source: ClipLoader, *, epoch: Callable[[], int], on_start: Callable[[int], Any] | None = None) -> None:
+    def __init__(
+        self,
+        source: ClipLoader,
+        *,
+        processes: Processes,
+        start: Callable[[], tuple[int, int]],
+        wish: Callable[[], int] | None = None,
+        granted: Callable[[int], None] | None = None,
+    ) -> None:
         self.source = source
-        self._epoch = epoch
-        self._on_start = on_start
+        self.failed: Exception | None = None
+        """In validation: what went wrong behind the first batch; the others know when all of them call `agree` with it."""
+        self._processes = processes
+        self._start = start
+        self._wish = wish
+        self._granted = granted
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __iter__(self) -> Iterator[Batch]:
-        epoch = self._epoch()
-        self.source.set_epoch(epoch)
-        if self._on_start is not None:
-            self._on_start(epoch)
-        yield from self.source
+        epoch, first = self._start()
+        self.source.set_epoch(epoch, first_batch=first)
+        # Processes train on as many batches each, so they meet before every one; they validate on one more or less.
+        together, self.failed = True, None
+        with closing(iter(self.source)) as batches:
+            while True:
+                batch, error = None, None
+                try:
+                    batch = next(batches, None)
+                except Exception as caught:
+                    error = caught
+                if together:
+                    wish = self._processes.agree(error, wish=self._wish() if self._wish else 0)
+                    if self._granted:
+                        self._granted(wish)
+                    together = self._wish is not None
+                elif error is not None:
+                    self.failed = error
+                    return
+                if batch is None:
+                    return
+                yield batch

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import subprocess
 import time
 import warnings
 from collections.abc import Iterator
@@ -22,11 +23,11 @@ from rich.progress import Progress, TaskID
 from flowless.console import log, progress
 from flowless.errors import FlowlessError
 from flowless.files import write_json
-from flowless.interrupts import ctrl_c_count
+from flowless.interrupts import StopRequest
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.pipeline.dataset.index import DatasetIndex, Refused
 from flowless.train.checkpoints.start import pixels_of_start, start_from
-from flowless.train.loop.data import check_training_index, check_views, device_batch, relabel
+from flowless.train.loop.data import check_shares, check_training_index, check_views, device_batch, relabel
 from flowless.train.loop.module import TrainingModule
 from flowless.train.loop.run_folder import KeepRun, RunFolder, best_row
 from flowless.train.models import Recognizer, build_model
@@ -35,6 +36,10 @@ from flowless.train.models.vap import start_heads
 from flowless.train.recipes import Recipe
 
 _PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+#: Answer to Ctrl-C.
+_STOPPING = "flowless: stopping after this step, or after this validation, so that nothing is lost. Ctrl-C again stops at once."
+#: Seconds that a process which ends waits for those that it started.
+_PATIENCE = 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +87,7 @@ def fit(
 ) -> FitResult:
     """Train a recipe.
 
-    The state is kept at the end of every epoch, so a run that was stopped or killed goes on from its last whole epoch,
+    The state is kept every few minutes, at the end of every epoch and at Ctrl-C, so a run that was stopped or killed goes on from there,
     with the same numbers as if it had never stopped.
 
     Args:
@@ -103,25 +108,33 @@ def fit(
     if val_index is not None:
         val_index = relabel(val_index, index.labels)
     _check_machine(recipe)
+    going_on = resume and folder.kept
+    stop = StopRequest(_STOPPING)
     with _quiet():
         # Before the folder is claimed: only Lightning knows which of the processes that torchrun, SLURM, MPI or DDP itself started
         # is the first one. The others find the folder claimed.
-        trainer = _trainer(recipe, folder, labels=index.labels, validate=val_index is not None)
+        keep = KeepRun(folder, labels=index.labels, stop=stop)
+        trainer = _trainer(recipe, folder, keep=keep, validate=val_index is not None)
         device_batch(recipe, trainer.world_size)
+        if val_index is not None:
+            check_shares(val_index, trainer.world_size)
         # So is the model made: what cannot be built must not leave a folder that looks like a run.
         torch.manual_seed(recipe.seed)
         if resume and trainer.is_global_zero:
             folder.check_resumable(recipe, index)
+            if not going_on:
+                log.print(f"flowless: nothing was kept of {folder.path} yet; it starts at its first step.", style="yellow")
         spec = folder.spec(recipe) if resume else _spec(recipe)
-        model = _model(recipe, spec=spec, classes=len(index.labels), resume=resume)
-        start_of_run = start_from(model, recipe.start_from, labels=index.labels) if recipe.start_from and not resume else None
+        model = _model(recipe, spec=spec, classes=len(index.labels), resume=going_on)
+        taken = start_from(model, recipe.start_from, labels=index.labels) if recipe.start_from and not going_on else None
         if trainer.is_global_zero and not resume:
-            folder.begin(recipe, index, val_index=val_index, overwrite=overwrite, spec=spec, start=start_of_run)
-            if start_of_run is not None:
-                log.print(str(start_of_run), markup=False, highlight=False, soft_wrap=True)
+            folder.begin(recipe, index, val_index=val_index, overwrite=overwrite, spec=spec, start=taken)
+        if trainer.is_global_zero and taken is not None:
+            log.print(str(taken), markup=False, highlight=False, soft_wrap=True)
         module = TrainingModule(model, recipe, index=index, val_index=val_index)
         start = time.perf_counter()
-        _run(trainer, module, folder, resume=resume)
+        with stop.noted():
+            _run(trainer, module, keep, resume=going_on)
     result = _result(module, folder, seconds=time.perf_counter() - start, global_zero=trainer.is_global_zero)
     if result.global_zero:
         write_json(folder.result, result.to_dict())
@@ -155,33 +168,52 @@ def _model(recipe: Recipe, *, spec: ClipSpec, classes: int, resume: bool) -> Rec
     return model
 
 
-def _run(trainer: pl.Trainer, module: TrainingModule, folder: RunFolder, *, resume: bool) -> None:
+def _run(trainer: pl.Trainer, module: TrainingModule, keep: KeepRun, *, resume: bool) -> None:
     handler = signal.getsignal(signal.SIGINT)
     try:
-        trainer.fit(module, ckpt_path=folder.state if resume else None, weights_only=True if resume else None)
+        trainer.fit(module, ckpt_path=keep.folder.state if resume else None, weights_only=True if resume else None)
     except SystemExit:
         # Lightning's answer to Ctrl-C; it also switches Ctrl-C off.
         if trainer.interrupted:
-            _say_how_to_resume(module, folder)
+            _await_others(trainer)
+            if trainer.is_global_zero:
+                _say_how_to_resume(module, keep)
             raise KeyboardInterrupt from None
+        raise
+    except FlowlessError:
+        _await_others(trainer)
         raise
     finally:
         signal.signal(signal.SIGINT, handler)
 
 
-def _say_how_to_resume(module: TrainingModule, folder: RunFolder) -> None:
-    if not folder.state.exists():
-        log.print(
-            f"flowless: stopped in the first epoch; nothing is kept yet. Start again with --overwrite --out {folder.path}", style="yellow"
-        )
+def _await_others(trainer: pl.Trainer) -> None:
+    """Wait until the processes that Lightning started here have ended for the same reason.
+
+    Lightning watches them, and kills this one where one of them ends before it; the list of them is what it watches.
+    """
+    processes: list[subprocess.Popen[bytes]] = getattr(trainer.strategy.launcher, "procs", [])
+    others = processes[:]
+    processes.clear()
+    for other in others:
+        try:
+            other.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            other.kill()
+
+
+def _say_how_to_resume(module: TrainingModule, keep: KeepRun) -> None:
+    path, epochs, batches = keep.folder.path, len(module.rows), keep.kept_batches
+    if not keep.folder.kept:
+        log.print(f"flowless: stopped; nothing is kept yet. The same command and --resume starts {path} at its first step.", style="yellow")
         return
+    more = f" and {batches} batches of the next one" if batches else ""
     log.print(
-        f"flowless: stopped; {len(module.rows)} whole epochs are kept in {folder.path}. Go on with the same command and --resume.",
-        style="yellow",
+        f"flowless: stopped; {epochs} whole epochs{more} are kept in {path}. Go on with the same command and --resume.", style="yellow"
     )
 
 
-def _trainer(recipe: Recipe, folder: RunFolder, *, labels: tuple[str, ...], validate: bool) -> pl.Trainer:
+def _trainer(recipe: Recipe, folder: RunFolder, *, keep: KeepRun, validate: bool) -> pl.Trainer:
     devices: Any = recipe.devices
     if devices != "auto":
         devices = [int(part) for part in devices.split(",")] if "," in devices else int(devices)
@@ -198,7 +230,7 @@ def _trainer(recipe: Recipe, folder: RunFolder, *, labels: tuple[str, ...], vali
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         logger=TensorBoardLogger(folder.path, name="", version="tensorboard", default_hp_metric=False),
-        callbacks=[KeepRun(folder, labels=labels), _Bar(), _LostCtrlC()],
+        callbacks=[keep, _Bar()],
         enable_progress_bar=False,
         enable_model_summary=False,
         inference_mode=True,
@@ -249,17 +281,6 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-class _LostCtrlC(Callback):
-    """Raise a Ctrl-C again that some library lost in the middle of a step."""
-
-    def __init__(self) -> None:
-        self._before = ctrl_c_count()
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
-        if ctrl_c_count() != self._before:
-            raise KeyboardInterrupt
-
-
 class _Bar(Callback):
     """One progress bar for the whole run."""
 
@@ -274,7 +295,9 @@ class _Bar(Callback):
         self._progress = progress()
         self._progress.start()
         epochs = trainer.max_epochs or 0
-        self._task = self._progress.add_task("training", total=total * epochs, completed=total * trainer.current_epoch)
+        assert isinstance(pl_module, TrainingModule)
+        done = total * trainer.current_epoch + pl_module.first_batch
+        self._task = self._progress.add_task("training", total=total * epochs, completed=done)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         if self._progress is not None:

@@ -138,6 +138,15 @@ class JointTraining:
         self._sums = {name: [] for name in self._sums}
         return means
 
+    def sums(self) -> dict[str, list[float]]:
+        """Return what `means` will be of, so far; only between two steps of the optimiser."""
+        return {name: torch.stack(values).tolist() for name, values in self._sums.items() if values}
+
+    def take_back(self, sums: dict[str, list[float]]) -> None:
+        """Go on from what `sums` has returned."""
+        device = self.shared[0].device
+        self._sums = {name: list(torch.tensor(sums.get(name, []), device=device)) for name in self._sums}
+
     def _alpha(self, first: Tensor, second: Tensor, *, step: int, steps: int) -> Tensor:
         options = self.options
         if options.joint == "mgda":

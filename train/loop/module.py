@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from flowless.errors import FlowlessError
-from flowless.pipeline.dataset.index import DatasetIndex
+from flowless.pipeline.dataset.index import DatasetIndex, Refused
 from flowless.train.loop.data import EpochBatches, Place, evaluation_loader, training_loader
 from flowless.train.loop.joint import joint_training
 from flowless.train.loop.objectives import objective_of
 from flowless.train.loop.optim import build_optimizer, freeze_batch_norm, norms_to_freeze, set_rate
+from flowless.train.loop.processes import Processes
 from flowless.train.models import Recognizer
 from flowless.train.models.backbone import pixels_together
 from flowless.train.recipes import Recipe
 
 if TYPE_CHECKING:
-    from flowless.pipeline.dataset.index import Refused
     from flowless.pipeline.loading.loader import Batch
 
 
@@ -31,6 +33,10 @@ class TrainingModule(pl.LightningModule):
 
     Attributes:
         rows: One dictionary an epoch: epoch, train_loss, train_top1, val_loss, val_top1, lr, seconds.
+        processes: Those that train together.
+        wish: What this process asks of all of them; asked before every training batch.
+        granted: The largest wish of all, of the newest batch.
+        first_batch: The batch of its epoch that a resumed training begins with.
     """
 
     def __init__(self, model: Recognizer, recipe: Recipe, *, index: DatasetIndex, val_index: DatasetIndex | None) -> None:
@@ -41,8 +47,15 @@ class TrainingModule(pl.LightningModule):
         self.val_index = val_index
         self.joint = joint_training(model, recipe)
         self.rows: list[dict[str, Any]] = []
+        self.processes = Processes()
+        self.wish: Callable[[], int] = lambda: 0
+        self.granted = 0
+        self.first_batch = 0
         self._objective = objective_of(recipe)
         self._loaders: list[EpochBatches] = []
+        self._validation: EpochBatches | None = None
+        self._bad_before: list[Refused] = []
+        self._resumed: dict[str, Any] | None = None
         self._sums = {"train": _Sums(), "val": _Sums()}
         self._started = 0.0
         # Decided at the start: what has no statistics then learns to the end, and after a resume.
@@ -68,7 +81,8 @@ class TrainingModule(pl.LightningModule):
         loader = training_loader(self.index, self.recipe, place=self._place())
         if not len(loader):
             raise FlowlessError(f"training has {len(self.index.videos)} videos: not one batch of {self.recipe.batch_size}.")
-        return self._keep(EpochBatches(loader, epoch=lambda: self.current_epoch, on_start=self._begin_epoch))
+        batches = EpochBatches(loader, processes=self.processes, start=self._begin_epoch, wish=self._ask, granted=self._grant)
+        return self._keep(batches)
 
     def val_dataloader(self) -> EpochBatches | list[EpochBatches]:
         """Return this process's share of the validation batches: one clip a video, from its middle."""
@@ -82,7 +96,8 @@ class TrainingModule(pl.LightningModule):
             threads=self.recipe.threads,
             place=self._place(),
         )
-        return self._keep(EpochBatches(loader, epoch=lambda: 0))
+        self._validation = self._keep(EpochBatches(loader, processes=self.processes, start=lambda: (0, 0)))
+        return self._validation
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Learn from uint8 clips `[B, draws, N, m, H, W, 3]`: every network by its own loss, as if it were trained alone.
@@ -101,7 +116,9 @@ class TrainingModule(pl.LightningModule):
         return loss
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Set the learning rate of this step: a function of the step alone, so nothing has to be resumed."""
+        """Set the learning rate and the random numbers of this step: functions of the step alone, so nothing has to be resumed."""
+        drawn = np.random.SeedSequence([self.recipe.seed, self.current_epoch, batch_idx, self.global_rank]).generate_state(1, np.uint64)
+        torch.manual_seed(int(drawn[0]))
         set_rate(self.optimizers().optimizer, self.recipe.rate_at(self._epochs_done()))  # type: ignore[union-attr]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -109,19 +126,21 @@ class TrainingModule(pl.LightningModule):
         if self.joint is not None:
             steps = self._steps_an_epoch() * self.recipe.epochs
             self.joint.mix(step=self.trainer.global_step + 1, steps=steps, reduce=self._mean_over_processes)
-        if self.trainer.global_step % 10 == 0 and not bool(torch.isfinite(self._sums["train"].loss)):
-            raise FlowlessError(
-                f"epoch {self.current_epoch}: the loss is no number any more; training has diverged. Lower --lr (it is {self.recipe.lr:g} "
-                f"for a batch of {self.recipe.lr_batch}), or clip harder with --clip-gradient. The last good epoch is kept."
-            )
+        if self.trainer.global_step % 10 == 0:
+            self._refuse_divergence()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Measure one batch of validation videos."""
         scores = self.model(batch.clips.squeeze(1)).float()
         self._sums["val"].add(F.cross_entropy(scores, batch.labels), scores, batch.labels)
 
+    def on_validation_epoch_end(self) -> None:
+        """Give up in all processes where validation has failed in one."""
+        self.processes.agree(self._validation.failed if self._validation is not None else None)
+
     def on_train_epoch_end(self) -> None:
         """Add the epoch up over all processes; log it."""
+        self._refuse_divergence()
         row: dict[str, Any] = {"epoch": self.current_epoch}
         for part in ("train", "val"):
             loss, right, count = self._reduced(self._sums[part])
@@ -140,19 +159,39 @@ class TrainingModule(pl.LightningModule):
         """Keep the history with the state, so that a resumed run's log is whole."""
         checkpoint["flowless_rows"] = self.rows
         checkpoint["flowless_frozen"] = self._frozen
+        checkpoint["flowless_bad_videos"] = [(bad.path, bad.reason) for bad in self.bad_videos()]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the history back."""
+        """Take the history back, and where in an epoch the state was kept, the epoch so far."""
         self.rows = list(checkpoint["flowless_rows"])
         if self.recipe.partial_bn:
             # An earlier version did not say, and froze all but the first.
             before = [norms_to_freeze(part, with_statistics=False) for part in self.model.parts]
             self._frozen = checkpoint.get("flowless_frozen", before)
             self._freeze()
+        self._bad_before = [Refused(path=path, reason=reason) for path, reason in checkpoint.get("flowless_bad_videos", ())]
+        self._resumed = checkpoint.get("flowless_epoch")
+        self.first_batch = self._resumed["batches"] if self._resumed else 0
+
+    def epoch_so_far(self, batches: int) -> dict[str, Any]:
+        """Return what has to be kept of an unfinished epoch beside weights and optimiser, added up over all processes.
+
+        Every process takes part. `on_load_checkpoint` finds it as `flowless_epoch`.
+
+        Args:
+            batches: Batches of this process that are done; the last of them was a step of the optimiser.
+        """
+        return {
+            "batches": batches,
+            "sums": self._reduced(self._sums["train"]),
+            "joint": {} if self.joint is None else self.joint.sums(),
+            "seconds": time.perf_counter() - self._started,
+        }
 
     def bad_videos(self) -> list[Refused]:
         """Return every video that could not be read, once each."""
-        found = {bad.path: bad for loader in self._loaders for bad in loader.source.bad_videos}
+        found = {bad.path: bad for bad in self._bad_before}
+        found |= {bad.path: bad for loader in self._loaders for bad in loader.source.bad_videos}
         return [found[path] for path in sorted(found)]
 
     def _freeze(self) -> None:
@@ -160,11 +199,38 @@ class TrainingModule(pl.LightningModule):
         for part, names in zip(self.model.parts, self._frozen, strict=True):
             freeze_batch_norm(part, names)
 
-    def _begin_epoch(self, epoch: int) -> None:
-        self._started = time.perf_counter()
+    def _begin_epoch(self) -> tuple[int, int]:
+        """Return the epoch that begins, and the batch to begin with."""
+        epoch, before = self.current_epoch, self._resumed
         # The last epoch is always validated.
         self.trainer.check_val_every_n_epoch = 1 if epoch + 1 == self.recipe.epochs else self.recipe.validate_every
-        torch.manual_seed(((self.recipe.seed * 100_003 + epoch) * 1009 + self.global_rank) % 2**63)
+        self._started = time.perf_counter()
+        if before is None:
+            return epoch, 0
+        self._resumed = None
+        self._started -= before["seconds"]
+        # What was kept is of all processes together.
+        if self.trainer.is_global_zero:
+            self._sums["train"] = _Sums(*before["sums"])
+            if self.joint is not None:
+                self.joint.take_back(before["joint"])
+        return epoch, before["batches"]
+
+    def _ask(self) -> int:
+        return self.wish()
+
+    def _grant(self, wish: int) -> None:
+        self.granted = wish
+
+    def _refuse_divergence(self) -> None:
+        """Stop all processes where the loss of one is no number."""
+        error = None
+        if not bool(torch.isfinite(self._sums["train"].loss)):
+            error = FlowlessError(
+                f"epoch {self.current_epoch}: the loss is no number any more; training has diverged. Lower --lr (it is {self.recipe.lr:g} "
+                f"for a batch of {self.recipe.lr_batch}), or clip harder with --clip-gradient. The last good epoch is kept."
+            )
+        self.processes.agree(error)
 
     def _epochs_done(self) -> float:
         return self.trainer.global_step / self._steps_an_epoch()
@@ -193,8 +259,8 @@ class TrainingModule(pl.LightningModule):
 class _Sums:
     """Sums over the batches of an epoch, kept on the device until its end."""
 
-    def __init__(self) -> None:
-        self.loss = self.right = self.count = torch.zeros((), dtype=torch.float64)
+    def __init__(self, loss: float = 0, right: float = 0, count: float = 0) -> None:
+        self.loss, self.right, self.count = (torch.tensor(value, dtype=torch.float64) for value in (loss, right, count))
 
     def add(self, loss: Tensor, scores: Tensor, labels: Tensor) -> None:
         self.loss = self.loss.to(loss.device) + loss.detach().double() * len(labels)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from flowless.console import log
 from flowless.errors import FlowlessError, first_line
-from flowless.files import whole_file, write_json
+from flowless.files import drafts_of, whole_file, write_json
+from flowless.interrupts import StopRequest
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.pipeline.dataset.index import DatasetIndex
 from flowless.train.checkpoints import save_checkpoint, versions
@@ -23,6 +26,8 @@ from flowless.train.loop.module import TrainingModule
 from flowless.train.recipes import Recipe
 
 COLUMNS = ("epoch", "train_loss", "train_top1", "val_loss", "val_top1", "lr", "seconds")
+#: What a process wishes of all that train together: to keep the state after the next step, or to stop after that besides.
+_KEEP, _STOP = 1, 2
 
 
 class RunFolder:
@@ -63,6 +68,7 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise FlowlessError(f"{self.path}: a file. A run needs a folder; name another with --out.")
+        self._remove_drafts()
         if self.path.is_dir() and any(self.path.iterdir()):
             if not overwrite:
                 what = "a run" if self.description.exists() else "other files"
@@ -71,7 +77,7 @@ class RunFolder:
                 )
             if not self.description.exists():
                 raise FlowlessError(f"{self.path}: holds files that are no run; --overwrite replaces only runs. Name another with --out.")
-            for file in (self.state, self.best, self.last, self.history, self.result):
+            for file in self._outputs:
                 file.unlink(missing_ok=True)
             for file in (self.path / "tensorboard").glob("events.out.*"):
                 file.unlink()
@@ -82,14 +88,16 @@ class RunFolder:
         document = json.loads(self.description.read_text(encoding="utf-8"))
         return ClipSpec.from_dict(document["spec"]) if "spec" in document else recipe.spec
 
+    @property
+    def kept(self) -> bool:
+        """Whether there is a state to go on from; a run that was stopped before its first one starts at its first step."""
+        return self.state.is_file()
+
     def check_resumable(self, recipe: Recipe, index: DatasetIndex) -> None:
-        """Refuse to go on where there is nothing to go on from, or where it would be another run."""
+        """Refuse to go on where there is no run, or where it would be another one."""
+        self._remove_drafts()
         if not self.description.is_file():
             raise FlowlessError(f"{self.path}: holds no run to resume. Start one without --resume.")
-        if not self.state.is_file():
-            raise FlowlessError(
-                f"{self.path}: this run has not finished an epoch, so there is nothing to resume. Start it with --overwrite."
-            )
         try:
             before = json.loads(self.description.read_text(encoding="utf-8"))
             old = Recipe.from_dict(before["recipe"])
@@ -106,7 +114,8 @@ class RunFolder:
                 f"{self.path}: was started on {videos} videos of {len(labels)} labels; this index has {len(index.videos)} of "
                 f"{len(index.labels)}. Resume with the same index."
             )
-        self._check_state()
+        if self.kept:
+            self._check_state()
 
     def write_history(self, rows: Sequence[dict[str, Any]]) -> None:
         """Write metrics.csv, one row an epoch."""
@@ -116,10 +125,19 @@ class RunFolder:
             for row in rows:
                 writer.writerow({name: "" if row[name] is None else f"{row[name]:.6g}" for name in COLUMNS})
 
+    @property
+    def _outputs(self) -> tuple[Path, ...]:
+        return self.state, self.best, self.last, self.history, self.result
+
+    def _remove_drafts(self) -> None:
+        """Remove half-written files that a killed run has left here."""
+        drafts = [draft for file in (self.description, *self._outputs) for draft in drafts_of(file)]
+        if self.description.is_file() or (drafts and {path.name for path in self.path.iterdir()} == {draft.name for draft in drafts}):
+            for draft in drafts:
+                draft.unlink(missing_ok=True)
+
     def _check_state(self) -> None:
         import pickle
-
-        import torch
 
         try:
             torch.load(self.state, map_location="cpu", weights_only=True)
@@ -131,27 +149,90 @@ class RunFolder:
 
 
 class KeepRun(Checkpoint):
-    """Writes the run's files at the end of every epoch; the state to resume from last, when all else is safe."""
+    """Writes the run's files at the end of every epoch, the state to resume from last, when all else is safe; that also within an epoch.
 
-    def __init__(self, folder: RunFolder, *, labels: Sequence[str]) -> None:
+    Within an epoch the state is kept when `keep_every` minutes have passed since it was kept last, and when it is asked to stop. It
+    is kept after a step of the optimiser, when nothing else of a step is left to be kept.
+
+    Args:
+        folder: Where to.
+        labels: The labels, in the order of the scores.
+        stop: Whether training was asked to stop.
+    """
+
+    def __init__(self, folder: RunFolder, *, labels: Sequence[str], stop: StopRequest) -> None:
         super().__init__()
         self.folder = folder
         self.labels = tuple(labels)
+        self.stop = stop
+        self.kept_batches = 0
+        """Batches of the newest, unfinished epoch that the state holds."""
+        self._kept_at = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin to count the minutes."""
+        assert isinstance(pl_module, TrainingModule)
+        self.kept_batches = pl_module.first_batch
+        self._kept_at = time.monotonic()
+        pl_module.wish = lambda: self._wish(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Write the state, where that is due; stop, where that is asked."""
+        assert isinstance(pl_module, TrainingModule)
+        done = batch_idx + 1
+        # An epoch's end keeps the state itself.
+        if done % pl_module.recipe.accumulate or done == trainer.num_training_batches:
+            return
+        # Several processes have to do the same; one alone need not wait for its next batch.
+        wish = self._wish(trainer, pl_module) if pl_module.processes.alone else pl_module.granted
+        if not wish:
+            return
+        self._write_state(trainer, pl_module, epoch=pl_module.epoch_so_far(done))
+        self.kept_batches = done
+        if wish == _STOP:
+            raise KeyboardInterrupt
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write history, last and best weights, and the state."""
         assert isinstance(pl_module, TrainingModule)
-        first = trainer.is_global_zero
-        if first:
-            self.folder.write_history(pl_module.rows)
-            self._write_weights(pl_module, self.folder.last)
-            if is_best(pl_module.rows):
-                self._write_weights(pl_module, self.folder.best)
-        # Every process takes part in collecting the state; the first one writes it.
-        with whole_file(self.folder.state) if first else nullcontext(self.folder.state) as draft:
-            trainer.save_checkpoint(draft)
-        if first:
+        self._write_state(trainer, pl_module, epoch=None)
+        self.kept_batches = 0
+        if trainer.is_global_zero:
             log.print(_epoch_line(pl_module.rows[-1], epochs=pl_module.recipe.epochs), soft_wrap=True)
+        stop = pl_module.processes.agree(wish=self._wish(trainer, pl_module)) == _STOP
+        if stop and len(pl_module.rows) < pl_module.recipe.epochs:
+            raise KeyboardInterrupt
+
+    def _wish(self, trainer: pl.Trainer, module: TrainingModule) -> int:
+        if self.stop.made or trainer.received_sigterm:
+            return _STOP
+        due = trainer.is_global_zero and time.monotonic() - self._kept_at >= 60 * module.recipe.keep_every
+        return _KEEP if due else 0
+
+    def _write_state(self, trainer: pl.Trainer, module: TrainingModule, *, epoch: dict[str, Any] | None) -> None:
+        """Write the state, of a whole epoch all else before; every process takes part, and ends where the first cannot write."""
+        state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+        if epoch is not None:
+            state["flowless_epoch"] = epoch
+        error = None
+        if trainer.is_global_zero:
+            try:
+                if epoch is None:
+                    self._write_results(module)
+                content = io.BytesIO()  # written by PyTorch itself, a full disk would be an error without its name
+                torch.save(state, content)
+                with whole_file(self.folder.state) as draft:
+                    draft.write_bytes(content.getbuffer())
+            except Exception as caught:
+                error = caught
+        module.processes.agree(error)
+        self._kept_at = time.monotonic()
+
+    def _write_results(self, module: TrainingModule) -> None:
+        self.folder.write_history(module.rows)
+        self._write_weights(module, self.folder.last)
+        if is_best(module.rows):
+            self._write_weights(module, self.folder.best)
 
     def _write_weights(self, module: TrainingModule, path: Path) -> None:
         recipe = module.recipe

@@ -20,7 +20,7 @@ _RULES: tuple[tuple[tuple[str, ...], Any, str], ...] = (
     (("epochs", "batch_size", "accumulate", "lr_batch", "validate_every", "num_nodes"), lambda x: x >= 1, "at least 1"),
     (("lr",), lambda x: 0 < x < math.inf, "above 0"),
     (("momentum", "label_smoothing", "dropout"), lambda x: 0 <= x < 1, "in [0, 1)"),
-    (("weight_decay", "clip_gradient", "seed", "head_decay"), lambda x: 0 <= x < math.inf, "at least 0"),
+    (("weight_decay", "clip_gradient", "seed", "head_decay", "keep_every"), lambda x: 0 <= x < math.inf, "at least 0"),
     (("twins_lambda", "twins_beta", "head_std"), lambda x: 0 <= x < math.inf, "at least 0"),
     (("warm_up",), lambda x: 0 <= x < 1, "at least 0 and below 1"),
     (("step_factor", "max_bad_share", "colour_jitter", "grey"), lambda x: 0 <= x <= 1, "in [0, 1]"),
@@ -29,7 +29,18 @@ _RULES: tuple[tuple[tuple[str, ...], Any, str], ...] = (
 
 #: Fields that do not change what is trained: where it runs, and how it is tested in the end.
 _NOT_TRAINED = {
-    *("threads", "accelerator", "devices", "num_nodes", "max_bad_share", "pretrained_path", "start_from", "average", "test_views"),
+    *(
+        "threads",
+        "accelerator",
+        "devices",
+        "num_nodes",
+        "max_bad_share",
+        "pretrained_path",
+        "start_from",
+        "keep_every",
+        "average",
+        "test_views",
+    ),
 }
 #: What earlier versions, whose files do not name the field, did.
 _EARLIER: dict[str, Any] = {"head_std": 0.0}

@@ -69,6 +69,9 @@ class TrainingFields:
     """Threads that decode; by default one a processor core."""
     max_bad_share: float = 0.05
     """Training stops when more than this share of the videos cannot be read."""
+    keep_every: float = 10.0
+    """Minutes after which the state to resume from is kept within an epoch; 0 keeps it after every step. It is kept after every epoch
+    anyway."""
     validate_every: int = 1
     """Epochs between validations; the last epoch is always validated."""
     accelerator: str = "auto"
