@@ -45,6 +45,8 @@ class ExplainWords:
     runs/explain/videos/up/1.mp4.html."""
     top: int = 5
     """Classes to name."""
+    label: str | None = None
+    """Class to show Grad-CAM for; by default the answer."""
     json: bool = False
     """Print one JSON document with all numbers instead of a table."""
 
@@ -64,7 +66,7 @@ def main(words: Sequence[str]) -> int:
     from flowless.bench.looking import open_looker
 
     looker = open_looker(ask.model)
-    explanation = explain(looker, ask.video, top=ask.top)
+    explanation = explain(looker, ask.video, top=ask.top, label=ask.label)
     if form == "a film":
         from flowless.bench.explain_film import write_film
 
