@@ -30,7 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("flowless.export.commands:export", "a bundle with model.onnx, checked against PyTorch"),
     "build": ("flowless.export.build_engine:main", "build an engine into a bundle; verified before it is kept"),
     "predict": ("flowless.engines.commands:predict", "what happens in each video"),
-    "explain": ("flowless.bench.explain_command:main", "what a model saw in a video: its motion cue and scores, as a page or a film"),
+    "explain": ("flowless.bench.explain_command:main", "what a model saw in a video (page or film), or makes of a data set"),
     "bench": ("flowless.bench.commands:bench", "measure: speed, motion cues, the systems side by side; see flowless bench"),
 }
 
@@ -43,6 +43,7 @@ _EXTRAS = {
     "torchvision": "train",
     "matplotlib": "train",
     "jinja2": "train",
+    "sklearn": "train",
     "onnx": "export",
     "onnxscript": "export",
     "onnxruntime": "onnxruntime",

@@ -97,5 +97,33 @@ def resized(pictures: NDArray[np.uint8], *, height: int, width: int) -> NDArray[
     return made.reshape(*pictures.shape[:-3], height, width, 3)
 
 
+def overlaid(frames: NDArray[np.uint8], maps: NDArray[np.float32], *, reach: float) -> NDArray[np.uint8]:
+    """Lay strengths over frames, which are darkened and lose most of their own colours for it.
+
+    Args:
+        frames: uint8 `[K, H, W, 3]`.
+        maps: `[K, h, w]`, of any size: stretched to the frames', smooth between the places' middles.
+        reach: The strength that covers a frame most.
+
+    Returns:
+        uint8 `[K, H, W, 3]`; where a map is 0 the darkened frame alone.
+    """
+    from PIL import Image
+
+    height, width = frames.shape[1:3]
+    stretched = np.stack([np.asarray(Image.fromarray(one, mode="F").resize((width, height), Image.Resampling.BILINEAR)) for one in maps])
+    shares = np.clip(stretched / reach, 0, 1)
+    grey = frames @ np.array([0.299, 0.587, 0.114])
+    pale = 0.7 * (0.6 * grey[..., None] + 0.4 * frames) / 255
+    # As much of the colour as there is strength, so that what lies below stays visible.
+    opacity = 0.8 * np.sqrt(shares)[..., None]
+    return _bytes((1 - opacity) * pale + opacity * heat(shares, reach=1.0) / 255)
+
+
+def heat_stops(count: int = 9) -> str:
+    """Return the colours of `heat` from 0 to the reach as a list for CSS."""
+    return ", ".join(f"rgb({r}, {g}, {b})" for r, g, b in heat(np.linspace(0, 1, count), reach=1.0).tolist())
+
+
 def _bytes(shares: NDArray[np.floating]) -> NDArray[np.uint8]:
     return np.rint(np.asarray(shares) * 255).astype(np.uint8)

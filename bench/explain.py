@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.markup import escape
 
 from flowless.bench.cue_pictures import reach_of
 from flowless.bench.cues import Cue, timescale_names
+from flowless.bench.grad_cam import BranchMaps
 from flowless.bench.looking import BranchSeen, Floats, Looker, Seen
 from flowless.console import progress
 from flowless.engines.engine import Label, likeliest
@@ -56,6 +58,10 @@ class Explanation:
     """`[N, m, H, W, 3]`: the first view."""
     seen: Seen
     """What the model saw in the first view (B = 1)."""
+    shown_class: int
+    """The class that Grad-CAM is shown for."""
+    cams: tuple[BranchMaps, ...]
+    """The branches' Grad-CAM of the first view (B = 1); none where what ran has no gradients."""
 
     @property
     def cue(self) -> Cue | None:
@@ -83,6 +89,7 @@ class Explanation:
                 {"frames": frames.tolist(), "seconds": self.seconds(int(frames[0]))} | self._strength(number)
                 for number, frames in enumerate(self.places)
             ],
+            "grad_cam": self._grad_cam(),
             "branches": [self._branch(branch, scores) for branch, scores in zip(self.seen.branches, self.branch_scores, strict=True)],
             "cue": None
             if cue is None
@@ -104,6 +111,12 @@ class Explanation:
         sizes = np.hypot(values[:, 0], values[:, 1]) if self.cue.kind == "flow" else np.abs(values)
         return {"mean_cue": float(sizes.mean())}
 
+    def _grad_cam(self) -> dict[str, Any] | None:
+        if not self.cams:
+            return None
+        maps = [{"branch": cam.branch or None, "layer": cam.layer, "maps": cam.values[0].tolist()} for cam in self.cams]
+        return {"label": self.labels[self.shown_class], "index": self.shown_class, "branches": maps}
+
     def _branch(self, branch: BranchSeen, scores: Floats) -> dict[str, Any]:
         weights = branch.timescale_weights
         return {
@@ -114,19 +127,21 @@ class Explanation:
         }
 
 
-def explain(looker: Looker, video: str | os.PathLike[str], *, top: int = 5) -> Explanation:
+def explain(looker: Looker, video: str | os.PathLike[str], *, top: int = 5, label: str | None = None) -> Explanation:
     """Let a model look at a video, and tell what it saw.
 
     Args:
         looker: What `open_looker` opened.
         video: The file.
         top: Number of classes to name.
+        label: The class to show Grad-CAM for; by default the answer.
 
     Raises:
-        FlowlessError: The video cannot be read, or `top` is below 1.
+        FlowlessError: The video cannot be read, `top` is below 1, or the model has no gradients or no such label.
     """
     if top < 1:
         raise FlowlessError(f"top is {top}; it must be at least 1.")
+    asked = None if label is None else _index_of(label, looker)
     spec = looker.spec
     with open_reader(video) as reader:
         views = load_views(reader, spec)
@@ -144,6 +159,8 @@ def explain(looker: Looker, video: str | os.PathLike[str], *, top: int = 5) -> E
             bar.advance(task, len(clips))
     assert first is not None
     scores = average_views(np.concatenate(rows), spec.average)
+    shown = int(scores.argmax()) if asked is None else asked
+    clip = views.cut(0, 1)
     indices = clip_indices(info.frames, segments=spec.segments, frames_per_segment=spec.frames_per_segment, rule=spec.sampling)
     return Explanation(
         video=os.fspath(video),
@@ -156,8 +173,25 @@ def explain(looker: Looker, video: str | os.PathLike[str], *, top: int = 5) -> E
         scores=scores,
         branch_scores=average_views(np.concatenate(branches, axis=1), spec.average),
         places=indices[0],
-        clip=views.cut(0, 1)[0],
+        clip=clip[0],
         seen=first,
+        shown_class=shown,
+        cams=looker.grad_cam(clip, index=shown),
+    )
+
+
+def _index_of(label: str, looker: Looker) -> int:
+    labels = looker.labels
+    if not looker.has_gradients:
+        raise FlowlessError(
+            f"label is {label!r}, the class of Grad-CAM; that needs gradients, and {looker.source} has none. Leave it out, or explain the "
+            f"checkpoint that the bundle was exported from."
+        )
+    if label in labels:
+        return labels.index(label)
+    near = get_close_matches(label, labels, n=5, cutoff=0.4) or labels[:5]
+    raise FlowlessError(
+        f"label is {label!r}, which is none of the model's {len(labels)}. Name one of them, such as {', '.join(map(repr, near))}."
     )
 
 
@@ -171,6 +205,7 @@ def _first(seen: Seen) -> Seen:
         replace(
             branch,
             scores=one(branch.scores),
+            features=one(branch.features),
             segment_scores=one(branch.segment_scores),
             timescale_weights=one(branch.timescale_weights),
         )

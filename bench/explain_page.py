@@ -12,14 +12,12 @@ from numpy.typing import NDArray
 
 from flowless import __version__
 from flowless.bench import pages
-from flowless.bench.cue_pictures import heat, paint, reach_of, wheel
+from flowless.bench.cue_pictures import heat_stops, overlaid, paint, reach_of, wheel
 from flowless.bench.cues import Cue, timescale_names, timescales
 from flowless.bench.explain import Explanation
+from flowless.bench.grad_cam import BranchMaps
 from flowless.bench.looking import BranchSeen
 from flowless.engines.engine import softmax
-
-#: Colours of a heat legend, from 0 to the cue's reach.
-_STOPS = 9
 
 
 def write_page(path: Path, explanation: Explanation) -> None:
@@ -37,6 +35,9 @@ def render(explanation: Explanation) -> str:
         cue=cue,
         legend=None if cue is None else _legend(cue, explanation),
         segments=_segments(explanation),
+        cams=[_cam(cam, explanation) for cam in explanation.cams],
+        shown=explanation.labels[explanation.shown_class],
+        heat=heat_stops(),
         sharp=explanation.spec.width < 160,
         answers=_answers(explanation),
         branches=[_branch(branch, explanation) for branch in explanation.seen.branches],
@@ -66,6 +67,21 @@ def _segments(explanation: Explanation) -> list[dict[str, Any]]:
     ]
 
 
+def _cam(cam: BranchMaps, explanation: Explanation) -> dict[str, Any]:
+    """Return a branch's Grad-CAM over each segment's first frame, its strongest place in the fullest colour."""
+    maps = cam.values[0]
+    strongest = float(maps.max())
+    pictures = overlaid(explanation.clip[:, 0], maps, reach=strongest or 1.0)
+    cells = f"{maps.shape[1]} × {maps.shape[2]}"
+    return {
+        "branch": cam.branch,
+        "layer": cam.layer,
+        "places": cells,
+        "pictures": [picture(one) for one in pictures],
+        "none": not strongest,
+    }
+
+
 def _answers(explanation: Explanation) -> list[dict[str, Any]]:
     """Return the named classes with their probability, in all and by each branch."""
     apart = softmax(explanation.branch_scores)
@@ -74,17 +90,20 @@ def _answers(explanation: Explanation) -> list[dict[str, Any]]:
 
 def _branch(branch: BranchSeen, explanation: Explanation) -> dict[str, Any]:
     """Return a branch's rows: the named classes' probability by each segment alone, and VAP's weights."""
-    rows, weights, segments = [], [], len(explanation.places)
+    rows, weights, sums, segments = [], [], {}, len(explanation.places)
     if branch.segment_scores is not None:
         apart = softmax(branch.segment_scores[0])
         rows = [{"label": answer.label, "shares": apart[:, answer.index].tolist()} for answer in explanation.top]
     if branch.timescale_weights is not None:
         found = branch.timescale_weights[0]
+        sums = {scale: 0.0 for scale, _ in timescales(segments)}
+        for (scale, _), weight in zip(timescales(segments), found, strict=True):
+            sums[scale] += float(weight)
         weights = [
             {"name": name, "pooled": pooled, "weight": float(weight), "width": float(weight / found.max())}
             for name, pooled, weight in zip(timescale_names(segments), _pooled(segments), found, strict=True)
         ]
-    return {"name": branch.name, "rows": rows, "weights": weights}
+    return {"name": branch.name, "rows": rows, "weights": weights, "sums": sums}
 
 
 def _pooled(segments: int) -> list[list[bool]]:
@@ -98,10 +117,8 @@ def _legend(cue: Cue, explanation: Explanation) -> dict[str, Any]:
     if cue.kind == "flow":
         pixels = reach * explanation.spec.height / cue.values.shape[-2]
         return {"kind": "flow", "picture": picture(wheel(96)), "text": f"full colour: {pixels:.1f} pixels a frame"}
-    stops = np.linspace(0, 1, _STOPS)[None]
     if cue.kind == "map":
-        colours = [f"rgb({r}, {g}, {b})" for r, g, b in heat(stops, reach=1.0)[0].tolist()]
-        return {"kind": "scale", "colours": ", ".join(colours), "low": "0", "high": f"{reach:.3g}"}
+        return {"kind": "scale", "colours": heat_stops(), "low": "0", "high": f"{reach:.3g}"}
     return {"kind": "scale", "colours": "black, #808080, white", "low": f"−{reach:.3g}", "high": f"+{reach:.3g}"}
 
 

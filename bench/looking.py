@@ -23,11 +23,14 @@ from flowless.bench.cues import (
     displacement_cue,
     persistence_cue,
 )
+from flowless.bench.grad_cam import BranchMaps, branch_of, grad_cam
 from flowless.engines.memory import feeds_of
 from flowless.errors import FlowlessError, first_line
 from flowless.pipeline.clip.spec import ClipSpec
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from flowless.export.insides import HeadInsides, Insides
     from flowless.train.checkpoints import Checkpoint
 
@@ -42,6 +45,8 @@ class BranchSeen:
     """Its name, such as `pa`; empty where there is one alone."""
     scores: Floats
     """`[B, classes]`, before any softmax."""
+    features: Floats
+    """`[B, N, D]`: what its head reads; `[B, 1, D]` where a clip has one vector alone."""
     segment_scores: Floats | None
     """`[B, N, classes]`: the last layer's scores of each segment's own features; None where a clip has one vector alone."""
     timescale_weights: Floats | None
@@ -57,7 +62,7 @@ class Seen:
     branches: tuple[BranchSeen, ...]
     """The branches."""
     cue: Cue | None
-    """Its motion cue; None where it has none."""
+    """Its motion cue; None where it has none, or was not asked for."""
 
 
 class Looker(ABC):
@@ -68,20 +73,26 @@ class Looker(ABC):
         source: What runs, for people.
         spec: What a clip is.
         labels: Class names in the order of the scores.
+        has_gradients: Whether there is Grad-CAM.
     """
 
     model: str
     source: str
     spec: ClipSpec
     labels: tuple[str, ...]
+    has_gradients = False
 
     @abstractmethod
-    def look(self, clips: NDArray[np.uint8]) -> Seen:
-        """Look at clips, uint8 `[B, N, m, H, W, 3]`."""
+    def look(self, clips: NDArray[np.uint8], *, cue: bool = True) -> Seen:
+        """Look at clips, uint8 `[B, N, m, H, W, 3]`; without `cue` at all but their cue, which may take a pass of its own."""
 
     @abstractmethod
     def cue(self, clips: NDArray[np.uint8]) -> Cue | None:
         """Return the cue of clips alone, without the network behind it."""
+
+    def grad_cam(self, clips: NDArray[np.uint8], *, index: int) -> tuple[BranchMaps, ...]:
+        """Return the branches' Grad-CAM of clips for a class, counted from 0; nothing where what runs has no gradients."""
+        return ()
 
 
 def open_looker(model: str | os.PathLike[str]) -> Looker:
@@ -101,14 +112,20 @@ def open_looker(model: str | os.PathLike[str]) -> Looker:
 
 
 class CheckpointLooker(Looker):
-    """A checkpoint, run by PyTorch on the CPU."""
+    """A checkpoint, run by PyTorch, on the GPU where there is one."""
+
+    has_gradients = True
 
     def __init__(self, checkpoint: Checkpoint, *, name: str) -> None:
         self.model, self.spec, self.labels = checkpoint.name, checkpoint.spec, checkpoint.labels
         self.source = f"checkpoint {name}, PyTorch in float32"
-        self._network = checkpoint.model.eval()
+        import torch
 
-    def look(self, clips: NDArray[np.uint8]) -> Seen:
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        # Grad-CAM asks for the gradients of features alone; those of parameters would keep all layers' inputs in memory.
+        self._network = checkpoint.model.eval().requires_grad_(False).to(self._device)
+
+    def look(self, clips: NDArray[np.uint8], *, cue: bool = True) -> Seen:
         """Look at clips, uint8 `[B, N, m, H, W, 3]`."""
         import torch
 
@@ -118,7 +135,7 @@ class CheckpointLooker(Looker):
         hooks = [head.register_forward_hook(lambda one, given, out: read.update({id(one): (given[0], out)})) for head in network.heads]
         try:
             with torch.inference_mode():
-                scores = network(torch.from_numpy(clips)).numpy()
+                scores = network(self._tensor(clips)).cpu().numpy()
                 branches = []
                 for head in network.heads:
                     features, said = read[id(head)]
@@ -126,22 +143,30 @@ class CheckpointLooker(Looker):
                     weights = getattr(head, "timescale_weights", None)
                     branches.append(
                         BranchSeen(
-                            name=paths[id(head)].rpartition(".")[0].rpartition(".")[2],
-                            scores=said.numpy(),
-                            segment_scores=head.get_submodule("pred")(features).numpy() if apart else None,
-                            timescale_weights=weights(features).numpy() if weights is not None else None,
+                            name=branch_of(paths[id(head)]),
+                            scores=said.cpu().numpy(),
+                            features=features.cpu().numpy(),
+                            segment_scores=head.get_submodule("pred")(features).cpu().numpy() if apart else None,
+                            timescale_weights=weights(features).cpu().numpy() if weights is not None else None,
                         )
                     )
         finally:
             for hook in hooks:
                 hook.remove()
-        return Seen(scores=scores, branches=tuple(branches), cue=self.cue(clips))
+        return Seen(scores=scores, branches=tuple(branches), cue=self.cue(clips) if cue else None)
 
     def cue(self, clips: NDArray[np.uint8]) -> Cue | None:
         """Return the cue of clips alone, without the network behind it."""
+        return cue_of(self._network, self._tensor(clips))
+
+    def grad_cam(self, clips: NDArray[np.uint8], *, index: int) -> tuple[BranchMaps, ...]:
+        """Return the branches' Grad-CAM of clips for a class, counted from 0."""
+        return grad_cam(self._network, self._tensor(clips), index=index)
+
+    def _tensor(self, clips: NDArray[np.uint8]) -> Tensor:
         import torch
 
-        return cue_of(self._network, torch.from_numpy(clips))
+        return torch.from_numpy(clips).to(self._device)
 
 
 class BundleLooker(Looker):
@@ -166,13 +191,13 @@ class BundleLooker(Looker):
         self._layers = {head.layer: last_layer(self._proto, head) for head in self._insides.heads}
         self._whole, self._part = self._session(self._names), None
 
-    def look(self, clips: NDArray[np.uint8]) -> Seen:
+    def look(self, clips: NDArray[np.uint8], *, cue: bool = True) -> Seen:
         """Look at clips, uint8 `[B, N, m, H, W, 3]`."""
         found = self._whole.run(self._names, self._feeds(clips))
         tensors = dict(zip(self._names, found, strict=True))
         branches = tuple(self._branch(head, tensors) for head in self._insides.heads)
-        cue = self._cue(tensors[self._insides.cue], len(clips)) if self._insides.cue else None
-        return Seen(scores=tensors[self._answer], branches=branches, cue=cue)
+        seen = self._cue(tensors[self._insides.cue], len(clips)) if self._insides.cue and cue else None
+        return Seen(scores=tensors[self._answer], branches=branches, cue=seen)
 
     def cue(self, clips: NDArray[np.uint8]) -> Cue | None:
         """Return the cue of clips alone, without the network behind it."""
@@ -191,6 +216,7 @@ class BundleLooker(Looker):
         return BranchSeen(
             name=head.branch,
             scores=tensors[head.scores],
+            features=features,
             segment_scores=features @ weight + bias if apart else None,
             timescale_weights=tensors[head.weights] if head.weights else None,
         )

@@ -153,6 +153,9 @@ def test_the_page_holds_everything_by_itself(explanation, tmp_path):
     wanted = softmax(branch.segment_scores[0])[:, [item.index for item in explanation.top]].T
     np.testing.assert_allclose(shown, (100 * wanted).ravel(), atol=0.51)
     assert all(f"{weight:.3f}</td>" in page for weight in branch.timescale_weights[0])
+    # Four segments: one vector of s = 1, two of s = 2.
+    first, *others = branch.timescale_weights[0]
+    assert f"s = 1: {100 * first:.1f} %, s = 2: {100 * sum(others):.1f} %" in page
 
 
 def test_the_command_writes_a_page_and_prints_the_numbers(checkpoint, video, tmp_path, capsys, monkeypatch):
@@ -166,6 +169,16 @@ def test_the_command_writes_a_page_and_prints_the_numbers(checkpoint, video, tmp
     assert document["segments"][1]["seconds"] == pytest.approx(document["segments"][1]["frames"][0] / 20)
     assert sum(document["branches"][0]["timescales"].values()) == pytest.approx(1, abs=1e-5)
     assert np.argmax(document["scores"]) == document["top"][0]["index"]
+
+
+def test_a_bundle_says_where_grad_cam_is_to_be_had(bundle, video, tmp_path, capsys):
+    page = tmp_path / "page.html"
+    assert main(["explain", str(bundle), str(video), "--out", str(page), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["grad_cam"] is None
+    assert "Grad-CAM needs gradients" in page.read_text(encoding="utf-8")
+    # A class that was asked for would not be seen: not in silence.
+    assert main(["explain", str(bundle), str(video), "--out", str(page), "--label", "still"]) == 1
+    assert "explain the checkpoint" in " ".join(capsys.readouterr().err.split())
 
 
 def test_videos_of_one_name_have_pages_of_their_own(tmp_path, monkeypatch):

@@ -100,7 +100,7 @@ def score_videos(
     bad: list[Refused] = []
     with progress() as bar:
         task = bar.add_task("evaluating", total=len(index.videos))
-        for record, views in _views(index, spec, options.threads or usable_cores()):
+        for record, views in read_views(index, spec, options.threads or usable_cores()):
             if isinstance(views, FlowlessError):
                 bad.append(Refused(path=record.path, reason=str(views)))
             else:
@@ -170,7 +170,7 @@ def _check_size(engine: Engine, name: str, spec: ClipSpec) -> None:
     )
 
 
-def _views(index: DatasetIndex, spec: ClipSpec, threads: int) -> Iterator[tuple[VideoRecord, ClipViews | FlowlessError]]:
+def read_views(index: DatasetIndex, spec: ClipSpec, threads: int) -> Iterator[tuple[VideoRecord, ClipViews | FlowlessError]]:
     """Yield each video's views, or why there are none, in order; a few videos ahead are decoded meanwhile."""
     # A video of many views has many frames, so fewer such videos wait.
     most = threads + max(1, threads // spec.views)
