@@ -12,6 +12,7 @@ import pytest
 import torch
 import tyro
 
+from flowless.bench import training_runs
 from flowless.bench.real import CONTESTANTS, Real, goals, main, opposite_pairs, planned, row, table
 from flowless.bench.real_page import hardest, readme_lines
 from flowless.bench.real_scores import ORDERS, SHUFFLE_SEED, Scored, opposite_answers, reversed_clips, score_orders, share, shuffled_clips
@@ -176,6 +177,7 @@ def test_the_command_line_says_the_recipe_and_never_names_the_test_videos(tmp_pa
         read = tyro.cli(TrainWords, args=command[5:], default=TrainWords(data=Path("x"), recipe=find_recipe(command[4])))
         assert (read.recipe, read.data, read.val_data, read.out) == (training.recipe, settings.train, None, training.folder)
         assert "b.jsonl" not in " ".join(command)
+        assert "--val-data" not in command
 
 
 def test_runs_of_other_videos_and_recipes_lie_apart(tmp_path: Path) -> None:
@@ -221,7 +223,10 @@ def small(shapes: Path, out: Path, *words: str) -> list[str]:
     return [*indexes, "--out", str(out), *size, "--seeds", "1", "--json", *words]
 
 
-def test_indexes_that_cannot_be_used_are_refused_before_training(tmp_path: Path, shapes: Path, train_index: DatasetIndex) -> None:
+def test_indexes_that_cannot_be_used_are_refused_before_training(
+    tmp_path: Path, shapes: Path, train_index: DatasetIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_runs, "train_all", lambda *_, **__: pytest.fail("training was begun"))
     out = tmp_path / "real.json"
     words = small(shapes, out)
     with pytest.raises(FlowlessError, match="no such index"):
