@@ -16,6 +16,7 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
     "peers": ("flowless.bench.peers:main", "beside the official PAN code, from your own clone of it"),
     "export": ("flowless.bench.export_time:main", "minutes from a checkpoint to a verified INT8 bundle, stage by stage"),
     "systems": ("flowless.bench.systems:main", "the four systems and their baselines trained alike: accuracy beside cost"),
+    "real": ("flowless.bench.real:main", "the same on real clips of people: tested on others, reversed and shuffled, opposite actions"),
     "reversal": ("flowless.bench.reversal:main", "does a model read time? Real videos, forwards and backwards"),
     "neighbours": ("flowless.bench.neighbours:main", "training, evaluation and each engine beside other programs, over a fair share"),
     "motion": ("flowless.bench.motion:main", "motion cues beside optical flow on the same frames: speed, operations, pictures"),

@@ -14,7 +14,8 @@ from flowless.bench.looking import Floats, Looker
 from flowless.console import progress
 from flowless.errors import FlowlessError
 from flowless.machine import usable_cores
-from flowless.pipeline.clip.spec import ClipSpec
+from flowless.pipeline.clip.spec import Average, ClipSpec
+from flowless.pipeline.clip.view_scores import average_views
 from flowless.pipeline.dataset.index import DatasetIndex, Refused, VideoRecord
 from flowless.train.evaluation.evaluate import read_views
 from flowless.train.loop.data import relabel

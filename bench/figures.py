@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from flowless.bench.motion_claims import quickest
 from flowless.bench.neighbours import readme_lines as neighbours_lines
+from flowless.bench.real_page import readme_lines as real_lines
 from flowless.bench.systems_page import readme_lines
 from flowless.errors import FlowlessError
 from flowless.files import whole_file
@@ -34,7 +36,8 @@ def render(results: Path) -> str:
             *_precisions(throughput, minutes),
             "",
             *_neighbours(results / "neighbours.json"),
-            *_systems(results / "systems.json"),
+            *_evidence(results / "systems.json", readme_lines, "Accuracy over cost"),
+            *_evidence(results / "real.json", real_lines, "What opposite actions are taken for"),
             *_motion(results),
             *_gpus(results),
         ]
@@ -101,13 +104,13 @@ def _neighbours(path: Path) -> list[str]:
     return [*neighbours_lines(json.loads(path.read_text(encoding="utf-8"))), ""] if path.is_file() else []
 
 
-def _systems(path: Path) -> list[str]:
-    """The systems side by side, where they have been measured."""
+def _evidence(path: Path, lines_of: Callable[[dict[str, Any]], list[str]], about: str) -> list[str]:
+    """A table of the systems side by side and its picture, where they have been measured."""
     if not path.is_file():
         return []
-    lines = [*readme_lines(json.loads(path.read_text(encoding="utf-8"))), ""]
+    lines = [*lines_of(json.loads(path.read_text(encoding="utf-8"))), ""]
     picture = path.with_suffix(".svg")
-    return [*lines, f"![Accuracy over cost](bench/results/{picture.name})", ""] if picture.is_file() else lines
+    return [*lines, f"![{about}](bench/results/{picture.name})", ""] if picture.is_file() else lines
 
 
 def _motion(results: Path) -> list[str]:

@@ -116,7 +116,7 @@ def measure(settings: Systems) -> dict[str, Any]:
     )
     work, runs = settings.out.with_suffix(""), planned(settings)
     if settings.so_far:
-        runs = [run for run in runs if run.kept(race, work)]
+        runs = [run for run in runs if run.training(race, work).kept()]
         if not runs:
             raise FlowlessError(f"bench systems: nothing is trained yet in {race.home(work)}. Leave --so-far out, and it is.")
     shapes = {own: videos(own, work) for own in {race.of(run.system) for run in runs}}

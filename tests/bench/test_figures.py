@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flowless.bench.figures import BEGIN, END, ROOT, _gpus, _motion, _precisions, render, replaced
+from flowless.bench.figures import BEGIN, END, ROOT, _evidence, _gpus, _motion, _precisions, render, replaced
 from flowless.errors import FlowlessError
 
 
@@ -68,6 +68,19 @@ def test_motion_is_told_where_it_was_measured(tmp_path: Path) -> None:
     ]
     (tmp_path / "motion.jpg").write_bytes(b"x")
     assert _motion(tmp_path)[-2] == "![Each cue beside optical flow, on real gestures](bench/results/motion.jpg)"
+
+
+def test_a_table_and_its_picture_are_shown_where_they_are_there(tmp_path: Path) -> None:
+    path = tmp_path / "real.json"
+
+    def lines_of(document: dict[str, str]) -> list[str]:
+        return [document["system"]]
+
+    assert _evidence(path, lines_of, "Opposite actions") == []
+    path.write_text('{"system": "tsn"}', encoding="utf-8")
+    assert _evidence(path, lines_of, "Opposite actions") == ["tsn", ""]
+    path.with_suffix(".svg").write_text("<svg/>", encoding="utf-8")
+    assert _evidence(path, lines_of, "Opposite actions") == ["tsn", "", "![Opposite actions](bench/results/real.svg)", ""]
 
 
 def test_a_gpus_speeds_of_right_scores_alone(tmp_path: Path) -> None:

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import tyro
 
-from flowless.bench import systems_runs
+from flowless.bench import systems_runs, training_runs
 from flowless.bench.contestants import SYSTEMS, System
 from flowless.bench.environment import quick_precision
 from flowless.bench.systems import Systems, _goals, _row, main, planned, table
 from flowless.bench.systems_page import COLOURS, accuracy_over_cost, readme_lines
 from flowless.bench.systems_pairs import by_pair
-from flowless.bench.systems_runs import Race, Run, _words
+from flowless.bench.systems_runs import Race, Run
+from flowless.bench.training_runs import Training
 from flowless.errors import FlowlessError
 from flowless.train.commands.train import TrainWords
 from flowless.train.recipes import find_recipe
@@ -83,7 +84,7 @@ def test_the_command_line_says_the_recipe() -> None:
     for system in SYSTEMS:
         run = Run(system, 2)
         wanted = run.recipe(RACE)
-        command = systems_runs._command(run, wanted, ["--resume"], race=RACE, work=Path("work"))
+        command = run.training(RACE, Path("work")).command("--resume")
         train, recipe = command[3:5]
         assert (train, recipe) == ("train", f"{system.model}/moving-shapes")
         read = tyro.cli(TrainWords, args=command[5:], default=TrainWords(data=Path("x"), recipe=find_recipe(recipe)))
@@ -93,10 +94,10 @@ def test_the_command_line_says_the_recipe() -> None:
         assert (read.out, read.resume) == (home / "3-epochs-fp32" / run.name, True)
 
 
-def test_words_of_every_kind() -> None:
-    assert _words("partial_bn", True) == ["--partial-bn"]
-    assert _words("partial_bn", False) == ["--no-partial-bn"]
-    assert _words("steps", [3, 5]) == ["--steps", "3", "5"]
+def test_options_of_every_kind() -> None:
+    assert training_runs.option("partial_bn", True) == ["--partial-bn"]
+    assert training_runs.option("partial_bn", False) == ["--no-partial-bn"]
+    assert training_runs.option("steps", [3, 5]) == ["--steps", "3", "5"]
 
 
 @pytest.mark.parametrize(
@@ -183,7 +184,7 @@ def test_a_folder_that_is_trained_in_is_left_alone(tmp_path: Path) -> None:
     run = Run(named("tsn"), 0)
     folder = run.folder(RACE, tmp_path)
     folder.parent.mkdir(parents=True)
-    with systems_runs._alone(folder), pytest.raises(FlowlessError, match="another process trains"):
+    with training_runs._alone(folder), pytest.raises(FlowlessError, match="another process trains"):
         systems_runs.train_all([run], RACE, work=tmp_path)
 
 
@@ -226,8 +227,8 @@ def test_a_failed_training_stops_the_others(tmp_path: Path, monkeypatch: pytest.
     unstopped = tmp_path / "unstopped"
     long = [sys.executable, "-c", f"import pathlib, time; time.sleep(60); pathlib.Path({str(unstopped)!r}).touch()"]
     runs = [Run(named("tsm"), 0), Run(named("tsn"), 0)]
-    commands = {runs[0]: long, runs[1]: [sys.executable, "-c", "raise SystemExit('a bad day')"]}
-    monkeypatch.setattr(systems_runs, "_command", lambda run, *_, **__: commands[run])
+    commands = {runs[0].name: long, runs[1].name: [sys.executable, "-c", "raise SystemExit('a bad day')"]}
+    monkeypatch.setattr(Training, "command", lambda training, *_: commands[training.name])
     # The one that failed is told, and not the other, which comes first and was stopped for its sake.
     with pytest.raises(FlowlessError, match="training tsn-0 ended with 1: a bad day"):
         systems_runs.train_all(runs, replace(RACE, jobs=2), work=tmp_path)

@@ -106,6 +106,7 @@ def must_not_run(*_: object, **__: object) -> None:
         ("bench.evaluate_command:main", "bench.evaluate:evaluate", ["bundle", "--data", "a.jsonl", "--plot"]),
         ("bench.neighbours:main", "bench.neighbours:measure", ["--out"]),
         ("bench.systems:main", "bench.systems:measure", ["--out"]),
+        ("bench.real:main", "bench.real:measure", ["a.jsonl", "b.jsonl", "--out"]),
         ("bench.throughput:main", "bench.throughput:measure", ["--out"]),
         ("bench.export_time:main", "bench.export_time:measure", ["--out"]),
         ("bench.motion:main", "bench.motion:usable_cores", ["--out"]),

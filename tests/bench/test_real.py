@@ -1,0 +1,273 @@
+"""`flowless bench real`: alike for all, frames reversed and shuffled exactly, opposite actions counted, the test set kept apart."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import tyro
+
+from flowless.bench import training_runs
+from flowless.bench.real import CONTESTANTS, Real, goals, main, opposite_pairs, planned, row, table
+from flowless.bench.real_page import hardest, readme_lines
+from flowless.bench.real_scores import ORDERS, SHUFFLE_SEED, Scored, opposite_answers, reversed_clips, score_orders, share, shuffled_clips
+from flowless.bench.systems_page import COLOURS
+from flowless.errors import FlowlessError
+from flowless.pipeline.clip.preprocess import load_record
+from flowless.pipeline.clip.spec import ClipSpec
+from flowless.pipeline.dataset.index import DatasetIndex
+from flowless.train.checkpoints import save_checkpoint
+from flowless.train.commands.train import TrainWords
+from flowless.train.models import build_model
+from flowless.train.recipes import find_recipe
+
+NAMES = ("jump", "left", "right")
+PAIR = (("left", "right"),)
+
+
+def numbered(batch: int, segments: int, frames: int) -> np.ndarray:
+    """Return clips whose every pixel is its frame's number in the clip, from 0, plus 100 times the clip's."""
+    numbers = np.arange(segments * frames).reshape(segments, frames) + 100 * np.arange(batch)[:, None, None]
+    return np.broadcast_to(numbers[..., None, None, None], (batch, segments, frames, 2, 3, 3)).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("segments", "frames"), [(8, 1), (3, 4), (1, 5)])
+def test_all_frames_of_a_clip_are_reversed(segments: int, frames: int) -> None:
+    clips = numbered(2, segments, frames)
+    for before, after in zip(clips, reversed_clips(clips), strict=True):
+        assert after.shape == before.shape
+        assert after[..., 0, 0, 0].ravel().tolist() == before[..., 0, 0, 0].ravel().tolist()[::-1]
+
+
+def test_frames_are_shuffled_over_the_borders_of_segments_by_a_fixed_seed() -> None:
+    clips = numbered(2, 4, 3)
+    shuffled = shuffled_clips(clips, np.random.default_rng(SHUFFLE_SEED))
+    rng = np.random.default_rng(SHUFFLE_SEED)
+    orders = [rng.permutation(12).tolist() for _ in range(2)]
+    assert orders[0] != orders[1]
+    for number, order in enumerate(orders):
+        assert shuffled[number, ..., 1, 2, 2].ravel().tolist() == [100 * number + place for place in order]
+    assert any(set(stack) != set(range(stack.min(), stack.min() + 3)) for stack in shuffled[0, ..., 0, 0, 0]), "whole segments moved"
+
+
+def made(path: Path, name: str, *, frames: int, labels: tuple[str, ...]) -> Path:
+    """Write the checkpoint of an untrained model."""
+    torch.manual_seed(3)
+    spec = ClipSpec(segments=4, frames_per_segment=frames, height=32, width=32, short_side=32)
+    model = build_model(name, classes=len(labels), spec=spec, width=0.25)
+    recipe = find_recipe(f"{name}/tiny").to_dict()
+    save_checkpoint(path, model, model_name=name, recipe=recipe, spec=spec, labels=labels, metrics={})
+    return path
+
+
+def test_every_order_scores_the_frames_that_the_sampling_took(tmp_path: Path, val_index: DatasetIndex) -> None:
+    cases = (("tsm-r18", 1), ("pan-lite-r18", 2), ("tsn-r18", 1))
+    paths = [made(tmp_path / f"{name}.safetensors", name, frames=frames, labels=val_index.labels) for name, frames in cases]
+    found, bad = score_orders(paths, val_index)
+    assert bad == 0
+    from flowless.train.checkpoints import load_checkpoint
+
+    for path, run in zip(paths, found, strict=True):
+        model = load_checkpoint(path).model.eval()
+        clips = np.concatenate([load_record(val_index, record, model.spec) for record in val_index.videos])
+        assert run.clip == model.spec.shape[:2]
+        assert run.labels.tolist() == [record.label for record in val_index.videos]
+        rng = np.random.default_rng(SHUFFLE_SEED)
+        frames = clips.reshape(len(clips), -1, *clips.shape[3:])
+        wanted = {
+            "forwards": frames,
+            "reversed": frames[:, ::-1],
+            "shuffled": np.stack([clip[rng.permutation(len(clip))] for clip in frames]),
+        }
+        for order in ORDERS:
+            with torch.inference_mode():
+                scores = model(torch.from_numpy(wanted[order].reshape(clips.shape).copy())).numpy()
+            np.testing.assert_allclose(run.scores[order], scores, rtol=1e-4, atol=1e-5)
+    blind = found[2].scores
+    for order in ORDERS[1:]:
+        np.testing.assert_allclose(blind[order], blind["forwards"], rtol=1e-4, atol=1e-5)
+        assert not np.allclose(found[0].scores[order], found[0].scores["forwards"], atol=1e-4)
+
+
+def scored(forwards: list[int], reverse: list[int] | None = None) -> Scored:
+    """Return a run that answers so on two clips of each of jump, left, right."""
+    answers = {"forwards": forwards, "reversed": reverse or forwards, "shuffled": [0] * 6}
+    scores = {order: np.eye(3, dtype=np.float32)[given] for order, given in answers.items()}
+    return Scored(scores=scores, labels=np.array([0, 0, 1, 1, 2, 2]), names=NAMES, clip=(8, 1))
+
+
+def test_opposite_actions_are_counted() -> None:
+    runs = [scored([0, 1, 1, 2, 2, 2]), scored([0, 0, 0, 2, 1, 2])]
+    answers = opposite_answers(runs, PAIR)
+    assert answers == {"left": {"right": 1, "opposite": 2, "other": 1}, "right": {"right": 3, "opposite": 1, "other": 0}}
+    assert (share(answers, "right"), share(answers, "opposite")) == (0.5, 0.375)
+    assert share(opposite_answers(runs, ()), "right") is None
+
+
+def test_a_row_is_of_all_seeds_and_the_last_epoch() -> None:
+    runs = {0: scored([0, 1, 1, 2, 2, 2], [0, 0, 2, 2, 1, 1]), 1: scored([0, 0, 0, 2, 1, 2], [0, 0, 2, 2, 1, 1])}
+    history = [{"train_top1": 0.1}, {"train_top1": 0.9}]
+    results = {("tsm", seed): {"history": history, "seconds": 2.0} for seed in runs}
+    found = row("tsm", runs, results, pairs=PAIR)
+    assert (found["seeds"], found["top1"], found["spread"]) == ([0.6667, 0.5], 0.5833, 0.1179)
+    assert (found["mean_class"], found["reversed_top1"], found["shuffled_top1"]) == (0.5833, 0.3333, 0.3333)
+    assert (found["opposite_top1"], found["reversed_as_opposite"], found["train_top1"]) == (0.5, 1.0, 0.9)
+    assert found["per_class"] == {"jump": 0.75, "left": 0.25, "right": 0.75}
+    assert hardest(found, count=1) == "left 25 %"
+
+
+def rows() -> list[dict[str, Any]]:
+    """Return rows as measured: TSN blind, TSM seeing, STM hardly."""
+    same = {"spread": None, "mean_class": 0.5, "train_top1": 1.0, "seeds": [0.6], "shuffled_top1": 0.2}
+    figures = (("tsn", 0.6, 0.5, 0.6), ("tsm", 0.8, 0.7, 0.3), ("stm", 0.7, 0.6, 0.65))
+    return [{**same, "system": name, "top1": a, "opposite_top1": b, "reversed_top1": c} for name, a, b, c in figures]
+
+
+def test_goals_are_the_best_system_the_lead_on_opposites_and_the_fall() -> None:
+    found = {goal["goal"]: goal["met"] for goal in goals(rows())}
+    assert found == {
+        "the best system, tsm: top-1": True,
+        "tsn: top-1 lost on reversed clips": True,
+        "tsm: top-1 over tsn's on opposite actions": True,
+        "tsm: top-1 lost on reversed clips": True,
+        "tsm: top-1 lost on shuffled clips": True,
+        "stm: top-1 over tsn's on opposite actions": False,
+        "stm: top-1 lost on reversed clips": False,
+        "stm: top-1 lost on shuffled clips": True,
+    }
+    assert len(goals(rows()[1:])) == 5, "without TSN there is no lead over it"
+
+
+def test_tables_name_every_figure() -> None:
+    settings = {"labels": 27, "train": {"videos": 431}, "test": {"videos": 430}, "recipe": {"size": 48, "epochs": 30}}
+    document = {"settings": settings, "systems": [*rows(), {**rows()[1], "seeds": [0.7, 0.9], "spread": 0.1414, "opposite_top1": None}]}
+    assert table(document).row_count == 4
+    *_, stm, tsm = readme_lines(document)
+    assert stm == "| stm | 70.0 (1 seed) | 50.0 | 60.0 | 65.0 | 20.0 |"
+    assert tsm == "| tsm | 80.0 ± 14.1 | 50.0 |  | 30.0 | 20.0 |"
+    assert set(CONTESTANTS) <= set(COLOURS)
+
+
+def test_every_system_is_trained_alike() -> None:
+    settings = Real(train=Path("a.jsonl"), test=Path("b.jsonl"), epochs=3, frames_per_segment=3, lr=0.01)
+    recipes = {name: settings.recipe(name, seed=1, precision="fp32").to_dict() for name in CONTESTANTS}
+    for recipe in recipes.values():
+        differs = {name for name, value in recipe.items() if value != recipes["tsn"][name]}
+        assert differs <= {"name", "model", "frames_per_segment"}
+    assert (recipes["tsn"]["epochs"], recipes["tsn"]["seed"], recipes["tsn"]["width"], recipes["tsn"]["flip"]) == (3, 1, 0.25, False)
+    assert {name: recipe["frames_per_segment"] for name, recipe in recipes.items()} == {
+        **dict.fromkeys(("tsn", "tsm", "stm"), 1),
+        **dict.fromkeys(("pan-lite", "pan-full", "da-tsm"), 3),
+    }
+    assert settings.recipe("tsn", seed=0, precision="fp32").rate_at(0.9) == pytest.approx(0.01), "one cycle reaches lr itself"
+
+
+def test_the_command_line_says_the_recipe_and_never_names_the_test_videos(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("index")
+    settings = Real(train=tmp_path / "a.jsonl", test=tmp_path / "b.jsonl", out=tmp_path / "real.json", seeds=2)
+    trainings = planned(settings, precision="fp32")
+    assert list(trainings)[: len(CONTESTANTS) + 1] == [*((name, 0) for name in CONTESTANTS), ("tsn", 1)]
+    for training in trainings.values():
+        command = training.command("--resume")
+        read = tyro.cli(TrainWords, args=command[5:], default=TrainWords(data=Path("x"), recipe=find_recipe(command[4])))
+        assert (read.recipe, read.data, read.val_data, read.out) == (training.recipe, settings.train, None, training.folder)
+        assert "b.jsonl" not in " ".join(command)
+        assert "--val-data" not in command
+
+
+def test_runs_of_other_videos_and_recipes_lie_apart(tmp_path: Path) -> None:
+    index = tmp_path / "a.jsonl"
+    settings = Real(train=index, test=index, out=tmp_path / "real.json")
+    folders = set()
+    for text, changes in (("one", {}), ("other", {}), ("one", {"epochs": 2}), ("one", {"frames_per_segment": 3}), ("one", {"size": 40})):
+        index.write_text(text)
+        folders.add(planned(replace(settings, **changes), precision="fp32")["pan-lite", 0].folder)
+    assert len(folders) == 5
+
+
+def test_pairs_are_found_given_or_refused() -> None:
+    labels = ("swipe_left", "swipe_right", "sit_to_stand", "on/off", "off")
+    assert opposite_pairs(None, labels) == (("swipe_left", "swipe_right"),)
+    assert opposite_pairs((), labels) == ()
+    assert opposite_pairs(("on/off/off", "sit_to_stand/swipe_left"), labels) == (("on/off", "off"), ("sit_to_stand", "swipe_left"))
+    with pytest.raises(FlowlessError, match=r"'swipe_left' is not LABEL/LABEL.*swipe_right.*'off/off' is not.*'off/on' is not"):
+        opposite_pairs(("swipe_left", "off/off", "off/on"), labels)
+    with pytest.raises(FlowlessError, match="'off' is in more than one pair"):
+        opposite_pairs(("off/swipe_left", "swipe_right/off"), labels)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"systems": ("tsn", "slowfast")}, "'slowfast'.*tsn.*stm"),
+        ({"systems": ()}, "no system"),
+        ({"seeds": 0, "jobs": -1}, "seeds is 0.*jobs is -1"),
+        ({"frames_per_segment": 1}, "frames_per_segment is 1"),
+        ({"out": Path("page.html")}, "page.html; it must end in .json"),
+    ],
+)
+def test_settings_that_cannot_be_run_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(FlowlessError, match=message):
+        Real(train=Path("a"), test=Path("b"), **fields)
+
+
+def small(shapes: Path, out: Path, *words: str) -> list[str]:
+    """Return the words of a tiny run."""
+    indexes = [str(shapes / "train.index.jsonl"), str(shapes / "val.index.jsonl")]
+    size = ("--size", "32", "--short-side", "32", "--segments", "2", "--frames-per-segment", "2", "--batch-size", "8", "--epochs", "1")
+    return [*indexes, "--out", str(out), *size, "--seeds", "1", "--json", *words]
+
+
+def test_indexes_that_cannot_be_used_are_refused_before_training(
+    tmp_path: Path, shapes: Path, train_index: DatasetIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_runs, "train_all", lambda *_, **__: pytest.fail("training was begun"))
+    out = tmp_path / "real.json"
+    words = small(shapes, out)
+    with pytest.raises(FlowlessError, match="no such index"):
+        main([*words, str(tmp_path / "none.jsonl")][-1:] + words[1:])
+    with pytest.raises(FlowlessError, match="24 videos are in the training and in the test index"):
+        main([words[0], words[0], *words[2:]])
+    other = replace(train_index, labels=("new", *train_index.labels[1:]))
+    other.save(tmp_path / "other.jsonl")
+    with pytest.raises(FlowlessError, match=r"labels that the model was not trained on: 'new'"):
+        main([words[0], str(tmp_path / "other.jsonl"), *words[2:]])
+    with pytest.raises(FlowlessError, match="fewer than batch_size, 25"):
+        main([*words, "--batch-size", "25"])
+    with pytest.raises(FlowlessError, match="nothing is trained yet"):
+        main([*words, "--so-far"])
+    assert not out.with_suffix("").exists()
+
+
+@pytest.mark.slow
+def test_trained_tested_and_never_twice(tmp_path: Path, shapes: Path) -> None:
+    out = tmp_path / "real.json"
+    words = small(shapes, out, "--opposites", "right/left", "--jobs", "1", "--systems", "tsn")
+    main(words)
+    document = json.loads(out.read_text(encoding="utf-8"))
+    (kept,) = (tmp_path / "real").glob("*/tsn-0/last.safetensors")
+    written = kept.stat().st_mtime_ns
+    (tsn,) = document["systems"]
+    assert tsn["reversed_top1"] == tsn["top1"] == tsn["seeds"][0]
+    assert sum(sum(counts.values()) for counts in tsn["opposites"].values()) == 2
+    assert document["settings"]["test"] == {"index": "val.index.jsonl", "videos": 12, "unreadable": 0}
+    run = json.loads((kept.parent / "run.json").read_text(encoding="utf-8"))
+    assert run["validation_videos"] == 0, "the test videos are not seen in training"
+    main([*words[:-1], "tsn", "pan-lite"])
+    document = json.loads(out.read_text(encoding="utf-8"))
+    assert [(one["system"], one["clip"]) for one in document["systems"]] == [("tsn", [2, 1]), ("pan-lite", [2, 2])]
+    assert kept.stat().st_mtime_ns == written
+    page = out.with_suffix(".html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert "src=" not in page
+    assert out.with_suffix(".svg").read_text(encoding="utf-8") in page
+    # What is not trained yet is left out of what is so far; without opposites the plot is that of the orders.
+    main([*words[:-1], "tsn", "stm", "--opposites", "--so-far"])
+    document = json.loads(out.read_text(encoding="utf-8"))
+    assert [(one["system"], one["opposite_top1"]) for one in document["systems"]] == [("tsn", None)]
+    assert "shuffled" in out.with_suffix(".svg").read_text(encoding="utf-8")
