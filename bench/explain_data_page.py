@@ -11,7 +11,7 @@ from flowless import __version__
 from flowless.bench import pages
 from flowless.bench.explain_data_set import DataSetExplanation, timescales_by_class
 from flowless.bench.feature_map import LEAST_VIDEOS, NEIGHBOURS
-from flowless.train import metrics
+from flowless.train.evaluation import metrics
 
 #: Classes up to which all are shown at once; of more the first and the last half as many, and all on a click.
 _OPEN_CLASSES = 40

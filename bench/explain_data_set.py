@@ -16,7 +16,7 @@ from flowless.bench.looking import Looker
 from flowless.console import progress
 from flowless.errors import FlowlessError
 from flowless.pipeline.dataset.index import DatasetIndex, Refused
-from flowless.train import metrics
+from flowless.train.evaluation import metrics
 
 #: Seed of the sample and of the maps.
 SEED = 0

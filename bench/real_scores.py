@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from flowless.errors import FlowlessError
 from flowless.pipeline.dataset.index import DatasetIndex
-from flowless.train import metrics
 from flowless.train.checkpoints import load_checkpoint
+from flowless.train.evaluation import metrics
 from flowless.train.evaluation.evaluate import score_videos
 from flowless.train.evaluation.evaluation import EvaluationOptions
 from flowless.train.loop.data import relabel
