@@ -11,7 +11,9 @@ from typing import Any
 from flowless.bench import training_runs
 from flowless.bench.contestants import System
 from flowless.bench.training_runs import Training
-from flowless.pipeline.synthetic.moving_shapes import MARK, ShapesOptions, generate
+from flowless.errors import FlowlessError
+from flowless.pipeline.dataset.index import DatasetIndex
+from flowless.pipeline.synthetic.moving_shapes import MARK, SPLITS, ShapesOptions, generate
 from flowless.train.recipes import Recipe, find_recipe
 
 
@@ -73,10 +75,21 @@ class Run:
 def videos(race: Race, work: Path) -> Path:
     """Generate the videos, unless they are there already; return their folder."""
     folder = race.home(work) / "videos"
-    mark = folder / MARK
-    if not (mark.is_file() and json.loads(mark.read_text(encoding="utf-8"))["options"] == asdict(race.shapes)):
+    if not _are_there(folder, race.shapes):
         generate(folder, options=race.shapes)
     return folder
+
+
+def _are_there(folder: Path, options: ShapesOptions) -> bool:
+    mark = folder / MARK
+    if not (mark.is_file() and json.loads(mark.read_text(encoding="utf-8"))["options"] == asdict(options)):
+        return False
+    try:
+        for split in SPLITS:
+            DatasetIndex.load(folder / f"{split}.index.jsonl")
+    except FlowlessError:  # an earlier version's index
+        return False
+    return True
 
 
 def train_all(runs: Iterable[Run], race: Race, *, work: Path) -> dict[Run, dict[str, Any]]:
