@@ -29,9 +29,9 @@ class ExplainWords:
     """Show what a model saw in a video: its own motion cue over the frames, and what it made of it.
 
     The cue is Persistence of Appearance (pan-...), the displacement map (disentangling-...), dynamic appearance (da-...) or
-    channel-wise motion (stm-...); TSN, TSM and PAN's RGB branch see single frames and have none. The page also shows every
-    segment's own scores, every branch's, and VAP's weights of the timescales. The film lays the cue beside every frame of the
-    whole video.
+    channel-wise motion (stm-...). TSN, TSM and PAN's RGB branch see single frames and have none; nor have disentangling-... without
+    displacement maps and da-... with another da_input. The page also shows every segment's own scores, every branch's, and VAP's
+    weights of the timescales. The film lays the cue beside every frame of the whole video.
 
     A checkpoint runs in PyTorch; of a bundle the float32 graph runs in ONNX Runtime, with the same numbers.
     """
@@ -76,7 +76,7 @@ def main(words: Sequence[str]) -> int:
     if explanation.info.gaps:
         log.print(f"flowless: {ask.video}: {explanation.info.gaps}.", style="yellow", markup=False, soft_wrap=True)
     if explanation.cue is None:
-        log.print(f"{explanation.model} has no motion cue: it sees single frames. Scores alone are shown.", markup=False, soft_wrap=True)
+        log.print(f"{explanation.model}: this model has no motion cue. Scores alone are shown.", markup=False, soft_wrap=True)
     emit({**explanation.to_dict(), "out": str(out)}, _table(explanation), escape(f"{form}: {out}"), as_json=ask.json)
     return 0
 
