@@ -60,7 +60,7 @@ def test_as_a_graph(tmp_path: Path, told_alike, name: str, options: dict[str, An
     )
     for batch in (1, 3):
         clips = torch.randint(0, 256, (batch, *model.spec.shape), dtype=torch.uint8).numpy()
-        found = dict(zip(names, session.run(names, {"clip": clips}), strict=True))
+        found: dict[str, Any] = dict(zip(names, session.run(names, {"clip": clips}), strict=True))
         seen = looker.look(clips)
         assert seen.scores.std() > 0.01
         theirs = Seen(

@@ -142,9 +142,13 @@ def scores(
         segments = x.reshape(-1, m, *x.shape[1:])
         return [part.reshape(-1, *x.shape[1:]) for part in (segments[:, :-1], segments[:, 1:])]
 
+    def measured():
+        before, after = pairs(first(frames, "low", stride))
+        return displacement(before, after, window, temperature)
+
     def moved(like):
         """The displacement maps of conv1's features, in cells of `like`."""
-        maps = displacement(*pairs(first(frames, "low", stride)), window, temperature)
+        maps = measured()
         (rows, columns), (height, width) = maps.shape[2:], like.shape[2:]
         return plain.bilinear(maps, height, width) * np.array([height / rows, width / columns])[:, None, None]
 
@@ -155,8 +159,7 @@ def scores(
             continue
         colours = changed.endswith("rgb")
         if name == "motion":
-            low = first(frames, "low", stride)
-            seen, step = displacement(*pairs(low), window, temperature), 3 - stride
+            seen, step = measured(), 3 - stride
         else:
             before, after = pairs(frames if colours else first(frames, "low", stride))
             seen, step = after - (warp(before, moved(before)) if changed.startswith("warped") else before), 2 if colours else 3 - stride

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,7 +84,8 @@ def test_branches_alone_start_from_them(tmp_path):
     torch.save(weights, tmp_path / "bn.pth")
     make = partial(build_model, "disentangling-bninception", classes=5, spec=SPEC, pretrained_path=tmp_path / "bn.pth")
     first = published_network(tmp_path / "bn.pth", spec=SPEC).conv1.state_dict()
-    for options in ({"branches": "changes", "changes_input": "rgb"}, {"branches": "motion+changes", "changes_input": "warped-rgb"}):
+    variants: list[Any] = [{"branches": "changes", "changes_input": "rgb"}, {"branches": "motion+changes", "changes_input": "warped-rgb"}]
+    for options in variants:
         state = make(**options).state_dict()
         # Differences of frames have a frame's colours: the published layer as it is.
         assert all(torch.equal(state[f"changes.network.conv1.{name}"], value) for name, value in first.items())

@@ -180,8 +180,9 @@ def test_checkpoints(tmp_path, options):
 
 
 def test_checkpoints_of_before_the_options(tmp_path):
-    model = make()
-    model.config = {name: value for name, value in model.config.items() if name not in {"branches", "changes_input"}}
+    new = {"branches": "all", "changes_input": "warped-features"}
+    model = make(**new)
+    model.config = {name: value for name, value in model.config.items() if name not in new}
     path = save_checkpoint(tmp_path / "m.safetensors", model, model_name=NAME, recipe={}, spec=SPEC, labels=list("abcde"), metrics={})
     with torch.inference_mode():
         assert torch.equal(load_checkpoint(path).model(clips()), model(clips()))

@@ -251,12 +251,13 @@ def test_what_cannot_be_built():
     for frames, subspace in ((4, 3), (3, 2), (1, 1)):
         with pytest.raises(FlowlessError, match=f"da_subspace is {subspace} for segments of {frames}"):
             make("da-tsm-r18", spec=replace(SPEC, frames_per_segment=frames), da_subspace=subspace)
-    for options, message in (
+    refused: list[tuple[Any, str]] = [
         ({"da_kernel": 8}, "da_kernel is 8; it must be odd"),
         ({"da_kernel": 33}, "da_kernel is 33; it must be a whole number from 1 to 31"),
         ({"da_stride": 0}, "da_stride is 0"),
         ({"da_mlp": 8}, "da_mlp is 8; it must be a whole number from 1 to 7"),
-    ):
+    ]
+    for options, message in refused:
         with pytest.raises(FlowlessError, match=message):
             make("da-tsm-r18", **options)
     with pytest.raises(FlowlessError, match="no ImageNet weights for X3D"):

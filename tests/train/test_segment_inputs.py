@@ -48,7 +48,7 @@ def rank_pooled(frames):
     """Sum over all pairs of frames q > t of V_q - V_t, V the running means: `[K, T, ...]` to `[K, ...]`."""
     count = frames.shape[1]
     means = [frames[:, : t + 1].mean(1) for t in range(count)]
-    return sum(means[q] - means[t] for q in range(count) for t in range(q))
+    return np.sum([means[q] - means[t] for q in range(count) for t in range(q)], axis=0)
 
 
 @pytest.mark.parametrize("frames", [2, 3, 6, 16])
@@ -151,8 +151,9 @@ def test_checkpoints_keep_the_options(tmp_path, options):
 
 
 def test_checkpoints_of_before_the_options(tmp_path):
-    model = make()
-    new = ("da_input", "da_mlp", "da_kernel", "da_stride", "da_channels")
+    """What they were: the paper's choice of everything."""
+    new = {"da_input": "dynamic-appearance", "da_mlp": 7, "da_kernel": 9, "da_stride": 8, "da_channels": 24}
+    model = make(**new)
     model.config = {name: value for name, value in model.config.items() if name not in new}
     path = save_checkpoint(
         tmp_path / "m.safetensors", model, model_name="da-tsm-r18", recipe={}, spec=SPEC, labels=list("abcde"), metrics={}
