@@ -88,7 +88,8 @@ def channelwise_motion_cue(differences: NDArray[np.float32]) -> Cue:
 def cue_of(model: Recognizer, clip: Tensor) -> Cue | None:
     """Ask a model for its own motion cue.
 
-    A model of several branches gives the PA branch's. TSN, TSM and PAN's RGB branch see single frames and have none.
+    A model of several branches gives the PA branch's. TSN, TSM and PAN's RGB branch see single frames and have none; nor have
+    Disentangling without displacement maps, and Dynamic Appearance's models with another input.
 
     Args:
         model: Any model, in evaluation mode.
@@ -107,7 +108,7 @@ def cue_of(model: Recognizer, clip: Tensor) -> Cue | None:
     with torch.inference_mode():
         if isinstance(model, MotionRecognizer | FusedRecognizer):
             return persistence_cue(_array(model.motion(clip)))
-        if isinstance(model, DisentanglingRecognizer):
+        if isinstance(model, DisentanglingRecognizer) and model.has_displacement:
             return displacement_cue(_array(model.displacement(clip)))
         if isinstance(model, AppearanceRecognizer):
             return appearance_cue(_array(model.appearance(clip)))

@@ -34,9 +34,10 @@ class ExplainWords:
     """Show what a model saw in a video, or what it makes of a whole data set (--data).
 
     Of a video: its own motion cue over the frames, and what it made of it. The cue is Persistence of Appearance (pan-...), the
-    displacement map (disentangling-...), dynamic appearance (da-...) or channel-wise motion (stm-...); TSN, TSM and PAN's RGB branch
-    see single frames and have none. Beside it Grad-CAM (of a checkpoint: it needs gradients), every segment's own scores, every
-    branch's, and VAP's weights of the timescales. The film lays the cue beside every frame of the whole video.
+    displacement map (disentangling-...), dynamic appearance (da-...) or channel-wise motion (stm-...). TSN, TSM and PAN's RGB branch
+    see single frames and have none; nor have disentangling-... without displacement maps and da-... with another da_input. Beside it
+    Grad-CAM (of a checkpoint: it needs gradients), every segment's own scores, every branch's, and VAP's weights of the timescales.
+    The film lays the cue beside every frame of the whole video.
 
     Of a data set: each class's accuracy and, with --against, its gain over another model; a map of the videos by their features
     (t-SNE); VAP's weights, class by class.
@@ -115,7 +116,7 @@ def _explain_video(ask: ExplainWords, video: Path, out: Path) -> int:
     if explanation.info.gaps:
         log.print(f"flowless: {video}: {explanation.info.gaps}.", style="yellow", markup=False, soft_wrap=True)
     if explanation.cue is None:
-        log.print(f"{explanation.model} has no motion cue: it sees single frames. Scores alone are shown.", markup=False, soft_wrap=True)
+        log.print(f"{explanation.model}: this model has no motion cue. Scores alone are shown.", markup=False, soft_wrap=True)
     emit({**explanation.to_dict(), "out": str(out)}, _table(explanation), escape(f"{form}: {out}"), as_json=ask.json)
     return 0
 

@@ -207,14 +207,17 @@ def cue_of_model(model: Recognizer, *, spec: ClipSpec) -> tuple[str, nn.Module]:
     """
     if isinstance(model, MotionRecognizer | FusedRecognizer):
         return "PA", CueOf(_for_clips(model.branches["pa"] if isinstance(model, FusedRecognizer) else model, spec))
-    if isinstance(model, DisentanglingRecognizer):
+    if isinstance(model, DisentanglingRecognizer) and model.has_displacement:
         stages = Features(model.low, spec=spec), DisplacementOfFeatures(model.measure, spec=spec)
         return "displacement map", nn.Sequential(*stages)
     if isinstance(model, AppearanceRecognizer):
         return "dynamic appearance", CueOf(_for_clips(model, replace(spec, frames_per_segment=model.projection.frames)), "appearance")
     if any(isinstance(module, ChannelwiseMotion) for module in model.modules()):
         return "CMM", nn.Sequential(*_stm_stages(model, spec=spec))
-    raise FlowlessError("the model has no motion cue. Give a checkpoint of PAN, STM, Dynamic Appearance or Disentangling.")
+    raise FlowlessError(
+        "the model has no motion cue. Give a checkpoint of PAN, of STM, of Dynamic Appearance with da_input dynamic-appearance, or of "
+        "Disentangling with motion or warped changes."
+    )
 
 
 def _for_clips(model: nn.Module, spec: ClipSpec) -> nn.Module:

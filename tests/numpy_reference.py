@@ -250,10 +250,11 @@ def bilinear(x, height, width):
     return np.einsum("yi,kcij,xj->kcyx", weights(height, x.shape[2]), x, weights(width, x.shape[3]))
 
 
-def temporal_projection(x, state, subspace):
+def temporal_projection(x, state, subspace, *, stride=8):
     """PWTP's residual (Dynamic Appearance, Eq. 1 to 5) of frames `[K, T, 3, H, W]`, with the matrix inverse of Eq. 1."""
     stacks, frames, _, height, width = x.shape
-    described = conv2d(x.reshape(-1, *x.shape[2:]), state["describe.weight"], stride=8, padding=4, bias=state["describe.bias"])
+    weight = state["describe.weight"]
+    described = conv2d(x.reshape(-1, *x.shape[2:]), weight, stride=stride, padding=weight.shape[-1] // 2, bias=state["describe.bias"])
     described = described.reshape(stacks, frames, *described.shape[1:])
     u = np.stack([(described[:, i] * described[:, j]).mean(1) for i in range(frames) for j in range(i + 1, frames)], 1)
 
@@ -261,8 +262,12 @@ def temporal_projection(x, state, subspace):
         return np.einsum("kihw,oi->kohw", y, state[f"{name}.weight"][:, :, 0, 0]) + state[f"{name}.bias"][:, None, None]
 
     hidden = gelu(connected(u, "mlp.0"))
-    hidden = hidden + gelu(connected(gelu(connected(batch_norm(hidden, state, "mlp.2.norm"), "mlp.2.reduce")), "mlp.2.restore"))
-    spanning = bilinear(connected(hidden, "mlp.3"), height, width).reshape(stacks, frames, subspace, height, width)
+    layer = 2
+    while f"mlp.{layer}.norm.weight" in state:
+        inner = gelu(connected(batch_norm(hidden, state, f"mlp.{layer}.norm"), f"mlp.{layer}.reduce"))
+        hidden = hidden + gelu(connected(inner, f"mlp.{layer}.restore"))
+        layer += 1
+    spanning = bilinear(connected(hidden, f"mlp.{layer}"), height, width).reshape(stacks, frames, subspace, height, width)
     a = spanning.transpose(0, 3, 4, 1, 2)
     pixels = x.transpose(0, 3, 4, 1, 2)
     static = a @ np.linalg.inv(a.swapaxes(-1, -2) @ a) @ a.swapaxes(-1, -2) @ pixels

@@ -10,6 +10,7 @@ import torch
 
 from flowless.bench.cue_pictures import centred_colours, heat, paint, reach_of, resized, wheel
 from flowless.bench.cues import Cue, cue_of, timescale_names
+from flowless.bench.motion_cues import cue_of_model
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.models import build_model
@@ -34,9 +35,9 @@ def clip() -> torch.Tensor:
     return torch.from_numpy(frames.reshape(2, *SPEC.shape))
 
 
-def model_of(name: str) -> Any:
+def model_of(name: str, **options: Any) -> Any:
     torch.manual_seed(5)
-    return build_model(name, classes=3, spec=SPEC, width=0.25).eval()
+    return build_model(name, classes=3, spec=SPEC, width=0.25, **options).eval()
 
 
 def rows_that_move(values: np.ndarray) -> float:
@@ -94,6 +95,29 @@ def test_channelwise_motion_is_between_segments(clip):
 @pytest.mark.parametrize("name", ["tsn-r18", "tsm-r18", "pan-rgb-r18"])
 def test_models_of_single_frames_have_none(name, clip):
     assert cue_of(model_of(name), clip) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("da-tsm-r18", {"da_input": "dynamic-image"}),
+        ("da-vit-b", {"da_input": "rgb", "blocks": 1}),
+        ("disentangling-bninception", {"branches": "appearance", "blocks": 1}),
+        ("disentangling-bninception", {"branches": "changes", "changes_input": "features", "blocks": 1}),
+    ],
+)
+def test_models_without_what_would_be_drawn_have_none(name, options, clip):
+    model = model_of(name, **options)
+    assert cue_of(model, clip) is None
+    with pytest.raises(FlowlessError, match="the model has no motion cue"):
+        cue_of_model(model, spec=SPEC)
+
+
+@pytest.mark.parametrize("branches", ["motion", "changes"])
+def test_a_branch_alone_shows_its_displacement(branches, clip):
+    cue = cue_of(model_of("disentangling-bninception", branches=branches, blocks=1), clip)
+    assert cue is not None
+    assert (cue.kind, cue.values.shape) == ("flow", (2, 4, 3, 2, 32, 40))
 
 
 def test_a_cue_checks_itself():

@@ -122,29 +122,51 @@ def body(x, state, prefix, plain, frames=None):
     return x.mean((2, 3))
 
 
-def scores(clip, state, spec, plain, *, window, temperature, stride):
-    """Appearance's, motion's and changes' scores `[3, B, classes]` of uint8 clips `[B, N, m, H, W, 3]`."""
+def scores(
+    clip, state, spec, plain, *, window, temperature, stride, branches=("appearance", "motion", "changes"), changed="warped-features"
+):
+    """Appearance's, motion's and changes' scores `[branches, B, classes]` of uint8 clips `[B, N, m, H, W, 3]`.
+
+    `changed` is what changes sees: features or rgb, of two frames as they are or the first of them warped.
+    """
     frames = (clip.astype(np.float64) / 255 - np.array(spec.mean)) / np.array(spec.std)
     frames = frames.transpose(0, 1, 2, 5, 3, 4).reshape(-1, 3, *clip.shape[3:5])
+    m = spec.frames_per_segment
 
     def first(x, name, stride):
         return np.maximum(
             plain.batch_norm(plain.conv2d(x, state[f"{name}.conv.weight"], stride=stride, padding=3), state, f"{name}.norm"), 0
         )
 
-    m = spec.frames_per_segment
-    low = first(frames, "low", stride)
-    segments = low.reshape(-1, m, *low.shape[1:])
-    before, after = (part.reshape(-1, *low.shape[1:]) for part in (segments[:, :-1], segments[:, 1:]))
-    moved = displacement(before, after, window, temperature)
-    changed = after - warp(before, moved)
-    seen = low if stride == 2 else first(frames, "low", 2)
-    vectors = [body(seen, state, "appearance.network.stages", plain, frames=m)]
-    for name, maps in (("motion", moved), ("changes", changed)):
-        x = body(first(maps, f"{name}.network.conv1", 3 - stride), state, f"{name}.network.body.stages", plain)
+    def pairs(x):
+        segments = x.reshape(-1, m, *x.shape[1:])
+        return [part.reshape(-1, *x.shape[1:]) for part in (segments[:, :-1], segments[:, 1:])]
+
+    def measured():
+        before, after = pairs(first(frames, "low", stride))
+        return displacement(before, after, window, temperature)
+
+    def moved(like):
+        """The displacement maps of conv1's features, in cells of `like`."""
+        maps = measured()
+        (rows, columns), (height, width) = maps.shape[2:], like.shape[2:]
+        return plain.bilinear(maps, height, width) * np.array([height / rows, width / columns])[:, None, None]
+
+    vectors = []
+    for name in branches:
+        if name == "appearance":
+            vectors.append(body(first(frames, "low", 2), state, "appearance.network.stages", plain, frames=m))
+            continue
+        colours = changed.endswith("rgb")
+        if name == "motion":
+            seen, step = measured(), 3 - stride
+        else:
+            before, after = pairs(frames if colours else first(frames, "low", stride))
+            seen, step = after - (warp(before, moved(before)) if changed.startswith("warped") else before), 2 if colours else 3 - stride
+        x = body(first(seen, f"{name}.network.conv1", step), state, f"{name}.network.body.stages", plain)
         vectors.append(x.reshape(-1, m - 1, x.shape[1]).mean(1))
     out = []
-    for name, vector in zip(("appearance", "motion", "changes"), vectors, strict=True):
+    for name, vector in zip(branches, vectors, strict=True):
         votes = vector @ state[f"{name}.head.pred.weight"].T + state[f"{name}.head.pred.bias"]
         out.append(votes.reshape(len(clip), spec.segments, -1).mean(1))
     return np.stack(out)

@@ -8,11 +8,12 @@ printed digit but configuration 1's, comes half of Eq. 3's products and two a va
 from __future__ import annotations
 
 import pytest
+import torch
 
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.models import build_model
 from flowless.train.models.flops import projection_macs, size_of
-from flowless.train.models.temporal_projection import MLPShape, PixelwiseTemporalProjection
+from flowless.train.models.temporal_projection import MLP_SHAPES, MLPShape, PixelwiseTemporalProjection
 
 CLASSES = 174
 
@@ -46,7 +47,8 @@ TABLE_8 = {
 def test_table_8(config, row):
     """One segment of T = 8 frames of 224 x 224, D = 1; the MLP's output counts, and so do biases and norms as parameters."""
     beta, blocks, expansion, thousands, millions = row
-    module = PixelwiseTemporalProjection(8, mlp=MLPShape(bottleneck=beta, blocks=blocks, expansion=expansion))
+    assert MLP_SHAPES[config] == MLPShape(bottleneck=beta, blocks=blocks, expansion=expansion)
+    module = PixelwiseTemporalProjection(8, mlp=MLP_SHAPES[config])
     macs = projection_macs(module, height=224, width=224)
     assert macs / 1e6 == pytest.approx(millions, rel=0.01)
     half_pairs = 784 * 28 * 24 // 2
@@ -60,6 +62,37 @@ def test_table_8(config, row):
     else:
         assert round(parameters(module) / 1e3, 1) == thousands
         assert round((macs - half_pairs + norms) / 1e6, 1) == millions
+
+
+@pytest.mark.parametrize("changes", [{"da_mlp": config} for config in range(1, 8)] + [{"da_kernel": 11, "da_stride": 4, "da_channels": 12}])
+def test_options_reach_the_projection(changes):
+    """A model asked for a configuration of Table 8, or a convolution of Table 4a, has its parameters and operations."""
+    wanted = PixelwiseTemporalProjection(
+        8,
+        kernel=changes.get("da_kernel", 9),
+        stride=changes.get("da_stride", 8),
+        channels=changes.get("da_channels", 24),
+        mlp=MLP_SHAPES[changes.get("da_mlp", 7)],
+    )
+    shape = spec(1, 8, 64)
+    with torch.device("meta"):
+        model = build_model("da-tsm-r18", classes=2, spec=shape, width=0.25, blocks=1, **changes)
+    ours = model.get_submodule("projection")
+    assert isinstance(ours, PixelwiseTemporalProjection)
+    assert parameters(ours) == parameters(wanted)
+    assert projection_macs(ours, height=64, width=64) == projection_macs(wanted, height=64, width=64)
+    assert {name: model.config[name] for name in changes} == changes
+
+
+def test_table_6_other_inputs():
+    """No parameters and, but for RGB difference's wider first convolution, no operations beside TSM's: the table has none either."""
+    shape = spec(8, 6, 224)
+    tsm = size_of("tsm-r50", classes=CLASSES, spec=spec(8, 1, 224))
+    assert size_of("da-tsm-r50", classes=CLASSES, spec=shape, da_input="rgb") == tsm
+    assert size_of("da-tsm-r50", classes=CLASSES, spec=shape, da_input="dynamic-image") == tsm
+    wide = size_of("da-tsm-r50", classes=CLASSES, spec=shape, da_input="rgb-difference")
+    more = (3 * 5 - 3) * 64 * 49
+    assert (wide.parameters - tsm.parameters, wide.macs - tsm.macs) == (more, more * 8 * 112**2)
 
 
 def test_table_6_pwtp_alone():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -74,6 +77,23 @@ def test_every_branch_starts_from_them(tmp_path):
         torch.testing.assert_close(wide, first.mean(1, keepdim=True).expand(-1, channels, -1, -1))
     for place in ("appearance.network", "motion.network.body", "changes.network.body"):
         assert torch.equal(state[f"{place}.stages.3.1.paths.0.conv.weight"], weights["inception_5b_1x1.weight"])
+
+
+def test_branches_alone_start_from_them(tmp_path):
+    weights = published(5)
+    torch.save(weights, tmp_path / "bn.pth")
+    make = partial(build_model, "disentangling-bninception", classes=5, spec=SPEC, pretrained_path=tmp_path / "bn.pth")
+    first = published_network(tmp_path / "bn.pth", spec=SPEC).conv1.state_dict()
+    variants: list[Any] = [{"branches": "changes", "changes_input": "rgb"}, {"branches": "motion+changes", "changes_input": "warped-rgb"}]
+    for options in variants:
+        state = make(**options).state_dict()
+        # Differences of frames have a frame's colours: the published layer as it is.
+        assert all(torch.equal(state[f"changes.network.conv1.{name}"], value) for name, value in first.items())
+        assert ("low.conv.weight" in state) == ("motion" in options["branches"])
+        assert torch.equal(state["changes.network.body.stages.3.1.paths.0.conv.weight"], weights["inception_5b_1x1.weight"])
+    state = make(branches="motion").state_dict()
+    assert torch.equal(state["low.conv.weight"], first["conv.weight"])
+    torch.testing.assert_close(state["motion.network.conv1.conv.weight"], first["conv.weight"].mean(1, keepdim=True).expand(-1, 2, -1, -1))
 
 
 def test_what_is_refused(tmp_path):

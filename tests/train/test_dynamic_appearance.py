@@ -18,7 +18,8 @@ from flowless.train.checkpoints import load_checkpoint, save_checkpoint
 from flowless.train.loop.optim import parameter_groups
 from flowless.train.models import AppearanceRecognizer, build_model
 from flowless.train.models.clip_transformer import Blocks, ClipTransformer
-from flowless.train.models.temporal_projection import EPS, PixelwiseTemporalProjection, enopr
+from flowless.train.models.dynamic_appearance import da_vit
+from flowless.train.models.temporal_projection import EPS, MLP_SHAPES, PixelwiseTemporalProjection, enopr
 from flowless.train.models.x3d import X3D, Block, Squeeze
 
 SPEC = ClipSpec(segments=4, frames_per_segment=4, height=32, width=48, short_side=48)
@@ -41,10 +42,10 @@ def shaken(model: Any) -> Any:
     return model.eval()
 
 
-def lively(frames: int, subspace: int) -> PixelwiseTemporalProjection:
+def lively(frames: int, subspace: int, **options: Any) -> PixelwiseTemporalProjection:
     """Return a PWTP whose columns differ much from place to place; a fresh one's are mostly its last layer's bias."""
     torch.manual_seed(frames * subspace)
-    module = shaken(PixelwiseTemporalProjection(frames, subspace=subspace).double())
+    module = shaken(PixelwiseTemporalProjection(frames, subspace=subspace, **options).double())
     nn.init.normal_(module.describe.weight, 0, 0.1)
     for layer in module.mlp.modules():
         if isinstance(layer, nn.Conv2d):
@@ -87,6 +88,21 @@ def test_without_eps_it_is_exact(reference, monkeypatch, subspace):
     with torch.inference_mode():
         np.testing.assert_allclose(module.residual(x), wanted, atol=1e-8)
         np.testing.assert_allclose(module(x), wanted.mean(1), atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("config", "kernel", "stride", "channels"),
+    [(1, 9, 8, 24), (2, 7, 1, 12), (3, 7, 4, 24), (4, 11, 8, 24), (5, 9, 3, 5), (6, 7, 1, 24), (7, 1, 2, 8)],
+)
+def test_every_configuration_is_the_papers(reference, monkeypatch, config, kernel, stride, channels):
+    """Table 8's networks behind Table 4a's convolutions, and others."""
+    monkeypatch.setattr("flowless.train.models.temporal_projection.EPS", 0.0)
+    module = lively(4, 2, kernel=kernel, stride=stride, channels=channels, mlp=MLP_SHAPES[config])
+    x = torch.randn(1, 4, 3, 13, 18, dtype=torch.double)
+    state = {name: value.numpy() for name, value in module.state_dict().items()}
+    wanted = reference.temporal_projection(x.numpy(), state, 2, stride=stride)
+    with torch.inference_mode():
+        np.testing.assert_allclose(module.residual(x), wanted, atol=1e-7)
 
 
 @pytest.mark.parametrize("subspace", [1, 2, 3])
@@ -199,6 +215,17 @@ def test_segments_interact_in_every_family():
         assert (scores[0] - scores[1] - scores[2] + scores[3]).abs().max() > 1e-5, name
 
 
+def test_the_transformer_is_blind_to_the_order_of_segments():
+    """As its card says; the other backbones are not, and within a segment dynamic appearance sees order for all of them."""
+    for name in FAMILY:
+        model, clip = make(name, blocks=1), clips()
+        with torch.inference_mode():
+            scores, turned, within = model(clip), model(clip.flip(1)), model(clip.flip(2))
+        assert ((turned - scores).abs().max() < 1e-5 * scores.std()) == (name == "da-vit-b"), name
+        assert (within - scores).abs().max() > 1e-3 * scores.std(), name
+    assert "blind to the order of segments" in " ".join((da_vit.__doc__ or "").split())
+
+
 @pytest.mark.parametrize("name", FAMILY)
 def test_other_sizes_of_frame(name):
     model = make(name)
@@ -224,6 +251,15 @@ def test_what_cannot_be_built():
     for frames, subspace in ((4, 3), (3, 2), (1, 1)):
         with pytest.raises(FlowlessError, match=f"da_subspace is {subspace} for segments of {frames}"):
             make("da-tsm-r18", spec=replace(SPEC, frames_per_segment=frames), da_subspace=subspace)
+    refused: list[tuple[Any, str]] = [
+        ({"da_kernel": 8}, "da_kernel is 8; it must be odd"),
+        ({"da_kernel": 33}, "da_kernel is 33; it must be a whole number from 1 to 31"),
+        ({"da_stride": 0}, "da_stride is 0"),
+        ({"da_mlp": 8}, "da_mlp is 8; it must be a whole number from 1 to 7"),
+    ]
+    for options, message in refused:
+        with pytest.raises(FlowlessError, match=message):
+            make("da-tsm-r18", **options)
     with pytest.raises(FlowlessError, match="no ImageNet weights for X3D"):
         build_model("da-x3d-xs", classes=5, spec=SPEC, pretrained=True)
     with pytest.raises(FlowlessError, match=r"width is 0\.25"):

@@ -10,7 +10,7 @@ from timm.layers import resample_abs_pos_embed  # pyright: ignore[reportPrivateI
 from torch import Tensor, nn
 
 from flowless.errors import FlowlessError
-from flowless.train.models.backbone import TRANSFORMER, TRANSFORMER_WEIGHTS, from_timm, tagged
+from flowless.train.models.backbone import TRANSFORMER, TRANSFORMER_WEIGHTS, from_timm, tagged, widen
 
 #: Side of a patch, in pixels.
 PATCH = 16
@@ -29,7 +29,8 @@ class ClipTransformer(nn.Module):
     """ViT-B/16 over the frames of a clip (Dynamic Appearance, section 3.3).
 
     Every patch of every segment is a token of one sequence; the table of positions is repeated for each segment; there is no
-    class token, and what the last layer says of a segment's patches is averaged.
+    class token, and what the last layer says of a segment's patches is averaged. So it does not see in which order segments
+    come: nothing says which segment a token is of.
 
     Args:
         height: Rows of a frame.
@@ -38,10 +39,15 @@ class ClipTransformer(nn.Module):
         blocks: Pairs of attention and perceptron; 0 is the 12 of ViT-B.
         pretrained: Start from timm's ImageNet-21K weights (its cache, or a download), or those of timm's tag.
         pretrained_path: Start from ViT-B/16 weights in this file.
+        inputs: Channels of each segment's picture. Where they are not 3, the slices of a pretrained patch embedding are its mean over
+            RGB, as a first convolution's are (see `backbone.widen`).
 
     Attributes:
         num_features: Length of a segment's vector, 768 at scale 1.
     """
+
+    #: It takes a clip's segments together (see `Network`).
+    whole_clips = True
 
     def __init__(
         self,
@@ -52,6 +58,7 @@ class ClipTransformer(nn.Module):
         blocks: int = 0,
         pretrained: bool | str = False,
         pretrained_path: str | Path | None = None,
+        inputs: int = 3,
     ) -> None:
         super().__init__()
         self.grid = (height // PATCH, width // PATCH)
@@ -62,11 +69,14 @@ class ClipTransformer(nn.Module):
         wanted = bool(pretrained) or pretrained_path is not None
         if wanted and scale != 1.0:
             raise FlowlessError(f"width is {scale}; pretrained weights exist for width 1 only. Train from scratch, or use width 1.")
-        options["img_size"] = _NATIVE if wanted else (height, width)
+        options |= {"img_size": _NATIVE} if wanted else {"img_size": (height, width), "in_chans": inputs}
         name = tagged(TRANSFORMER, pretrained, usual=TRANSFORMER_WEIGHTS)
         model = cast(Any, from_timm(name, classifier="head.", pretrained=bool(pretrained), pretrained_path=pretrained_path, **options))
         self.num_features = 64 * heads
         self.patch = model.patch_embed.proj
+        if wanted and inputs != 3:
+            self.patch.weight = nn.Parameter(widen(self.patch.weight.detach(), inputs))
+            self.patch.in_channels = inputs
         self.blocks = Blocks(*model.blocks)
         self.norm = model.norm
         # The first row of timm's table is the class token's.
@@ -75,7 +85,7 @@ class ClipTransformer(nn.Module):
         self.positions = nn.Parameter(_resampled(positions, (side, side), self.grid) if wanted else positions.clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Encode the frames of a clip together: `[B, N, 3, H, W]` to one vector a segment, `[B, N, num_features]`."""
+        """Encode the frames of a clip together: `[B, N, inputs, H, W]` to one vector a segment, `[B, N, num_features]`."""
         patches = self.patch(x.flatten(0, 1))
         positions = _resampled(self.positions, self.grid, (patches.shape[2], patches.shape[3]))
         tokens = patches.flatten(2).transpose(1, 2) + positions

@@ -155,5 +155,22 @@ def warped_differences(before: Tensor, after: Tensor, displacement: Tensor) -> T
     return after - warp(before, displacement)
 
 
+def resized_displacement(displacement: Tensor, like: Tensor) -> Tensor:
+    """Stretch displacement maps to the cells of what is to be warped by them.
+
+    Args:
+        displacement: `[K, 2, h, w]`, rows first, in cells.
+        like: `[K, C, H, W]`.
+
+    Returns:
+        `[K, 2, H, W]`, in cells of that grid; the map itself where it has that size.
+    """
+    (height, width), (rows, columns) = like.shape[-2:], displacement.shape[-2:]
+    if (height, width) == (rows, columns):
+        return displacement
+    factors = torch.tensor([height / rows, width / columns], dtype=displacement.dtype, device=displacement.device)
+    return F.interpolate(displacement, size=(height, width), mode="bilinear", align_corners=False) * factors.view(2, 1, 1)
+
+
 def _unit(features: Tensor) -> Tensor:
     return features * (features.square().sum(1, keepdim=True) + _EPS).rsqrt()

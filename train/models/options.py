@@ -24,6 +24,12 @@ STMFusion = Literal["sum", "concat"]
 DisplacementSize = Literal[112, 224]
 #: Where the appearance branch joins frames (Disentangling, Table 1): behind pool2, 3c and 4e, or behind the whole network.
 AppearancePooling = Literal["gradual", "late"]
+#: What the changes branch sees of two frames (Disentangling, Table 4).
+ChangesInput = Literal["warped-features", "features", "rgb", "warped-rgb"]
+#: Branches that are built (Disentangling, Tables 1, 2, 5 and 6), joined by a plus, in the order of their scores.
+Branches = Literal["all", "appearance", "motion", "changes", "appearance+motion", "appearance+changes", "motion+changes"]
+#: What a network sees of a segment's frames (Dynamic Appearance, Table 6).
+SegmentInput = Literal["dynamic-appearance", "rgb-difference", "dynamic-image", "rgb"]
 #: What moves PWTP (Dynamic Appearance, section 3.5).
 Joint = Literal["decoupled", "constant", "schedule", "mgda"]
 
@@ -120,8 +126,20 @@ class AppearanceOptions(FamilyOptions):
 
     TRAINING: ClassVar[frozenset[str]] = frozenset({"joint", "joint_alpha", "joint_gamma", "joint_lambda", "projection_rate"})
 
+    da_input: SegmentInput = "dynamic-appearance"
+    """What the network sees of each segment's frames (Dynamic Appearance, Table 6): dynamic appearance; rgb-difference, the differences
+    of neighbouring frames side by side; dynamic-image, one picture by approximate rank pooling; rgb, the first frame. The last three
+    have no projection: the da_* options below must keep their defaults, and joint_* and projection_rate have no effect."""
     da_subspace: int = number(1, least=1, most=3)
     """Dimensions of the static subspace that is taken out, at most half of the frames (Dynamic Appearance, Table 4b)."""
+    da_mlp: int = number(7, least=1, most=7)
+    """Configuration of the network that finds the subspace (Dynamic Appearance, Table 8); the paper's choice is 7."""
+    da_kernel: int = number(9, least=1, most=31)
+    """Side of the convolution that describes each place of a frame, odd (Dynamic Appearance, Table 4a: 7, 9, 11)."""
+    da_stride: int = number(8, least=1, most=32)
+    """Stride of that convolution (Table 4a: 1, 4, 8); the smaller, the finer is the grid of subspaces, and the slower."""
+    da_channels: int = number(24, least=1, most=256)
+    """Filters of that convolution (Table 4a: 12, 24)."""
     joint: Joint = "mgda"
     """How dynamic appearance's own loss and the recognition loss are joined. constant: joint_alpha of its own and the rest of
     recognition's; schedule: less and less of its own (joint_gamma, joint_lambda); mgda: as much as helps both, and all other layers
@@ -136,24 +154,53 @@ class AppearanceOptions(FamilyOptions):
     """Factor on dynamic appearance's learning rate."""
 
     def more_problems(self) -> list[str]:
-        """Refuse a share that leaves recognition nothing."""
+        """Refuse an even kernel, options of a projection that is not there, and a share that leaves recognition nothing."""
+        problems = []
         if self.joint == "constant" and self.joint_alpha == 1:
-            return ["joint_alpha is 1 with joint constant: recognition would not learn; it must be below 1 (or take joint decoupled)"]
-        return []
+            problems.append(
+                "joint_alpha is 1 with joint constant: recognition would not learn; it must be below 1 (or take joint decoupled)"
+            )
+        if isinstance(self.da_kernel, int) and self.da_kernel % 2 == 0:
+            problems.append(f"da_kernel is {self.da_kernel}; it must be odd, such as 7, 9 or 11")
+        if self.da_input != "dynamic-appearance":
+            own = ("da_subspace", "da_mlp", "da_kernel", "da_stride", "da_channels")
+            asked = [f"{name} is {getattr(self, name)}" for name in own if getattr(self, name) != getattr(AppearanceOptions, name)]
+            if asked:
+                problems.append(f"{', '.join(asked)}: da_input {self.da_input} has no projection; leave them out")
+        return problems
 
 
 @dataclass(frozen=True, kw_only=True)
 class DisentanglingOptions(FamilyOptions):
     """disentangling."""
 
+    branches: Branches = "all"
+    """Branches that are built and whose scores are averaged (Disentangling, Tables 1, 2, 5 and 6)."""
+    changes_input: ChangesInput = "warped-features"
+    """What the changes branch sees of two neighbouring frames (Disentangling, Table 4): the difference of the second frame's features
+    and the first's warped along the displacement map; of features as they are; of the frames themselves (rgb); or of the second frame
+    and the first warped (warped-rgb). Without that branch it must keep its default."""
     displacement_window: int = number(4, least=1, most=16)
-    """Cells that a feature may move each way between two frames."""
+    """Cells that a feature may move each way between two frames. (The displacement_* options have no effect where nothing measures
+    displacement: neither motion nor a warped changes_input.)"""
     displacement_temperature: float = number(0.02, least=0.001, most=10)
     """The smaller, the nearer is a displacement to the best match alone."""
     displacement_size: DisplacementSize = 112
     """Side of a displacement map of a frame of 224 x 224 pixels: conv1's stride is 2 (112) or 1 (Disentangling, Table 3)."""
     appearance_pooling: AppearancePooling = "gradual"
-    """Join neighbouring frames at three places of the appearance network (gradual), or all behind it (late) (Disentangling, Table 1)."""
+    """Join neighbouring frames at three places of the appearance network (gradual), or all behind it (late) (Disentangling, Table 1).
+    Without the appearance branch it has no effect."""
+
+    def more_problems(self) -> list[str]:
+        """Refuse an input of a branch that is not there."""
+        if self.changes_input != "warped-features" and "changes" not in self.built:
+            return [f"changes_input is {self.changes_input!r}, but branches {self.branches} have no changes; leave it out"]
+        return []
+
+    @property
+    def built(self) -> tuple[str, ...]:
+        """The branches' names, in the order of their scores."""
+        return ("appearance", "motion", "changes") if self.branches == "all" else tuple(str(self.branches).split("+"))
 
 
 #: Family -> what it can be asked. The order is that of lists for people.

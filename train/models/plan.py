@@ -13,7 +13,7 @@ from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.models.backbone import resnet
 from flowless.train.models.deep_persistence import DeepPersistence, PixelPersistence
 from flowless.train.models.options import AppearanceOptions, FamilyOptions, PAOptions
-from flowless.train.models.temporal_projection import PixelwiseTemporalProjection
+from flowless.train.models.temporal_projection import MLP_SHAPES, PixelwiseTemporalProjection
 from flowless.train.pa.persistence import PersistenceOfAppearance
 
 #: Start of the PA filters without pretrained weights: large enough that motion outweighs the RGB channels beside it. PAN-Lite, one
@@ -105,4 +105,12 @@ class Plan:
 
     def projection(self) -> PixelwiseTemporalProjection:
         """Build a PWTP module."""
-        return PixelwiseTemporalProjection(self.spec.frames_per_segment, subspace=self.asked(AppearanceOptions).da_subspace)
+        options = self.asked(AppearanceOptions)
+        return PixelwiseTemporalProjection(
+            self.spec.frames_per_segment,
+            subspace=options.da_subspace,
+            kernel=options.da_kernel,
+            stride=options.da_stride,
+            channels=options.da_channels,
+            mlp=MLP_SHAPES[options.da_mlp],
+        )

@@ -108,8 +108,9 @@ class Network(Recognizer):
     """A 2D network over the first frame of each segment, and a head over the segments.
 
     Attributes:
-        backbone: Frame encoder, `[K, 3, H, W]` to `[K, D]`.
-        head: `[B, N, D]` to scores `[B, classes]`.
+        backbone: Frame encoder, `[K, 3, H, W]` to `[K, D]`; or, where it says `whole_clips`, an encoder of a clip's segments
+            together, `[B, N, 3, H, W]` to `[B, n, D]`.
+        head: `[B, n, D]` to scores `[B, classes]`.
     """
 
     def __init__(self, *, spec: ClipSpec, backbone: nn.Module, head: nn.Module) -> None:
@@ -145,6 +146,8 @@ class Network(Recognizer):
         return self.normalise(pixels[:, :, 0].movedim(-1, -3))
 
     def _encode(self, seen: Tensor) -> Tensor:
+        if getattr(self.backbone, "whole_clips", False):
+            return self.backbone(seen)
         return self.backbone(seen.flatten(0, 1)).unflatten(0, (-1, self.spec.segments))
 
 

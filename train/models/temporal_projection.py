@@ -40,6 +40,18 @@ class MLPShape:
     """Width of the network, as a multiple of its inputs (r)."""
 
 
+#: The seven configurations of Table 8. Its sixth row prints a beta, which without a block has no effect.
+MLP_SHAPES = {
+    1: MLPShape(bottleneck=0.25, blocks=1, expansion=4),
+    2: MLPShape(bottleneck=0.25, blocks=1, expansion=1),
+    3: MLPShape(bottleneck=0.25, blocks=2, expansion=1),
+    4: MLPShape(bottleneck=0.25, blocks=2, expansion=4),
+    5: MLPShape(bottleneck=1.0, blocks=1, expansion=4),
+    6: MLPShape(bottleneck=0.25, blocks=0, expansion=4),
+    7: MLPShape(bottleneck=0.25, blocks=1, expansion=2),
+}
+
+
 class PixelwiseTemporalProjection(nn.Module):
     """PWTP: T frames of a segment to one frame of dynamic appearance.
 
@@ -117,8 +129,9 @@ class PixelwiseTemporalProjection(nn.Module):
         return (described.index_select(1, self.first) * described.index_select(1, self.second)).mean(2)
 
     def _spanning(self, x: Tensor) -> Tensor:
-        """Return A (Eq. 4), `[K, T * D, H, W]`."""
-        return F.interpolate(self.mlp(self.likeness(x)), size=x.shape[-2:], mode="bilinear", align_corners=False)
+        """Return A (Eq. 4), `[K, T * D, H, W]`; there is nothing to upsample where the stride is 1."""
+        coarse = self.mlp(self.likeness(x))
+        return coarse if self.describe.stride == (1, 1) else F.interpolate(coarse, size=x.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def enopr(residual: Tensor) -> Tensor:

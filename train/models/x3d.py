@@ -38,17 +38,21 @@ class X3D(nn.Module):
     Args:
         width: Factor on all channels and features.
         blocks: Blocks of each stage; 0 is as many as `DEPTHS` says.
+        inputs: Channels of each segment's picture.
 
     Attributes:
         num_features: Length of a clip's vector, 2,048 at width 1.
     """
 
-    def __init__(self, *, width: float = 1.0, blocks: int = 0) -> None:
+    #: It takes a clip's segments together (see `Network`).
+    whole_clips = True
+
+    def __init__(self, *, width: float = 1.0, blocks: int = 0, inputs: int = 3) -> None:
         super().__init__()
         channels = [max(8, round(width * count)) for count in CHANNELS]
         last, self.num_features = max(8, round(width * LAST_CHANNELS)), max(8, round(width * FEATURES))
         self.stem = Stem(
-            nn.Conv3d(3, channels[0], (1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1), bias=False),
+            nn.Conv3d(inputs, channels[0], (1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1), bias=False),
             ChannelwiseConv(channels[0], channels[0], (5, 1, 1), padding=(2, 0, 0), groups=channels[0], bias=False),
             nn.BatchNorm3d(channels[0]),
             nn.ReLU(inplace=True),
@@ -71,7 +75,7 @@ class X3D(nn.Module):
         nn.init.normal_(self.project.weight, std=0.01)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Encode the frames of a clip together: `[B, N, 3, H, W]` to one vector, `[B, 1, num_features]`."""
+        """Encode the frames of a clip together: `[B, N, inputs, H, W]` to one vector, `[B, 1, num_features]`."""
         x = self.last(self.blocks(self.stem(x.transpose(1, 2))))
         return F.relu(self.project(x.mean((2, 3, 4))))[:, None]
 

@@ -1,0 +1,94 @@
+"""Models with other inputs and with fewer branches as graphs: PyTorch's scores, and what `flowless explain` finds in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from enlivening import enliven
+
+from flowless.pipeline.clip.spec import ClipSpec
+
+DISENTANGLING = "disentangling-bninception"
+#: A model, its options, its cue and its branches.
+VARIANTS: list[tuple[str, dict[str, Any], str, list[str]]] = [
+    ("da-tsm-r18", {"da_input": "dynamic-image"}, "", [""]),
+    ("da-x3d-xs", {"da_input": "rgb"}, "", [""]),
+    ("da-vit-b", {"da_input": "rgb-difference"}, "", [""]),
+    ("da-tsm-r18", {"da_mlp": 6, "da_kernel": 7, "da_stride": 1, "da_channels": 12}, "appearance", [""]),
+    (DISENTANGLING, {"branches": "appearance"}, "", ["appearance"]),
+    (DISENTANGLING, {"branches": "changes", "changes_input": "rgb"}, "", ["changes"]),
+    (DISENTANGLING, {"branches": "appearance+changes", "changes_input": "features"}, "", ["appearance", "changes"]),
+    (DISENTANGLING, {"branches": "motion+changes", "changes_input": "warped-rgb"}, "displacement", ["motion", "changes"]),
+]
+
+
+def lively(name: str, options: dict[str, Any]) -> Any:
+    import torch
+
+    from flowless.train.models import build_model
+
+    spec = ClipSpec(segments=2, frames_per_segment=3, height=32, width=35, short_side=35)
+    torch.manual_seed(3)
+    model = build_model(name, classes=4, spec=spec, width=0.125, blocks=1, **options).eval()
+    enliven(model)
+    return model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "options", "system", "branches"), VARIANTS)
+def test_as_a_graph(tmp_path: Path, told_alike, name: str, options: dict[str, Any], system: str, branches: list[str]) -> None:
+    import onnxruntime
+    import torch
+
+    from flowless.bench.looking import BranchSeen, CheckpointLooker, Seen
+    from flowless.export.graph import export_onnx
+    from flowless.export.insides import opened, outputs, read_insides
+    from flowless.train.checkpoints import Checkpoint
+
+    model = lively(name, options)
+    proto = export_onnx(model, tmp_path / "model.onnx", spec=model.spec, labels=list("abcd"), name=name, versions={})
+    insides = read_insides(proto, what=name)
+    assert (insides.system, [head.branch for head in insides.heads]) == (system, branches)
+    assert bool(insides.cue) == bool(system)
+    names = list(dict.fromkeys([*outputs(insides), "scores"]))
+    session = onnxruntime.InferenceSession(opened(proto, names).SerializeToString(), providers=["CPUExecutionProvider"])
+    looker = CheckpointLooker(
+        Checkpoint(model=model, name=name, spec=model.spec, labels=tuple("abcd"), recipe={}, versions={}, metrics={}), name=""
+    )
+    for batch in (1, 3):
+        clips = torch.randint(0, 256, (batch, *model.spec.shape), dtype=torch.uint8).numpy()
+        found: dict[str, Any] = dict(zip(names, session.run(names, {"clip": clips}), strict=True))
+        seen = looker.look(clips)
+        assert seen.scores.std() > 0.01
+        theirs = Seen(
+            scores=found["scores"],
+            branches=tuple(
+                BranchSeen(name=head.branch, scores=found[head.scores], segment_scores=mine.segment_scores, timescale_weights=None)
+                for head, mine in zip(insides.heads, seen.branches, strict=True)
+            ),
+            cue=None,
+        )
+        if seen.cue is not None:
+            np.testing.assert_allclose(found[insides.cue].ravel(), seen.cue.values.ravel(), atol=1e-3 * np.abs(seen.cue.values).max())
+        assert (seen.cue is None) == (not system)
+        assert len(theirs.branches) == len(branches)
+        told_alike(Seen(scores=seen.scores, branches=seen.branches, cue=None), theirs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "options"), [("da-tsm-r18", {"da_input": "rgb-difference"}), (DISENTANGLING, {"branches": "changes", "changes_input": "rgb"})]
+)
+def test_a_bundle_without_a_cue(tmp_path: Path, explained_alike, name: str, options: dict[str, Any]) -> None:
+    """The export's own gate, and the same seen in the checkpoint and in the bundle."""
+    from flowless.export.bundle import export_bundle
+    from flowless.train.checkpoints import Checkpoint
+
+    model = lively(name, options)
+    checkpoint = Checkpoint(model=model, name=name, spec=model.spec, labels=tuple("abcd"), recipe={}, versions={}, metrics={})
+    manifest = export_bundle(checkpoint, tmp_path / "bundle")
+    assert manifest.parity["max_abs_diff"] < manifest.parity["allowed"]
+    explained_alike(checkpoint, tmp_path / "bundle")
