@@ -20,6 +20,10 @@ Aggregation = Literal["vap", "vip", "average", "1", "2", "4", "8"]
 STMPlacement = Literal["all", "one-per-stage", "stage2", "stage3", "stage4", "stage5"]
 #: How an STM block joins its two modules (STM, Table 7).
 STMFusion = Literal["sum", "concat"]
+#: Modules of an STM block (STM, Table 6).
+STMModules = Literal["both", "cstm", "cmm"]
+#: Whether a convolution mixes channels (STM, Table 10).
+ConvolutionType = Literal["channel-wise", "ordinary"]
 #: Side of a displacement map of a frame of 224 x 224 pixels (Disentangling, Table 3).
 DisplacementSize = Literal[112, 224]
 #: Where the appearance branch joins frames (Disentangling, Table 1): behind pool2, 3c and 4e, or behind the whole network.
@@ -154,6 +158,27 @@ class STMOptions(FamilyOptions):
     """Add spatiotemporal and motion features up (sum), or concatenate them and convolve (concat) (STM, Table 7)."""
     stm_fixed: bool = False
     """The frequency-degenerated variant, whose temporal and motion kernels are fixed and do not learn (STM, Table 8)."""
+    stm_modules: STMModules = "both"
+    """What an STM block has (STM, Table 6): CSTM and CMM, one of them alone; cmm alone keeps the residual block's own 3x3 convolution."""
+    stm_temporal: ConvolutionType = "channel-wise"
+    """CSTM's convolution over the segments (STM, Table 10)."""
+    stm_spatial: ConvolutionType = "ordinary"
+    """CSTM's 3x3 convolution (STM, Table 10)."""
+    stm_motion: ConvolutionType = "channel-wise"
+    """CMM's 3x3 convolution (STM, Table 10)."""
+
+    def more_problems(self) -> list[str]:
+        """Refuse what asks for something of a module that is not there, or whose kernels are fixed."""
+        problems = []
+        if self.stm_fixed and "ordinary" in (self.stm_temporal, self.stm_motion):
+            problems.append("stm_fixed has fixed channel-wise kernels; stm_temporal and stm_motion must be channel-wise")
+        if self.stm_modules == "cmm" and (self.stm_temporal, self.stm_spatial) != ("channel-wise", "ordinary"):
+            problems.append("stm_modules is cmm; stm_temporal and stm_spatial are of CSTM, which is left out: leave them out too")
+        if self.stm_modules == "cstm" and self.stm_motion != "channel-wise":
+            problems.append("stm_modules is cstm; stm_motion is of CMM, which is left out: leave it out too")
+        if self.stm_modules != "both" and self.stm_fusion != "sum":
+            problems.append(f"stm_fusion is {self.stm_fusion}; stm_modules is {self.stm_modules}, one module, which is joined with nothing")
+        return problems
 
 
 @dataclass(frozen=True, kw_only=True)
