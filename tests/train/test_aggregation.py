@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ def head_of(aggregation, *, segments=8, features=24, dropout=0.5):
     return head
 
 
-def make(name="pan-rgb-r18", *, spec=SPEC, **options):
+def make(name="pan-rgb-r18", *, spec=SPEC, **options: Any):
     torch.manual_seed(2)
     return build_model(name, classes=5, spec=spec, width=0.25, **options).eval()
 
@@ -151,7 +152,8 @@ def save(path, model, *, labels=LABELS):
 
 
 def test_a_checkpoint_keeps_its_head_and_an_older_one_has_vap(tmp_path):
-    for options in ({"aggregation": "vip"}, {"aggregation": "2"}, {"vap_expansion": 2}):
+    cases: tuple[dict[str, Any], ...] = ({"aggregation": "vip"}, {"aggregation": "2"}, {"vap_expansion": 2})
+    for options in cases:
         loaded = load_checkpoint(save(tmp_path / "new.safetensors", make(**options))).model
         assert {name: loaded.config[name] for name in options} == options
     model = make()

@@ -87,7 +87,7 @@ def test_a_fusion_weighs_its_branches(name, weights):
         np.testing.assert_allclose(model(clip), wanted, atol=1e-6)
         np.testing.assert_allclose(model.forward_frames(model.normalise(model.as_frames(clip))), wanted, rtol=1e-4, atol=1e-5)
         # The official code's sum of coefficient times score, divided by the number of models, has the same order.
-        official = sum(weight * scores for weight, scores in zip(weights, apart, strict=True)) / len(weights)
+        official = np.einsum("n,nbc->bc", np.array(weights, np.float64), apart) / len(weights)
         np.testing.assert_array_equal(official.argsort(), wanted.argsort())
         assert np.abs(wanted - apart.mean(0)).max() > 1e-2
 
@@ -265,7 +265,7 @@ def test_every_branch_has_the_official_rates(train_index, name, depth):
 def test_partial_bn_keeps_each_branchs_first(train_index):
     model = make("pan-full-r18")
     for norm in (part for part in model.modules() if isinstance(part, nn.BatchNorm2d)):
-        nn.init.uniform_(norm.running_mean)
+        nn.init.uniform_(norm.get_buffer("running_mean"))
     module = TrainingModule(model, small("pan-full-r18", partial_bn=True), index=train_index, val_index=None)
     module.train()
     for network in module.model.networks:

@@ -54,7 +54,7 @@ def parameter_groups(
     groups: dict[str, list[nn.Parameter]] = {name: [] for name in factors}
     first = model.persistence if isinstance(model, MotionRecognizer) else None
     projection = set(model.projection.modules()) if isinstance(model, AppearanceRecognizer) else set()
-    moments = {module.move for module in model.modules() if isinstance(module, ChannelwiseMotion) and module.move is not None}
+    motion = {module.move for module in model.modules() if isinstance(module, ChannelwiseMotion)}
     backbone = set(model.get_submodule("backbone").modules()) if hasattr(model, "backbone") else set()
     for module in model.modules():
         if module is first:
@@ -63,7 +63,7 @@ def parameter_groups(
             weight, bias = "projection_bias" if isinstance(module, _NORMS) else "projection_weight", "projection_bias"
         elif isinstance(module, _NORMS):
             weight = bias = "bn"
-        elif isinstance(module, ChannelwiseTemporalConv) or (module in moments and module.groups > 1):
+        elif isinstance(module, ChannelwiseTemporalConv) or (isinstance(module, nn.Conv2d) and module in motion and module.groups > 1):
             weight = bias = "channelwise"
         elif isinstance(module, nn.Linear) and module not in backbone:
             weight, bias = "lr5_weight", "lr10_bias"
