@@ -103,7 +103,8 @@ def _branch(branch: BranchSeen, explanation: Explanation) -> dict[str, Any]:
             {"name": name, "pooled": pooled, "weight": float(weight), "width": float(weight / found.max())}
             for name, pooled, weight in zip(timescale_names(segments), _pooled(segments), found, strict=True)
         ]
-    return {"name": branch.name, "rows": rows, "weights": weights, "sums": sums}
+    averaged = branch.segment_scores is not None and np.allclose(branch.segment_scores.mean(1), branch.scores, rtol=1e-3, atol=1e-3)
+    return {"name": branch.name, "rows": rows, "weights": weights, "sums": sums, "averaged": averaged}
 
 
 def _pooled(segments: int) -> list[list[bool]]:

@@ -50,7 +50,7 @@ class BranchSeen:
     segment_scores: Floats | None
     """`[B, N, classes]`: the last layer's scores of each segment's own features; None where a clip has one vector alone."""
     timescale_weights: Floats | None
-    """`[B, N-1]`: VAP's weights; None where the segments' scores are averaged."""
+    """`[B, N-1]`: VAP's weights; None in a head that learns none."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,7 +58,7 @@ class Seen:
     """What a model saw in some clips, and said of them."""
 
     scores: Floats
-    """`[B, classes]`: the mean of the branches'."""
+    """`[B, classes]`: the branches', fused."""
     branches: tuple[BranchSeen, ...]
     """The branches."""
     cue: Cue | None
@@ -140,13 +140,14 @@ class CheckpointLooker(Looker):
                 for head in network.heads:
                     features, said = read[id(head)]
                     apart = features.shape[1] == self.spec.segments
+                    each = getattr(head, "segment_scores", head.get_submodule("pred"))
                     weights = getattr(head, "timescale_weights", None)
                     branches.append(
                         BranchSeen(
                             name=branch_of(paths[id(head)]),
                             scores=said.cpu().numpy(),
                             features=features.cpu().numpy(),
-                            segment_scores=head.get_submodule("pred")(features).cpu().numpy() if apart else None,
+                            segment_scores=each(features).cpu().numpy() if apart else None,
                             timescale_weights=weights(features).cpu().numpy() if weights is not None else None,
                         )
                     )
@@ -213,6 +214,8 @@ class BundleLooker(Looker):
         features = tensors[head.features]
         weight, bias = self._layers[head.layer]
         apart = features.shape[1] == self.spec.segments
+        # A head with a classifier for each timescale (VIP) is, to one segment alone, their mean.
+        weight = weight.reshape(-1, features.shape[-1], weight.shape[-1]).mean(0)
         return BranchSeen(
             name=head.branch,
             scores=tensors[head.scores],

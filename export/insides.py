@@ -37,7 +37,7 @@ class HeadInsides:
     scores: str
     """What it says: float32 `[B, classes]`."""
     weights: str | None
-    """VAP's weights of the timescales, float32 `[B, N-1]`; None in a head that averages."""
+    """VAP's weights of the timescales, float32 `[B, N-1]`; None in a head that learns none."""
     layer: str
     """Name of the node that multiplies features by the last layer's weight."""
 
@@ -51,7 +51,7 @@ class Insides:
     cue: str
     """The cue's tensor; empty where there is none."""
     heads: tuple[HeadInsides, ...]
-    """The heads, in the order in which their scores are averaged."""
+    """The heads, in the order of the branches."""
 
 
 def find_insides(model: torch.nn.Module, proto: onnx.ModelProto) -> Insides | None:

@@ -42,4 +42,4 @@ class OnlineForm(nn.Module):
         # The cast comes first, and last: TensorRT neither joins nor cuts bytes. Floats hold them exactly.
         pixels = torch.cat([memory.float(), frame.float()[:, None]], dim=1)
         scores = [network.scores_of_pixels(pixels[:, :, None]) for network in self.model.networks]
-        return scores[0] if len(scores) == 1 else torch.stack(scores).mean(0), pixels[:, 1:].to(torch.uint8)
+        return scores[0] if len(scores) == 1 else self.model.fused(torch.stack(scores)), pixels[:, 1:].to(torch.uint8)

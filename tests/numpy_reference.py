@@ -89,6 +89,26 @@ def shift(x, segments, divisor=8):
     return out.reshape(x.shape)
 
 
+def pooled_at(features, scale):
+    """The maxima over features that lie `scale` apart (PAN, Eq. 11): `[B, N, D]` to `[B, scale, D]`."""
+    return np.stack([features[:, start::scale].max(1) for start in range(scale)], 1)
+
+
+def average_head(features, weight, bias):
+    """TSN's consensus: every segment's logits, averaged."""
+    return np.mean([features[:, n] @ weight.T + bias for n in range(features.shape[1])], axis=0)
+
+
+def timescale_head(features, weight, bias, scales):
+    """PAN's VIP, or one timescale: the mean vector of each timescale by a classifier of its own, the scores averaged."""
+    length = features.shape[2]
+    scores = []
+    for place, scale in enumerate(scales):
+        own = weight[:, place * length : (place + 1) * length]
+        scores.append(pooled_at(features, scale).mean(1) @ own.T + bias)
+    return np.mean(scores, axis=0)
+
+
 def vap(features, first, second, weight, bias):
     """VAP by Eq. 11 to 15; returns scores, timescale weights and pooled vectors."""
     n = features.shape[1]
@@ -164,7 +184,10 @@ def channelwise_temporal(x, weight, segments):
 
 
 def channelwise_motion(x, reduce, move, restore, *, segments, stride=1):
-    """STM's CMM: 1x1, Eq. 2 (`H[c, t, h, w] = F[c, t, h, w] - sum over i, j of K[c, i, j] F[c, t+1, h+i, w+j]`), zero at the end, 1x1."""
+    """STM's CMM: 1x1, Eq. 2 (`H[c, t, h, w] = F[c, t, h, w] - sum over i, j of K[c, i, j] F[c, t+1, h+i, w+j]`), zero at the end, 1x1.
+
+    An ordinary `move`, `[c, c', 3, 3]`, sums over the channels c' as well (Table 10).
+    """
     x = conv2d(x, reduce)
     clips = x.reshape(-1, segments, *x.shape[1:])
     rows, columns = x.shape[2:]
@@ -174,15 +197,41 @@ def channelwise_motion(x, reduce, move, restore, *, segments, stride=1):
         out[:, t] = clips[:, t]
         for i in (-1, 0, 1):
             for j in (-1, 0, 1):
-                kernel = move[:, 0, i + 1, j + 1][:, None, None]
-                out[:, t] -= kernel * following[:, :, 1 + i : 1 + i + rows, 1 + j : 1 + j + columns]
+                window = following[:, :, 1 + i : 1 + i + rows, 1 + j : 1 + j + columns]
+                if move.shape[1] == 1:
+                    out[:, t] -= move[:, 0, i + 1, j + 1][:, None, None] * window
+                else:
+                    out[:, t] -= np.einsum("kchw,oc->kohw", window, move[:, :, i + 1, j + 1])
     return conv2d(out.reshape(x.shape), restore, stride=stride)
 
 
+def ordinary_temporal(x, weight, segments):
+    """CSTM's temporal convolution over all channels (Table 10): `weight` `[C, 3C, 1, 1]`, the previous segment's channels first."""
+    clips = x.reshape(-1, segments, *x.shape[1:])
+    channels = x.shape[1]
+    out = np.zeros_like(clips)
+    for t in range(segments):
+        for i in (-1, 0, 1):
+            if 0 <= t + i < segments:
+                kernel = weight[:, (i + 1) * channels : (i + 2) * channels, 0, 0]
+                out[:, t] += np.einsum("kchw,oc->kohw", clips[:, t + i], kernel)
+    return out.reshape(x.shape)
+
+
 def spatiotemporal_motion(x, state, name, segments, stride=1):
-    """CSTM + CMM with the weights of a state dictionary."""
-    temporal = channelwise_temporal(x, state[f"{name}.temporal.weight"], segments)
-    appearance = conv2d(temporal, state[f"{name}.spatial.weight"], stride=stride, padding=1)
+    """CSTM + CMM with the weights of a state dictionary, or what there is of them (Tables 6 and 10)."""
+    temporal, spatial = x, state[f"{name}.spatial.weight"]
+    if f"{name}.temporal.weight" in state:
+        temporal = channelwise_temporal(x, state[f"{name}.temporal.weight"], segments)
+    if f"{name}.temporal.mix.weight" in state:
+        temporal = ordinary_temporal(x, state[f"{name}.temporal.mix.weight"], segments)
+    if spatial.shape[1] == 1:  # each channel by itself
+        each = [conv2d(temporal[:, c : c + 1], spatial[c : c + 1], stride=stride, padding=1) for c in range(x.shape[1])]
+        appearance = np.concatenate(each, 1)
+    else:
+        appearance = conv2d(temporal, spatial, stride=stride, padding=1)
+    if f"{name}.motion.reduce.weight" not in state:
+        return appearance
     reduce, move, restore = (state[f"{name}.motion.{part}.weight"] for part in ("reduce", "move", "restore"))
     return appearance + channelwise_motion(x, reduce, move, restore, segments=segments, stride=stride)
 

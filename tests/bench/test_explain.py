@@ -92,10 +92,19 @@ def test_a_bundle_explains_as_its_checkpoint(checkpoint, bundle, video, told_ali
     np.testing.assert_array_equal(alone.values, theirs.cue.values)
 
 
-@pytest.mark.parametrize("name", ["tsm-r18", "pan-lite-r18"])
-def test_segments_and_weights_are_the_networks(name, video, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("tsm-r18", {}),
+        ("pan-lite-r18", {}),
+        ("pan-lite-r18", {"aggregation": "vip"}),
+        ("pan-rgb-r18", {"aggregation": "2"}),
+        ("pan-rgb-r18", {"aggregation": "average"}),
+    ],
+)
+def test_segments_and_weights_are_the_networks(name, options, video, tmp_path):
     """By hand from the model's own layers; a clip of one segment repeated answers as that segment's scores say."""
-    looker = open_looker(make(tmp_path, name))
+    looker = open_looker(make(tmp_path, name, **options))
     network: Any = looker._network  # type: ignore[attr-defined]
     clips = load_clip(video, looker.spec)
     (branch,) = looker.look(clips).branches
@@ -104,9 +113,15 @@ def test_segments_and_weights_are_the_networks(name, video, tmp_path):
         wanted = [network.head(features[:, place : place + 1].expand(-1, 4, -1)).numpy() for place in range(4)]
     assert branch.segment_scores is not None
     np.testing.assert_allclose(branch.segment_scores, np.stack(wanted, axis=1), **SAME)
-    if name == "tsm-r18":
-        assert branch.timescale_weights is None
+    averages = name == "tsm-r18" or options.get("aggregation") == "average"
+    page = render(explain(looker, video))
+    assert ("made of the mean of these segments' scores" in page) == averages
+    assert ("answer is not their mean" in page) == (not averages)
+    assert ("Timescales that VAP" in page) == (name == "pan-lite-r18" and not options)
+    if averages:
         np.testing.assert_allclose(branch.segment_scores.mean(1), branch.scores, **SAME)
+    if name != "pan-lite-r18" or options:
+        assert branch.timescale_weights is None
     else:
         assert branch.timescale_weights is not None
         assert branch.timescale_weights.sum() == pytest.approx(1, abs=1e-5)

@@ -37,6 +37,14 @@ CASES = [
             # As imported from the official code: eps inside the norm, in both nodes' one body.
             ("pan-en-r18", {"eps_inside": True, "pa_encoding": "e2"}, 2),
             ("pan-lite-r18", {"pa_depth": 0}, 0),
+            # PAN's other heads (Table IV) and weights of its branches.
+            ("pan-full-r18", {"aggregation": "vip", "fusion_weights": (1.0, 3.0)}, 1),
+            ("pan-rgb-r18", {"aggregation": "2"}, 0),
+            ("pan-rgb-r18", {"aggregation": "average"}, 0),
+            # STM's modules alone and types of convolution (Tables 6 and 10).
+            ("stm-r18", {"stm_temporal": "ordinary", "stm_motion": "ordinary"}, 0),
+            ("stm-r18", {"stm_modules": "cstm", "stm_spatial": "channel-wise"}, 0),
+            ("stm-r18", {"stm_modules": "cmm"}, 0),
             ("pan-pa-r18", {"pa_depth": 2, "pa_encoding": "e2"}, 0),
         )
     ),

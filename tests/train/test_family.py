@@ -75,6 +75,54 @@ def test_a_fusion_is_the_mean_of_its_branches(name, branches):
         torch.testing.assert_close(model.motion(clip), model.branches["pa"].motion(clip), rtol=0, atol=0)  # type: ignore[operator]
 
 
+@pytest.mark.parametrize(("name", "weights"), [("pan-full-r18", (1.0, 3.0)), ("pan-full-r18", (0, 2)), ("pan-en-r18", [1, 2, 0.5])])
+def test_a_fusion_weighs_its_branches(name, weights):
+    model, clip = make(name, fusion_weights=weights), clips()
+    assert model.config["fusion_weights"] == tuple(weights)
+    assert "weights" not in model.state_dict()
+    shares = np.array(weights, np.float64) / sum(weights)
+    with torch.inference_mode():
+        apart = torch.stack([network(clip) for network in model.networks]).double().numpy()
+        wanted = np.einsum("n,nbc->bc", shares, apart)
+        np.testing.assert_allclose(model(clip), wanted, atol=1e-6)
+        np.testing.assert_allclose(model.forward_frames(model.normalise(model.as_frames(clip))), wanted, rtol=1e-4, atol=1e-5)
+        # The official code's sum of coefficient times score, divided by the number of models, has the same order.
+        official = np.einsum("n,nbc->bc", np.array(weights, np.float64), apart) / len(weights)
+        np.testing.assert_array_equal(official.argsort(), wanted.argsort())
+        assert np.abs(wanted - apart.mean(0)).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "told"),
+    [
+        ("pan-full-r18", (1.0,), r"fusion_weights is \(1.0,\); there must be one for each of rgb, pa"),
+        ("pan-full-r18", (1.0, 1.0, 1.0), "there must be one for each of rgb, pa"),
+        ("pan-en-r18", (1.0, 1.0), "there must be one for each of lite, rgb, pa"),
+        ("pan-full-r18", (0.0, 0.0), "at least one above 0"),
+        ("pan-full-r18", (1.0, -1.0), "they must be numbers from 0 to 1000"),
+        ("pan-full-r18", (1.0, float("nan")), "they must be numbers from 0 to 1000"),
+        ("pan-full-r18", ("1", "2"), "they must be numbers from 0 to 1000"),
+        ("pan-full-r18", 2.0, "they must be numbers from 0 to 1000"),
+        ("pan-lite-r18", (1.0, 1.0), "pan-lite-r18: has no option fusion_weights"),
+    ],
+)
+def test_weights_that_do_not_fit(name, weights, told):
+    with pytest.raises(FlowlessError, match=told):
+        make(name, fusion_weights=weights)
+
+
+def test_training_accuracy_is_of_the_weighted_scores(train_index):
+    """Each branch's loss stays its own; what is counted as right is what the model would answer."""
+    model = make("pan-full-r18", dropout=0.0, fusion_weights=(0.0, 1.0))
+    # Whatever the clip is: rgb says 0, loudly, and pa says 1.
+    for branch, (label, size) in {"rgb": (0, 100.0), "pa": (1, 10.0)}.items():
+        model.get_parameter(f"branches.{branch}.head.pred.bias").data[label] = size
+    module = TrainingModule(model, small("pan-full-r18", dropout=0.0, fusion_weights=(0.0, 1.0)), index=train_index, val_index=None)
+    module.eval().training_step(Batch(clips=clips(batch=4)[:, None], labels=torch.ones(4, dtype=torch.long), ids=list("abcd")), 0)
+    sums = module._sums["train"]
+    assert (sums.right, sums.count) == (4, 4)
+
+
 def test_what_each_branch_sees():
     clip = clips()
     other = clip.clone()
@@ -217,7 +265,7 @@ def test_every_branch_has_the_official_rates(train_index, name, depth):
 def test_partial_bn_keeps_each_branchs_first(train_index):
     model = make("pan-full-r18")
     for norm in (part for part in model.modules() if isinstance(part, nn.BatchNorm2d)):
-        nn.init.uniform_(norm.running_mean)
+        nn.init.uniform_(norm.get_buffer("running_mean"))
     module = TrainingModule(model, small("pan-full-r18", partial_bn=True), index=train_index, val_index=None)
     module.train()
     for network in module.model.networks:
@@ -247,10 +295,13 @@ def test_the_family_trains(tmp_path, train_index, val_index, name, changes):
 
 
 def test_checkpoints_from_before_depths_still_load(tmp_path):
-    model = make("pan-lite-r18")
-    model.config = {name: value for name, value in model.config.items() if name not in {"pa_depth", "eps_inside"}}
-    path = save(tmp_path / "old.safetensors", model, "pan-lite-r18")
-    assert load_checkpoint(path).model.config["pa_depth"] == 1
+    model = make("pan-full-r18")
+    later = {"pa_depth", "eps_inside", "fusion_weights", "aggregation"}
+    model.config = {name: value for name, value in model.config.items() if name not in later}
+    loaded = load_checkpoint(save(tmp_path / "old.safetensors", model, "pan-full-r18")).model
+    assert (loaded.config["pa_depth"], loaded.config["fusion_weights"]) == (1, ())
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded(clips()), model(clips()), rtol=0, atol=0)
 
 
 def save(path, model, name, *, labels=LABELS):
@@ -284,6 +335,24 @@ def test_fused_scores_are_the_mean_of_the_checkpoints(tmp_path, branches, capsys
         torch.testing.assert_close(fused.model(clip), torch.stack(scores).mean(0))
 
 
+@pytest.mark.parametrize("weights", [("1", "3"), ("2", "1", "0.5")])
+def test_fusing_with_weights(tmp_path, branches, capsys, weights):
+    parts = ("lite", "rgb", "pa")[-len(weights) :]
+    words = ["fuse", str(tmp_path / "fused.safetensors"), *(word for part in parts for word in (f"--{part}", str(branches[part])))]
+    assert main([*words, "--weights", *weights, "--json"]) == 0
+    numbers = [float(weight) for weight in weights]
+    assert json.loads(capsys.readouterr().out)["weights"] == numbers
+    fused, clip = load_checkpoint(tmp_path / "fused.safetensors"), clips()
+    with torch.inference_mode():
+        scores = [load_checkpoint(branches[part]).model(clip[:, :, :1] if part == "rgb" else clip) for part in parts]
+        wanted = sum(number * score for number, score in zip(numbers, scores, strict=True)) / sum(numbers)
+        torch.testing.assert_close(fused.model(clip), wanted)
+    (tmp_path / "fused.safetensors").unlink()
+    assert main([*words, "--weights", "1", "1", "1", "1"]) == 1
+    assert "there must be one for each of" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "fused.safetensors").exists()
+
+
 def test_branches_that_do_not_fit(tmp_path, branches):
     rgb, pa, lite = branches["rgb"], branches["pa"], branches["lite"]
 
@@ -298,6 +367,8 @@ def test_branches_that_do_not_fit(tmp_path, branches):
         fuse_checkpoints(rgb=other("pan-rgb-r18", spec=replace(SPEC, height=40, short_side=40)), pa=pa)
     with pytest.raises(FlowlessError, match="frames_per_segment 2 instead of 3"):
         fuse_checkpoints(rgb=rgb, pa=pa, lite=other("pan-lite-r18", spec=replace(SPEC, frames_per_segment=2)))
+    with pytest.raises(FlowlessError, match="aggregation 'average' instead of 'vap'"):
+        fuse_checkpoints(rgb=other("pan-rgb-r18", aggregation="average"), pa=pa)
     with pytest.raises(FlowlessError, match="eps_inside True instead of False"):
         fuse_checkpoints(rgb=rgb, pa=pa, lite=other("pan-lite-r18", eps_inside=True))
     for branch in ("rgb", "lite"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,19 +12,26 @@ from flowless.train.checkpoints.checkpoint import Checkpoint, load_checkpoint, v
 from flowless.train.models import build_model
 
 
-def fuse_checkpoints(*, rgb: str | os.PathLike[str], pa: str | os.PathLike[str], lite: str | os.PathLike[str] | None = None) -> Checkpoint:
+def fuse_checkpoints(
+    *,
+    rgb: str | os.PathLike[str],
+    pa: str | os.PathLike[str],
+    lite: str | os.PathLike[str] | None = None,
+    weights: Sequence[float] = (),
+) -> Checkpoint:
     """Fuse separately trained branches into one model, as the official code fuses their scores.
 
     Args:
         rgb: Checkpoint of a pan-rgb; its m may differ, since it sees the first frame of each segment alone.
         pa: Checkpoint of a pan-pa.
         lite: Checkpoint of a pan-lite; with it the model is PAN-En, without it PAN-Full.
+        weights: How much each branch's scores count, in the order lite (where there is one), rgb, pa; none are equal weights.
 
     Returns:
         A checkpoint of pan-full or, sampled as two clips, pan-en; the labels and the ClipSpec are the PA branch's.
 
     Raises:
-        FlowlessError: A file is no checkpoint of its branch, or the branches do not fit each other.
+        FlowlessError: A file is no checkpoint of its branch, the branches do not fit each other, or the weights do not fit them.
     """
     places = {"lite": lite, "rgb": rgb, "pa": pa}
     parts = {branch: (Path(place), load_checkpoint(place)) for branch, place in places.items() if place is not None}
@@ -40,7 +48,7 @@ def fuse_checkpoints(*, rgb: str | os.PathLike[str], pa: str | os.PathLike[str],
             raise FlowlessError(f"{path}: does not fit {source} ({'; '.join(differences)}). Branches that are fused must agree in these.")
     name = f"pan-{'en' if lite is not None else 'full'}-{depth}"
     spec = base.spec if lite is None else replace(base.spec, sampling="two-clip")
-    model = build_model(name, spec=spec, **base.model.config)
+    model = build_model(name, spec=spec, **base.model.config, fusion_weights=tuple(weights))
     tensors = {f"branches.{branch}.{key}": value for branch, (_, part) in parts.items() for key, value in part.model.state_dict().items()}
     model.load_state_dict(tensors)
     fused = {branch: {"file": path.name, "metrics": part.metrics, "recipe": part.recipe} for branch, (path, part) in parts.items()}

@@ -17,7 +17,7 @@ from flowless.train.commands.import_official import require_safetensors
 class Fuse:
     """Put separately trained branches into one checkpoint: PAN-Full, or with --lite PAN-En.
 
-    The model's scores are the mean of the branches' scores, inside one network: it evaluates, exports and runs as one. The
+    The model's scores are the weighted mean of the branches' scores, inside one network: it evaluates, exports and runs as one. The
     branches must have the same labels, depth and clip; only the RGB branch may have another number of frames per segment.
     """
 
@@ -29,6 +29,9 @@ class Fuse:
     """Checkpoint of a pan-pa model."""
     lite: Path | None = None
     """Checkpoint of a pan-lite model."""
+    weights: tuple[float, ...] = ()
+    """How much each branch's scores count, such as 1 1.5, in the order lite (where there is one), rgb, pa; by default all the same. They
+    are divided by their sum."""
     json: bool = False
     """Print one JSON document instead of a table."""
 
@@ -41,7 +44,7 @@ def fuse(words: Sequence[str]) -> int:
 
     from flowless.train.checkpoints import fuse_checkpoints, save_checkpoint
 
-    fused = fuse_checkpoints(rgb=ask.rgb, pa=ask.pa, lite=ask.lite)
+    fused = fuse_checkpoints(rgb=ask.rgb, pa=ask.pa, lite=ask.lite, weights=ask.weights)
     save_checkpoint(
         ask.out,
         fused.model,
@@ -56,6 +59,7 @@ def fuse(words: Sequence[str]) -> int:
         "checkpoint": str(ask.out),
         "model": fused.name,
         "branches": branches,
+        "weights": list(ask.weights) or [1.0] * len(branches),
         "labels": list(fused.labels),
         "clip": fused.spec.to_dict(),
     }

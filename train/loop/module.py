@@ -112,7 +112,7 @@ class TrainingModule(pl.LightningModule):
         branches = source.branch_scores(batch.clips.flatten(0, 1)).float()
         losses = [self._objective(scores, labels) for scores in branches]
         loss = torch.stack(losses).sum()
-        self._sums["train"].add(loss / len(losses), branches.mean(0), labels)
+        self._sums["train"].add(loss / len(losses), self.model.fused(branches), labels)
         return loss
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:

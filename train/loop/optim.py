@@ -10,7 +10,7 @@ from torch import nn
 
 from flowless.train.models import AppearanceRecognizer, MotionRecognizer
 from flowless.train.models.options import AppearanceOptions
-from flowless.train.models.stm import ChannelwiseTemporalConv
+from flowless.train.models.stm import ChannelwiseMotion, ChannelwiseTemporalConv
 from flowless.train.recipes import Recipe
 
 #: Group -> (factor on the learning rate, factor on the weight decay), as in PAN's official code; channel-wise kernels are ours.
@@ -34,9 +34,10 @@ def parameter_groups(
     """Sort a model's parameters into the official groups.
 
     The first convolution is PA's where there is one; a backbone's own first convolution learns like every other, and so do
-    the linear layers inside a backbone. PWTP's layers are groups of their own. Kernels of one channel each (STM's temporal
-    weights and motion filters) do not decay: they start at 1, as a batch norm's weights do, and say which moment a channel
-    takes; decay would only make them forget.
+    the linear layers inside a backbone. PWTP's layers are groups of their own. STM's kernels of one channel each that mix moments (its
+    temporal weights and motion filters) do not decay: they start at 1, as a batch norm's weights do, and say which moment a channel
+    takes; decay would only make them forget. Where they are ordinary convolutions (Table 10), and in CSTM's 3x3 of whatever type, they
+    learn like every other.
 
     Args:
         model: What `build_model` made, or one of its parts.
@@ -53,6 +54,7 @@ def parameter_groups(
     groups: dict[str, list[nn.Parameter]] = {name: [] for name in factors}
     first = model.persistence if isinstance(model, MotionRecognizer) else None
     projection = set(model.projection.modules()) if isinstance(model, AppearanceRecognizer) else set()
+    motion = {module.move for module in model.modules() if isinstance(module, ChannelwiseMotion)}
     backbone = set(model.get_submodule("backbone").modules()) if hasattr(model, "backbone") else set()
     for module in model.modules():
         if module is first:
@@ -61,7 +63,7 @@ def parameter_groups(
             weight, bias = "projection_bias" if isinstance(module, _NORMS) else "projection_weight", "projection_bias"
         elif isinstance(module, _NORMS):
             weight = bias = "bn"
-        elif isinstance(module, ChannelwiseTemporalConv) or (isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1):
+        elif isinstance(module, ChannelwiseTemporalConv) or (isinstance(module, nn.Conv2d) and module in motion and module.groups > 1):
             weight = bias = "channelwise"
         elif isinstance(module, nn.Linear) and module not in backbone:
             weight, bias = "lr5_weight", "lr10_bias"

@@ -13,13 +13,17 @@ from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 from flowless.errors import FlowlessError
 
 PAEncoding = Literal["e1", "e2"]
-#: How a head joins the segments (PAN, Table IV): VAP; VIP, the same timescales with preset weights; their plain average; or one
-#: timescale alone, named by its number.
+#: How a head joins the segments (PAN, Table IV): VAP; VIP, the same timescales with preset weights; the average of the segments' scores;
+#: or one timescale alone, named by its number.
 Aggregation = Literal["vap", "vip", "average", "1", "2", "4", "8"]
 #: Where STM blocks stand (STM, Table 9): all blocks, the first block of every stage, or the first block of one stage.
 STMPlacement = Literal["all", "one-per-stage", "stage2", "stage3", "stage4", "stage5"]
 #: How an STM block joins its two modules (STM, Table 7).
 STMFusion = Literal["sum", "concat"]
+#: Modules of an STM block (STM, Table 6).
+STMModules = Literal["both", "cstm", "cmm"]
+#: Whether a convolution mixes channels (STM, Table 10).
+ConvolutionType = Literal["channel-wise", "ordinary"]
 #: Side of a displacement map of a frame of 224 x 224 pixels (Disentangling, Table 3).
 DisplacementSize = Literal[112, 224]
 #: Where the appearance branch joins frames (Disentangling, Table 1): behind pool2, 3c and 4e, or behind the whole network.
@@ -84,10 +88,17 @@ class AggregationOptions(FamilyOptions):
     """How PAN's head joins the segments: pan-rgb."""
 
     aggregation: Aggregation = "vap"
-    """How the head joins the segments (PAN, Table IV): vap learns a weight for each timescale; vip gives every timescale the same
-    weight; average takes the mean of the segments; 1, 2, 4 or 8 pools at that timescale alone (below segments)."""
+    """How the head joins the segments (PAN, Table IV): vap learns a weight for each timescale; vip classifies every timescale by itself
+    and gives all the same weight; average takes the mean of the segments' scores; 1, 2, 4 or 8 pools at that timescale alone (below
+    segments)."""
     vap_expansion: int = number(4, least=1, most=16)
     """With aggregation vap: width of the network that weighs the timescales, alpha (PAN, Table IV: 1, 2, 4, 8)."""
+
+    def more_problems(self) -> list[str]:
+        """Refuse a width of what a head does not have."""
+        if self.aggregation != "vap" and self.vap_expansion != 4:
+            return [f"vap_expansion is {self.vap_expansion}; a head with aggregation {self.aggregation} weighs no timescales: leave it out"]
+        return []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,9 +114,46 @@ class PAOptions(AggregationOptions):
 
     def more_problems(self) -> list[str]:
         """Refuse the official code's rule where it has none."""
+        problems = super().more_problems()
         if self.eps_inside and self.pa_depth != 1:
-            return [f"eps_inside is the official code's rule, whose PA has depth 1; pa_depth is {self.pa_depth}"]
-        return []
+            problems.append(f"eps_inside is the official code's rule, whose PA has depth 1; pa_depth is {self.pa_depth}")
+        return problems
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionOptions(PAOptions):
+    """Two branches: pan-full."""
+
+    #: Names of the branches, in the order of their weights.
+    BRANCHES: ClassVar[tuple[str, ...]] = ("rgb", "pa")
+
+    fusion_weights: tuple[float, ...] = ()
+    """How much each branch's scores count, in the order rgb, pa (pan-full) or lite, rgb, pa (pan-en); they are divided by their sum
+    (PAN, section IV-A; official code: --coeff, divided by the number of branches). None are equal weights, as in the paper."""
+
+    def __post_init__(self) -> None:
+        """Read what a JSON file holds, a list, as what it was."""
+        if isinstance(self.fusion_weights, list):
+            object.__setattr__(self, "fusion_weights", tuple(self.fusion_weights))
+        super().__post_init__()
+
+    def more_problems(self) -> list[str]:
+        """Refuse weights that are not one for each branch, or of which nothing is left."""
+        problems, weights = super().more_problems(), self.fusion_weights
+        if not isinstance(weights, tuple) or any(_range_problem("", weight, whole=False, limits=(0, 1000)) for weight in weights):
+            problems.append(f"fusion_weights is {weights!r}; they must be numbers from 0 to 1000")
+        elif weights and (len(weights) != len(self.BRANCHES) or not sum(weights)):
+            problems.append(
+                f"fusion_weights is {weights!r}; there must be one for each of {', '.join(self.BRANCHES)}, at least one above 0, or none"
+            )
+        return problems
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnsembleOptions(FusionOptions):
+    """Three branches: pan-en."""
+
+    BRANCHES: ClassVar[tuple[str, ...]] = ("lite", "rgb", "pa")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +166,27 @@ class STMOptions(FamilyOptions):
     """Add spatiotemporal and motion features up (sum), or concatenate them and convolve (concat) (STM, Table 7)."""
     stm_fixed: bool = False
     """The frequency-degenerated variant, whose temporal and motion kernels are fixed and do not learn (STM, Table 8)."""
+    stm_modules: STMModules = "both"
+    """What an STM block has (STM, Table 6): CSTM and CMM, one of them alone; cmm alone keeps the residual block's own 3x3 convolution."""
+    stm_temporal: ConvolutionType = "channel-wise"
+    """CSTM's convolution over the segments (STM, Table 10)."""
+    stm_spatial: ConvolutionType = "ordinary"
+    """CSTM's 3x3 convolution (STM, Table 10)."""
+    stm_motion: ConvolutionType = "channel-wise"
+    """CMM's 3x3 convolution (STM, Table 10)."""
+
+    def more_problems(self) -> list[str]:
+        """Refuse what asks for something of a module that is not there, or whose kernels are fixed."""
+        problems = []
+        if self.stm_fixed and "ordinary" in (self.stm_temporal, self.stm_motion):
+            problems.append("stm_fixed has fixed channel-wise kernels; stm_temporal and stm_motion must be channel-wise")
+        if self.stm_modules == "cmm" and (self.stm_temporal, self.stm_spatial) != ("channel-wise", "ordinary"):
+            problems.append("stm_modules is cmm; stm_temporal and stm_spatial are of CSTM, which is left out: leave them out too")
+        if self.stm_modules == "cstm" and self.stm_motion != "channel-wise":
+            problems.append("stm_modules is cstm; stm_motion is of CMM, which is left out: leave it out too")
+        if self.stm_modules != "both" and self.stm_fusion != "sum":
+            problems.append(f"stm_fusion is {self.stm_fusion}; stm_modules is {self.stm_modules}, one module, which is joined with nothing")
+        return problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,8 +275,8 @@ class DisentanglingOptions(FamilyOptions):
 #: Family -> what it can be asked. The order is that of lists for people.
 OPTIONS: dict[str, type[FamilyOptions]] = {
     "pan-lite": PAOptions,
-    "pan-full": PAOptions,
-    "pan-en": PAOptions,
+    "pan-full": FusionOptions,
+    "pan-en": EnsembleOptions,
     "pan-rgb": AggregationOptions,
     "pan-pa": PAOptions,
     "tsm": FamilyOptions,

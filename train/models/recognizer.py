@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +20,7 @@ LEAST_SIDE = 32
 
 
 class Recognizer(nn.Module):
-    """Clips to scores, by one network or by several whose scores are averaged.
+    """Clips to scores, by one network or by several whose scores are fused.
 
     Attributes:
         spec: What a clip is. A model takes other heights and widths too: its networks are convolutional.
@@ -38,7 +40,7 @@ class Recognizer(nn.Module):
 
     @property
     def networks(self) -> tuple[Network, ...]:
-        """The networks whose scores are averaged, each a recogniser by itself; none where branches share layers."""
+        """The networks whose scores are fused, each a recogniser by itself; none where branches share layers."""
         return ()
 
     @property
@@ -57,7 +59,11 @@ class Recognizer(nn.Module):
 
     def forward(self, clip: Tensor) -> Tensor:
         """Recognise pixels: uint8 `[B, N, m, H, W, 3]` to scores `[B, classes]`."""
-        return self.branch_scores(clip).mean(0)
+        return self.fused(self.branch_scores(clip))
+
+    def fused(self, scores: Tensor) -> Tensor:
+        """Return the answer of `branch_scores`, `[networks, B, classes]`: their mean, `[B, classes]`."""
+        return scores.mean(0)
 
     def branch_scores(self, clip: Tensor) -> Tensor:
         """Return every network's own scores of pixels: uint8 `[B, N, m, H, W, 3]` to `[networks, B, classes]`."""
@@ -68,7 +74,7 @@ class Recognizer(nn.Module):
     def forward_frames(self, x: Tensor) -> Tensor:
         """Recognise normalised frames `[B, N, m, 3, H, W]`: scores `[B, classes]`."""
         scores = [network.head(network.features(x)) for network in self.networks]
-        return scores[0] if len(scores) == 1 else torch.stack(scores).mean(0)
+        return scores[0] if len(scores) == 1 else self.fused(torch.stack(scores))
 
     def features(self, x: Tensor) -> Tensor:
         """Encode normalised frames `[B, N, m, 3, H, W]`: one vector a segment, `[B, N, D]`, the networks' one after another."""
@@ -193,17 +199,33 @@ class MotionOnlyRecognizer(MotionRecognizer):
 
 
 class FusedRecognizer(Recognizer):
-    """Several networks that see the same clip; the mean of their scores is the fused score.
+    """Several networks that see the same clip; the weighted mean of their scores is the fused score.
 
     Trained together, each network learns as if alone: `branch_scores` gives each its own loss.
+
+    Args:
+        weights: How much each branch counts, at least 0, in the order of `branches`; none are equal weights. Divided by their sum, they
+            give the weighted average of the paper (PAN, section IV-A). The official code's `--coeff` divides by the number of branches
+            instead: the scores differ by a factor, their order does not.
 
     Attributes:
         branches: Name -> network.
     """
 
-    def __init__(self, *, spec: ClipSpec, branches: dict[str, Network]) -> None:
+    weights: Tensor | None
+
+    def __init__(self, *, spec: ClipSpec, branches: dict[str, Network], weights: Sequence[float] = ()) -> None:
         super().__init__(spec=spec)
         self.branches = nn.ModuleDict(branches)
+        shares = torch.tensor(weights, dtype=torch.float64) / math.fsum(weights) if weights else None
+        # An option of the model, not a weight that learns: a checkpoint keeps it in its config.
+        self.register_buffer("weights", None if shares is None else shares.float(), persistent=False)
+
+    def fused(self, scores: Tensor) -> Tensor:
+        """Return the weighted mean of `[networks, B, classes]`: `[B, classes]`."""
+        if self.weights is None:
+            return super().fused(scores)
+        return (self.weights.to(scores.dtype)[:, None, None] * scores).sum(0)
 
     @property
     def networks(self) -> tuple[Network, ...]:
