@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def test_as_a_graph(tmp_path: Path, told_alike, name: str, options: dict[str, An
     import onnxruntime
     import torch
 
-    from flowless.bench.looking import BranchSeen, CheckpointLooker, Seen
+    from flowless.bench.looking import CheckpointLooker, Seen
     from flowless.export.graph import export_onnx
     from flowless.export.insides import opened, outputs, read_insides
     from flowless.train.checkpoints import Checkpoint
@@ -66,7 +67,7 @@ def test_as_a_graph(tmp_path: Path, told_alike, name: str, options: dict[str, An
         theirs = Seen(
             scores=found["scores"],
             branches=tuple(
-                BranchSeen(name=head.branch, scores=found[head.scores], segment_scores=mine.segment_scores, timescale_weights=None)
+                replace(mine, name=head.branch, scores=found[head.scores], timescale_weights=None)
                 for head, mine in zip(insides.heads, seen.branches, strict=True)
             ),
             cue=None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import disentangling_reference as plain
 import numpy as np
@@ -248,7 +248,7 @@ def test_every_parameter_learns_once(train_index):
 def test_partial_bn_keeps_each_branchs_first(train_index):
     model = make()
     for norm in (part for part in model.modules() if isinstance(part, nn.BatchNorm2d)):
-        nn.init.uniform_(norm.running_mean)
+        nn.init.uniform_(cast(torch.Tensor, norm.running_mean))
     module = TrainingModule(model, small(partial_bn=True), index=train_index, val_index=None).train()
     free = [name for name, part in model.named_modules() if isinstance(part, nn.BatchNorm2d) and part.training]
     assert free == ["low.norm", "motion.network.conv1.norm", "changes.network.conv1.norm"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ def state_of(module):
     return {name: value.numpy() for name, value in module.state_dict().items()}
 
 
-def blocks_of(model):
+def blocks_of(model) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, SpatioTemporalMotion)]
 
 
