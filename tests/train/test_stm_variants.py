@@ -93,7 +93,7 @@ def test_order_is_seen_and_every_weight_learns(options):
 def test_pretrained_weights_mean_what_they_meant(tmp_path, options):
     """CMM alone begins as the network of the ImageNet weights; so does an ordinary temporal convolution that takes the present alone."""
     torch.manual_seed(3)
-    donor = timm.create_model("resnet18").eval()
+    donor: Any = timm.create_model("resnet18").eval()
     save_file(donor.state_dict(), tmp_path / "weights.safetensors")
     model = build_model("stm-r18", classes=5, spec=SPEC, pretrained_path=tmp_path / "weights.safetensors", **options).eval()
     for module in model.modules():
