@@ -71,8 +71,8 @@ def test_the_block(reference, name, layer, stride, options):
 def test_ordinary_convolutions_start_as_the_channelwise_ones(reference):
     x = torch.randn(8, 16, 3, 5, dtype=torch.double)
     np.testing.assert_array_equal(OrdinaryTemporalConv(16, segments=4).double()(x).detach(), reference.shift(x.numpy(), 4))
-    by_channel = ChannelwiseMotion(64, 64, segments=4, stride=1).double()
-    ordinary = ChannelwiseMotion(64, 64, segments=4, stride=1, options=STMOptions(stm_motion="ordinary")).double()
+    by_channel: Any = ChannelwiseMotion(64, 64, segments=4, stride=1).double()
+    ordinary: Any = ChannelwiseMotion(64, 64, segments=4, stride=1, options=STMOptions(stm_motion="ordinary")).double()
     assert ordinary.get_parameter("move.weight").shape == (4, 4, 3, 3)
     for name in ("reduce", "restore"):
         ordinary.get_parameter(f"{name}.weight").data.copy_(by_channel.get_parameter(f"{name}.weight"))

@@ -53,7 +53,8 @@ class VariousTimescaleAggregationPooling(nn.Module):
 
     def pooled(self, features: Tensor) -> Tensor:
         """Max-pool `[B, N, D]` at every timescale: `[B, N-1, D]`, the timescales in the order 1, 2, 4, …, N/2."""
-        return torch.cat([_pooled_at(features, scale) for scale in self.scales], dim=1)
+        # Row q*s + j of the clip is element (q, j): the maximum over q joins the features that lie s apart.
+        return torch.cat([features.unflatten(1, (self.segments // s, s)).amax(1) for s in self.scales], dim=1)
 
     def timescale_weights(self, features: Tensor) -> Tensor:
         """Return how much each vector of `pooled` counts: `[B, N-1]`, positive, summing to 1."""
@@ -106,7 +107,10 @@ class TimescalePooling(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map `[B, N, D]` to scores `[B, classes]`."""
-        vectors = torch.cat([_pooled_at(features, scale).mean(1) for scale in self.scales], dim=1)
+        # Cut, not reshaped as in VAP: the exporter would join a reshape that comes first with the backbone's own, and no tensor of the
+        # graph were what `flowless explain` reads, `[B, N, D]`.
+        pooled = [[features[:, first::scale].amax(1) for first in range(scale)] for scale in self.scales]
+        vectors = torch.cat([torch.stack(vectors).mean(0) for vectors in pooled], dim=1)
         # The classifiers are linear: the mean of their scores is the sum of those of what was divided before.
         return self.pred(self.dropout(vectors) / len(self.scales))
 
@@ -130,12 +134,6 @@ def aggregation_head(features: int, *, segments: int, classes: int, dropout: flo
         )
     scales = _all_timescales(segments, what="VIP") if options.aggregation == "vip" else (int(options.aggregation),)
     return TimescalePooling(features, segments=segments, classes=classes, dropout=dropout, scales=scales)
-
-
-def _pooled_at(features: Tensor, scale: int) -> Tensor:
-    """Max-pool those of `[B, N, D]` that lie `scale` apart: `[B, scale, D]` (Eq. 11)."""
-    # Row q*s + j of the clip is element (q, j): the maximum over q joins the features that lie s apart.
-    return features.unflatten(1, (features.shape[1] // scale, scale)).amax(1)
 
 
 def _all_timescales(segments: int, *, what: str) -> tuple[int, ...]:
