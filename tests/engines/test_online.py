@@ -86,7 +86,7 @@ def test_three_crops_are_averaged(average, engine, videos, monkeypatch):
     scores = [online.push(frame) for frame in frames]
     for crop in resize_and_crop(np.stack(frames), engine.spec).reshape(3, 6, 40, 44, 3):
         apart.append(engine(windows(crop)))
-    shares = [np.exp(each) / np.exp(each).sum(-1, keepdims=True) for each in np.float64(apart)]
+    shares = [np.exp(each) / np.exp(each).sum(-1, keepdims=True) for each in np.stack(apart).astype(np.float64)]
     by_crop = np.mean(apart, axis=0) if average == "logits" else np.log(np.mean(shares, axis=0))
     np.testing.assert_allclose(scores, by_crop, atol=1e-5)
     by_moment = by_crop.mean(0) if average == "logits" else np.log(np.mean(shares, axis=(0, 1)))
