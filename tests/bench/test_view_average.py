@@ -15,7 +15,6 @@ import pytest
 import torch
 
 import flowless
-from flowless.bench import evaluate_checkpoint
 from flowless.bench.explain import explain
 from flowless.bench.looking import open_looker
 from flowless.cli import main
@@ -30,6 +29,7 @@ from flowless.pipeline.dataset.index import DatasetIndex
 from flowless.pipeline.dataset.scan import scan
 from flowless.pipeline.video.encode import write_video
 from flowless.train.checkpoints import load_checkpoint, save_checkpoint
+from flowless.train.evaluation import evaluate_checkpoint
 from flowless.train.evaluation.evaluate import evaluate
 from flowless.train.evaluation.evaluation import EvaluationOptions
 from flowless.train.models import build_model

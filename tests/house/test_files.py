@@ -103,7 +103,7 @@ def must_not_run(*_: object, **__: object) -> None:
     [
         ("pipeline.commands:scan", "pipeline.dataset.scan:list_source", ["videos", "--out"]),
         ("bench.explain_command:main", "bench.looking:open_looker", ["bundle", "a.mp4", "--out"]),
-        ("bench.evaluate_command:main", "bench.evaluate:evaluate", ["bundle", "--data", "a.jsonl", "--plot"]),
+        ("train.commands.evaluate:main", "train.evaluation.evaluate:evaluate", ["bundle", "--data", "a.jsonl", "--plot"]),
         ("bench.neighbours:main", "bench.neighbours:measure", ["--out"]),
         ("bench.systems:main", "bench.systems:measure", ["--out"]),
         ("bench.real:main", "bench.real:measure", ["a.jsonl", "b.jsonl", "--out"]),
@@ -113,7 +113,7 @@ def must_not_run(*_: object, **__: object) -> None:
     ],
 )
 def test_commands_refuse_a_place_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, work: str, words) -> None:
-    suffix = {"explain": ".html", "evaluate": ".png"}.get(module.partition("_")[0].partition(".")[2], ".json")
+    suffix = {"bench.explain_command:main": ".html", "train.commands.evaluate:main": ".png"}.get(module, ".json")
     place = tmp_path / f"folder{suffix}"
     place.mkdir()
     name, _, function = work.partition(":")

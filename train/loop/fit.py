@@ -26,7 +26,7 @@ from flowless.files import write_json
 from flowless.interrupts import StopRequest
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.pipeline.dataset.index import DatasetIndex, Refused
-from flowless.train.checkpoints.start import pixels_of_start, start_from
+from flowless.train.checkpoints.start import Start, pixels_of_start, start_from
 from flowless.train.loop.data import check_shares, check_training_index, check_views, device_batch, relabel
 from flowless.train.loop.module import TrainingModule
 from flowless.train.loop.run_folder import KeepRun, RunFolder, best_row
@@ -125,12 +125,9 @@ def fit(
             if not going_on:
                 log.print(f"flowless: nothing was kept of {folder.path} yet; it starts at its first step.", style="yellow")
         spec = folder.spec(recipe) if resume else _spec(recipe)
-        model = _model(recipe, spec=spec, classes=len(index.labels), resume=going_on)
-        taken = start_from(model, recipe.start_from, labels=index.labels) if recipe.start_from and not going_on else None
+        model, taken = _model(recipe, spec=spec, labels=index.labels, resume=going_on)
         if trainer.is_global_zero and not resume:
             folder.begin(recipe, index, val_index=val_index, overwrite=overwrite, spec=spec, start=taken)
-        if trainer.is_global_zero and taken is not None:
-            log.print(str(taken), markup=False, highlight=False, soft_wrap=True)
         module = TrainingModule(model, recipe, index=index, val_index=val_index)
         start = time.perf_counter()
         with stop.noted():
@@ -149,12 +146,12 @@ def _spec(recipe: Recipe) -> ClipSpec:
     return recipe.spec if expected is None else replace(recipe.spec, mean=expected[0], std=expected[1])
 
 
-def _model(recipe: Recipe, *, spec: ClipSpec, classes: int, resume: bool) -> Recognizer:
-    """Build the recipe's model; what is resumed, or starts from a checkpoint, gets its weights afterwards."""
+def _model(recipe: Recipe, *, spec: ClipSpec, labels: tuple[str, ...], resume: bool) -> tuple[Recognizer, Start | None]:
+    """Build the recipe's model, and return what it took of a checkpoint that it starts from; what is resumed gets its weights later."""
     images = not resume and recipe.start_from is None
     model = build_model(
         recipe.model,
-        classes=classes,
+        classes=len(labels),
         spec=spec,
         width=recipe.width,
         dropout=recipe.dropout,
@@ -165,7 +162,9 @@ def _model(recipe: Recipe, *, spec: ClipSpec, classes: int, resume: bool) -> Rec
     )
     if recipe.head_std:
         start_heads(model.heads, std=recipe.head_std)
-    return model
+    if resume or recipe.start_from is None:
+        return model, None
+    return model, start_from(model, recipe.start_from, labels=labels)
 
 
 def _run(trainer: pl.Trainer, module: TrainingModule, keep: KeepRun, *, resume: bool) -> None:

@@ -82,6 +82,8 @@ class RunFolder:
             for file in (self.path / "tensorboard").glob("events.out.*"):
                 file.unlink()
         write_json(self.description, _description(recipe, index, val_index=val_index, spec=spec, start=start))
+        if start is not None:
+            log.print(str(start), markup=False, highlight=False, soft_wrap=True)
 
     def spec(self, recipe: Recipe) -> ClipSpec:
         """Return the clip that the run was started with; a run of an earlier version says the recipe's."""
