@@ -68,7 +68,7 @@ class DataSetSeen:
 
 
 def see_data_set(looker: Looker, index: DatasetIndex, *, batch_size: int = 16, threads: int | None = None) -> DataSetSeen:
-    """Let a model look at every video of an index, by the views that it was made for.
+    """Run a model on every video of an index, by the views that it was made for.
 
     Args:
         looker: What `open_looker` opened.
