@@ -155,7 +155,8 @@ def test_a_classs_map_is_where_its_evidence_is(name, corner):
     features: list[torch.Tensor] = []
     hook = model.head.register_forward_pre_hook(lambda _, given: features.append(given[0]))
     with torch.no_grad():
-        model(clip), model(empty)
+        model(clip)
+        model(empty)
     hook.remove()
     added, ground = (features[0] - features[1]).mean((0, 1)), features[1].mean((0, 1))
     # The ground by itself says nothing for the class, nor against it.

@@ -112,12 +112,12 @@ def _fit_tables(result: FitResult) -> list[RenderableType]:
     for row in shown:
         best = " ←" if row["epoch"] == result.best_epoch else ""
         table.add_row(
-            f"{row['epoch']}{best}",
+            f"{row['epoch'] + 1}{best}",
             *(_number(row[name]) for name in ("train_loss", "train_top1", "val_loss", "val_top1")),
             f"{row['lr']:.2g}",
             f"{row['seconds']:.0f}",
         )
-    lines = f"best: {result.best} (epoch {result.best_epoch})\nlast: {result.last}\n{result.seconds:.0f} s"
+    lines = f"best: {result.best} (epoch {result.best_epoch + 1} of {result.rows[-1]['epoch'] + 1})\nlast: {result.last}\n{result.seconds:.0f} s"
     return [table, lines, *refused_table(result.bad_videos, title="could not be read")]
 
 
