@@ -117,7 +117,8 @@ def _fit_tables(result: FitResult) -> list[RenderableType]:
             f"{row['lr']:.2g}",
             f"{row['seconds']:.0f}",
         )
-    lines = f"best: {result.best} (epoch {result.best_epoch + 1} of {result.rows[-1]['epoch'] + 1})\nlast: {result.last}\n{result.seconds:.0f} s"
+    best = f"{result.best} (epoch {result.best_epoch + 1} of {len(result.rows)})"
+    lines = f"best: {best}\nlast: {result.last}\n{result.seconds:.0f} s"
     return [table, lines, *refused_table(result.bad_videos, title="could not be read")]
 
 
