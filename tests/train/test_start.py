@@ -187,3 +187,21 @@ def test_partial_bn_in_training_and_after_a_resume(tmp_path, kinetics, train_ind
     moved = [name for name in before if name.endswith("running_mean") and name not in frozen]
     assert len(moved) == 1
     assert not np.array_equal(before[moved[0]], after[moved[0]])
+
+
+def test_a_run_that_kept_nothing_resumes_from_its_start(tmp_path, kinetics, train_index):
+    recipe = small("da-tsm-r18/moving-shapes", start_from=str(kinetics))
+    whole = fit(recipe, index=train_index, out=tmp_path / "whole")
+    for file in (whole.folder / "resume.ckpt", whole.last, whole.best):
+        file.unlink()
+    again = fit(replace(recipe, start_from=None), index=train_index, out=whole.folder, resume=True)
+    assert again.rows[0]["train_loss"] == pytest.approx(whole.rows[0]["train_loss"], rel=1e-6)
+    assert load_checkpoint(again.last).recipe["start_from"] == str(kinetics)
+
+
+def test_a_run_resumes_on_the_same_videos_and_labels_alone(tmp_path, train_index):
+    fit(small(epochs=1), index=train_index, out=tmp_path / "run")
+    count = len(train_index.labels)
+    moved = replace(train_index, videos=tuple(replace(video, label=(video.label + 1) % count) for video in train_index.videos))
+    with pytest.raises(FlowlessError, match="was started on other videos, or on the same with other labels"):
+        fit(small(epochs=1), index=moved, out=tmp_path / "run", resume=True)

@@ -124,7 +124,7 @@ def fit(
             folder.check_resumable(recipe, index)
             if not going_on:
                 log.print(f"flowless: nothing was kept of {folder.path} yet; it starts at its first step.", style="yellow")
-        spec = folder.spec(recipe) if resume else _spec(recipe)
+        recipe, spec = folder.as_started(recipe) if resume else (recipe, _spec(recipe))
         model, taken = _model(recipe, spec=spec, labels=index.labels, resume=going_on)
         if trainer.is_global_zero and not resume:
             folder.begin(recipe, index, val_index=val_index, overwrite=overwrite, spec=spec, start=taken)

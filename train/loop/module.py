@@ -226,9 +226,10 @@ class TrainingModule(pl.LightningModule):
         """Stop all processes where the loss of one is no number."""
         error = None
         if not bool(torch.isfinite(self._sums["train"].loss)):
+            kept = "The last good epoch is kept" if self.rows else "No epoch is kept yet"
             error = FlowlessError(
                 f"epoch {self.current_epoch}: the loss is no number any more; training has diverged. Lower --lr (it is {self.recipe.lr:g} "
-                f"for a batch of {self.recipe.lr_batch}), or clip harder with --clip-gradient. The last good epoch is kept."
+                f"for a batch of {self.recipe.lr_batch}), or clip harder with --clip-gradient. {kept}."
             )
         self.processes.agree(error)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +87,14 @@ class RunFolder:
         if start is not None:
             log.print(str(start), markup=False, highlight=False, soft_wrap=True)
 
-    def spec(self, recipe: Recipe) -> ClipSpec:
-        """Return the clip that the run was started with; a run of an earlier version says the recipe's."""
-        document = json.loads(self.description.read_text(encoding="utf-8"))
-        return ClipSpec.from_dict(document["spec"]) if "spec" in document else recipe.spec
+    def as_started(self, recipe: Recipe) -> tuple[Recipe, ClipSpec]:
+        """Return a recipe that starts from what the run here was started from, whatever the command that resumes it names, and its clip.
+
+        A run of an earlier version says no clip: it has the recipe's.
+        """
+        before = json.loads(self.description.read_text(encoding="utf-8"))
+        start = {name: before["recipe"][name] for name in ("start_from", "pretrained_path") if name in before["recipe"]}
+        return replace(recipe, **start), ClipSpec.from_dict(before["spec"]) if "spec" in before else recipe.spec
 
     @property
     def kept(self) -> bool:
@@ -110,6 +116,10 @@ class RunFolder:
         if changed:
             raise FlowlessError(
                 f"{self.path}: was started with another recipe ({'; '.join(changed)}). Resume with the same fields, or start anew."
+            )
+        if before.get("index") not in {None, _digest(index)} and labels == list(index.labels) and videos == len(index.videos):
+            raise FlowlessError(
+                f"{self.path}: was started on other videos, or on the same with other labels: as many of them. Resume with the same index."
             )
         if labels != list(index.labels) or videos != len(index.videos):
             raise FlowlessError(
@@ -274,6 +284,12 @@ def _epoch_line(row: dict[str, Any], *, epochs: int) -> str:
     return "; ".join([*parts, f"{row['seconds']:.0f} s"])
 
 
+def _digest(index: DatasetIndex) -> str:
+    """Return what stands for the videos of an index and their labels."""
+    lines = (f"{video.id}\t{video.label}" for video in index.videos)
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
 def _description(
     recipe: Recipe, index: DatasetIndex, *, val_index: DatasetIndex | None, spec: ClipSpec, start: Start | None
 ) -> dict[str, Any]:
@@ -281,6 +297,7 @@ def _description(
         "recipe": recipe.to_dict(),
         "labels": list(index.labels),
         "videos": len(index.videos),
+        "index": _digest(index),
         "validation_videos": len(val_index.videos) if val_index else 0,
         "spec": spec.to_dict(),
         "start": start and start.to_dict(),
