@@ -77,8 +77,8 @@ def main(words: Sequence[str]) -> int:
     out = ask.out or page_of(seen)
     forms = {suffix: what for suffix, what in FORMS.items() if suffix == ".html" or ask.data is None}
     if out.suffix.lower() not in forms:
-        told = ", ".join(f"{suffix} ({what})" for suffix, what in forms.items())
-        raise FlowlessError(f"--out is {out}; its suffix chooses what is written and must be one of {told}.")
+        allowed = ", ".join(f"{suffix} ({what})" for suffix, what in forms.items())
+        raise FlowlessError(f"--out is {out}; its suffix chooses what is written and must be one of {allowed}.")
     if out.resolve() == seen.resolve():
         raise FlowlessError(f"--out is {out}, {'the index' if ask.data else 'the video'} itself. Name another file.")
     refuse_unwritable(out)
@@ -147,9 +147,9 @@ def _class_table(explanation: DataSetExplanation) -> Table:
         if item is None:
             table.add_row("…")
             continue
-        told = [] if item.gain is None else [f"{100 * item.gain:+.1f}"]
+        gain = [] if item.gain is None else [f"{100 * item.gain:+.1f}"]
         shares = [f"{100 * share:.1f} %" for share in (item.accuracy, item.other) if share is not None]
-        table.add_row(escape(item.label), str(item.videos), *told, *shares)
+        table.add_row(escape(item.label), str(item.videos), *gain, *shares)
     return table
 
 

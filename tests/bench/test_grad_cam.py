@@ -43,7 +43,7 @@ LAYERS: dict[str, list[tuple[str, str, tuple[int, int], str, tuple[int, int]]]] 
 
 
 def made(name: str, *, height: int = 128, width: int = 160, blocks: int = 2, **options: Any) -> Any:
-    """A model that has seen noise, so that all its channels live, with a classifier that tells classes apart."""
+    """A model that has seen noise, so that all its channels live, with a classifier whose scores differ by class."""
     frames = 1 if name.startswith(("tsn", "stm")) else 3
     spec = ClipSpec(segments=SEGMENTS, frames_per_segment=frames, height=height, width=width, short_side=width)
     torch.manual_seed(5)

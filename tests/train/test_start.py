@@ -205,3 +205,21 @@ def test_a_run_resumes_on_the_same_videos_and_labels_alone(tmp_path, train_index
     moved = replace(train_index, videos=tuple(replace(video, label=(video.label + 1) % count) for video in train_index.videos))
     with pytest.raises(FlowlessError, match="was started on other videos, or on the same with other labels"):
         fit(small(epochs=1), index=moved, out=tmp_path / "run", resume=True)
+
+
+def test_a_checkpoint_of_nan_is_refused_before_anything_is_written(tmp_path, kinetics, train_index):
+    source = load_checkpoint(kinetics)
+    with torch.no_grad():
+        source.model.get_parameter("backbone.conv1.weight")[0] = float("nan")
+    about = {"model_name": source.name, "recipe": source.recipe, "spec": source.spec, "labels": source.labels, "metrics": {}}
+    broken = save_checkpoint(tmp_path / "broken.safetensors", source.model, **about)
+    with pytest.raises(
+        FlowlessError, match=r"broken\.safetensors: 1 of its tensors hold NaN or infinity, the first backbone\.conv1\.weight"
+    ):
+        fit(small("da-tsm-r18/moving-shapes", start_from=str(broken)), index=train_index, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_starts_are_refused():
+    with pytest.raises(FlowlessError, match=r"--from.*pretrained_path are both given"):
+        find_recipe("tsn-r18/custom", start_from="a.safetensors", pretrained_path="b.pth")

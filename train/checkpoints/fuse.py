@@ -59,17 +59,17 @@ def fuse_checkpoints(
 
 def _differences(branch: str, part: Checkpoint, base: Checkpoint) -> list[str]:
     """Say in what a branch differs from the PA branch that it should not differ in."""
-    told = []
+    found = []
     if part.labels != base.labels:
-        told.append(f"its {len(part.labels)} labels are not the same {len(base.labels)} in the same order")
+        found.append(f"its {len(part.labels)} labels are not the same {len(base.labels)} in the same order")
     asked = [name for name in part.model.config if name != "dropout"]
     ours, theirs = part.model.config, base.model.config
-    told += [f"{name} {ours[name]!r} instead of {theirs[name]!r}" for name in asked if ours[name] != theirs[name]]
+    found += [f"{name} {ours[name]!r} instead of {theirs[name]!r}" for name in asked if ours[name] != theirs[name]]
     may = {"frames_per_segment"} if branch == "rgb" else set()
     spec = base.spec.to_dict()
-    told += [
+    found += [
         f"{name} {value!r} instead of {spec[name]!r}"
         for name, value in part.spec.to_dict().items()
         if name not in may and value != spec[name]
     ]
-    return told
+    return found

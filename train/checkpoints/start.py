@@ -85,6 +85,9 @@ def start_from(model: Recognizer, path: str | Path, *, labels: Sequence[str]) ->
             f"{path}: a {source.name}, of whose tensors only {len(taken)} fit the {len(own)} of the model to be trained. Start from a "
             f"checkpoint of the same network: the same family, backbone and width."
         )
+    broken = [name for name in taken if given[name].is_floating_point() and not bool(torch.isfinite(given[name]).all())]
+    if broken:
+        raise FlowlessError(f"{path}: {len(broken)} of its tensors hold NaN or infinity, the first {broken[0]}. Take another checkpoint.")
     with torch.no_grad():
         model.load_state_dict({name: given[name] for name in taken}, strict=False)
     return Start(

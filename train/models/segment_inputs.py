@@ -6,6 +6,8 @@ They are not here: flowless computes no optical flow.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
@@ -20,12 +22,12 @@ from flowless.train.models.recognizer import Network, pixels_of
 DYNAMIC_IMAGE_SCALE = 0.1
 
 
-class StackRecognizer(Network):
+class StackRecognizer(Network, ABC):
     """A network whose backbone sees one picture of each segment's T frames, as `picture` makes it."""
 
+    @abstractmethod
     def picture(self, stacks: Tensor) -> Tensor:
         """Map the normalised frames of segments `[K, T, 3, H, W]` to what is seen of them, `[K, C, H, W]`."""
-        raise NotImplementedError
 
     def seen_of(self, clip: Tensor) -> Tensor:
         """Return the pictures of pixels: uint8 `[B, N, T, H, W, 3]` to `[B, N, C, H, W]`, in normalised colours."""

@@ -100,6 +100,8 @@ class Recipe(TrainingFields, DataFields):
             problems.append(f"options are {type(self.options).__name__}; {self.model} takes {OPTIONS[family_of(self.model)].__name__}")
         if self.threads is not None and self.threads < 1:
             problems.append(f"threads is {self.threads}; it must be at least 1")
+        if self.start_from is not None and self.pretrained_path is not None:
+            problems.append("a checkpoint to start from (--from) and pretrained_path are both given; training starts from one of them")
         if self.batch_size % self.accumulate:
             problems.append(f"accumulate is {self.accumulate}; it must divide batch_size, {self.batch_size}")
         if problems:
