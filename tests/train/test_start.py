@@ -15,6 +15,7 @@ from flowless.pipeline.clip.spec import IMAGENET_MEAN, ClipSpec
 from flowless.train.checkpoints import load_checkpoint, save_checkpoint
 from flowless.train.checkpoints.start import start_from
 from flowless.train.loop.fit import _spec, fit
+from flowless.train.loop.module import TrainingModule
 from flowless.train.loop.optim import freeze_batch_norm, norms_to_freeze
 from flowless.train.models import build_model
 from flowless.train.models.backbone import tagged
@@ -177,7 +178,7 @@ def test_partial_bn_freezes_what_has_statistics(kinetics):
     assert len(norms_to_freeze(source)) == len(frozen) + 1
 
 
-def test_partial_bn_in_training_and_after_a_resume(tmp_path, kinetics, train_index):
+def test_partial_bn_in_training(tmp_path, kinetics, train_index):
     recipe = small("da-tsm-r18/moving-shapes", start_from=str(kinetics), epochs=2, partial_bn=True)
     before = load_checkpoint(kinetics).model.state_dict()
     result = fit(recipe, index=train_index, out=tmp_path / "run")
@@ -223,3 +224,34 @@ def test_a_checkpoint_of_nan_is_refused_before_anything_is_written(tmp_path, kin
 def test_two_starts_are_refused():
     with pytest.raises(FlowlessError, match=r"--from.*pretrained_path are both given"):
         find_recipe("tsn-r18/custom", start_from="a.safetensors", pretrained_path="b.pth")
+
+
+def test_partial_bn_after_a_resume_freezes_what_it_froze(tmp_path, kinetics, train_index, monkeypatch):
+    """PWTP's norm had no statistics at the start, and has some when the run goes on."""
+    source = load_checkpoint(kinetics)
+    for norm in source.model.get_submodule("projection").modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.reset_running_stats()
+    about = {"model_name": source.name, "recipe": source.recipe, "spec": source.spec, "labels": source.labels, "metrics": {}}
+    start = save_checkpoint(tmp_path / "start.safetensors", source.model, **about)
+    recipe = small("da-tsm-r18/moving-shapes", start_from=str(start), epochs=2, partial_bn=True)
+    whole = fit(recipe, index=train_index, out=tmp_path / "whole")
+
+    class Killed(BaseException):
+        pass
+
+    real = TrainingModule.training_step
+
+    def step(self, batch, batch_idx):
+        if self.current_epoch == 1:
+            raise Killed
+        return real(self, batch, batch_idx)
+
+    monkeypatch.setattr(TrainingModule, "training_step", step)
+    with pytest.raises(Killed):
+        fit(recipe, index=train_index, out=tmp_path / "run")
+    monkeypatch.undo()
+    resumed = fit(recipe, index=train_index, out=tmp_path / "run", resume=True)
+    wanted = load_checkpoint(whole.last).model.state_dict()
+    for name, value in load_checkpoint(resumed.last).model.state_dict().items():
+        torch.testing.assert_close(value, wanted[name], rtol=1e-5, atol=1e-6)
