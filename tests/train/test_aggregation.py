@@ -163,8 +163,8 @@ def test_a_checkpoint_keeps_its_head_and_an_older_one_has_vap(tmp_path):
 
 def test_another_head_starts_from_the_same_backbone(tmp_path):
     path = save(tmp_path / "vap.safetensors", make())
-    start = start_from(make(aggregation="vip"), path, labels=LABELS)
+    start = start_from(make(aggregation="vip"), load_checkpoint(path), path=path, labels=LABELS)
     assert start.other_shape == ("head.pred.weight",)
     assert start.unused == ("head.TES.0.weight", "head.TES.2.weight")
     assert "head.pred.bias" in start.taken
-    assert start_from(make(aggregation="2"), path, labels=LABELS).other_shape == ()
+    assert start_from(make(aggregation="2"), load_checkpoint(path), path=path, labels=LABELS).other_shape == ()

@@ -125,29 +125,34 @@ def test_training_starts_from_a_checkpoint(tmp_path, kinetics, train_index, caps
 def test_the_same_labels_keep_the_classifier(kinetics, train_index):
     source = load_checkpoint(kinetics)
     model = build_model(source.name, spec=source.spec, **source.model.config)
-    start = start_from(model, kinetics, labels=source.labels)
+    start = start_from(model, source, path=kinetics, labels=source.labels)
     assert (start.classifier, start.new, start.other_shape, start.unused) == ((), (), (), ())
     assert all(torch.equal(value, source.model.state_dict()[name]) for name, value in model.state_dict().items())
 
 
 def test_what_does_not_fit_is_listed(tmp_path):
-    def saved(name, **changes):
-        model = build_model(name, classes=3, spec=replace(SPEC, **changes), width=0.25, blocks=1)
-        return save_checkpoint(
-            tmp_path / f"{name}.safetensors", model, model_name=name, recipe={}, spec=model.spec, labels=LABELS, metrics={}
-        )
+    def make(name, *, width=0.25, **changes):
+        return build_model(name, classes=3, spec=replace(SPEC, **changes), width=width, blocks=1)
 
-    model = build_model("pan-lite-r18", classes=3, spec=SPEC, width=0.25, blocks=1)
-    start = start_from(model, saved("pan-lite-r18", frames_per_segment=3), labels=LABELS)
-    assert start.other_shape == ("backbone.conv1.weight",)
-    start = start_from(model, saved("tsm-r18"), labels=LABELS)
-    assert set(start.new) == {"head.TES.0.weight", "head.TES.2.weight", "persistence.weight", "persistence.bias"}
-    start = start_from(build_model("tsm-r18", classes=3, spec=SPEC, width=0.25, blocks=1), saved("pan-lite-r18"), labels=LABELS)
-    assert "persistence.weight" in start.unused
-    with pytest.raises(FlowlessError, match=r"only .* fit the .* of the model to be trained"):
-        start_from(build_model("stm-r18", classes=3, spec=SPEC, width=0.5), saved("disentangling-bninception"), labels=LABELS)
+    def start(model, name, **changes):
+        other = make(name, **changes)
+        about = {"model_name": name, "recipe": {}, "spec": other.spec, "labels": LABELS, "metrics": {}}
+        source = load_checkpoint(save_checkpoint(tmp_path / "given.safetensors", other, **about))
+        return start_from(model, source, path="given.safetensors", labels=LABELS)
+
+    lite = make("pan-lite-r18")
+    assert start(lite, "pan-lite-r18", frames_per_segment=3).other_shape == ("backbone.conv1.weight",)
+    fresh = {"head.TES.0.weight", "head.TES.2.weight", "persistence.weight", "persistence.bias"}
+    assert set(start(lite, "tsm-r18").new) == fresh
+    assert "persistence.weight" in start(make("tsm-r18"), "pan-lite-r18").unused
+    with pytest.raises(FlowlessError, match=r"given\.safetensors: .* only .* fit the .* of the model to be trained"):
+        start(make("stm-r18", width=0.5), "disentangling-bninception")
+
+
+def test_a_start_that_is_not_there_leaves_no_folder(tmp_path, train_index):
     with pytest.raises(FlowlessError, match="no such checkpoint"):
-        start_from(model, tmp_path / "none.safetensors", labels=LABELS)
+        fit(small(start_from=str(tmp_path / "none.safetensors")), index=train_index, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_resumed_run_keeps_its_start(tmp_path, kinetics, train_index):
@@ -224,6 +229,9 @@ def test_a_checkpoint_of_nan_is_refused_before_anything_is_written(tmp_path, kin
 def test_two_starts_are_refused():
     with pytest.raises(FlowlessError, match=r"--from.*pretrained_path are both given"):
         find_recipe("tsn-r18/custom", start_from="a.safetensors", pretrained_path="b.pth")
+    for changes in ({"start_from": "a.safetensors"}, {"pretrained": False}):
+        with pytest.raises(FlowlessError, match="weights is 'a1_in1k', but training starts from no ImageNet weights"):
+            find_recipe("tsn-r18/custom", weights="a1_in1k", **changes)
 
 
 def test_partial_bn_after_a_resume_freezes_what_it_froze(tmp_path, kinetics, train_index, monkeypatch):

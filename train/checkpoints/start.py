@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from flowless.errors import FlowlessError
-from flowless.pipeline.clip.spec import ClipSpec
-from flowless.train.checkpoints.checkpoint import load_checkpoint
+from flowless.train.checkpoints.checkpoint import Checkpoint
 from flowless.train.models import Recognizer
 
 #: Least share of a model's tensors that its start has to give; less is another network.
@@ -56,24 +55,18 @@ class Start:
         return "\n".join(lines)
 
 
-def pixels_of_start(path: str | Path, spec: ClipSpec) -> ClipSpec:
-    """Return a clip whose pixels are normalised as a checkpoint's were: its weights expect them so."""
-    source = load_checkpoint(path).spec
-    return replace(spec, mean=source.mean, std=source.std)
-
-
-def start_from(model: Recognizer, path: str | Path, *, labels: Sequence[str]) -> Start:
+def start_from(model: Recognizer, source: Checkpoint, *, path: str | Path, labels: Sequence[str]) -> Start:
     """Fill a model with what fits of a checkpoint: weights, batch norm's statistics, PWTP and PA included.
 
     Args:
-        model: What is to be trained.
-        path: A checkpoint that `flowless train`, `fuse` or `import` wrote.
+        model: What is to be trained; its pixels should be normalised as the checkpoint's, whose weights expect that.
+        source: What `flowless train`, `fuse` or `import` wrote.
+        path: Its file, for messages.
         labels: The labels to be trained; where the checkpoint's are others, or in another order, its classifier is left out.
 
     Raises:
-        FlowlessError: The file is no checkpoint, or holds another network.
+        FlowlessError: The checkpoint holds another network, or numbers that are not finite.
     """
-    source = load_checkpoint(path)
     given, own = source.model.state_dict(), model.state_dict()
     heads = [id(layer) for head in model.heads for name, layer in head.named_modules() if name == "pred"]
     last = {name for name, layer in model.named_modules() if id(layer) in heads}

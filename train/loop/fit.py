@@ -26,7 +26,8 @@ from flowless.files import write_json
 from flowless.interrupts import StopRequest
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.pipeline.dataset.index import DatasetIndex, Refused
-from flowless.train.checkpoints.start import Start, pixels_of_start, start_from
+from flowless.train.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from flowless.train.checkpoints.start import Start, start_from
 from flowless.train.loop.data import check_shares, check_training_index, check_views, device_batch, relabel
 from flowless.train.loop.module import TrainingModule
 from flowless.train.loop.run_folder import KeepRun, RunFolder, best_row
@@ -124,10 +125,10 @@ def fit(
             folder.check_resumable(recipe, index)
             if not going_on:
                 log.print(f"flowless: nothing was kept of {folder.path} yet; it starts at its first step.", style="yellow")
-        recipe, spec = folder.as_started(recipe) if resume else (recipe, _spec(recipe))
-        model, taken = _model(recipe, spec=spec, labels=index.labels, resume=going_on)
+        recipe, spec = folder.as_started(recipe) if resume else (recipe, None)
+        model, taken = _start(recipe, spec=spec, labels=index.labels, going_on=going_on)
         if trainer.is_global_zero and not resume:
-            folder.begin(recipe, index, val_index=val_index, overwrite=overwrite, spec=spec, start=taken)
+            folder.begin(recipe, index, val_index=val_index, overwrite=overwrite, spec=model.spec, start=taken)
         module = TrainingModule(model, recipe, index=index, val_index=val_index)
         start = time.perf_counter()
         with stop.noted():
@@ -138,20 +139,33 @@ def fit(
     return result
 
 
-def _spec(recipe: Recipe) -> ClipSpec:
+def _start(recipe: Recipe, *, spec: ClipSpec | None, labels: tuple[str, ...], going_on: bool) -> tuple[Recognizer, Start | None]:
+    """Build the recipe's model with its first weights, and return what it took of a checkpoint.
+
+    Args:
+        recipe: What is trained.
+        spec: The clip of a run that is resumed; None for a new one.
+        labels: What is to be recognised.
+        going_on: Whether a kept state brings the weights.
+    """
+    source = load_checkpoint(recipe.start_from) if recipe.start_from and not going_on else None
+    model = _model(recipe, spec=spec or _spec(recipe, source), classes=len(labels), images=not going_on and source is None)
+    return model, source and start_from(model, source, path=str(recipe.start_from), labels=labels)
+
+
+def _spec(recipe: Recipe, source: Checkpoint | None = None) -> ClipSpec:
     """Return the recipe's clip, its pixels normalised as the weights that it starts from expect."""
-    if recipe.start_from is not None:
-        return pixels_of_start(recipe.start_from, recipe.spec)
+    if source is not None:
+        return replace(recipe.spec, mean=source.spec.mean, std=source.spec.std)
     expected = normalisation(recipe.model, recipe.weights) if recipe.pretrained or recipe.pretrained_path else None
     return recipe.spec if expected is None else replace(recipe.spec, mean=expected[0], std=expected[1])
 
 
-def _model(recipe: Recipe, *, spec: ClipSpec, labels: tuple[str, ...], resume: bool) -> tuple[Recognizer, Start | None]:
-    """Build the recipe's model, and return what it took of a checkpoint that it starts from; what is resumed gets its weights later."""
-    images = not resume and recipe.start_from is None
+def _model(recipe: Recipe, *, spec: ClipSpec, classes: int, images: bool) -> Recognizer:
+    """Build the recipe's model; what is resumed, or starts from a checkpoint, needs no weights of images."""
     model = build_model(
         recipe.model,
-        classes=len(labels),
+        classes=classes,
         spec=spec,
         width=recipe.width,
         dropout=recipe.dropout,
@@ -162,9 +176,7 @@ def _model(recipe: Recipe, *, spec: ClipSpec, labels: tuple[str, ...], resume: b
     )
     if recipe.head_std:
         start_heads(model.heads, std=recipe.head_std)
-    if resume or recipe.start_from is None:
-        return model, None
-    return model, start_from(model, recipe.start_from, labels=labels)
+    return model
 
 
 def _run(trainer: pl.Trainer, module: TrainingModule, keep: KeepRun, *, resume: bool) -> None:

@@ -121,10 +121,11 @@ class JointTraining:
         assert self._gradient is not None
         first = reduce(self._gradient)
         self._gradient = None
-        second = _flat([torch.zeros_like(value) if value.grad is None else value.grad for value in self.shared])
+        shared = self.shared
+        second = _flat([torch.zeros_like(value) if value.grad is None else value.grad for value in shared])
         alpha = self._alpha(first, second, step=step, steps=steps)
         mixed = alpha * first + (1 - alpha) * second
-        for value, part in zip(self.shared, mixed.split([value.numel() for value in self.shared]), strict=True):
+        for value, part in zip(shared, mixed.split([value.numel() for value in shared]), strict=True):
             value.grad = part.view_as(value).clone() if value.grad is None else value.grad.copy_(part.view_as(value))
         if self.options.joint in {"constant", "schedule"}:
             for value in self.rest:

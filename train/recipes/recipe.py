@@ -102,6 +102,8 @@ class Recipe(TrainingFields, DataFields):
             problems.append(f"threads is {self.threads}; it must be at least 1")
         if self.start_from is not None and self.pretrained_path is not None:
             problems.append("a checkpoint to start from (--from) and pretrained_path are both given; training starts from one of them")
+        if self.weights and (self.start_from or not (self.pretrained or self.pretrained_path)):
+            problems.append(f"weights is {self.weights!r}, but training starts from no ImageNet weights; leave it out, or set pretrained")
         if self.batch_size % self.accumulate:
             problems.append(f"accumulate is {self.accumulate}; it must divide batch_size, {self.batch_size}")
         if problems:
