@@ -64,6 +64,7 @@ from flowless.pipeline.clip.spec import CLIPS, Rule
 DENSE_SPAN = 64
 #: Clips that dense sampling takes of a video when testing.
 DENSE_VIEWS = CLIPS["dense"]
+_DENSE, _CONSECUTIVE = ("dense", "one-dense"), ("consecutive", "ten-consecutive")
 #: Seed of the draws that an evaluation takes.
 _DRAW_SEED = 0
 
@@ -146,12 +147,26 @@ def _train(n: int, segments: int, m: int, rng: np.random.Generator) -> NDArray[n
     return starts[None].astype(np.int64)
 
 
+def frames_spanned(rule: Rule, *, segments: int, frames_per_segment: int) -> int:
+    """Return the frames that a video needs so that a clip's stacks lie in the order of time: in a shorter one dense clips wrap around.
+
+    By other rules than dense and consecutive every video does, and 1 is returned.
+    """
+    if rule not in {*_DENSE, *_CONSECUTIVE}:
+        return 1
+    return max(DENSE_SPAN if rule in _DENSE else 1, segments * _stride(segments, frames_per_segment, rule=rule))
+
+
+def _stride(segments: int, m: int, *, rule: Rule) -> int:
+    # At the published distance stacks longer than it would overlap, and more segments than 64 would stand still.
+    return max(DENSE_SPAN // segments, m) if rule in _DENSE else m
+
+
 def _spread(n: int, segments: int, m: int, *, rule: Rule, rng: np.random.Generator | None) -> NDArray[np.int64]:
     """Return where stacks begin that lie at equal distances, in clips that begin anywhere in the video."""
-    dense = rule in {"dense", "one-dense"}
-    # At the published distance stacks longer than it would overlap, and more segments than 64 would stand still.
-    stride = max(DENSE_SPAN // segments, m) if dense else m
-    places = max(1, 1 + n - max(DENSE_SPAN if dense else 1, segments * stride))
+    dense = rule in _DENSE
+    stride = _stride(segments, m, rule=rule)
+    places = max(1, 1 + n - frames_spanned(rule, segments=segments, frames_per_segment=m))
     if rng is not None:
         # The published dense code never draws the last place.
         first = rng.integers(max(1, places - 1) if dense else places, size=1)

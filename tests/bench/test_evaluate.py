@@ -289,3 +289,15 @@ def test_labels_go_by_name(checkpoint, val_index):
         evaluate(checkpoint, unknown)
     with pytest.raises(FlowlessError, match="no videos"):
         evaluate(checkpoint, replace(val_index, videos=()))
+
+
+@pytest.mark.parametrize("bundled", [False, True])
+def test_videos_shorter_than_a_dense_clip_are_counted(checkpoint, bundle, val_index, capsys, bundled):
+    model = bundle if bundled else checkpoint
+    evaluate(model, val_index, options=EvaluationOptions(views="one-view"))
+    assert "wrap around" not in capsys.readouterr().err
+    evaluate(model, val_index, options=EvaluationOptions(views="dense"))
+    said = " ".join(capsys.readouterr().err.split())
+    count = len(val_index.videos)
+    assert f"{count} of the {count} videos" in said
+    assert "fewer than the 64 frames that a clip spans here (dense)" in said

@@ -12,7 +12,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from flowless.pipeline.clip.sampling import clip_indices, sample_rng
+from flowless.pipeline.clip.sampling import clip_indices, frames_spanned, sample_rng
 from flowless.pipeline.clip.spec import CLIPS, EvaluationRule, Rule
 
 SHAPES = [(8, 4), (8, 1), (16, 8), (3, 8), (8, 8), (4, 8), (16, 3), (80, 1)]
@@ -197,3 +197,19 @@ def test_every_rule_has_its_clips_and_one_frame_fills_them(rule):
 def test_every_rule_of_training_takes_one_clip():
     rules: Any = [rule for rule in get_args(Rule) if rule not in {"centre", "two-clip"}]
     assert {rule: len(taken(90, (8, 4), rule, sample_rng(0, 0, "v"))) for rule in rules} == dict.fromkeys(rules, 1)
+
+
+@pytest.mark.parametrize("rule", get_args(Rule))
+@pytest.mark.parametrize(("segments", "m"), [(8, 1), (8, 4), (16, 8), (100, 1), (3, 5)])
+def test_a_video_as_long_as_the_span_keeps_time_in_order_and_a_shorter_one_does_not(rule: Rule, segments: int, m: int) -> None:
+    span = frames_spanned(rule, segments=segments, frames_per_segment=m)
+    assert span == 1 or rule in {"dense", "one-dense", "consecutive", "ten-consecutive"}
+
+    def in_order(frames: int) -> bool:
+        found = clip_indices(frames, segments=segments, frames_per_segment=m, rule=rule, rng=sample_rng(0, 0, "a"))
+        return bool((np.diff(found[:, :, 0], axis=1) >= 0).all())
+
+    assert all(in_order(frames) for frames in range(span, span + 70, 23))
+    if span > 64:
+        # (Up to 64 a clip's last stack begins before the span's end, so some shorter videos hold it, too.)
+        assert not in_order(segments * m - m)

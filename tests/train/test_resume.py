@@ -220,7 +220,7 @@ def test_ctrl_c_in_validation_keeps_the_epoch(tmp_path, train_index, val_index, 
         patch.setattr(TrainingModule, "validation_step", lambda self, *given: press() or real(self, *given))
         at_step(patch, 1, 0, kill)
         fit(small("pan-lite-r18", batch_size=12, validate_every=1), index=train_index, val_index=val_index, out=tmp_path / "run")
-    assert "1 whole epochs are kept" in " ".join(capfd.readouterr().err.split())
+    assert "1 whole epoch is kept" in " ".join(capfd.readouterr().err.split())
 
 
 def test_ctrl_c_twice_stops_at_once(tmp_path, train_index, monkeypatch, capfd):

@@ -263,3 +263,16 @@ def test_partial_bn_after_a_resume_freezes_what_it_froze(tmp_path, kinetics, tra
     wanted = load_checkpoint(whole.last).model.state_dict()
     for name, value in load_checkpoint(resumed.last).model.state_dict().items():
         torch.testing.assert_close(value, wanted[name], rtol=1e-5, atol=1e-6)
+
+
+def test_labels_in_another_order_are_named(tmp_path, train_index):
+    fit(small(epochs=1), index=train_index, out=tmp_path / "run")
+    with pytest.raises(FlowlessError, match="the same labels in another order"):
+        fit(small(epochs=1), index=replace(train_index, labels=train_index.labels[::-1]), out=tmp_path / "run", resume=True)
+
+
+def test_a_bundle_is_no_start(tmp_path, train_index):
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "manifest.json").write_text("{}")
+    with pytest.raises(FlowlessError, match="a bundle, which holds no checkpoint"):
+        fit(small(start_from=str(tmp_path / "bundle")), index=train_index, out=tmp_path / "run")

@@ -125,6 +125,8 @@ def versions() -> dict[str, str]:
 def _read(source: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return header document and tensors."""
     if source.is_dir():
+        if (source / "manifest.json").is_file():
+            raise FlowlessError(f"{source}: a bundle, which holds no checkpoint. Give the .safetensors file that it was exported from.")
         raise FlowlessError(f"{source}: a folder, not a checkpoint. Give the file in it: {source / 'best.safetensors'}.")
     try:
         with safe_open(source, framework="pt", device="cpu") as file:

@@ -23,7 +23,7 @@ from flowless.pipeline.clip.spec import Average, ClipSpec
 from flowless.pipeline.clip.view_scores import ViewAverage
 from flowless.pipeline.dataset.index import DatasetIndex, Refused, VideoRecord
 from flowless.train.evaluation.evaluation import Evaluation, EvaluationOptions
-from flowless.train.loop.data import relabel
+from flowless.train.loop.data import relabel, warn_of_short_videos
 
 if TYPE_CHECKING:
     from flowless.engines import Engine
@@ -61,6 +61,7 @@ def evaluate(
 def _evaluate_engine(engine: Engine, index: DatasetIndex, options: EvaluationOptions) -> Evaluation:
     index = relabel(index, engine.labels)
     name, spec = options.cut(engine.spec)
+    warn_of_short_videos(index, spec, rule=spec.sampling)
     _check_size(engine, name, spec)
     start = time.perf_counter()
     scores, kept, bad = score_videos(engine, index, spec, options=options)

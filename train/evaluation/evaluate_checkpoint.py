@@ -17,7 +17,7 @@ from flowless.pipeline.dataset.index import DatasetIndex, Refused
 from flowless.train.checkpoints import Checkpoint, load_checkpoint
 from flowless.train.evaluation.evaluate import score_videos
 from flowless.train.evaluation.evaluation import Evaluation, EvaluationOptions
-from flowless.train.loop.data import Place, evaluation_loader, relabel
+from flowless.train.loop.data import Place, evaluation_loader, relabel, warn_of_short_videos
 from flowless.train.models.backbone import pixels_together
 
 #: Most views of a video that come by the loader where there is no GPU. It makes them all at once, from frames of full size: thirty
@@ -33,6 +33,7 @@ def evaluate_checkpoint(
     checkpoint = model if isinstance(model, Checkpoint) else load_checkpoint(model)
     index = relabel(index, checkpoint.labels)
     name, spec = options.cut(checkpoint.spec, recipe=checkpoint.recipe)
+    warn_of_short_videos(index, spec, rule=spec.sampling)
     gpu = torch.cuda.is_available()
     network = pixels_together(checkpoint.model.to("cuda" if gpu else "cpu"))
     start = time.perf_counter()

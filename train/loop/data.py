@@ -7,7 +7,9 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from flowless.console import log
 from flowless.errors import FlowlessError
+from flowless.pipeline.clip.sampling import frames_spanned
 from flowless.pipeline.dataset.index import DatasetIndex
 
 if TYPE_CHECKING:
@@ -53,6 +55,20 @@ def check_training_index(index: DatasetIndex, *, batch_size: int) -> None:
     if len(index.videos) < batch_size:
         raise FlowlessError(
             f"{index.name}: has {len(index.videos)} videos, fewer than batch_size, {batch_size}. Lower --batch-size, or index more videos."
+        )
+
+
+def warn_of_short_videos(index: DatasetIndex, spec: ClipSpec, *, rule: Rule) -> None:
+    """Say how many videos are shorter than the clips that a rule takes of them."""
+    span = frames_spanned(rule, segments=spec.segments, frames_per_segment=spec.frames_per_segment)
+    short = sum(video.frames < span for video in index.videos)
+    if short:
+        log.print(
+            f"flowless: {short} of the {len(index.videos)} videos of {index.name} have fewer than the {span} frames that a clip spans here "
+            f"({rule}): their clips wrap around, and what comes last is followed by what comes first.",
+            style="yellow",
+            markup=False,
+            soft_wrap=True,
         )
 
 

@@ -28,7 +28,7 @@ from flowless.pipeline.clip.spec import ClipSpec
 from flowless.pipeline.dataset.index import DatasetIndex, Refused
 from flowless.train.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from flowless.train.checkpoints.start import Start, start_from
-from flowless.train.loop.data import check_shares, check_training_index, check_views, device_batch, relabel
+from flowless.train.loop.data import check_shares, check_training_index, check_views, device_batch, relabel, warn_of_short_videos
 from flowless.train.loop.module import TrainingModule
 from flowless.train.loop.run_folder import KeepRun, RunFolder, best_row
 from flowless.train.models import Recognizer, build_model
@@ -104,8 +104,7 @@ def fit(
             read, or training diverges.
     """
     folder = RunFolder(Path(out))
-    check_training_index(index, batch_size=recipe.batch_size)
-    check_views(index, recipe)
+    _check_videos(index, recipe)
     if val_index is not None:
         val_index = relabel(val_index, index.labels)
     _check_machine(recipe)
@@ -218,10 +217,9 @@ def _say_how_to_resume(module: TrainingModule, keep: KeepRun) -> None:
     if not keep.folder.kept:
         log.print(f"flowless: stopped; nothing is kept yet. The same command and --resume starts {path} at its first step.", style="yellow")
         return
-    more = f" and {batches} batches of the next one" if batches else ""
-    log.print(
-        f"flowless: stopped; {epochs} whole epochs{more} are kept in {path}. Go on with the same command and --resume.", style="yellow"
-    )
+    kept = f"{epochs} whole epoch{'' if epochs == 1 else 's'}" + (f" and {batches} batches of the next one" if batches else "")
+    verb = "is" if (epochs, batches) == (1, 0) else "are"
+    log.print(f"flowless: stopped; {kept} {verb} kept in {path}. Go on with the same command and --resume.", style="yellow")
 
 
 def _trainer(recipe: Recipe, folder: RunFolder, *, keep: KeepRun, validate: bool) -> pl.Trainer:
@@ -246,6 +244,12 @@ def _trainer(recipe: Recipe, folder: RunFolder, *, keep: KeepRun, validate: bool
         enable_model_summary=False,
         inference_mode=True,
     )
+
+
+def _check_videos(index: DatasetIndex, recipe: Recipe) -> None:
+    check_training_index(index, batch_size=recipe.batch_size)
+    check_views(index, recipe)
+    warn_of_short_videos(index, recipe.spec, rule=recipe.training_rule)
 
 
 def _check_machine(recipe: Recipe) -> None:

@@ -121,6 +121,8 @@ class RunFolder:
             raise FlowlessError(
                 f"{self.path}: was started on other videos, or on the same with other labels: as many of them. Resume with the same index."
             )
+        if sorted(labels) == sorted(index.labels) and labels != list(index.labels):
+            raise FlowlessError(f"{self.path}: was started with the same labels in another order. Resume with the same index.")
         if labels != list(index.labels) or videos != len(index.videos):
             raise FlowlessError(
                 f"{self.path}: was started on {videos} videos of {len(labels)} labels; this index has {len(index.videos)} of "
