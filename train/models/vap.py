@@ -77,9 +77,9 @@ class TimescalePooling(nn.Module):
     classifier of its own; the scores are their mean.
 
     The paper says of VIP that the "weights of inference function for score fusion are fixed hyper-parameters" (section I) and does not
-    give them; the paper of VIP (Zhang et al., ACM MM 2019) was not at hand. The rest is read from code of the same laboratory (B. Yang's
-    `VIP_layer`, for tagging videos): a classifier for each timescale over the mean of its vectors, in training and test alike, and by
-    default the same weight for all. That code adds the scores up; here they are averaged, the same up to a factor.
+    give them; the paper of VIP (Zhang et al., ACM MM 2019) was not at hand. The rest is read from public code for tagging videos that has a
+    `VIP_layer`; whether its authors are VIP's was not confirmed. It has a classifier for each timescale over the mean of its vectors, in
+    training and test alike, and by default the same weight for all. It adds the scores up; here they are averaged, the same up to a factor.
 
     Args:
         features: D, the length of a segment's vector.
