@@ -82,7 +82,6 @@ SYSTEMS = (
         objective="twins",
         about="stm by Twins Training: two augmentations of each clip, whose scores have to agree",
     ),
-    System(name="stm-more", of="stm", model="stm-r18", clip=_FRAMES, videos=2, about="a control: stm on twice as many videos"),
     System(
         name="da-tsm",
         model="da-tsm-r18",
