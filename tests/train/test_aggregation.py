@@ -131,7 +131,7 @@ def test_heads_start_and_learn_as_vap_does(aggregation):
         ({"aggregation": "1"}, 1, "there is none, take average"),
         ({"aggregation": "vip"}, 6, "VIP: segments is 6"),
         ({"aggregation": "16"}, 32, "aggregation is '16'; it must be one of vap, vip, average, 1, 2, 4, 8"),
-        ({"aggregation": "vip", "vap_expansion": 2}, 4, "vap_expansion is 2; a head with aggregation vip weighs no timescales"),
+        ({"aggregation": "vip", "vap_expansion": 2}, 4, "vap_expansion is 2, but a head with aggregation vip weighs no timescales"),
         ({"vap_expansion": 17}, 4, "vap_expansion is 17; it must be a whole number from 1 to 16"),
     ],
 )
@@ -141,7 +141,7 @@ def test_what_cannot_be(options, segments, told):
 
 
 def test_all_problems_of_a_recipe_at_once():
-    with pytest.raises(FlowlessError, match=r"vap_expansion is 8; .*; eps_inside is the official code's rule"):
+    with pytest.raises(FlowlessError, match=r"vap_expansion is 8, but .*; eps_inside is the official code's rule"):
         find_recipe("pan-lite-r50/tiny", aggregation="average", vap_expansion=8, eps_inside=True, pa_depth=2)
     recipe = find_recipe("pan-full-r50/tiny", aggregation="vip")
     assert Recipe.from_dict(recipe.to_dict()) == recipe

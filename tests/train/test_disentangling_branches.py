@@ -194,8 +194,9 @@ def test_what_is_refused():
         ({"changes_input": "flow"}, "changes_input is 'flow'; it must be one of warped-features, features, rgb, warped-rgb"),
         (
             {"branches": "appearance+motion", "changes_input": "rgb"},
-            r"changes_input is 'rgb', but branches appearance\+motion have no changes",
+            r"changes_input is rgb, but branches appearance\+motion have no changes",
         ),
+        ({"branches": "motion", "appearance_pooling": "late"}, "appearance_pooling is late, but branches motion have no appearance"),
     ):
         with pytest.raises(FlowlessError, match=message):
             make(**options)

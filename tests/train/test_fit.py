@@ -269,6 +269,8 @@ def test_what_cannot_be_resumed(tmp_path, whole, train_index, val_index):
         fit(small(), index=train_index, out=tmp_path, resume=True)
     with pytest.raises(FlowlessError, match=r"lr 0\.004 → 0\.2"):
         fit(small(lr=0.2), index=train_index, out=whole.folder, resume=True)
+    with pytest.raises(FlowlessError, match=r"average logits, which its checkpoints keep; here it is softmax.*evaluate --average softmax"):
+        fit(small(average="softmax"), index=train_index, out=whole.folder, resume=True)
     fewer = replace(train_index, videos=train_index.videos[1:])
     with pytest.raises(FlowlessError, match=r"24 videos.*has 23"):
         fit(small(), index=fewer, out=whole.folder, resume=True)

@@ -111,7 +111,8 @@ def keep(tensor, reduce_op):
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_step_is_algorithm_1(rule, accumulate):
     """Against two backward passes of twin models, one for each loss, added up over the accumulated batches."""
-    recipe = small(joint=rule, joint_alpha=0.3, joint_gamma=0.3, joint_lambda=0.2, accumulate=accumulate)
+    own = {"constant": {"joint_alpha": 0.3}, "schedule": {"joint_gamma": 0.3, "joint_lambda": 0.2}}.get(rule, {})
+    recipe = small(joint=rule, **own, accumulate=accumulate)
     data = batches(accumulate)
     ours = gradients(recipe, data)
     twins: list[Any] = [make().to(memory_format=torch.channels_last).train() for _ in range(2)]
@@ -206,6 +207,11 @@ def test_recipes_of_appendix_a():
         ({"joint": "separate"}, "joint is 'separate'; it must be one of decoupled, constant, schedule, mgda"),
         ({"joint_gamma": 1.0}, "joint_gamma is 1.0"),
         ({"joint_lambda": -0.1}, "joint_lambda is -0.1"),
+        ({"joint_alpha": 0.3}, "joint_alpha is 0.3, but joint is mgda, not constant: leave it out"),
+        (
+            {"joint": "decoupled", "joint_gamma": 0.3, "joint_lambda": 0.2},
+            "joint_gamma is 0.3, joint_lambda is 0.2, but joint is decoupled, not schedule: leave them out",
+        ),
         ({"da_subspace": 4}, "da_subspace is 4"),
         ({"projection_rate": -1.0}, "projection_rate is -1.0"),
     ],

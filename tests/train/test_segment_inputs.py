@@ -167,7 +167,7 @@ def test_what_is_refused():
         (1, {"da_input": "rgb-difference"}, "da_input is rgb-difference for segments of 1 frame"),
         (1, {"da_input": "dynamic-image"}, "da_input is dynamic-image for segments of 1 frame"),
         (4, {"da_input": "flow"}, "da_input is 'flow'; it must be one of dynamic-appearance, rgb-difference, dynamic-image, rgb"),
-        (4, {"da_input": "rgb", "da_mlp": 1, "da_kernel": 7}, "da_mlp is 1, da_kernel is 7: da_input rgb has no projection"),
+        (4, {"da_input": "rgb", "da_mlp": 1, "da_channels": 12}, "da_mlp is 1, da_channels is 12, but da_input rgb has no projection"),
     ):
         with pytest.raises(FlowlessError, match=message):
             make(spec=replace(SPEC, frames_per_segment=frames), **options)

@@ -117,6 +117,12 @@ class RunFolder:
             raise FlowlessError(
                 f"{self.path}: was started with another recipe ({'; '.join(changed)}). Resume with the same fields, or start anew."
             )
+        average = before.get("spec", {}).get("average", recipe.average)
+        if recipe.average != average:
+            raise FlowlessError(
+                f"{self.path}: was started with average {average}, which its checkpoints keep; here it is {recipe.average}. "
+                f"Resume with the same, and choose another when you test: flowless evaluate --average {recipe.average}."
+            )
         if before.get("index") not in {None, _digest(index)} and labels == list(index.labels) and videos == len(index.videos):
             raise FlowlessError(
                 f"{self.path}: was started on other videos, or on the same with other labels: as many of them. Resume with the same index."

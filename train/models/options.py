@@ -69,6 +69,11 @@ class FamilyOptions:
         """Return what is wrong with values together."""
         return []
 
+    def without_effect(self, names: Iterable[str], why: str) -> list[str]:
+        """Return a problem where options that have no effect beside the others have another value than their default."""
+        asked = [f"{name} is {getattr(self, name)}" for name in names if getattr(self, name) != getattr(type(self), name)]
+        return [f"{', '.join(asked)}, but {why}: leave {'it' if len(asked) == 1 else 'them'} out"] if asked else []
+
     @property
     def of_the_model(self) -> dict[str, Any]:
         """The options that decide what the network is: what a checkpoint keeps."""
@@ -96,9 +101,9 @@ class AggregationOptions(FamilyOptions):
 
     def more_problems(self) -> list[str]:
         """Refuse a width of what a head does not have."""
-        if self.aggregation != "vap" and self.vap_expansion != 4:
-            return [f"vap_expansion is {self.vap_expansion}; a head with aggregation {self.aggregation} weighs no timescales: leave it out"]
-        return []
+        if self.aggregation == "vap":
+            return []
+        return self.without_effect(["vap_expansion"], f"a head with aggregation {self.aggregation} weighs no timescales")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,12 +185,12 @@ class STMOptions(FamilyOptions):
         problems = []
         if self.stm_fixed and "ordinary" in (self.stm_temporal, self.stm_motion):
             problems.append("stm_fixed has fixed channel-wise kernels; stm_temporal and stm_motion must be channel-wise")
-        if self.stm_modules == "cmm" and (self.stm_temporal, self.stm_spatial) != ("channel-wise", "ordinary"):
-            problems.append("stm_modules is cmm; stm_temporal and stm_spatial are of CSTM, which is left out: leave them out too")
-        if self.stm_modules == "cstm" and self.stm_motion != "channel-wise":
-            problems.append("stm_modules is cstm; stm_motion is of CMM, which is left out: leave it out too")
-        if self.stm_modules != "both" and self.stm_fusion != "sum":
-            problems.append(f"stm_fusion is {self.stm_fusion}; stm_modules is {self.stm_modules}, one module, which is joined with nothing")
+        if self.stm_modules == "cmm":
+            problems += self.without_effect(["stm_temporal", "stm_spatial"], "with stm_modules cmm there is no CSTM")
+        if self.stm_modules == "cstm":
+            problems += self.without_effect(["stm_motion"], "with stm_modules cstm there is no CMM")
+        if self.stm_modules != "both":
+            problems += self.without_effect(["stm_fusion"], f"stm_modules is {self.stm_modules}, one module, which is joined with nothing")
         return problems
 
 
@@ -198,7 +203,8 @@ class AppearanceOptions(FamilyOptions):
     da_input: SegmentInput = "dynamic-appearance"
     """What the network sees of each segment's frames (Dynamic Appearance, Table 6): dynamic appearance; rgb-difference, the differences
     of neighbouring frames side by side; dynamic-image, one picture by approximate rank pooling; rgb, the first frame. The last three
-    have no projection: the da_* options below must keep their defaults, and joint_* and projection_rate have no effect."""
+    have no projection: da_subspace, da_mlp and da_channels must keep their defaults, and da_kernel, da_stride, joint_* and
+    projection_rate have no effect."""
     da_subspace: int = number(1, least=1, most=3)
     """Dimensions of the static subspace that is taken out, at most half of the frames (Dynamic Appearance, Table 4b)."""
     da_mlp: int = number(7, least=1, most=7)
@@ -232,10 +238,12 @@ class AppearanceOptions(FamilyOptions):
         if isinstance(self.da_kernel, int) and self.da_kernel % 2 == 0:
             problems.append(f"da_kernel is {self.da_kernel}; it must be odd, such as 7, 9 or 11")
         if self.da_input != "dynamic-appearance":
-            own = ("da_subspace", "da_mlp", "da_kernel", "da_stride", "da_channels")
-            asked = [f"{name} is {getattr(self, name)}" for name in own if getattr(self, name) != getattr(AppearanceOptions, name)]
-            if asked:
-                problems.append(f"{', '.join(asked)}: da_input {self.da_input} has no projection; leave them out")
+            own = ("da_subspace", "da_mlp", "da_channels")  # the others a recipe of small frames sets
+            problems += self.without_effect(own, f"da_input {self.da_input} has no projection")
+        if self.joint != "constant":
+            problems += self.without_effect(["joint_alpha"], f"joint is {self.joint}, not constant")
+        if self.joint != "schedule":
+            problems += self.without_effect(["joint_gamma", "joint_lambda"], f"joint is {self.joint}, not schedule")
         return problems
 
 
@@ -250,21 +258,24 @@ class DisentanglingOptions(FamilyOptions):
     and the first's warped along the displacement map; of features as they are; of the frames themselves (rgb); or of the second frame
     and the first warped (warped-rgb). Without that branch it must keep its default."""
     displacement_window: int = number(4, least=1, most=16)
-    """Cells that a feature may move each way between two frames. (The displacement_* options have no effect where nothing measures
-    displacement: neither motion nor a warped changes_input.)"""
+    """Cells that a feature may move each way between two frames. (The displacement_* options, which a recipe of small frames sets, have
+    no effect where nothing measures displacement: neither motion nor a warped changes_input.)"""
     displacement_temperature: float = number(0.02, least=0.001, most=10)
     """The smaller, the nearer is a displacement to the best match alone."""
     displacement_size: DisplacementSize = 112
     """Side of a displacement map of a frame of 224 x 224 pixels: conv1's stride is 2 (112) or 1 (Disentangling, Table 3)."""
     appearance_pooling: AppearancePooling = "gradual"
     """Join neighbouring frames at three places of the appearance network (gradual), or all behind it (late) (Disentangling, Table 1).
-    Without the appearance branch it has no effect."""
+    Without that branch it must keep its default."""
 
     def more_problems(self) -> list[str]:
-        """Refuse an input of a branch that is not there."""
-        if self.changes_input != "warped-features" and "changes" not in self.built:
-            return [f"changes_input is {self.changes_input!r}, but branches {self.branches} have no changes; leave it out"]
-        return []
+        """Refuse options of what is not there."""
+        problems = []
+        if "changes" not in self.built:
+            problems += self.without_effect(["changes_input"], f"branches {self.branches} have no changes")
+        if "appearance" not in self.built:
+            problems += self.without_effect(["appearance_pooling"], f"branches {self.branches} have no appearance")
+        return problems
 
     @property
     def built(self) -> tuple[str, ...]:
