@@ -163,7 +163,8 @@ def test_it_trains(tmp_path, train_index, val_index, changes):
     assert 0 < result.rows[-1]["train_loss"] < 20
     loaded = load_checkpoint(result.last)
     torch.manual_seed(0)
-    fresh = build_model("da-tsm-r18", classes=len(loaded.labels), spec=loaded.spec, width=0.25)
+    grid = {"da_stride": 2, "da_kernel": 3}
+    fresh = build_model("da-tsm-r18", classes=len(loaded.labels), spec=loaded.spec, width=0.25, **grid)
     for part in ("projection.describe.weight", "projection.mlp.3.weight", "backbone.conv1.weight"):
         moved = (loaded.model.get_parameter(part) - fresh.get_parameter(part)).abs().max()
         assert moved > 1e-4, part
@@ -193,6 +194,14 @@ def test_recipes_of_appendix_a():
     assert (vit.lr, vit.batch_size, vit.epochs, vit.dropout, vit.clip_gradient) == (0.004, 64, 15, 0, 0)
     assert vit.options == AppearanceOptions(projection_rate=5)
     assert vit.rate_at(0) == pytest.approx(0.004)
+    # Small frames get the paper's number of subspaces, and not its stride.
+    for name in ("da-tsm-r18/moving-shapes", "da-tsm-r18/tiny", "da-x3d-xs/tiny", "da-vit-b/tiny"):
+        little = find_recipe(name)
+        assert isinstance(little.options, AppearanceOptions)
+        assert abs(little.size / little.options.da_stride - 224 / 8) <= 4
+    assert isinstance(find_recipe("da-tsm-r18/tiny", da_input="rgb").options, AppearanceOptions), (
+        "a recipe's own grid forbids no other input"
+    )
     kinetics = find_recipe("da-tsm-r50/kinetics400")
     assert (kinetics.lr, kinetics.lr_batch, kinetics.epochs, kinetics.segments, kinetics.frames_per_segment) == (0.08, 512, 100, 16, 8)
     fine = find_recipe("da-tsm-r50/hmdb51")
