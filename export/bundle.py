@@ -102,9 +102,10 @@ def torch_scores(model: torch.nn.Module, clips: np.ndarray) -> np.ndarray:
 def add_artefact(
     bundle: Path, target: str, precision: str, make: Callable[[Path], Artefact], *, calibration: dict[str, Any] | None = None
 ) -> Manifest:
-    """Add an engine: its folder appears whole, and the manifest names it last.
+    """Add an engine, or replace it: its folder appears whole, then the manifest names it, and what it replaces is removed last.
 
-    Whoever reads the bundle meanwhile sees it without this engine or with it, never with half of it.
+    Whoever reads the bundle meanwhile sees the engine as it was before or as it is then, never half of it. Where anything fails, the
+    bundle stays as it was.
 
     Args:
         bundle: The bundle.
@@ -116,28 +117,31 @@ def add_artefact(
     Returns:
         The new manifest.
     """
-    name = f"{target}-{precision}"
-    place = bundle / name
-    draft_record: list[Artefact] = []
     with _locked(bundle):
         before = read_manifest(bundle)
-        had = before.artefact(target, precision)
+        replaced = _folders(before, target, precision)
+        # Beside the folder that it replaces, which the manifest names until the new one is there.
+        name = next(free for free in (f"{target}-{precision}", f"{target}-{precision}-2") if free not in replaced)
         try:
-            with whole_folder(place) as draft:
+            with whole_folder(bundle / name) as draft:
                 record = make(draft)
-                draft_record.append(replace(record, files=tuple(f"{name}/{file}" for file in record.files)))
-                if had:  # The old files leave with this block: no manifest may name them any longer.
-                    before.without_artefact(target, precision).write()
-            manifest = before.with_artefact(draft_record[0])
+            manifest = before.with_artefact(replace(record, files=tuple(f"{name}/{file}" for file in record.files)))
             if calibration is not None:
                 manifest = replace(manifest, calibration=calibration)
             manifest.write()
         except BaseException:
-            if draft_record:
-                # Failed after the engine was made: the manifest on disk does not name it, so it must not stay.
-                shutil.rmtree(place, ignore_errors=True)
+            if name not in _folders(read_manifest(bundle), target, precision):
+                shutil.rmtree(bundle / name, ignore_errors=True)
             raise
+        for folder in replaced:
+            shutil.rmtree(bundle / folder, ignore_errors=True)
     return manifest
+
+
+def _folders(manifest: Manifest, target: str, precision: str) -> set[str]:
+    """Return the folders in a bundle that an engine's files lie in."""
+    artefact = manifest.artefact(target, precision)
+    return {file.partition("/")[0] for file in artefact.files if "/" in file} if artefact else set()
 
 
 def add_graph_artefact(bundle: Path, artefact: Artefact) -> Manifest:

@@ -12,6 +12,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+import flowless
 from flowless.cli import main
 from flowless.engines.manifest import read_manifest
 from flowless.errors import CheckFailed, FlowlessError
@@ -121,6 +122,28 @@ def test_a_full_disk_while_an_engine_is_written(bundle, monkeypatch):
     }
 
 
+@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()], ids=["full", "stopped"])
+def test_an_engine_that_cannot_be_replaced_stays(exported, tmp_path, monkeypatch, failure):
+    import shutil
+
+    bundle = Path(shutil.copytree(exported, tmp_path / "bundle"))
+    for _ in range(2):
+        build(bundle, target="openvino", options=FORCED)
+        before = contents(bundle)
+
+        def fail(*rest, **more):
+            raise failure
+
+        with monkeypatch.context() as patch, pytest.raises((FlowlessError, KeyboardInterrupt)):
+            patch.setattr(Path, "write_text", fail)
+            build(bundle, target="openvino", options=FORCED)
+        assert contents(bundle) == before, "the manifest still names it, and its files are there"
+        assert flowless.load(bundle, "openvino", "fp32").target == "openvino"
+    folders = {path.name for path in bundle.iterdir() if path.is_dir()}
+    assert len(folders) == 1, "what was replaced is removed"
+    assert folders < {"openvino-fp32", "openvino-fp32-2"}
+
+
 def test_a_full_disk_while_the_manifest_is_written(exported, tmp_path, monkeypatch):
     import shutil
 
@@ -143,6 +166,7 @@ def test_files_that_do_not_fit(bundle, checkpoint, tmp_path):
     code = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+import flowless
 from flowless.cli import main
 bundle, checkpoint, out = sys.argv[1:]
 print([
