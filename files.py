@@ -17,6 +17,7 @@ from typing import Any
 from flowless.errors import FlowlessError
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FORBIDDEN = {errno.EACCES, errno.EROFS, errno.EPERM}
 
 
 @contextmanager
@@ -142,7 +143,10 @@ def printable(path: str | os.PathLike[str]) -> str:
 
 @contextmanager
 def _wrap_io_errors(target: Path, *, place: bool = False) -> Iterator[None]:
-    """Turn errors of a full or forbidden place into one that names `target`; with `place`, every error of the system's."""
+    """Turn errors of a full or forbidden place into one that names `target`; with `place`, every error of the system's.
+
+    An error that names a file in another folder is left as it is: the block may read files of its own.
+    """
     try:
         yield
     except OSError as error:
@@ -150,9 +154,19 @@ def _wrap_io_errors(target: Path, *, place: bool = False) -> Iterator[None]:
             raise FlowlessError(
                 f"{target}: the disk is full ({error.strerror}). Nothing was kept of this file; free some space and run again."
             ) from error
-        if place or error.errno in {errno.EACCES, errno.EROFS, errno.EPERM}:
+        # What the block reads elsewhere is not the target's fault.
+        if place or (error.errno in _FORBIDDEN and _lies_beside(error.filename, target)):
             raise FlowlessError(f"{target}: cannot write there ({error.strerror}). Choose a place that you may write to.") from error
         raise
+
+
+def _lies_beside(name: Any, target: Path) -> bool:
+    """Return whether a file that an error names is a draft of `target`, or in one; so is one that names none."""
+    if not isinstance(name, str | bytes):
+        return True
+    place = Path(os.fsdecode(name)).absolute()
+    draft = next((folder for folder in (place, *place.parents) if folder.parent == target.parent.absolute()), None)
+    return draft is not None and (draft == target.absolute() or draft.name.startswith(f".{target.stem}."))
 
 
 def _umask() -> int:

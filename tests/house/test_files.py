@@ -82,6 +82,23 @@ def test_a_file_in_a_folders_place_is_told(tmp_path: Path) -> None:
     assert leftovers(tmp_path) == ["folder"]
 
 
+@pytest.mark.parametrize("whole", [whole_file, whole_folder])
+def test_what_the_block_cannot_read_elsewhere_is_not_the_targets_fault(tmp_path: Path, whole) -> None:
+    def forbidden(path: Path | None) -> PermissionError:
+        return PermissionError(errno.EACCES, "Permission denied", *([] if path is None else [str(path)]))
+
+    target = tmp_path / "out" / "model.onnx"
+    for other in (tmp_path / "input.mp4", Path("/somewhere/else"), tmp_path / "out" / "other.txt"):
+        with pytest.raises(PermissionError, match=other.name), whole(target):
+            raise forbidden(other)
+    with pytest.raises(FlowlessError, match=r"model\.onnx: cannot write there"), whole(target) as draft:
+        raise forbidden(draft if whole is whole_file else draft / "inside" / "a.bin")
+    # A library's error names no file.
+    with pytest.raises(FlowlessError, match=r"model\.onnx: cannot write there"), whole(target):
+        raise forbidden(None)
+    assert leftovers(tmp_path / "out") == []
+
+
 def test_a_place_is_refused_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("kept")
