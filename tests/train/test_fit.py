@@ -25,6 +25,7 @@ from flowless.interrupts import note_ctrl_c
 from flowless.pipeline.dataset.index import DatasetIndex
 from flowless.pipeline.loading import frame_source
 from flowless.train.checkpoints import load_checkpoint
+from flowless.train.commands.train import train
 from flowless.train.loop.data import device_batch, relabel
 from flowless.train.loop.fit import fit
 from flowless.train.loop.module import TrainingModule
@@ -292,6 +293,20 @@ def test_indexes_that_do_not_fit(tmp_path, train_index, val_index):
     with pytest.raises(FlowlessError, match="'jumping'"):
         fit(small(), index=train_index, val_index=foreign, out=tmp_path / "c")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command_keeps_freed_memory_while_it_trains(tmp_path, shapes, monkeypatch):
+    order = []
+
+    def trained(*_, **__):
+        order.append("trained")
+        raise FlowlessError("enough")
+
+    monkeypatch.setattr("flowless.train.commands.train.keep_freed_memory", lambda: order.append("kept"))
+    monkeypatch.setattr("flowless.train.loop.fit.fit", trained)
+    with pytest.raises(FlowlessError, match="enough"):
+        train(["tsn-r18/tiny", "--data", str(shapes / "train.index.jsonl"), "--out", str(tmp_path / "run")])
+    assert order == ["kept", "trained"]
 
 
 def test_machines_that_cannot(tmp_path, train_index, monkeypatch):

@@ -12,6 +12,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from flowless.console import emit, log
+from flowless.machine import keep_freed_memory
 from flowless.pipeline.dataset.index import DatasetIndex
 from flowless.pipeline.dataset.tables import refused_table
 from flowless.train.models.options import BACKBONES, OPTIONS
@@ -88,6 +89,8 @@ def train(words: Sequence[str]) -> int:
     val_index = DatasetIndex.load(options.val_data) if options.val_data else None
     from flowless.train.loop.fit import fit
 
+    # Not in fit: a program that calls it decides for itself.
+    keep_freed_memory()
     result = fit(
         options.recipe,
         index=index,
