@@ -166,6 +166,26 @@ def test_unsigned_numbers_are_finer(int8, manifest):
     assert set(types) == {"uint8"}
 
 
+@pytest.mark.slow
+def test_a_video_that_calibration_leaves_out_is_named_on_the_terminal(manifest, calibration, tmp_path, capsys):
+    """ModelOpt's output is swallowed while it calibrates; what flowless has to say is not."""
+    index = DatasetIndex.load(calibration.index)
+    first = chosen(index, seed=calibration.seed)[0]
+    videos = [replace(video, path=str(index.path_of(video))) for video in index.videos]
+    (tmp_path / "bad.mp4").write_text("no video")
+    place = [video.id for video in videos].index(first.id)
+    videos[place] = replace(videos[place], path=str(tmp_path / "bad.mp4"))
+    path = tmp_path / "bad.index.jsonl"
+    replace(index, root=tmp_path, videos=tuple(videos)).save(path)
+    made = precise_graph(manifest, "int8", replace(calibration, index=path, used=[], skipped=[]))
+    assert made.calibration is not None
+    assert first.id not in made.calibration["used"]
+    said = capsys.readouterr()
+    assert "calibration: left out" in said.err
+    assert "bad.mp4" in said.err
+    assert "modelopt" not in (said.out + said.err).lower()
+
+
 def test_calibrating_twice_gives_the_same_scales(int8, manifest, calibration, tmp_path, monkeypatch):
     monkeypatch.setenv("FLOWLESS_CACHE", str(tmp_path))
     again = precise_graph(manifest, "int8", replace(calibration, used=[], skipped=[]))
