@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
+import re
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -43,6 +45,50 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError, TypeError):
         return False
     return bool(mallopt(_M_MMAP_THRESHOLD, _THRESHOLD) and mallopt(_M_TRIM_THRESHOLD, _KEPT))
+
+
+#: What the names of instruction sets hold that decide how fast a network runs on a CPU, and in which arithmetic. They are noted, and
+#: nothing is concluded from them: what is computed in, the libraries tell.
+_TELLING = re.compile(r"^(avx2|avx512f|avx10.*|.*vnni.*|.*bf16|.*fp16|amx.*|asimd|asimdhp|asimddp|i8mm|sve2?)$")
+
+
+def machine_name() -> str:
+    """Return what decides how fast an engine is here, as one line: the processor, its instruction sets and usable cores, and the GPUs."""
+    return "; ".join([f"{processor()}, {usable_cores()} cores", " ".join(instruction_sets()), *gpu_names()])
+
+
+def processor() -> str:
+    """Return the processor's name as the operating system gives it."""
+    for key, value in _cpuinfo():
+        if key in {"model name", "Model"}:
+            return value
+    return platform.processor() or platform.machine()
+
+
+def instruction_sets() -> list[str]:
+    """Return the processor's instruction sets that matter to a network, by the operating system's names and in its order."""
+    flags = next((value.split() for key, value in _cpuinfo() if key in {"flags", "Features"}), [])
+    return [name for name in flags if _TELLING.match(name)]
+
+
+def gpu_names() -> list[str]:
+    """Return the NVIDIA GPUs that the driver lists, without needing a CUDA library."""
+    folder = Path("/proc/driver/nvidia/gpus")
+    if not folder.is_dir():
+        return []
+    models = []
+    for card in sorted(folder.iterdir()):
+        lines = (card / "information").read_text(encoding="utf-8", errors="replace").splitlines()
+        models += [line.partition(":")[2].strip() for line in lines if line.startswith("Model:")]
+    return models
+
+
+def _cpuinfo() -> list[tuple[str, str]]:
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
+        return []
+    pairs = (line.partition(":") for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
+    return [(key.strip(), value.strip()) for key, _, value in pairs]
 
 
 def installed_versions(names: Iterable[str]) -> dict[str, str]:

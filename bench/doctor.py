@@ -12,8 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from flowless import cuda_driver, waiting
-from flowless.bench.environment import environment, gpu_names
+from flowless.bench.environment import environment
 from flowless.errors import FlowlessError, first_line
+from flowless.machine import gpu_names
 
 Area = Literal["decode", "train", "build", "run", "measure"]
 

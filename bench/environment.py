@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
-import re
-from pathlib import Path
 from typing import Any
 
-from flowless.machine import installed_versions, usable_cores
+from flowless.machine import gpu_names, installed_versions, instruction_sets, processor, usable_cores
 from flowless.waiting import policy
 
 LIBRARIES = (
@@ -16,9 +14,6 @@ LIBRARIES = (
     *("nvidia-modelopt", "polygraphy", "nvidia-dali-cuda130", "tensorrt-rtx", "tensorrt"),
     *("opencv-contrib-python-headless", "torchcodec", "decord", "decord2", "eva-decord", "flowless"),
 )
-#: What the names of instruction sets hold that decide how fast a network runs on a CPU, and in which arithmetic. They are noted, and
-#: nothing is concluded from them: what is computed in, the libraries tell.
-_TELLING = re.compile(r"^(avx2|avx512f|avx10.*|.*vnni.*|.*bf16|.*fp16|amx.*|asimd|asimdhp|asimddp|i8mm|sve2?)$")
 
 
 def environment() -> dict[str, Any]:
@@ -41,20 +36,6 @@ def versions() -> dict[str, str]:
     return installed_versions(LIBRARIES)
 
 
-def processor() -> str:
-    """Return the processor's name as the operating system gives it."""
-    for key, value in _cpuinfo():
-        if key in {"model name", "Model"}:
-            return value
-    return platform.processor() or platform.machine()
-
-
-def instruction_sets() -> list[str]:
-    """Return the processor's instruction sets that matter to a network, by the operating system's names and in its order."""
-    flags = next((value.split() for key, value in _cpuinfo() if key in {"flags", "Features"}), [])
-    return [name for name in flags if _TELLING.match(name)]
-
-
 def quick_precision() -> str:
     """Return the faster arithmetic of training here: mixed bf16 where PyTorch says that the processor multiplies in it, else fp32.
 
@@ -73,23 +54,3 @@ def memory_gib() -> float:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     except (AttributeError, ValueError, OSError):
         return 0.0
-
-
-def gpu_names() -> list[str]:
-    """Return the NVIDIA GPUs that the driver lists, without needing a CUDA library."""
-    folder = Path("/proc/driver/nvidia/gpus")
-    if not folder.is_dir():
-        return []
-    models = []
-    for card in sorted(folder.iterdir()):
-        lines = (card / "information").read_text(encoding="utf-8", errors="replace").splitlines()
-        models += [line.partition(":")[2].strip() for line in lines if line.startswith("Model:")]
-    return models
-
-
-def _cpuinfo() -> list[tuple[str, str]]:
-    path = Path("/proc/cpuinfo")
-    if not path.exists():
-        return []
-    pairs = (line.partition(":") for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
-    return [(key.strip(), value.strip()) for key, _, value in pairs]

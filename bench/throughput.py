@@ -150,8 +150,8 @@ def goals(engines: list[dict], maps: list[dict], whole: list[dict], *, libav_rat
 
 def _int8_goal(engines: list[dict]) -> dict[str, Any]:
     """INT8 over BF16, asked of processors that multiply 8-bit integers faster; where there is neither, the goal says so."""
-    from flowless.bench.environment import instruction_sets
     from flowless.bench.goals import goal
+    from flowless.machine import instruction_sets
 
     here = sorted(name for name in instruction_sets() if "vnni" in name or name == "amx_int8")
     times = {row["precision"]: row.get("p50_ms") for row in engines if row["target"] == "openvino"}

@@ -8,6 +8,7 @@ from flowless.engines.backends import HINTS, LIBRARIES, open_backend, other_arit
 from flowless.engines.engine import Engine
 from flowless.engines.manifest import TARGETS, Artefact, Manifest, read_manifest
 from flowless.errors import FlowlessError
+from flowless.machine import machine_name
 
 #: What is taken where several precisions are there: the quickest that an export has checked, last the exact one.
 _PREFERRED = ("int8", "fp16", "bf16", "fp32")
@@ -103,8 +104,10 @@ def _order(manifest: Manifest) -> list[str]:
 
 
 def _recommended(manifest: Manifest) -> tuple[str, str] | None:
-    """Return target and precision that `flowless build --precision auto` recommends, where it was run."""
-    return next(((row["target"], row["precision"]) for row in manifest.trials if row.get("recommended")), None)
+    """Return target and precision that `flowless build --precision auto` recommends, where it was run on a machine like this one."""
+    rows = [row for row in manifest.trials if row.get("recommended")]
+    here = machine_name() if rows else ""
+    return next(((row["target"], row["precision"]) for row in rows if row.get("machine") == here), None)
 
 
 def _candidate(manifest: Manifest, target: str, precision: str | None) -> tuple[str | None, Artefact | None]:
@@ -112,10 +115,15 @@ def _candidate(manifest: Manifest, target: str, precision: str | None) -> tuple[
     there = [item for item in manifest.artefacts if item.target == target and precision in {None, item.precision}]
     if not there:
         return "the bundle has no such engine", None
-    rank = {name: place for place, name in enumerate(_PREFERRED)}
     found_best = _recommended(manifest)
+
+    def rank(item: Artefact) -> tuple[bool, bool, int]:
+        # What this processor would compute in another arithmetic is no quicker here than the exact engine.
+        otherwise = why_not(target, item) is None and _computed(item, None)[0] != item.precision
+        return (target, item.precision) != found_best, otherwise, _PREFERRED.index(item.precision)
+
     reasons = []
-    for artefact in sorted(there, key=lambda item: -1 if (target, item.precision) == found_best else rank.get(item.precision, len(rank))):
+    for artefact in sorted(there, key=rank):
         reason = why_not(target, artefact)
         if reason is None:
             return None, artefact

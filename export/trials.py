@@ -18,6 +18,7 @@ from flowless.export.checks import Checks, EngineRefused
 from flowless.export.precision import PRECISIONS
 from flowless.export.target_options import BuildOptions
 from flowless.files import sha256_of
+from flowless.machine import machine_name
 
 #: Figures of a trial, as its row has them.
 _FIGURES = ("max_abs_diff", "snr_db", "top1", "fp32_top1", "latency_ms_p50")
@@ -36,17 +37,18 @@ def try_all(
 ) -> list[dict[str, Any]]:
     """Try every precision of each target, and keep what passes.
 
-    Nothing that was tried before, with the same graph, options, videos and versions, is tried again.
+    Nothing that was tried before on this machine, with the same graph, options, videos and versions, is tried again.
 
     Returns:
         One row a trial, as the manifest keeps them: `target`, `precision`, `kept`, `status` (or why it was not kept, and at which
-        `gate`), `key`, and what was measured until then. `recommended` is true in one row at most.
+        `gate`), `key`, `machine`, and what was measured until then. `recommended` is true in one row at most.
 
     Raises:
         FlowlessError: The bundle cannot be used, or no target takes it even in fp32.
     """
     options, checks = options or BuildOptions(), checks or Checks()
-    before = {(row["target"], row["precision"]): row for row in read_manifest(bundle).trials}
+    here = machine_name()
+    before = {(row["target"], row["precision"]): row for row in read_manifest(bundle).trials if row.get("machine") == here}
     rows: list[dict[str, Any]] = []
     failed: FlowlessError | None = None
     for target in targets:
@@ -62,7 +64,7 @@ def try_all(
     if any(row.get("new") for row in rows):
         _race(bundle, rows, threads=options.threads)
     best = recommended(rows)
-    rows = [{**{key: value for key, value in row.items() if key != "new"}, "recommended": row is best} for row in rows]
+    rows = [{**{key: value for key, value in row.items() if key != "new"}, "machine": here, "recommended": row is best} for row in rows]
     others = [row for row in read_manifest(bundle).trials if row["target"] not in targets]
     keep_trials(bundle, [*others, *rows])
     return rows

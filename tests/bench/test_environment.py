@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from flowless.bench import environment
-from flowless.bench.environment import instruction_sets, processor, quick_precision
+from flowless import machine
+from flowless.bench.environment import quick_precision
+from flowless.machine import instruction_sets, processor
 
 #: A processor's line of /proc/cpuinfo, shortened -> what is noted of it.
 FLAGS = {
@@ -25,7 +26,7 @@ FLAGS = {
 @pytest.mark.parametrize("flags", FLAGS)
 def test_the_instruction_sets_that_matter_are_noted(flags: str, monkeypatch: pytest.MonkeyPatch) -> None:
     key = "Features" if "asimd" in flags else "flags"
-    monkeypatch.setattr(environment, "_cpuinfo", lambda: [("model name", "Some Processor"), (key, flags)])
+    monkeypatch.setattr(machine, "_cpuinfo", lambda: [("model name", "Some Processor"), (key, flags)])
     assert instruction_sets() == FLAGS[flags]
     assert processor() == "Some Processor"
 

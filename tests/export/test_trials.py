@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from flowless import machine
 from flowless.cli import main
 from flowless.engines.loading import load
 from flowless.engines.manifest import read_manifest
@@ -54,6 +55,24 @@ def test_auto_tries_all_and_tries_nothing_twice(learnt_bundle, calibration, shap
     assert main(words) == 0
     again = json.loads(capsys.readouterr().out)
     assert again == document
+
+
+@pytest.mark.slow
+def test_what_another_machine_found_is_neither_believed_nor_taken_over(learnt_bundle, monkeypatch):
+    """A recommendation and its times are those of the machine that measured them."""
+    rows = try_all(learnt_bundle, ["onnxruntime", "openvino"], checks=Checks(slower=True))
+    (best,) = [row for row in rows if row["recommended"]]
+    assert "--precision auto found the fastest" in load(learnt_bundle).why
+    monkeypatch.setattr(machine, "_cpuinfo", lambda: [("model name", "Another Processor"), ("flags", "avx2")])
+    other = load(learnt_bundle)
+    assert "--precision auto" not in other.why
+    assert other.precision == other.why.split()[1].rstrip(":")
+    again = try_all(learnt_bundle, ["onnxruntime", "openvino"], checks=Checks(slower=True))
+    times = [{(row["target"], row["precision"]): row["latency_ms_p50"] for row in found if row["kept"]} for found in (rows, again)]
+    assert times[0].keys() == times[1].keys()
+    assert all(times[0][key] != times[1][key] for key in times[0]), "measured anew"
+    assert {row["machine"].partition(",")[0] for row in again} == {"Another Processor"}
+    assert best["machine"] != again[0]["machine"]
 
 
 @pytest.mark.slow
