@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("flowless.train.commands.evaluate:main", "top-1, top-5, mean class accuracy, confusion matrix of a checkpoint or bundle"),
     "export": ("flowless.export.commands:export", "a bundle with model.onnx, checked against PyTorch"),
     "build": ("flowless.export.build_engine:main", "build an engine into a bundle; verified before it is kept"),
+    "cache": ("flowless.export.cache:main", "what builds keep in the user's cache folder; --clear empties it"),
     "predict": ("flowless.engines.commands:predict", "what happens in each video"),
     "explain": ("flowless.bench.explain_command:main", "what a model saw in a video (page or film), or makes of a data set"),
     "bench": ("flowless.bench.commands:bench", "measure: speed, motion cues, the systems side by side; see flowless bench"),

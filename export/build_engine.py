@@ -211,7 +211,7 @@ def _placed(request: Request, proto: onnx.ModelProto, folder: Path) -> tuple[Bui
     """Return the options with the files that a build needs named, and those that were written beside the engine."""
     options, extra = request.options, ()
     if request.target == "tensorrt" and options.timing_cache is None:
-        from flowless.export.graphs import cache_folder
+        from flowless.export.cache import cache_folder
 
         options = replace(options, timing_cache=cache_folder() / "tensorrt" / "timing.cache")
     if options.strip_weights:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import onnx
@@ -14,6 +12,7 @@ import onnx
 from flowless.console import log
 from flowless.engines.manifest import Manifest
 from flowless.errors import FlowlessError
+from flowless.export.cache import cache_folder, cache_limit, mark_used, shrink
 from flowless.export.calibration import Calibration
 from flowless.export.precision import with_precision
 from flowless.files import whole_file, write_json
@@ -33,13 +32,6 @@ class PreciseGraph:
     """SHA-256 over everything that decided it."""
     calibration: dict[str, Any] | None = field(default=None)
     """int8: the record of its calibration."""
-
-
-def cache_folder() -> Path:
-    """Return where graphs and timing caches are kept: `FLOWLESS_CACHE`, or `flowless` in the user's cache folder."""
-    named = os.environ.get("FLOWLESS_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(named) if named else Path(base) / "flowless"
 
 
 def graph_key(manifest: Manifest, precision: str, calibration: Calibration | None) -> str:
@@ -76,9 +68,12 @@ def precise_graph(manifest: Manifest, precision: str, calibration: Calibration |
     if kept.is_file() and record.is_file():
         try:
             document = json.loads(record.read_text(encoding="utf-8"))
-            return PreciseGraph(proto=read_graph(kept), key=key, calibration=document["calibration"])
+            found = PreciseGraph(proto=read_graph(kept), key=key, calibration=document["calibration"])
+            mark_used(kept)
+            return found
         except (FlowlessError, ValueError, KeyError):
             log.print(f"{kept}: damaged; made again", style="yellow", markup=False, soft_wrap=True)
+    limit = cache_limit()
     clips = Reference.load(manifest.path_of(manifest.reference), manifest.spec).clips
     proto = with_precision(read_graph(manifest.path_of(manifest.graph)), precision, clips=clips, calibration=calibration)
     made = PreciseGraph(
@@ -89,6 +84,7 @@ def precise_graph(manifest: Manifest, precision: str, calibration: Calibration |
     with whole_file(kept) as draft:
         draft.write_bytes(proto.SerializeToString())
     write_json(record, {"model": manifest.model, "precision": precision, "calibration": made.calibration})
+    shrink(limit)
     return made
 
 

@@ -23,9 +23,9 @@ from flowless.bench.video_stages import decode_with_libav_alone, measure_stages
 from flowless.engines.manifest import Manifest
 from flowless.engines.openvino_core import computes_in
 from flowless.errors import FlowlessError
+from flowless.export.cache import cache_folder
 from flowless.export.calibration import Calibration
 from flowless.export.checks import Checks
-from flowless.export.graphs import cache_folder
 from flowless.pipeline.clip.preprocess import load_clip
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.pipeline.dataset.index import DatasetIndex

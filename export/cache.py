@@ -1,0 +1,125 @@
+"""The cache of builds: where it lies, how large it may grow, and `flowless cache`, which shows and empties it."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.table import Table
+
+from flowless.console import emit
+from flowless.errors import FlowlessError
+
+#: Gigabytes that are kept where FLOWLESS_CACHE_GB does not say.
+DEFAULT_GB = 4.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What belongs together in the cache: files of one folder and one stem, such as a graph and its record."""
+
+    files: tuple[Path, ...]
+    size: int
+    """Bytes of all files."""
+    used: float
+    """When it was last used, in seconds since 1970."""
+
+
+def cache_folder() -> Path:
+    """Return where graphs and timing caches are kept: `FLOWLESS_CACHE`, or `flowless` in the user's cache folder."""
+    named = os.environ.get("FLOWLESS_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(named) if named else Path(base) / "flowless"
+
+
+def cache_limit() -> int:
+    """Return how many bytes may be kept: `FLOWLESS_CACHE_GB`, by default 4 GB.
+
+    Raises:
+        FlowlessError: It is no number, or negative.
+    """
+    text = os.environ.get("FLOWLESS_CACHE_GB", str(DEFAULT_GB))
+    try:
+        limit = int(float(text) * 1e9)
+    except (ValueError, OverflowError):
+        limit = -1
+    if limit < 0:
+        raise FlowlessError(f"FLOWLESS_CACHE_GB is {text!r}; it must be a number of gigabytes, such as 4, at least 0.")
+    return limit
+
+
+def entries() -> list[Entry]:
+    """Return what the cache holds, the least recently used first. A file that another process removes meanwhile is left out."""
+    found: dict[tuple[Path, str], list[tuple[Path, os.stat_result]]] = {}
+    for folder in (cache_folder() / "graphs", cache_folder() / "tensorrt"):
+        for path in folder.glob("*") if folder.is_dir() else ():
+            try:
+                found.setdefault((folder, path.stem), []).append((path, path.stat()))
+            except FileNotFoundError:
+                continue
+    made = [
+        Entry(files=tuple(path for path, _ in group), size=sum(stat.st_size for _, stat in group), used=max(s.st_mtime for _, s in group))
+        for group in found.values()
+    ]
+    return sorted(made, key=lambda entry: entry.used)
+
+
+def mark_used(path: Path) -> None:
+    """Note that a file of the cache is in use, which makes it the last to be removed."""
+    try:
+        os.utime(path)
+    except OSError:  # a cache that may only be read
+        return
+
+
+def shrink(limit: int) -> int:
+    """Remove the least recently used entries until what is left has at most `limit` bytes; return the bytes removed."""
+    kept = entries()
+    before = total = sum(entry.size for entry in kept)
+    for entry in kept:
+        if total <= limit:
+            break
+        for path in entry.files:
+            path.unlink(missing_ok=True)
+        total -= entry.size
+    return before - total
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheArgs:
+    """Show what builds keep in the user's cache folder, or empty it.
+
+    Cast and quantised graphs are kept, so that no graph is calibrated twice, and TensorRT's timings. What was used least recently is
+    removed when there is more than FLOWLESS_CACHE_GB (4 by default; 0 keeps nothing). FLOWLESS_CACHE names another folder.
+    """
+
+    clear: bool = False
+    """Remove everything in it. Bundles and their engines stay as they are."""
+    json: bool = False
+    """Print one JSON document instead of a table."""
+
+
+def main(words: Sequence[str]) -> None:
+    """Run `flowless cache`."""
+    asked = tyro.cli(CacheArgs, args=list(words), prog="flowless cache", description=inspect.getdoc(CacheArgs))
+    limit = cache_limit()
+    removed = shrink(0) if asked.clear else 0
+    found = entries()
+    document: dict[str, Any] = {
+        "folder": str(cache_folder()),
+        "entries": len(found),
+        "bytes": sum(entry.size for entry in found),
+        "limit_bytes": limit,
+        "removed_bytes": removed,
+    }
+    table = Table("", "", title=document["folder"], show_header=False)
+    table.add_row("graphs and timings", str(document["entries"]))
+    table.add_row("MB", f"{document['bytes'] / 1e6:.1f} of at most {limit / 1e6:.0f}")
+    if asked.clear:
+        table.add_row("MB removed", f"{removed / 1e6:.1f}")
+    emit(document, table, as_json=asked.json)
