@@ -10,8 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flowless import cuda_driver
 from flowless.console import log
 from flowless.engines.backends import LIBRARIES, why_not
+from flowless.engines.built_for import this_platform
 from flowless.engines.manifest import TARGETS, Artefact, Manifest, Target, read_manifest
 from flowless.errors import FlowlessError
 from flowless.export.calibration import Calibration
@@ -148,7 +150,10 @@ def buildable() -> tuple[list[Target], dict[str, str]]:
 
 
 def engine_key(manifest: Manifest, target: Target, precision: str, options: BuildOptions, calibration: Calibration | None) -> str:
-    """Return the SHA-256 over everything that decides an engine: graph, precision, calibration, target, options, versions."""
+    """Return the SHA-256 over everything that decides an engine: graph, precision, calibration, target, options, versions.
+
+    A TensorRT engine is also of one kind of GPU on one platform, unless it is portable, and of the plugin that lies beside it.
+    """
     from flowless.export.graphs import digest, graph_key
 
     settings = {
@@ -157,8 +162,20 @@ def engine_key(manifest: Manifest, target: Target, precision: str, options: Buil
     }
     if not target.startswith("tensorrt"):
         settings = {}
+    if target == "tensorrt":
+        settings["plugin"] = _plugin_digest(options)
+        if not options.portable:
+            settings["gpu"] = [cuda_driver.gpu_name(), cuda_driver.compute_capability(), this_platform()]
     versions = installed_versions(_DISTRIBUTIONS[target])
     return digest([_MAKER, graph_key(manifest, precision, calibration), target, settings, versions])
+
+
+def _plugin_digest(options: BuildOptions) -> str | None:
+    """Return the SHA-256 of the plugin's library that a TensorRT engine gets; None for one without, or where it is not there."""
+    from flowless.export.plugin_library import find_library
+
+    library = options.plugin_library or (find_library() if options.pa == "plugin" else None)
+    return sha256_of(library) if library is not None and library.is_file() else None
 
 
 def _told(record: Artefact) -> str:

@@ -7,17 +7,19 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 from onnx import numpy_helper
 
 import flowless
+from flowless import cuda_driver
 from flowless.cli import main
 from flowless.engines.manifest import read_manifest
 from flowless.errors import CheckFailed, FlowlessError
 from flowless.export import build_engine
-from flowless.export.build_engine import build
+from flowless.export.build_engine import build, engine_key
 from flowless.export.target_options import BuildOptions
 
 FORCED = BuildOptions(force=True)
@@ -70,6 +72,31 @@ def test_what_is_there_is_not_built_again(bundle, monkeypatch):
     before = contents(bundle)
     assert build(bundle, target="openvino").status == "verified"
     assert contents(bundle) == before
+
+
+def test_tensorrts_key_is_of_the_gpu_and_of_the_plugins_bytes(bundle, tmp_path, monkeypatch):
+    manifest = read_manifest(bundle)
+
+    def put(name: str, capability: tuple[int, int]) -> None:
+        monkeypatch.setattr(cuda_driver, "gpu_name", lambda: name)
+        monkeypatch.setattr(cuda_driver, "compute_capability", lambda: capability)
+
+    def keys(**options: Any) -> list[str]:
+        return [engine_key(manifest, target, "fp32", BuildOptions(**options), None) for target in ("tensorrt", "tensorrt-rtx", "openvino")]
+
+    put("NVIDIA A10", (8, 6))
+    a10, a10_portable = keys(), keys(portable=True)
+    put("Tesla T4", (7, 5))
+    t4, t4_portable = keys(), keys(portable=True)
+    assert a10[0] != t4[0]
+    assert (a10[1:], a10_portable) == (t4[1:], t4_portable), "these run on more than one GPU"
+    library = tmp_path / "libpa.so"
+    found = []
+    for content in (b"one", b"two"):
+        library.write_bytes(content)
+        found += [keys(plugin_library=library), keys(pa="plugin", plugin_library=library)]
+    assert len({one[0] for one in found}) == 4
+    assert all(one[1:] == t4[1:] for one in found[::2]), "the others have no plugin"
 
 
 def test_force_builds_again(bundle):
