@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +73,12 @@ def verified(manifest: Manifest, candidate: Candidate, checks: Checks) -> Artefa
     if why_not(record.target, record):
         return replace(record, figures=figures)
     backend = open_backend(record, candidate.folder / record.files[0], classes=len(manifest.labels), threads=candidate.threads)
-    exact, above = _yardsticks(manifest, candidate)
+    exact, higher = _yardsticks(manifest, candidate)
     if checks.parity:
         _check_parity(manifest, candidate, (backend, exact), checks, figures)
         if checks.data is not None:
             _check_accuracy(manifest, candidate, (backend, exact), checks, figures)
-    _check_speed(manifest, candidate, (backend, above), checks, figures)
+    _check_speed(manifest, candidate, (backend, higher), checks, figures)
     status = "verified" if checks.parity else "built, not compared"
     return replace(record, status=status, max_abs_diff=figures.get("max_abs_diff"), figures=figures)
 
@@ -99,8 +100,8 @@ def _check_layers(candidate: Candidate, figures: dict[str, Any]) -> None:
         )
 
 
-def _yardsticks(manifest: Manifest, candidate: Candidate) -> tuple[Backend, tuple[Artefact, Backend] | None]:
-    """Return what computes exactly, and the fastest kept engine of the same target and a higher precision, if any."""
+def _yardsticks(manifest: Manifest, candidate: Candidate) -> tuple[Backend, dict[str, Backend]]:
+    """Return what computes exactly, and the kept engines of the same target and a higher precision that run here, by precision."""
     record, classes = candidate.record, len(manifest.labels)
 
     def opened(artefact: Artefact) -> Backend:
@@ -110,10 +111,9 @@ def _yardsticks(manifest: Manifest, candidate: Candidate) -> tuple[Backend, tupl
     higher = PRECISIONS[: PRECISIONS.index(record.precision)]
     kept = [item for item in manifest.artefacts if item.target == record.target and item.precision in higher]
     kept = [item for item in kept if why_not(item.target, item) is None]
-    exact = next((item for item in kept if item.precision == "fp32"), None)
+    backends = {item.precision: opened(item) for item in kept}
     graph = Artefact(target="onnxruntime", precision="fp32", status="verified", files=(manifest.graph,))
-    fastest = max(kept, key=lambda item: PRECISIONS.index(item.precision), default=None)
-    return opened(exact or graph), (fastest, opened(fastest)) if fastest else None
+    return backends.get("fp32") or opened(graph), backends
 
 
 def _check_parity(
@@ -177,29 +177,28 @@ def _check_accuracy(
 
 
 def _check_speed(
-    manifest: Manifest, candidate: Candidate, backends: tuple[Backend, tuple[Artefact, Backend] | None], checks: Checks, figures: dict
+    manifest: Manifest, candidate: Candidate, backends: tuple[Backend, dict[str, Backend]], checks: Checks, figures: dict[str, Any]
 ) -> None:
-    """Gate (c): a lower precision that is no faster serves nobody."""
-    backend, above = backends
+    """Gate (c): an engine must be faster than every kept one of a higher precision; all run in turn."""
+    backend, higher = backends
     clip = Reference.load(manifest.path_of(manifest.reference), manifest.spec).clips[:1]
-    runners = {"it": lambda: backend(clip)}
-    if above:
-        runners["above"] = lambda: above[1](clip)
-    found = time_in_turn(runners, runs=_ROUNDS, warm_up=2, settle=1)
-    figures["latency_ms_p50"] = found["it"].p50_ms
-    if above is None:
+    runners = {precision: partial(run, clip) for precision, run in {**higher, candidate.record.precision: backend}.items()}
+    found = {precision: timing.p50_ms for precision, timing in time_in_turn(runners, runs=_ROUNDS, warm_up=2, settle=1).items()}
+    own = figures["latency_ms_p50"] = found.pop(candidate.record.precision)
+    if not found:
         return
-    figures |= {"above": above[0].precision, "above_latency_ms_p50": found["above"].p50_ms}
-    if found["it"].p50_ms < found["above"].p50_ms:
+    above = min(found, key=lambda precision: found[precision])
+    figures |= {"above": above, "above_latency_ms_p50": found[above]}
+    if own < found[above]:
         return
-    told = f"{found['it'].p50_ms:.3g} ms a clip, {above[0].precision} {found['above'].p50_ms:.3g} ms"
+    times = f"{own:.3g} ms a clip, {above} {found[above]:.3g} ms"
     if checks.slower:
-        log.print(f"{candidate.what}: no faster than {above[0].precision} here ({told})", style="yellow", markup=False, soft_wrap=True)
+        log.print(f"{candidate.what}: no faster than {above} here ({times})", style="yellow", markup=False, soft_wrap=True)
         return
     raise EngineRefused(
-        f"{candidate.what}: no faster here than {above[0].precision}: {told}. Nothing was kept; use {candidate.record.target} "
-        f"{above[0].precision}, which is the faster (--keep-slower keeps it all the same).",
+        f"{candidate.what}: no faster here than {above}: {times}. Nothing was kept; use {candidate.record.target} "
+        f"{above}, which is the faster (--keep-slower keeps it all the same).",
         gate="speed",
-        short=f"no faster than {above[0].precision} here",
+        short=f"no faster than {above} here",
         figures=figures,
     )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,7 +15,7 @@ import verdicts
 from onnx import numpy_helper
 
 from flowless.cli import main
-from flowless.engines.manifest import read_manifest
+from flowless.engines.manifest import Artefact, read_manifest
 from flowless.engines.openvino_core import computes_in
 from flowless.errors import FlowlessError
 from flowless.export import graphs, target_openvino, verify
@@ -159,7 +161,7 @@ def test_a_stricter_question_is_answered_again(learnt_bundle, shapes):
 @pytest.mark.slow
 def test_what_is_no_faster_is_not_kept(learnt_bundle, calibration, monkeypatch):
     """The race is run by the clock; here by one on which the candidate is slow, then quick."""
-    pace = {"it": 9.0, "above": 3.0}
+    pace = {"int8": 9.0, "fp32": 3.0}
 
     def race(runners, **_):
         from flowless.timing import Timing
@@ -174,9 +176,25 @@ def test_what_is_no_faster_is_not_kept(learnt_bundle, calibration, monkeypatch):
     assert caught.value.gate == "speed"
     assert contents(learnt_bundle) == before
     assert build(learnt_bundle, target="onnxruntime", precision="int8", checks=KEEP, calibration=calibration).status == "verified"
-    pace["it"] = 2.0
+    pace["int8"] = 2.0
     kept = build(learnt_bundle, target="onnxruntime", precision="int8", calibration=calibration, options=BuildOptions(force=True))
     assert (kept.figures["latency_ms_p50"], kept.figures["above_latency_ms_p50"]) == (2.0, 3.0)
+
+
+def test_it_must_be_faster_than_the_quickest_kept_and_not_than_the_next_precision(exported):
+    """bf16 was kept although it is slower than fp32: int8 between the two is still no faster than what is there."""
+    manifest = read_manifest(exported)
+    record = Artefact(target="openvino", precision="int8", status="built, not compared", files=("model.xml",))
+    candidate = verify.Candidate(record=record, folder=exported, proto=onnx.ModelProto())
+    backends: list[Any] = [lambda clip, ms=ms: time.sleep(ms / 1e3) for ms in (24, 12, 2)]
+    slow, middle, quick = backends
+    figures: dict[str, Any] = {}
+    with pytest.raises(EngineRefused, match="no faster here than fp32"):
+        verify._check_speed(manifest, candidate, (middle, {"fp32": quick, "bf16": slow}), Checks(), figures)
+    assert figures["above"] == "fp32"
+    assert figures["above_latency_ms_p50"] < figures["latency_ms_p50"]
+    verify._check_speed(manifest, candidate, (quick, {"fp32": middle, "bf16": slow}), Checks(), figures)
+    assert figures["above"] == "fp32"
 
 
 def test_an_engine_that_computes_in_something_else_is_named(exported, tmp_path, capsys):
