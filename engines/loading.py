@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from flowless.engines.backends import HINTS, LIBRARIES, open_backend, other_arithmetic, why_not
 from flowless.engines.engine import Engine
@@ -78,7 +79,7 @@ def _computed(artefact: Artefact, hint: str | None) -> tuple[str, str]:
 def _choose(manifest: Manifest, target: str | None, precision: str | None) -> tuple[Artefact, str]:
     """Return the engine to open and the sentence that says why."""
     passed_over: list[str] = []
-    for name in (target,) if target else _order(manifest):
+    for name in (target,) if target else _order(manifest, precision):
         reason, artefact = _candidate(manifest, name, precision)
         if artefact is not None and reason is None:
             because = "asked for" if target else "the fastest engine of this bundle that runs here"
@@ -97,10 +98,26 @@ def _choose(manifest: Manifest, target: str | None, precision: str | None) -> tu
     )
 
 
-def _order(manifest: Manifest) -> list[str]:
-    """Return the targets in the order to try: a GPU's first, and of a processor's the one that was found the faster."""
+def _order(manifest: Manifest, precision: str | None) -> list[str]:
+    """Return the targets in the order to try: a GPU's first, and of a processor's the one that was found the faster here."""
     best = _recommended(manifest)
-    return sorted(TARGETS, key=lambda name: (not name.startswith("tensorrt"), best is None or name != best[0], TARGETS.index(name)))
+    there = {name: [item for item in manifest.artefacts if item.target == name and precision in {None, item.precision}] for name in TARGETS}
+    on_processor = [name for name, engines in there.items() if engines and not name.startswith("tensorrt") and why_not(name) is None]
+    found = {name: time for name in on_processor if (time := _time(there[name])) is not None}
+    # Where one was not timed, no time counts.
+    known = found if len(found) == len(on_processor) else {}
+
+    def rank(name: str) -> tuple[bool, bool, float, int]:
+        return not name.startswith("tensorrt"), best is None or name != best[0], known.get(name, 0.0), TARGETS.index(name)
+
+    return sorted(TARGETS, key=rank)
+
+
+def _time(engines: Sequence[Artefact]) -> float | None:
+    """Return the shortest time of a clip, in ms, that engines had when they were built; None where one was not timed on this machine."""
+    here = machine_name()
+    times = [item.figures["latency_ms_p50"] for item in engines if item.figures.get("machine") == here]
+    return min(times) if times and len(times) == len(engines) else None
 
 
 def _recommended(manifest: Manifest) -> tuple[str, str] | None:
@@ -117,10 +134,13 @@ def _candidate(manifest: Manifest, target: str, precision: str | None) -> tuple[
         return "the bundle has no such engine", None
     found_best = _recommended(manifest)
 
-    def rank(item: Artefact) -> tuple[bool, bool, int]:
+    timed = _time(there) is not None
+
+    def rank(item: Artefact) -> tuple[bool, bool, float, int]:
         # What this processor would compute in another arithmetic is no quicker here than the exact engine.
         otherwise = why_not(target, item) is None and _computed(item, None)[0] != item.precision
-        return (target, item.precision) != found_best, otherwise, _PREFERRED.index(item.precision)
+        time = item.figures["latency_ms_p50"] if timed else 0.0
+        return (target, item.precision) != found_best, otherwise, time, _PREFERRED.index(item.precision)
 
     reasons = []
     for artefact in sorted(there, key=rank):

@@ -21,6 +21,7 @@ from flowless.export.checks import Checks, EngineRefused
 from flowless.export.precision import PRECISIONS
 from flowless.export.reference import Reference, made_clips
 from flowless.files import sha256_of
+from flowless.machine import machine_name
 from flowless.pipeline.dataset.index import DatasetIndex
 from flowless.timing import time_in_turn
 
@@ -185,6 +186,7 @@ def _check_speed(
     runners = {precision: partial(run, clip) for precision, run in {**higher, candidate.record.precision: backend}.items()}
     found = {precision: timing.p50_ms for precision, timing in time_in_turn(runners, runs=_ROUNDS, warm_up=2, settle=1).items()}
     own = figures["latency_ms_p50"] = found.pop(candidate.record.precision)
+    figures["machine"] = machine_name()
     if not found:
         return
     above = min(found, key=lambda precision: found[precision])

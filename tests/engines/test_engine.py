@@ -16,6 +16,7 @@ from flowless.engines.engine import Engine
 from flowless.engines.manifest import Artefact, read_manifest
 from flowless.engines.video import timed_clip
 from flowless.errors import FlowlessError
+from flowless.machine import machine_name
 from flowless.pipeline.clip.preprocess import load_clip
 
 
@@ -51,6 +52,28 @@ def test_the_best_engine_that_runs_here(built, monkeypatch):
     assert "not tensorrt-rtx: there is no NVIDIA GPU here" in engine.why
     assert "not tensorrt: the bundle has no such engine" in engine.why
     assert flowless.load(built, "onnxruntime").why.startswith("onnxruntime fp32: asked for")
+
+
+def test_what_was_measured_here_decides_between_targets_and_precisions(bundle, monkeypatch):
+    monkeypatch.setattr(backends.cuda_driver, "compute_capability", lambda: None)
+
+    def loaded(times, *, machine=None, **asked):
+        """Load the bundle after its engines were measured so: target -> ms of a clip."""
+        manifest = read_manifest(bundle)
+        for target, time in times.items():
+            artefact = manifest.artefact(target, "fp32")
+            assert artefact is not None
+            figures = {} if time is None else {"latency_ms_p50": time, "machine": machine or machine_name()}
+            manifest = manifest.with_artefact(replace(artefact, figures=figures))
+        manifest.write()
+        return flowless.load(bundle, **asked)
+
+    assert loaded({"openvino": 3.0, "onnxruntime": 2.0}).target == "onnxruntime"
+    assert loaded({"openvino": 2.0, "onnxruntime": 3.0}).target == "openvino"
+    # Without the time of one, or on another machine, nothing is known.
+    assert loaded({"openvino": 3.0, "onnxruntime": None}).target == "openvino"
+    assert loaded({"openvino": 3.0, "onnxruntime": 2.0}, machine="another").target == "openvino"
+    assert loaded({"openvino": 2.0, "onnxruntime": 3.0}, target="onnxruntime").target == "onnxruntime"
 
 
 def test_without_openvino_the_next_is_taken(built, monkeypatch):
