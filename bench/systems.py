@@ -57,6 +57,9 @@ class Systems:
     on several machines belong together."""
     so_far: bool = False
     """Train nothing: count, time and show what is trained already."""
+    earlier: Path | None = None
+    """Earlier result (JSON), made under the same settings: its accuracies are taken for systems that it has and --systems does not name.
+    What a clip costs is measured anew for all."""
     jobs: int | None = None
     """Trainings side by side, each on one core; by default one a core."""
     json: bool = False
@@ -97,12 +100,13 @@ def measure(settings: Systems) -> dict[str, Any]:
     Raises:
         FlowlessError: The videos cannot be made, or a training failed.
     """
+    from flowless.bench.earlier_rows import earlier_rows, in_order
     from flowless.bench.environment import environment, quick_precision
     from flowless.bench.quiet import busy_share
     from flowless.bench.systems_cost import costs
     from flowless.bench.systems_pairs import pair_accuracies
-    from flowless.bench.systems_runs import Race, train_all, videos
-    from flowless.export.bundle import export_bundle  # noqa: F401 - told before the training, where its libraries are missing
+    from flowless.bench.systems_runs import Race, train_all, untrained, videos
+    from flowless.export.bundle import export_bundle  # noqa: F401 - refused before the training, where its libraries are missing
     from flowless.pipeline.dataset.index import DatasetIndex
 
     race = Race(
@@ -114,6 +118,8 @@ def measure(settings: Systems) -> dict[str, Any]:
         precision=quick_precision() if settings.precision == "auto" else settings.precision,
         jobs=settings.jobs,
     )
+    conditions = {**asdict(race), "size": race.shapes.size, "blind_to_order": BLIND}
+    earlier = earlier_rows(settings.earlier, benchmark="systems", settings=conditions, known=NAMES)
     work, runs = settings.out.with_suffix(""), planned(settings)
     if settings.so_far:
         runs = [run for run in runs if run.training(race, work).kept()]
@@ -126,15 +132,18 @@ def measure(settings: Systems) -> dict[str, Any]:
     log.print("counting, judging and timing …", style="dim")
     busy = busy_share()
     checkpoints = {run: run.folder(race, work) / "last.safetensors" for run in runs}
-    # Neither seed nor videos change what a clip costs.
-    cost = costs({run.system.cost_of: path for run, path in reversed(checkpoints.items())}, val)
     pairs = {run.system: pair_accuracies(path, val) for run, path in checkpoints.items() if run.seed == 0}
     trained = {run.system for run in runs}
-    rows = [_row(system, results, {**cost[system.cost_of], "pairs": pairs.get(system, {})}) for system in SYSTEMS if system in trained]
+    rows = in_order([*earlier, *(_row(system, results, pairs.get(system, {})) for system in trained)], NAMES)
+    of = {row["system"]: next(system.cost_of for system in SYSTEMS if system.name == row["system"]) for row in rows}
+    # Neither seed nor videos change what a clip costs, nor do weights: what was not trained here is timed with its first ones.
+    known = {run.system.cost_of: path for run, path in reversed(checkpoints.items())}
+    cost = costs({name: known.get(name) or untrained(name, race, work, labels=val.labels) for name in of.values()}, val)
+    rows = [{**row, **cost[of[row["system"]]]} for row in rows]
     return {
         "benchmark": "systems",
         "environment": environment(),
-        "settings": {**asdict(race), "size": race.shapes.size, "blind_to_order": BLIND, "busy_before": busy},
+        "settings": {**conditions, "busy_before": busy},
         "measure": "top-1 of the last epoch on the validation videos, centre clip; pairs: the first seed's, of an action and its reversal; "
         "latency: median of a clip in fp32, all in turn",
         "systems": rows,
@@ -177,7 +186,7 @@ def table(document: Mapping[str, Any]) -> Table:
     return shown
 
 
-def _row(system: System, results: Mapping[Run, Mapping[str, Any]], cost: Mapping[str, Any]) -> dict[str, Any]:
+def _row(system: System, results: Mapping[Run, Mapping[str, Any]], pairs: Mapping[str, float]) -> dict[str, Any]:
     own = {run.seed: result for run, result in results.items() if run.system == system}
     top1 = [round(own[seed]["history"][-1]["val_top1"], 4) for seed in sorted(own)]
     return {
@@ -191,7 +200,7 @@ def _row(system: System, results: Mapping[Run, Mapping[str, Any]], cost: Mapping
         "spread": round(statistics.stdev(top1), 4) if len(top1) > 1 else None,
         "train_top1": round(statistics.mean(result["history"][-1]["train_top1"] for result in own.values()), 4),
         "epochs": len(next(iter(own.values()))["history"]),
-        **cost,
+        "pairs": dict(pairs),
     }
 
 

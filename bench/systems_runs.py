@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flowless.bench import training_runs
-from flowless.bench.contestants import System
+from flowless.bench.contestants import SYSTEMS, System
 from flowless.bench.training_runs import Training
 from flowless.errors import FlowlessError
 from flowless.pipeline.dataset.index import DatasetIndex
@@ -95,3 +95,17 @@ def _are_there(folder: Path, options: ShapesOptions) -> bool:
 def train_all(runs: Iterable[Run], race: Race, *, work: Path) -> dict[Run, dict[str, Any]]:
     """Train what is not trained yet; return each run's result.json. See `training_runs.train_all`."""
     return training_runs.train_all({run: run.training(race, work) for run in runs}, jobs=race.jobs)
+
+
+def untrained(name: str, race: Race, work: Path, *, labels: tuple[str, ...]) -> Path:
+    """Write a checkpoint of a system's network with its first weights, as its training begins; return its file."""
+    from flowless.train.checkpoints import save_checkpoint
+    from flowless.train.models import build_model
+
+    run = Run(next(system for system in SYSTEMS if system.name == name), 0)
+    recipe = run.recipe(race)
+    parts = {"width": recipe.width, "blocks": recipe.blocks, "dropout": recipe.dropout, **recipe.options.of_the_model}
+    model = build_model(recipe.model, classes=len(labels), spec=recipe.spec, **parts)
+    path = run.folder(race, work).with_name(f"{name}-untrained") / "last.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return save_checkpoint(path, model, model_name=recipe.model, recipe=recipe.to_dict(), spec=recipe.spec, labels=labels, metrics={})

@@ -266,6 +266,15 @@ def test_trained_tested_and_never_twice(tmp_path: Path, shapes: Path) -> None:
     assert "<script" not in page
     assert "src=" not in page
     assert out.with_suffix(".svg").read_text(encoding="utf-8") in page
+    # A result of its own adds a system to an earlier one, whose settings must be the same.
+    added = [*words[:2], "--out", str(tmp_path / "added.json"), *words[4:-1], "stm", "--earlier", str(out)]
+    with pytest.raises(FlowlessError, match=r"recipe\.lr 0\.002, here 0\.003"):
+        main([*added, "--lr", "0.003"])
+    main(added)
+    both = json.loads((tmp_path / "added.json").read_text(encoding="utf-8"))
+    assert [one["system"] for one in both["systems"]] == ["tsn", "pan-lite", "stm"]
+    assert both["systems"][0] == {**document["systems"][0], "environment": document["environment"]}
+    assert "Trained in an earlier run: tsn, pan-lite" in (tmp_path / "added.html").read_text(encoding="utf-8")
     # What is not trained yet is left out of what is so far; without opposites the plot is that of the orders.
     main([*words[:-1], "tsn", "stm", "--opposites", "--so-far"])
     document = json.loads(out.read_text(encoding="utf-8"))

@@ -128,15 +128,15 @@ def rows() -> list[dict[str, Any]]:
         # Epochs before the last one do not count, however good.
         history = [{"val_top1": 1.0, "train_top1": 1.0, "seconds": 1.0}, {"val_top1": top1, "train_top1": 0.7, "seconds": 2.0}]
         results[run] = {"history": history}
+    pairs = {"right / left": 0.9, "grow / shrink": 0.55}
     cost = {
-        "pairs": {"right / left": 0.9, "grow / shrink": 0.55},
         "clip": [8, 1, 48, 48, 3],
         "parameters": 720_000,
         "macs": 99_000_000,
         "latency_ms": 2.5,
         "target": "openvino",
     }
-    return [_row(system, results, cost) for system in (tsn, stm, tsm)]
+    return [{**_row(system, results, pairs), **cost} for system in (tsn, stm, tsm)]
 
 
 def test_rows_and_goals_are_of_the_last_epoch() -> None:
@@ -217,6 +217,16 @@ def test_trained_counted_timed_and_never_twice(tmp_path: Path) -> None:
     assert out.with_suffix(".svg").read_text(encoding="utf-8") in page
     kept = tmp_path / "systems" / "48-and-24-videos-of-16-frames" / f"1-epochs-{quick_precision()}" / "tsn-0" / "last.safetensors"
     written = kept.stat().st_mtime_ns
+    # A result of its own adds a system to an earlier one: what clips cost is measured anew, in the same run for both.
+    added = [*words[2:], "--out", str(tmp_path / "added.json"), "--systems", "tsm", "--earlier", str(out)]
+    with pytest.raises(FlowlessError, match="epochs 1, here 2"):
+        main([*added, "--epochs", "2"])
+    main(added)
+    tsn, tsm = json.loads((tmp_path / "added.json").read_text(encoding="utf-8"))["systems"]
+    assert (tsn["seeds"], tsn["pairs"], tsn["environment"]) == (row["seeds"], row["pairs"], document["environment"])
+    assert (tsn["system"], tsm["system"], tsn["macs"], tsn["clip"]) == ("tsn", "tsm", row["macs"], row["clip"])
+    assert tsn["latencies"] != row["latencies"]
+    assert "Trained in an earlier run: tsn" in (tmp_path / "added.html").read_text(encoding="utf-8")
     # What is not trained yet, is left out of what is so far.
     main([*words, "--systems", "tsn", "tsm", "--so-far"])
     assert [row["system"] for row in json.loads(out.read_text(encoding="utf-8"))["systems"]] == ["tsn"]
