@@ -1,6 +1,6 @@
-"""The `flowless` command: one subcommand a stage, each a thin call into its room.
+"""The `flowless` command: one subcommand a stage, each a thin call into its package.
 
-Only the room of the chosen subcommand is imported, so `flowless --help` is instant and a runtime install, without
+Only the package of the chosen subcommand is imported, so `flowless --help` is instant and a runtime install, without
 PyTorch, still has every command that it can run.
 """
 
@@ -35,7 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("flowless.bench.commands:bench", "measure: speed, motion cues, the systems side by side; see flowless bench"),
 }
 
-#: Import name -> what to install, for the message where a room's libraries are not there.
+#: Import name -> what to install, for the message where a package's libraries are not there.
 _EXTRAS = {
     "torch": "train",
     "lightning": "train",

@@ -29,7 +29,7 @@ def emit(document: Any, *renderables: RenderableType, as_json: bool) -> None:
 
 
 def progress() -> Progress:
-    """Return the house's progress bar: what, how many of how many, elapsed and remaining time."""
+    """Return the progress bar of all commands: what, how many of how many, elapsed and remaining time."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -1,1 +1,1 @@
-"""Timing, peers, limits, reports. Nothing imports this room."""
+"""Timing, peers, limits, reports. Nothing imports this package."""

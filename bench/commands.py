@@ -1,4 +1,4 @@
-"""The command-line face of the measuring room: `doctor`, `demo`, `bench`."""
+"""The command-line face of the benches: `doctor`, `demo`, `bench`."""
 
 from __future__ import annotations
 

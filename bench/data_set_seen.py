@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.markup import escape
 
-from flowless.bench.looking import Floats, Looker
+from flowless.bench.introspection import Floats, Looker
 from flowless.console import progress
 from flowless.errors import FlowlessError
 from flowless.machine import usable_cores

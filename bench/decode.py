@@ -74,8 +74,8 @@ def measure(settings: DecodeArgs) -> dict[str, Any]:
     """
     from flowless.bench.decode_videos import write_videos
     from flowless.bench.environment import environment
-    from flowless.bench.quiet import busy_share
     from flowless.bench.reversal_films import videos_of
+    from flowless.bench.system_load import busy_share
 
     refuse_unwritable(settings.out)
     busy = busy_share()

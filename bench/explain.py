@@ -15,7 +15,7 @@ from rich.markup import escape
 from flowless.bench.cue_pictures import reach_of
 from flowless.bench.cues import Cue, timescale_names
 from flowless.bench.grad_cam import BranchMaps
-from flowless.bench.looking import BranchSeen, Floats, Looker, Seen
+from flowless.bench.introspection import BranchSeen, Floats, Looker, Seen
 from flowless.console import progress
 from flowless.engines.engine import Label, likeliest
 from flowless.errors import FlowlessError

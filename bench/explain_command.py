@@ -30,7 +30,7 @@ _SHOWN = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExplainWords:
+class ExplainArgs:
     """Show what a model saw in a video, or what it makes of a whole data set (--data).
 
     Of a video: its own motion cue over the frames, and what it made of it. The cue is Persistence of Appearance (pan-...), the
@@ -70,7 +70,7 @@ class ExplainWords:
 
 def main(words: Sequence[str]) -> int:
     """Run `flowless explain`."""
-    ask = tyro.cli(ExplainWords, args=list(words), prog="flowless explain", description=inspect.getdoc(ExplainWords))
+    ask = tyro.cli(ExplainArgs, args=list(words), prog="flowless explain", description=inspect.getdoc(ExplainArgs))
     _refuse_misfits(ask)
     seen = ask.data or ask.video
     assert seen is not None
@@ -85,7 +85,7 @@ def main(words: Sequence[str]) -> int:
     return _explain_video(ask, seen, out) if ask.data is None else _explain_data(ask, seen, out)
 
 
-def _refuse_misfits(ask: ExplainWords) -> None:
+def _refuse_misfits(ask: ExplainArgs) -> None:
     """Refuse options that do not go together."""
     if (ask.video is None) == (ask.data is None):
         given = "neither a video nor --data" if ask.video is None else f"both a video, {ask.video}, and --data {ask.data}"
@@ -98,9 +98,9 @@ def _refuse_misfits(ask: ExplainWords) -> None:
         raise FlowlessError(f"--label is {ask.label!r}; Grad-CAM is shown of one video. Give a video instead of --data, or leave it out.")
 
 
-def _explain_video(ask: ExplainWords, video: Path, out: Path) -> int:
+def _explain_video(ask: ExplainArgs, video: Path, out: Path) -> int:
     from flowless.bench.explain import explain
-    from flowless.bench.looking import open_looker
+    from flowless.bench.introspection import open_looker
 
     looker = open_looker(ask.model)
     explanation = explain(looker, video, top=ask.top, label=ask.label)
@@ -121,10 +121,10 @@ def _explain_video(ask: ExplainWords, video: Path, out: Path) -> int:
     return 0
 
 
-def _explain_data(ask: ExplainWords, data: Path, out: Path) -> int:
+def _explain_data(ask: ExplainArgs, data: Path, out: Path) -> int:
     from flowless.bench.explain_data_page import write_page
     from flowless.bench.explain_data_set import explain_data_set
-    from flowless.bench.looking import open_looker
+    from flowless.bench.introspection import open_looker
 
     index = DatasetIndex.load(data)
     looker = open_looker(ask.model)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from flowless.bench.cues import timescale_names
 from flowless.bench.data_set_seen import DataSetSeen, see_data_set
 from flowless.bench.feature_map import LEAST_VIDEOS, place_in_plane, same_class_share, sample_evenly
-from flowless.bench.looking import Looker
+from flowless.bench.introspection import Looker
 from flowless.console import progress
 from flowless.errors import FlowlessError
 from flowless.pipeline.dataset.index import DatasetIndex, Refused

@@ -16,7 +16,7 @@ from rich.markup import escape
 from flowless.bench.cue_pictures import font, paint, reach_of, resized, wheel
 from flowless.bench.cues import Cue
 from flowless.bench.explain import Explanation
-from flowless.bench.looking import Looker
+from flowless.bench.introspection import Looker
 from flowless.console import progress
 from flowless.pipeline.clip.preprocess import resize_and_crop
 from flowless.pipeline.video.encode import write_video

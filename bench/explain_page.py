@@ -16,7 +16,7 @@ from flowless.bench.cue_pictures import heat_stops, overlaid, paint, reach_of, w
 from flowless.bench.cues import Cue, timescale_names, timescales
 from flowless.bench.explain import Explanation
 from flowless.bench.grad_cam import BranchMaps
-from flowless.bench.looking import BranchSeen
+from flowless.bench.introspection import BranchSeen
 from flowless.engines.engine import softmax
 
 

@@ -98,7 +98,7 @@ def measure(settings: ExportTime) -> dict[str, Any]:
         CheckFailed: The bundle or an engine failed a gate: there is nothing verified whose time could be told.
     """
     from flowless.bench.environment import environment
-    from flowless.bench.quiet import busy_share, judged
+    from flowless.bench.system_load import busy_share, judged
     from flowless.export.build_engine import refuse_missing_library
 
     refuse_missing_library(settings.target)  # now, and not after the export

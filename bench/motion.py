@@ -95,7 +95,7 @@ def measure(settings: Motion) -> dict[str, Any]:
     from flowless.bench.motion_flows import flow_methods, opencv_threads
     from flowless.bench.motion_strip import load_cues, write_strip
     from flowless.bench.networks import torch_threads
-    from flowless.bench.quiet import busy_share, judged
+    from flowless.bench.system_load import busy_share, judged
 
     refuse_unwritable(settings.out)
     threads = settings.threads or usable_cores()

@@ -101,7 +101,7 @@ def measure(settings: Neighbours) -> dict[str, Any]:
     from flowless.bench.environment import environment
     from flowless.bench.neighbours_work import make_inputs
     from flowless.bench.neighbours_workers import ended_in_order
-    from flowless.bench.quiet import busy_share, judged
+    from flowless.bench.system_load import busy_share, judged
 
     busy = busy_share()
     model, size, config = ("pan-lite-r18", 64, {"width": 0.25, "blocks": 1}) if settings.quick else (settings.model, settings.size, {})

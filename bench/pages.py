@@ -1,4 +1,4 @@
-"""Pages as people get them: one HTML file, in the house's style, that refers to nothing outside itself."""
+"""Pages as people get them: one HTML file, in the project's style, that refers to nothing outside itself."""
 
 from __future__ import annotations
 

@@ -83,9 +83,9 @@ def measure(settings: Peers) -> dict[str, Any]:
     from flowless.bench.environment import environment
     from flowless.bench.networks import torch_threads
     from flowless.bench.official import load_official
-    from flowless.bench.quiet import busy_share, judged
     from flowless.bench.runners import bundle_of
     from flowless.bench.sample_videos import sample_videos
+    from flowless.bench.system_load import busy_share, judged
     from flowless.pipeline.clip.spec import ClipSpec
 
     threads = settings.threads or usable_cores()

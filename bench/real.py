@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from flowless.bench.contestants import SYSTEMS
+from flowless.bench.systems_config import SYSTEMS
 from flowless.console import emit, log
 from flowless.errors import FlowlessError
 from flowless.files import refuse_unwritable, write_json

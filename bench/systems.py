@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from flowless.bench.contestants import NAMES, SYSTEMS, System
+from flowless.bench.systems_config import NAMES, SYSTEMS, System
 from flowless.console import emit, log
 from flowless.errors import FlowlessError
 from flowless.files import refuse_unwritable, write_json
@@ -102,7 +102,7 @@ def measure(settings: Systems) -> dict[str, Any]:
     """
     from flowless.bench.earlier_rows import earlier_rows, in_order
     from flowless.bench.environment import environment, quick_precision
-    from flowless.bench.quiet import busy_share
+    from flowless.bench.system_load import busy_share
     from flowless.bench.systems_cost import costs
     from flowless.bench.systems_pairs import pair_accuracies
     from flowless.bench.systems_runs import Race, train_all, untrained, videos

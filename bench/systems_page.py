@@ -8,7 +8,7 @@ from typing import Any
 
 from flowless import plots
 from flowless.bench import pages
-from flowless.bench.quiet import LIMIT
+from flowless.bench.system_load import LIMIT
 
 #: One colour a system; neighbours in the table differ in brightness too.
 COLOURS = {

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flowless.bench import training_runs
-from flowless.bench.contestants import SYSTEMS, System
+from flowless.bench.systems_config import SYSTEMS, System
 from flowless.bench.training_runs import Training
 from flowless.errors import FlowlessError
 from flowless.pipeline.dataset.index import DatasetIndex

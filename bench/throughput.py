@@ -88,7 +88,7 @@ def measure(settings: Throughput) -> dict[str, Any]:
     """Make what is missing, measure, and return the document."""
     from flowless.bench.environment import environment
     from flowless.bench.networks import torch_threads
-    from flowless.bench.quiet import busy_share, judged
+    from flowless.bench.system_load import busy_share, judged
 
     threads = settings.threads or usable_cores()
     busy = busy_share()

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from flowless import cuda_driver
-from flowless.engines import built_for
+from flowless.engines import compatibility
 from flowless.engines.manifest import Artefact
 from flowless.engines.memory import MEMORY, Graph, OnlineBackend, feeds_of
 from flowless.engines.openvino_core import computes_in, one_at_a_time, openvino_core, openvino_reason
@@ -61,10 +61,10 @@ def why_not(target: str, artefact: Artefact | None = None) -> str | None:
     if capability is None:
         return "there is no NVIDIA GPU here"
     try:
-        here = built_for.what_is_here(module, capability)
+        here = compatibility.what_is_here(module, capability)
     except (ImportError, OSError) as error:  # installed, and its libraries are not
         return f"{module} cannot be imported ({first_line(error)})"
-    return built_for.unknown_gpu(here) if artefact is None else built_for.mismatch(artefact, here)
+    return compatibility.unknown_gpu(here) if artefact is None else compatibility.mismatch(artefact, here)
 
 
 def other_arithmetic(hint: str) -> str | None:
@@ -100,7 +100,7 @@ def open_backend(artefact: Artefact, path: Path, *, classes: int, threads: int |
         raise
     except Exception as error:  # the libraries raise types of their own, one of them plain RuntimeError
         reason = openvino_reason(error) if artefact.target == "openvino" else first_line(error)
-        raise FlowlessError(f"{path}: {artefact.target} cannot load it ({reason}); {built_for.rebuild(artefact)}.") from error
+        raise FlowlessError(f"{path}: {artefact.target} cannot load it ({reason}); {compatibility.rebuild(artefact)}.") from error
 
 
 class _ClipBackend:

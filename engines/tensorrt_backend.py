@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from flowless import cuda_driver
-from flowless.engines.built_for import rebuild
+from flowless.engines.compatibility import rebuild
 from flowless.engines.manifest import Artefact
 from flowless.engines.memory import MEMORY, NEXT_MEMORY
 from flowless.errors import FlowlessError

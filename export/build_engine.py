@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from flowless import cuda_driver
 from flowless.console import log
 from flowless.engines.backends import LIBRARIES, why_not
-from flowless.engines.built_for import this_platform
+from flowless.engines.compatibility import this_platform
 from flowless.engines.manifest import TARGETS, Artefact, Manifest, Target, read_manifest
 from flowless.errors import FlowlessError
 from flowless.export.calibration import Calibration

@@ -17,7 +17,7 @@ import onnx
 
 from flowless import cuda_driver
 from flowless.engines.backends import LIBRARIES
-from flowless.engines.built_for import rebuild
+from flowless.engines.compatibility import rebuild
 from flowless.engines.manifest import Artefact
 from flowless.engines.tensorrt_backend import listener_of, open_engine
 from flowless.errors import FlowlessError

@@ -12,7 +12,7 @@ import onnx
 
 from flowless import cuda_driver
 from flowless.engines.backends import LIBRARIES
-from flowless.engines.built_for import this_platform
+from flowless.engines.compatibility import this_platform
 from flowless.engines.manifest import Artefact, Target
 from flowless.engines.memory import FRAME, MEMORY
 from flowless.errors import FlowlessError
@@ -40,7 +40,7 @@ def build_tensorrt(proto: onnx.ModelProto, folder: Path, *, target: Target, prec
         options: Batch profile, and what else `BuildOptions` has for these targets.
 
     Returns:
-        The engine's record; its options say what it was built for, which `flowless.engines.built_for` compares with what is there.
+        The engine's record; its options say what it was built for, which `flowless.engines.compatibility` compares with what is there.
 
     Raises:
         FlowlessError: The library refuses the graph, the target lacks an option, or it needs a GPU and there is none.

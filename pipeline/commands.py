@@ -74,7 +74,7 @@ def scan(words: Sequence[str]) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShapesWords:
+class ShapesArgs:
     """Generate Moving Shapes: labelled videos of twelve actions in six pairs, each the time-reversal of its twin.
 
     No model that ignores the order of frames can pass 50 % on them. Writes OUT/train/CLASS/*.mp4, OUT/val/CLASS/*.mp4,
@@ -93,7 +93,7 @@ class ShapesWords:
 
 def shapes(words: Sequence[str]) -> None:
     """Run `flowless shapes`."""
-    chosen = tyro.cli(ShapesWords, args=words, prog="flowless shapes")
+    chosen = tyro.cli(ShapesArgs, args=words, prog="flowless shapes")
     folder = generate(chosen.out, options=chosen.options, workers=chosen.workers)
     videos = {"train": chosen.options.train_videos, "val": chosen.options.val_videos}
     splits = {split: {"videos": count, "index": str(folder / f"{split}.index.jsonl")} for split, count in videos.items()}

@@ -166,7 +166,7 @@ def explained_alike(told_alike: Callable[[Any, Any], None]) -> Callable[[Any, Pa
     """Return what looks into a checkpoint and into its bundle, and expects to see the same."""
 
     def compare(checkpoint: Any, bundle: Path) -> None:
-        from flowless.bench.looking import BundleLooker, CheckpointLooker
+        from flowless.bench.introspection import BundleLooker, CheckpointLooker
         from flowless.export.reference import Reference
 
         clips = Reference.load(bundle / "reference.npz", checkpoint.spec).clips[:2]

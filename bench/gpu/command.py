@@ -40,10 +40,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowless.bench.gpu.guard import failures, run_part
 from flowless.bench.gpu.ledger import Settings
 from flowless.bench.gpu.parts import PARTS, chosen_parts
 from flowless.bench.gpu.shares import add_shares
+from flowless.bench.gpu.subprocess_runner import failures, run_part
 from flowless.bench.gpu.work import Work
 from flowless.errors import FlowlessError
 from flowless.files import write_json

@@ -146,7 +146,7 @@ def missing(error: BaseException) -> str | None:
     """Say `not here: ...` where an exception means that this machine lacks something; None where it means a fault."""
     if isinstance(error, NotHere):
         return f"not here: {error}"
-    # A room may have put the library's absence into words of its own.
+    # A module may have put the library's absence into words of its own.
     cause = error.__cause__ if isinstance(error, FlowlessError) else error
     if isinstance(cause, ModuleNotFoundError) and cause.name and not cause.name.startswith("flowless"):
         return f"not here: {cause.name.partition('.')[0]} is not installed"

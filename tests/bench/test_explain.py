@@ -19,7 +19,7 @@ from flowless.bench.explain import Explanation, explain
 from flowless.bench.explain_command import page_of
 from flowless.bench.explain_film import windows
 from flowless.bench.explain_page import render
-from flowless.bench.looking import open_looker
+from flowless.bench.introspection import open_looker
 from flowless.cli import main
 from flowless.engines.engine import softmax
 from flowless.engines.manifest import fingerprint, read_manifest

@@ -17,7 +17,7 @@ from flowless.bench.data_set_seen import DataSetSeen, see_data_set
 from flowless.bench.explain_data_page import render
 from flowless.bench.explain_data_set import DataSetExplanation, class_gains, timescales_by_class
 from flowless.bench.feature_map import place_in_plane, same_class_share, sample_evenly
-from flowless.bench.looking import open_looker
+from flowless.bench.introspection import open_looker
 from flowless.cli import main
 from flowless.errors import FlowlessError
 from flowless.export.bundle import export_bundle

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from flowless.bench.gpu import command as gpu
-from flowless.bench.gpu.guard import failures, run_part
 from flowless.bench.gpu.ledger import Ledger, NotHere, Settings, plain
 from flowless.bench.gpu.machine import gpu_facts, tera_per_second
 from flowless.bench.gpu.parts import PARTS
 from flowless.bench.gpu.sanitizer import shares_of
 from flowless.bench.gpu.shares import add_shares
+from flowless.bench.gpu.subprocess_runner import failures, run_part
 from flowless.bench.gpu.work import Work
 
 SMALL_PARTS = """
@@ -313,7 +313,7 @@ def test_a_part_that_this_machine_lacks_something_for_is_not_begun(tmp_path, mon
 
 
 def test_nothing_heavy_is_imported_before_a_part_needs_it():
-    code = "import sys, flowless.bench.gpu.command, flowless.bench.gpu.guard; print(*sys.modules)"
+    code = "import sys, flowless.bench.gpu.command, flowless.bench.gpu.subprocess_runner; print(*sys.modules)"
     loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
     assert not loaded & {"torch", "rich", "tyro", "av", "timm", "onnx", "polygraphy"}
 

@@ -26,7 +26,7 @@ Parts = dict[str, dict[str, Any]]
 PRELOADED = """
 import os, subprocess, sys, time, types
 import timm, torch
-from flowless.bench.gpu import command, guard
+from flowless.bench.gpu import command, subprocess_runner
 
 class Forked:
     def __init__(self, words, *, stdout, **_):
@@ -41,7 +41,7 @@ class Forked:
                     # Here, and in what a part starts.
                     sys.modules["av"] = None
                     os.environ["PYTHONPATH"] = lacks_pyav
-                code = guard.main(words[3:])
+                code = subprocess_runner.main(words[3:])
             finally:
                 os._exit(code)
 
@@ -57,7 +57,7 @@ class Forked:
                 time.sleep(0.02)
         return self.returncode
 
-guard.subprocess = types.SimpleNamespace(**{**vars(subprocess), "Popen": Forked})
+subprocess_runner.subprocess = types.SimpleNamespace(**{**vars(subprocess), "Popen": Forked})
 sys.exit(command.main(sys.argv[1:]))
 """
 

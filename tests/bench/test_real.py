@@ -22,7 +22,7 @@ from flowless.pipeline.clip.preprocess import load_record
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.pipeline.dataset.index import DatasetIndex
 from flowless.train.checkpoints import save_checkpoint
-from flowless.train.commands.train import TrainWords
+from flowless.train.commands.train import TrainArgs
 from flowless.train.models import build_model
 from flowless.train.recipes import find_recipe
 
@@ -174,7 +174,7 @@ def test_the_command_line_says_the_recipe_and_never_names_the_test_videos(tmp_pa
     assert list(trainings)[: len(CONTESTANTS) + 1] == [*((name, 0) for name in CONTESTANTS), ("tsn", 1)]
     for training in trainings.values():
         command = training.command("--resume")
-        read = tyro.cli(TrainWords, args=command[5:], default=TrainWords(data=Path("x"), recipe=find_recipe(command[4])))
+        read = tyro.cli(TrainArgs, args=command[5:], default=TrainArgs(data=Path("x"), recipe=find_recipe(command[4])))
         assert (read.recipe, read.data, read.val_data, read.out) == (training.recipe, settings.train, None, training.folder)
         assert "b.jsonl" not in " ".join(command)
         assert "--val-data" not in command

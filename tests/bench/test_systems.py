@@ -13,15 +13,15 @@ import pytest
 import tyro
 
 from flowless.bench import systems_runs, training_runs
-from flowless.bench.contestants import SYSTEMS, System
 from flowless.bench.environment import quick_precision
 from flowless.bench.systems import Systems, _goals, _row, main, planned, table
+from flowless.bench.systems_config import SYSTEMS, System
 from flowless.bench.systems_page import COLOURS, accuracy_over_cost, readme_lines
 from flowless.bench.systems_pairs import by_pair
 from flowless.bench.systems_runs import Race, Run
 from flowless.bench.training_runs import Training
 from flowless.errors import FlowlessError
-from flowless.train.commands.train import TrainWords
+from flowless.train.commands.train import TrainArgs
 from flowless.train.recipes import find_recipe
 
 RACE = Race(train_videos=48, val_videos=24, frames=16, epochs=3, seeds=2, precision="fp32")
@@ -87,7 +87,7 @@ def test_the_command_line_says_the_recipe() -> None:
         command = run.training(RACE, Path("work")).command("--resume")
         train, recipe = command[3:5]
         assert (train, recipe) == ("train", f"{system.model}/moving-shapes")
-        read = tyro.cli(TrainWords, args=command[5:], default=TrainWords(data=Path("x"), recipe=find_recipe(recipe)))
+        read = tyro.cli(TrainArgs, args=command[5:], default=TrainArgs(data=Path("x"), recipe=find_recipe(recipe)))
         assert read.recipe == wanted
         home = Path(f"work/{48 * system.videos}-and-24-videos-of-16-frames")
         assert (read.data, read.val_data) == (home / "videos/train.index.jsonl", home / "videos/val.index.jsonl")

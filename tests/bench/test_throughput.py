@@ -15,9 +15,9 @@ from flowless.bench import machine_peak, networks
 from flowless.bench.goals import goal, goals_table
 from flowless.bench.networks import lively_model, random_clips
 from flowless.bench.precision_builds import build_precisions, cold_cache, made_index, wanted_precisions
-from flowless.bench.quiet import busy_share, judged
 from flowless.bench.runners import Runner, exported, snr_db, time_runners, torch_runners
 from flowless.bench.sample_videos import sample_videos
+from flowless.bench.system_load import busy_share, judged
 from flowless.bench.throughput import Throughput, goals, main
 from flowless.bench.video_stages import decode_with_libav_alone, measure_stages
 from flowless.engines.manifest import Manifest

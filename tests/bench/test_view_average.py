@@ -16,7 +16,7 @@ import torch
 
 import flowless
 from flowless.bench.explain import explain
-from flowless.bench.looking import open_looker
+from flowless.bench.introspection import open_looker
 from flowless.cli import main
 from flowless.engines.backends import open_backend
 from flowless.engines.manifest import MANIFEST, read_manifest

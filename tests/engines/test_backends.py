@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from flowless import cuda_driver
-from flowless.engines import backends, built_for, tensorrt_backend
-from flowless.engines.built_for import Here, mismatch
+from flowless.engines import backends, compatibility, tensorrt_backend
+from flowless.engines.compatibility import Here, mismatch
 from flowless.engines.manifest import Artefact, read_manifest
 from flowless.engines.openvino_core import openvino_reason
 from flowless.errors import FlowlessError
@@ -157,7 +157,7 @@ def test_gpus_that_tensorrt_rtx_does_not_name(capability, gpu, named):
 
 def test_the_library_names_the_gpus_that_it_runs_on(monkeypatch):
     trt = pytest.importorskip("tensorrt_rtx")
-    assert built_for.known_capabilities(trt) == RTX_KNOWS
+    assert compatibility.known_capabilities(trt) == RTX_KNOWS
     monkeypatch.setattr(cuda_driver, "compute_capability", lambda: (9, 0))
     assert "8.9, 12.0, 12.1 alone, and the GPU here has compute capability 9.0" in (backends.why_not("tensorrt-rtx") or "")
     monkeypatch.setattr(cuda_driver, "compute_capability", lambda: (12, 0))
@@ -181,7 +181,7 @@ def test_why_not_knows_what_is_here(built, monkeypatch):
 
 def test_without_a_gpu_nothing_is_imported(built, monkeypatch):
     monkeypatch.setattr(cuda_driver, "compute_capability", lambda: None)
-    monkeypatch.setattr(built_for, "what_is_here", lambda *_: pytest.fail("asked for the version"))
+    monkeypatch.setattr(compatibility, "what_is_here", lambda *_: pytest.fail("asked for the version"))
     artefact = read_manifest(built).artefact("tensorrt-rtx", "fp32")
     assert backends.why_not("tensorrt-rtx", artefact) == "there is no NVIDIA GPU here"
     with pytest.raises(FlowlessError, match="No NVIDIA GPU can be used here"):

@@ -67,7 +67,7 @@ def test_exit_codes(words, code, built, capsys):
 
 @pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
 def test_no_heavy_import(target, built, videos):
-    """Blocked libraries fail to import: predict, load and the engine room do without."""
+    """Blocked libraries fail to import: predict, load and the engines do without."""
     code = f"""
 import sys
 from pathlib import Path

@@ -44,7 +44,7 @@ def test_as_a_graph(tmp_path: Path, told_alike, name: str, options: dict[str, An
     import onnxruntime
     import torch
 
-    from flowless.bench.looking import CheckpointLooker, Seen
+    from flowless.bench.introspection import CheckpointLooker, Seen
     from flowless.export.graph import export_onnx
     from flowless.export.insides import opened, outputs, read_insides
     from flowless.train.checkpoints import Checkpoint

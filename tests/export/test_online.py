@@ -131,7 +131,7 @@ def test_whole_videos_and_old_bundles(online_bundle, videos, capsys):
 
 def test_its_insides_are_those_of_the_offline_form(film_bundles, told_alike):
     """`flowless explain` of an online bundle shows what it shows of the model."""
-    from flowless.bench.looking import BundleLooker
+    from flowless.bench.introspection import BundleLooker
 
     clips = np.random.default_rng(4).integers(0, 256, (2, N, 1, H, W, 3), dtype=np.uint8)
     told_alike(*(BundleLooker(film_bundles[form]).look(clips) for form in ("offline", "online")))

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from flowless.bench.gpu.guard import failures, run_part
 from flowless.bench.gpu.ledger import Settings
 from flowless.bench.gpu.parts import PARTS, chosen_parts
+from flowless.bench.gpu.subprocess_runner import failures, run_part
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 

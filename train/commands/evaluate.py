@@ -22,7 +22,7 @@ _MATRIX_CLASSES = 30
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateWords:
+class EvaluateArgs:
     """Measure a checkpoint or a bundle on labelled videos: top-1, top-5, mean class accuracy, confusion matrix."""
 
     model: tyro.conf.Positional[Path]
@@ -39,7 +39,7 @@ class EvaluateWords:
 
 def main(words: Sequence[str]) -> int:
     """Run `flowless evaluate`."""
-    options = tyro.cli(EvaluateWords, args=words, prog="flowless evaluate")
+    options = tyro.cli(EvaluateArgs, args=words, prog="flowless evaluate")
     from flowless.train.evaluation.evaluate import evaluate
 
     if options.plot is not None:

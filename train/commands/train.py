@@ -49,7 +49,7 @@ _ROWS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainWords:
+class TrainArgs:
     """Train this recipe. The run's folder gets best.safetensors, last.safetensors, metrics.csv, TensorBoard logs, and
     resume.ckpt, from which `--resume` goes on after Ctrl-C or a kill with the same numbers as if nothing had happened.
     """  # noqa: D205 - tyro shows it as one paragraph
@@ -104,9 +104,9 @@ def train(words: Sequence[str]) -> int:
     return 0
 
 
-def _options(words: Sequence[str], recipe: Recipe) -> TrainWords:
-    default = TrainWords(data=tyro.MISSING, recipe=recipe)
-    return tyro.cli(TrainWords, args=words[1:], default=default, prog=f"flowless train {words[0]}")
+def _options(words: Sequence[str], recipe: Recipe) -> TrainArgs:
+    default = TrainArgs(data=tyro.MISSING, recipe=recipe)
+    return tyro.cli(TrainArgs, args=words[1:], default=default, prog=f"flowless train {words[0]}")
 
 
 def _fit_tables(result: FitResult) -> list[RenderableType]:

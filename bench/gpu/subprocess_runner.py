@@ -1,6 +1,6 @@
 """One part of the GPU suite in a process of its own: what it raises, a crash and a hang cost that part alone.
 
-    python -m flowless.bench.gpu.guard MODULE:FUNCTION SETTINGS.json LEDGER.json SECONDS
+    python -m flowless.bench.gpu.subprocess_runner MODULE:FUNCTION SETTINGS.json LEDGER.json SECONDS
 
 is the child's side. The function is called with a `Ledger`, whose file holds what was measured before the end, whichever it is.
 """
@@ -49,7 +49,7 @@ def run_part(
     told_of, ledger, log = (folder / f"{name}{suffix}" for suffix in (".settings.json", ".json", ".log"))
     write_json(told_of, settings.to_dict())
     ledger.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "flowless.bench.gpu.guard", function, str(told_of), str(ledger), str(seconds)]
+    command = [sys.executable, "-m", "flowless.bench.gpu.subprocess_runner", function, str(told_of), str(ledger), str(seconds)]
     started, late = time.monotonic(), False
     with log.open("wb") as stream:
         # A session of its own, so that a compiler's processes are stopped with the part.

@@ -1,4 +1,4 @@
-"""The shape of the house: small files, imports that go one way, nothing left out of the wheel."""
+"""The layout: small files, imports that go one way, nothing left out of the wheel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("pipeline", "train", "export", "engines", "bench")
+PACKAGES = ("pipeline", "train", "export", "engines", "bench")
 MAX_LINES = 400
 MAX_FUNCTION_LINES = 60
 LIBRARIES = set(sys.stdlib_module_names) | {
@@ -32,7 +32,7 @@ MAY_IMPORT = {
 
 def sources() -> list[Path]:
     """Every Python file of the project, by git where there is git."""
-    folders = [ROOT / room for room in (*ROOMS, "tests")]
+    folders = [ROOT / package for package in (*PACKAGES, "tests")]
     return sorted([*ROOT.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))])
 
 
@@ -49,14 +49,14 @@ def test_files_and_functions_are_small(path: Path) -> None:
 
 
 def test_no_module_is_named_after_a_library() -> None:
-    clashes = [path for room in ROOMS for path in (ROOT / room).rglob("*.py") if path.stem in LIBRARIES]
+    clashes = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py") if path.stem in LIBRARIES]
     assert not clashes, "a script run by its path has its own folder first on the import path"
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_imports_go_one_way(room: str) -> None:
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_go_one_way(package: str) -> None:
     wrong = []
-    for path in (ROOT / room).rglob("*.py"):
+    for path in (ROOT / package).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Import | ast.ImportFrom):
                 continue
@@ -64,9 +64,9 @@ def test_imports_go_one_way(room: str) -> None:
             for name in names:
                 first, _, rest = name.partition(".")
                 other = rest.partition(".")[0]
-                if first in ROOMS:
+                if first in PACKAGES:
                     wrong.append(f"{path.name}:{node.lineno} imports {name} without flowless.")
-                elif first == "flowless" and other in ROOMS and other != room and other not in MAY_IMPORT[room]:
+                elif first == "flowless" and other in PACKAGES and other != package and other not in MAY_IMPORT[package]:
                     wrong.append(f"{path.name}:{node.lineno} imports {name}")
     assert not wrong
 
@@ -74,7 +74,9 @@ def test_imports_go_one_way(room: str) -> None:
 def test_packages_listed_are_the_packages_there() -> None:
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"])
     there = {"flowless"} | {
-        "flowless." + ".".join(path.parent.relative_to(ROOT).parts) for room in ROOMS for path in (ROOT / room).rglob("__init__.py")
+        "flowless." + ".".join(path.parent.relative_to(ROOT).parts)
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("__init__.py")
     }
     assert listed == there
 
@@ -103,8 +105,8 @@ def _copy(tmp_path: Path) -> Path:
     target.mkdir()
     for path in [*ROOT.glob("*.py"), *ROOT.glob("*.toml"), *ROOT.glob("*.md"), ROOT / "LICENSE"]:
         shutil.copy2(path, target)
-    for room in ROOMS:
-        shutil.copytree(ROOT / room, target / room, ignore=shutil.ignore_patterns("__pycache__", "build"))
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, target / package, ignore=shutil.ignore_patterns("__pycache__", "build"))
     return target
 
 
@@ -112,4 +114,4 @@ def test_the_tests_of_a_file_share_a_process(request: pytest.FixtureRequest) -> 
     """Otherwise each process makes a file's fixtures again; a pytest that pytest-xdist does not know groups nothing, and says nothing."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
         pytest.skip("one process runs all tests")
-    assert request.node.nodeid.endswith("@tests/house/test_tree.py")
+    assert request.node.nodeid.endswith("@tests/project/test_tree.py")

@@ -119,7 +119,7 @@ def must_not_run(*_: object, **__: object) -> None:
     ("module", "work", "words"),
     [
         ("pipeline.commands:scan", "pipeline.dataset.scan:list_source", ["videos", "--out"]),
-        ("bench.explain_command:main", "bench.looking:open_looker", ["bundle", "a.mp4", "--out"]),
+        ("bench.explain_command:main", "bench.introspection:open_looker", ["bundle", "a.mp4", "--out"]),
         ("train.commands.evaluate:main", "train.evaluation.evaluate:evaluate", ["bundle", "--data", "a.jsonl", "--plot"]),
         ("bench.neighbours:main", "bench.neighbours:measure", ["--out"]),
         ("bench.systems:main", "bench.systems:measure", ["--out"]),
