@@ -31,7 +31,7 @@ from flowless.pipeline.clip.spec import ClipSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from flowless.export.insides import HeadInsides, Insides
+    from flowless.export.graph_outputs import GraphOutputs, HeadOutputs
     from flowless.train.checkpoints import Checkpoint
 
 Floats = NDArray[np.float32]
@@ -176,7 +176,7 @@ class BundleLooker(Looker):
     def __init__(self, bundle: Path) -> None:
         from flowless.engines.manifest import read_manifest
         from flowless.export.graph import read_graph
-        from flowless.export.insides import last_layer, outputs, read_insides
+        from flowless.export.graph_outputs import last_layer, read_outputs, tensor_names
 
         manifest = read_manifest(bundle)
         manifest.check([manifest.graph])
@@ -185,32 +185,32 @@ class BundleLooker(Looker):
         self.source = f"bundle {bundle.resolve().name}, {manifest.graph} by ONNX Runtime in float32"
         self._what = path
         self._proto = read_graph(path)
-        self._insides: Insides = read_insides(self._proto, what=str(path))
+        self._outputs: GraphOutputs = read_outputs(self._proto, what=str(path))
         self._answer = self._proto.graph.output[0].name  # scores; an online graph's memory comes behind
         # Where there is one head, what it says is the answer.
-        self._names = list(dict.fromkeys([*outputs(self._insides), self._answer]))
-        self._layers = {head.layer: last_layer(self._proto, head) for head in self._insides.heads}
+        self._names = list(dict.fromkeys([*tensor_names(self._outputs), self._answer]))
+        self._layers = {head.layer: last_layer(self._proto, head) for head in self._outputs.heads}
         self._whole, self._part = self._session(self._names), None
 
     def look(self, clips: NDArray[np.uint8], *, cue: bool = True) -> Seen:
         """Look at clips, uint8 `[B, N, m, H, W, 3]`."""
         found = self._whole.run(self._names, self._feeds(clips))
         tensors = dict(zip(self._names, found, strict=True))
-        branches = tuple(self._branch(head, tensors) for head in self._insides.heads)
-        seen = self._cue(tensors[self._insides.cue], len(clips)) if self._insides.cue and cue else None
+        branches = tuple(self._branch(head, tensors) for head in self._outputs.heads)
+        seen = self._cue(tensors[self._outputs.cue], len(clips)) if self._outputs.cue and cue else None
         return Seen(scores=tensors[self._answer], branches=branches, cue=seen)
 
     def cue(self, clips: NDArray[np.uint8]) -> Cue | None:
         """Return the cue of clips alone, without the network behind it."""
-        if not self._insides.cue:
+        if not self._outputs.cue:
             return None
-        self._part = self._part or self._session([self._insides.cue])
+        self._part = self._part or self._session([self._outputs.cue])
         return self._cue(self._part.run(None, self._feeds(clips))[0], len(clips))
 
     def _feeds(self, clips: NDArray[np.uint8]) -> dict[str, np.ndarray]:
         return feeds_of(np.ascontiguousarray(clips), [item.name for item in self._proto.graph.input])
 
-    def _branch(self, head: HeadInsides, tensors: dict[str, Floats]) -> BranchSeen:
+    def _branch(self, head: HeadOutputs, tensors: dict[str, Floats]) -> BranchSeen:
         features = tensors[head.features]
         weight, bias = self._layers[head.layer]
         apart = features.shape[1] == self.spec.segments
@@ -226,11 +226,11 @@ class BundleLooker(Looker):
 
     def _cue(self, values: Floats, clips: int) -> Cue:
         lead, size = (clips, self.spec.segments), values.shape[-2:]
-        if self._insides.system == "persistence":
+        if self._outputs.system == "persistence":
             return persistence_cue(values.reshape(*lead, -1, *size))
-        if self._insides.system == "displacement":
+        if self._outputs.system == "displacement":
             return displacement_cue(values.reshape(*lead, -1, 2, *size))
-        if self._insides.system == "appearance":
+        if self._outputs.system == "appearance":
             return appearance_cue(values.reshape(*lead, 3, *size))
         return channelwise_motion_cue(values.reshape(*lead, -1, *size))
 
@@ -238,10 +238,12 @@ class BundleLooker(Looker):
         import onnxruntime
 
         from flowless.engines.backends import onnxruntime_options
-        from flowless.export.insides import opened
+        from flowless.export.graph_outputs import opened
 
         graph = opened(self._proto, names)
         try:
             return onnxruntime.InferenceSession(graph.SerializeToString(), onnxruntime_options(), providers=["CPUExecutionProvider"])
         except Exception as error:  # the library raises types of its own
-            raise FlowlessError(f"{self._what}: ONNX Runtime cannot open its insides ({first_line(error)}). Export it again.") from error
+            raise FlowlessError(
+                f"{self._what}: ONNX Runtime cannot compute its inner tensors ({first_line(error)}). Export it again."
+            ) from error

@@ -12,7 +12,7 @@ import onnx
 from flowless.engines.memory import feeds_of
 from flowless.export.modelopt_quiet import modelopt_quiet
 from flowless.export.pa_sites import gather, spread
-from flowless.export.zones import kept_exact
+from flowless.export.precision_regions import kept_exact
 
 
 def cast(proto: onnx.ModelProto, kind: str, clips: np.ndarray) -> onnx.ModelProto:

@@ -17,7 +17,7 @@ import onnx
 
 from flowless.engines.memory import FRAME, MEMORY, NEXT_MEMORY, SCORES
 from flowless.errors import FlowlessError
-from flowless.export.insides import find_insides, scopes_of
+from flowless.export.graph_outputs import find_outputs, scopes_of
 from flowless.export.pa_function import DOMAIN, OP, OP_VERSION, OPSET, pa_function, pa_nodes
 from flowless.files import whole_file
 from flowless.pipeline.clip.spec import ClipSpec
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 INPUT = "clip"
-#: Marks of modules (`exact = True`) whose nodes are named in the metadata; `zones.py` says what follows from them.
+#: Marks of modules (`exact = True`) whose nodes are named in the metadata; `precision_regions.py` says what follows from them.
 _MARKS = ("exact", "unquantised", "matrix_backbone")
 
 
@@ -46,7 +46,7 @@ def export_onnx(
     float32 `[B, classes]`. (Those of an online graph: `flowless.engines.memory`.) The PA op is one node with its function;
     ClipSpec, labels, model and versions are in the metadata under `flowless.clip`, `flowless.labels`, `flowless.model` and
     `flowless.versions`; `flowless.exact` names the nodes that no precision may change, `flowless.unquantised` those that stay
-    out of INT8, `flowless.matrix_backbone` a transformer's blocks; `flowless.insides` the tensors that can be looked at.
+    out of INT8, `flowless.matrix_backbone` a transformer's blocks; `flowless.outputs` the tensors that `flowless explain` reads.
 
     Args:
         model: Takes the clip and gives the scores, or is an `OnlineForm`; on the CPU, in evaluation mode.
@@ -65,12 +65,12 @@ def export_onnx(
     """
     proto = _translate(model, spec, online=online)
     apart = {mark: _nodes_inside(model, proto, mark) for mark in _MARKS}
-    insides = find_insides(model, proto)
+    outputs = find_outputs(model, proto)
     _forget_sources(proto)
     _attach_function(proto)
     about: dict[str, Any] = {"clip": spec.to_dict(), "labels": list(labels), "model": name, "versions": versions, **apart}
-    if insides is not None:
-        about["insides"] = asdict(insides)
+    if outputs is not None:
+        about["outputs"] = asdict(outputs)
     for key, value in about.items():
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         proto.metadata_props.add(key=f"flowless.{key}", value=text)

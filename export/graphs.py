@@ -19,7 +19,7 @@ from flowless.files import whole_file, write_json
 from flowless.machine import installed_versions
 
 #: Raised whenever this code makes another graph of the same inputs.
-_MAKER = 5
+_MAKER = 6
 
 
 @dataclass(frozen=True, kw_only=True)

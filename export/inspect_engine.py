@@ -12,7 +12,7 @@ from flowless.engines.manifest import Artefact
 from flowless.engines.openvino_core import openvino_reason
 from flowless.errors import FlowlessError, first_line
 from flowless.export.inspection import UNKNOWN, Inspection, Layer, inspection
-from flowless.export.zones import backbone_nodes, kept_exact, weight_products
+from flowless.export.precision_regions import backbone_nodes, kept_exact, weight_products
 
 
 def inspect(record: Artefact, folder: Path, proto: onnx.ModelProto) -> Inspection:

@@ -1,7 +1,7 @@
 """The one step between the graph and its targets that decides the arithmetic: every target takes a graph that says it already.
 
 `fp16` and `bf16` graphs are cast by ModelOpt's AutoCast, `int8` graphs carry explicit quantisation (Q/DQ) by ModelOpt. All
-three touch the backbone alone (`zones.py`). TensorRT 10.12 and later, and TensorRT-RTX, know strongly typed networks only, so
+three touch the backbone alone (`precision_regions.py`). TensorRT 10.12 and later, and TensorRT-RTX, know strongly typed networks only, so
 there is no other place in which a precision could be asked for.
 """
 

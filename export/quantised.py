@@ -37,9 +37,9 @@ import onnx
 from onnx import NodeProto, numpy_helper
 
 from flowless.export.modelopt_quiet import modelopt_quiet
+from flowless.export.precision_regions import backbone_nodes, kept_exact, named
+from flowless.export.qdq_boundaries import find_boundaries, insert_poolings, remove_poolings
 from flowless.export.quantisers import fold_weights, keep_grid_through_shifts, spare
-from flowless.export.seams import seams_of, with_seams, without_seams
-from flowless.export.zones import backbone_nodes, kept_exact, named
 
 if TYPE_CHECKING:
     from flowless.export.calibration import Method
@@ -74,13 +74,13 @@ def quantised(proto: onnx.ModelProto, calibration: Measured) -> onnx.ModelProto:
         FlowlessError: A video cannot be read, or ModelOpt refuses the graph.
     """
     chosen = _chosen(proto)
-    seams = seams_of(proto, set(chosen))
+    boundaries = find_boundaries(proto, set(chosen))
     inputs = [item.name for item in proto.graph.input]
     with tempfile.TemporaryDirectory(prefix="flowless-int8-") as name, calibration.stream(inputs) as clips, modelopt_quiet("int8"):
         from modelopt.onnx.quantization import quantize
 
         source, target = Path(name) / "model.onnx", Path(name) / "int8.onnx"
-        onnx.save(with_seams(proto, seams), source)
+        onnx.save(insert_poolings(proto, boundaries), source)
         quantize(
             str(source),
             quantize_mode="int8",
@@ -88,7 +88,7 @@ def quantised(proto: onnx.ModelProto, calibration: Measured) -> onnx.ModelProto:
             calibration_data_reader=clips,  # pyright: ignore[reportArgumentType] - any object with get_next
             calibration_eps=["cpu"],
             op_types_to_quantize=sorted(_QUANTISED),
-            nodes_to_quantize=[f"^{re.escape(node)}$" for node in (*chosen, *(seam.node.name for seam in seams))],
+            nodes_to_quantize=[f"^{re.escape(node)}$" for node in (*chosen, *(boundary.node.name for boundary in boundaries))],
             high_precision_dtype="fp32",
             output_path=str(target),
             log_level="CRITICAL",
@@ -96,14 +96,14 @@ def quantised(proto: onnx.ModelProto, calibration: Measured) -> onnx.ModelProto:
             enable_gemv_detection_for_trt=False,
         )
         result = onnx.load(target)
-    # With the seams still in it: what reads through one stays behind its pair.
+    # With the boundaries still in it: what reads through one stays behind its pair.
     spare(result, set(kept_exact(proto)))
-    unrounded = without_seams(result, seams)
+    unrounded = remove_poolings(result, boundaries)
     keep_grid_through_shifts(result)
     fold_weights(result)
     del result.metadata_props[:]
     result.metadata_props.extend(proto.metadata_props)
-    result.metadata_props.add(key="flowless.seams", value=json.dumps(unrounded))
+    result.metadata_props.add(key="flowless.qdq_boundaries", value=json.dumps(unrounded))
     result.producer_name, result.producer_version = proto.producer_name, proto.producer_version
     onnx.checker.check_model(result, full_check=True)
     return result

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, numpy_helper
 
-from flowless.export.zones import noted
+from flowless.export.precision_regions import noted
 
 #: Operators that pass numbers on, or zeros: what goes in quantised comes out on the same grid.
 _MOVES = {"Slice", "Pad", "Concat", "MaxPool", "Mul", "Relu", "Reshape", "Transpose"}
@@ -116,8 +116,8 @@ def shortcuts_only(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def floats_unrounded(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the graph with nodes that stay out of INT8 reading a convolution's result as it was before its pair (`seams.py`)."""
-    reading = {(node, tensor) for node, tensor in noted(proto, "seams")}
+    """Return the graph with nodes that stay out of INT8 reading a convolution's result as it was before its pair (`qdq_boundaries.py`)."""
+    reading = {(node, tensor) for node, tensor in noted(proto, "qdq_boundaries")}
     result = onnx.ModelProto()
     result.CopyFrom(proto)
     behind = {pair.dequantise.output[0]: pair.quantise.input[0] for pair in activation_pairs(result)}

@@ -26,7 +26,7 @@ from flowless.engines.manifest import fingerprint, read_manifest
 from flowless.errors import FlowlessError
 from flowless.export.bundle import export_bundle
 from flowless.export.graph import read_graph
-from flowless.export.insides import opened, read_insides
+from flowless.export.graph_outputs import opened, read_outputs
 from flowless.pipeline.clip.preprocess import load_clip
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.pipeline.video.encode import write_video
@@ -284,13 +284,13 @@ def test_mistakes_are_told(checkpoint, video, tmp_path, capsys):
 def test_a_graph_that_does_not_say_where_its_cue_lies(bundle, tmp_path):
     older = Path(shutil.copytree(bundle, tmp_path / "older"))
 
-    def rewrite(insides: str | None) -> None:
+    def rewrite(outputs: str | None, *, key: str = "flowless.outputs") -> None:
         graph = onnx.load(older / "model.onnx")
-        kept = [item for item in graph.metadata_props if item.key != "flowless.insides"]
+        kept = [item for item in graph.metadata_props if item.key != "flowless.outputs"]
         del graph.metadata_props[:]
         graph.metadata_props.extend(kept)
-        if insides is not None:
-            graph.metadata_props.add(key="flowless.insides", value=insides)
+        if outputs is not None:
+            graph.metadata_props.add(key=key, value=outputs)
         (older / "model.onnx").write_bytes(graph.SerializeToString())
         manifest = read_manifest(older)
         manifest.files["model.onnx"] = fingerprint(older / "model.onnx")
@@ -305,11 +305,15 @@ def test_a_graph_that_does_not_say_where_its_cue_lies(bundle, tmp_path):
     rewrite("[")
     with pytest.raises(FlowlessError, match="cannot be read"):
         open_looker(older)
+    # Earlier versions called it otherwise.
+    written = next(item.value for item in onnx.load(bundle / "model.onnx").metadata_props if item.key == "flowless.outputs")
+    rewrite(written, key="flowless.insides")
+    assert open_looker(older).labels == open_looker(bundle).labels
 
 
 def test_the_cue_alone_is_a_small_part_of_the_graph(bundle):
     graph = read_graph(bundle / "model.onnx")
-    insides = read_insides(graph, what="model.onnx")
-    part = opened(graph, [insides.cue])
+    outputs = read_outputs(graph, what="model.onnx")
+    part = opened(graph, [outputs.cue])
     assert len(part.graph.node) < 12
     assert len(part.SerializeToString()) < len(graph.SerializeToString()) / 20

@@ -46,15 +46,15 @@ def test_as_a_graph(tmp_path: Path, told_alike, name: str, options: dict[str, An
 
     from flowless.bench.introspection import CheckpointLooker, Seen
     from flowless.export.graph import export_onnx
-    from flowless.export.insides import opened, outputs, read_insides
+    from flowless.export.graph_outputs import opened, read_outputs, tensor_names
     from flowless.train.checkpoints import Checkpoint
 
     model = lively(name, options)
     proto = export_onnx(model, tmp_path / "model.onnx", spec=model.spec, labels=list("abcd"), name=name, versions={})
-    insides = read_insides(proto, what=name)
-    assert (insides.system, [head.branch for head in insides.heads]) == (system, branches)
-    assert bool(insides.cue) == bool(system)
-    names = list(dict.fromkeys([*outputs(insides), "scores"]))
+    outputs = read_outputs(proto, what=name)
+    assert (outputs.system, [head.branch for head in outputs.heads]) == (system, branches)
+    assert bool(outputs.cue) == bool(system)
+    names = list(dict.fromkeys([*tensor_names(outputs), "scores"]))
     session = onnxruntime.InferenceSession(opened(proto, names).SerializeToString(), providers=["CPUExecutionProvider"])
     looker = CheckpointLooker(
         Checkpoint(model=model, name=name, spec=model.spec, labels=tuple("abcd"), recipe={}, versions={}, metrics={}), name=""
@@ -68,12 +68,12 @@ def test_as_a_graph(tmp_path: Path, told_alike, name: str, options: dict[str, An
             scores=found["scores"],
             branches=tuple(
                 replace(mine, name=head.branch, scores=found[head.scores], timescale_weights=None)
-                for head, mine in zip(insides.heads, seen.branches, strict=True)
+                for head, mine in zip(outputs.heads, seen.branches, strict=True)
             ),
             cue=None,
         )
         if seen.cue is not None:
-            np.testing.assert_allclose(found[insides.cue].ravel(), seen.cue.values.ravel(), atol=1e-3 * np.abs(seen.cue.values).max())
+            np.testing.assert_allclose(found[outputs.cue].ravel(), seen.cue.values.ravel(), atol=1e-3 * np.abs(seen.cue.values).max())
         assert (seen.cue is None) == (not system)
         assert len(theirs.branches) == len(branches)
         told_alike(Seen(scores=seen.scores, branches=seen.branches, cue=None), theirs)

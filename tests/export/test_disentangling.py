@@ -12,8 +12,8 @@ from onnx import numpy_helper
 from flowless.engines.manifest import read_manifest
 from flowless.export.graph import read_graph
 from flowless.export.graphs import precise_graph
+from flowless.export.precision_regions import backbone_nodes, kept_exact
 from flowless.export.quantisers import activation_pairs
-from flowless.export.zones import backbone_nodes, kept_exact
 from flowless.pipeline.clip.spec import ClipSpec
 
 

@@ -129,7 +129,7 @@ def test_whole_videos_and_old_bundles(online_bundle, videos, capsys):
     assert read_manifest(online_bundle).memory == 0
 
 
-def test_its_insides_are_those_of_the_offline_form(film_bundles, told_alike):
+def test_its_outputs_are_those_of_the_offline_form(film_bundles, told_alike):
     """`flowless explain` of an online bundle shows what it shows of the model."""
     from flowless.bench.introspection import BundleLooker
 

@@ -23,11 +23,11 @@ from flowless.export.graph import read_graph
 from flowless.export.graphs import precise_graph
 from flowless.export.pa_function import pa_nodes
 from flowless.export.pa_sites import gather, spread
+from flowless.export.precision_regions import backbone_nodes, kept_exact, named
 from flowless.export.quantised import scales_hash
 from flowless.export.quantisers import activation_pairs, keep_grid_through_shifts, shortcuts_only, unsigned
 from flowless.export.reference import Reference
 from flowless.export.target_graphs import graph_for
-from flowless.export.zones import backbone_nodes, kept_exact, named
 from flowless.pipeline.dataset.index import DatasetIndex
 
 #: A model is trained first.
@@ -265,10 +265,10 @@ def test_a_result_that_meets_floats_is_rounded_for_onnxruntime_alone(learnt, cal
     """STM's modules stay out of INT8; ONNX Runtime has no INT8 convolution whose result is a float, TensorRT has."""
     manifest = read_manifest(learnt("stm-r18"))
     proto = precise_graph(manifest, "int8", replace(calibration, spec=manifest.spec, used=[], skipped=[])).proto
-    meeting = {node for node, _ in json.loads(next(item.value for item in proto.metadata_props if item.key == "flowless.seams"))}
+    meeting = {node for node, _ in json.loads(next(item.value for item in proto.metadata_props if item.key == "flowless.qdq_boundaries"))}
     assert meeting
     assert meeting <= named(proto, "unquantised")
-    assert not any(node.op_type == "MaxPool" and node.name.endswith(".seam.pool") for node in proto.graph.node)
+    assert not any(node.op_type == "MaxPool" and node.name.endswith(".boundary.pool") for node in proto.graph.node)
     wanted: dict[Target, set[str]] = {
         "onnxruntime": {"DequantizeLinear"},
         "openvino": {"Conv", "Relu"},

@@ -1,4 +1,4 @@
-"""Seams in small graphs: where one is needed, and that nothing is left of it but a pair."""
+"""Q/DQ boundaries in small graphs: where one is needed, and that nothing is left of it but a pair."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from flowless.errors import FlowlessError
+from flowless.export.qdq_boundaries import find_boundaries, insert_poolings, remove_poolings
 from flowless.export.quantisers import floats_unrounded
-from flowless.export.seams import seams_of, with_seams, without_seams
 
 
 def graph(*nodes: onnx.NodeProto, unquantised: tuple[str, ...] = ()) -> onnx.ModelProto:
@@ -39,28 +39,28 @@ def test_where_a_result_meets_what_stays_out_of_int8() -> None:
     chosen = {"to a", "to y"}
     # conv, its activation, a module that stays out of INT8, conv
     proto = graph(FIRST, node("Relu", "a", "r"), node("Neg", "r", "m"), LAST, unquantised=("to m",))
-    (seam,) = seams_of(proto, chosen)
-    assert (seam.behind, seam.readers, seam.node.input[0]) == ("to r", ("to m",), "r")
+    (boundary,) = find_boundaries(proto, chosen)
+    assert (boundary.behind, boundary.readers, boundary.node.input[0]) == ("to r", ("to m",), "r")
     # Beside a reader that is quantised, the other alone reads through it.
     proto = graph(FIRST, node("Neg", "a", "n"), node("Add", "a n", "m"), LAST, unquantised=("to n",))
-    (seam,) = seams_of(proto, {*chosen, "to m"})
-    assert (seam.behind, seam.readers) == ("to a", ("to n",))
-    closed = with_seams(proto, [seam])
+    (boundary,) = find_boundaries(proto, {*chosen, "to m"})
+    assert (boundary.behind, boundary.readers) == ("to a", ("to n",))
+    closed = insert_poolings(proto, [boundary])
     onnx.checker.check_model(closed, full_check=True)
-    assert [list(one.input) for one in closed.graph.node if one.name in {"to n", "to m"}] == [["a.seam"], ["a", "n"]]
+    assert [list(one.input) for one in closed.graph.node if one.name in {"to n", "to m"}] == [["a.boundary"], ["a", "n"]]
 
 
 def test_where_nothing_that_is_quantised_reads_a_result() -> None:
     # None of these is named as staying out of INT8, but a convolution's result is read there all the same.
     proto = graph(FIRST, node("Neg", "a", "n"), node("Add", "a n", "m"), LAST)
-    (seam,) = seams_of(proto, {"to a", "to y"})
-    assert (seam.behind, seam.readers) == ("to a", ("to n", "to m"))
-    assert not seams_of(proto, {"to a", "to m", "to y"}), "a quantised reader's pair serves them all"
+    (boundary,) = find_boundaries(proto, {"to a", "to y"})
+    assert (boundary.behind, boundary.readers) == ("to a", ("to n", "to m"))
+    assert not find_boundaries(proto, {"to a", "to m", "to y"}), "a quantised reader's pair serves them all"
 
 
 def test_none_where_all_readers_are_quantised() -> None:
-    assert not seams_of(graph(FIRST, node("Relu", "a", "m"), LAST), {"to a", "to y"})
-    assert not seams_of(graph(FIRST, node("Neg", "a", "m"), LAST, unquantised=("to m",)), set())
+    assert not find_boundaries(graph(FIRST, node("Relu", "a", "m"), LAST), {"to a", "to y"})
+    assert not find_boundaries(graph(FIRST, node("Neg", "a", "m"), LAST, unquantised=("to m",)), set())
 
 
 def quantised(proto: onnx.ModelProto, tensor: str) -> onnx.ModelProto:
@@ -79,11 +79,11 @@ def quantised(proto: onnx.ModelProto, tensor: str) -> onnx.ModelProto:
 
 def test_a_pair_is_left_of_it_and_targets_with_float_results_read_past_it() -> None:
     proto = graph(FIRST, node("Neg", "a", "n"), node("Add", "a n", "m"), LAST, unquantised=("to n",))
-    seams = seams_of(proto, {"to a", "to m", "to y"})
-    made = quantised(with_seams(proto, seams), "a")
-    meeting = without_seams(made, seams)
+    boundaries = find_boundaries(proto, {"to a", "to m", "to y"})
+    made = quantised(insert_poolings(proto, boundaries), "a")
+    meeting = remove_poolings(made, boundaries)
     assert meeting == [["to n", "dq"]]
-    made.metadata_props.add(key="flowless.seams", value=json.dumps(meeting))
+    made.metadata_props.add(key="flowless.qdq_boundaries", value=json.dumps(meeting))
     onnx.checker.check_model(made, full_check=True)
     read = {one.name: list(one.input) for one in made.graph.node}
     assert (read["to n"], read["to m"]) == (["dq"], ["dq", "n"])
@@ -93,6 +93,6 @@ def test_a_pair_is_left_of_it_and_targets_with_float_results_read_past_it() -> N
 
 def test_a_seam_without_a_pair_is_told() -> None:
     proto = graph(FIRST, node("Neg", "a", "m"), LAST, unquantised=("to m",))
-    seams = seams_of(proto, {"to a", "to y"})
+    boundaries = find_boundaries(proto, {"to a", "to y"})
     with pytest.raises(FlowlessError, match="no scale for the result of to a"):
-        without_seams(with_seams(proto, seams), seams)
+        remove_poolings(insert_poolings(proto, boundaries), boundaries)

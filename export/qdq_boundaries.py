@@ -1,9 +1,10 @@
-"""Seams: where an INT8 convolution's result meets floating point, a pair, its scale measured like any other.
+"""Insert a Q/DQ pair where an INT8 convolution feeds a float operator, its scale calibrated like any other.
 
 ONNX Runtime has no INT8 convolution whose result is a float, so there the result is rounded; TensorRT and OpenVINO have one,
 and their graphs read the result itself (`quantisers.floats_unrounded`).
 
-To begin with a seam is a pooling of single numbers. It changes nothing, but ModelOpt gives it a pair. Then it is taken out again.
+First a 1 x 1 MaxPool is inserted behind the convolution, which changes nothing, so that ModelOpt calibrates the tensor and gives it a
+pair; the MaxPool is removed afterwards.
 """
 
 from __future__ import annotations
@@ -15,22 +16,23 @@ import onnx
 from onnx import NodeProto
 
 from flowless.errors import FlowlessError
-from flowless.export.zones import kept_exact, named
+from flowless.export.precision_regions import kept_exact, named
 
 
 @dataclass(frozen=True)
-class Seam:
-    """One seam."""
+class Boundary:
+    """A convolution whose result a float operator reads."""
 
     behind: str
-    """Name of the node whose result it passes on: the convolution, or its activation."""
+    """Name of the node whose result is quantised: the convolution, or its activation."""
     node: NodeProto
+    """The MaxPool behind it."""
     readers: tuple[str, ...]
-    """Names of the nodes that read the result through it."""
+    """Names of the nodes that read the result through the MaxPool."""
 
 
-def seams_of(proto: onnx.ModelProto, chosen: Collection[str]) -> list[Seam]:
-    """Return the seams that a graph needs.
+def find_boundaries(proto: onnx.ModelProto, chosen: Collection[str]) -> list[Boundary]:
+    """Return where a graph needs a Q/DQ pair.
 
     Args:
         proto: The float32 graph.
@@ -56,17 +58,19 @@ def seams_of(proto: onnx.ModelProto, chosen: Collection[str]) -> list[Seam]:
         meeting = tuple(reader.name for reader in behind if alone or (reader.name in floats and reader.name not in chosen))
         if meeting:
             tensor, axes = end.output[0], len(weights[node.input[1]].dims) - 2
-            pooling = onnx.helper.make_node("MaxPool", [tensor], [f"{tensor}.seam"], name=f"{tensor}.seam.pool", kernel_shape=[1] * axes)
-            found.append(Seam(end.name, pooling, meeting))
+            pooling = onnx.helper.make_node(
+                "MaxPool", [tensor], [f"{tensor}.boundary"], name=f"{tensor}.boundary.pool", kernel_shape=[1] * axes
+            )
+            found.append(Boundary(end.name, pooling, meeting))
     return found
 
 
-def with_seams(proto: onnx.ModelProto, seams: Sequence[Seam]) -> onnx.ModelProto:
-    """Return the graph with its seams in it."""
+def insert_poolings(proto: onnx.ModelProto, boundaries: Sequence[Boundary]) -> onnx.ModelProto:
+    """Return the graph with the boundaries' MaxPools in it."""
     result = onnx.ModelProto()
     result.CopyFrom(proto)
-    behind = {seam.behind: seam.node for seam in seams}
-    through = {(reader, seam.node.input[0]): seam.node.output[0] for seam in seams for reader in seam.readers}
+    behind = {boundary.behind: boundary.node for boundary in boundaries}
+    through = {(reader, boundary.node.input[0]): boundary.node.output[0] for boundary in boundaries for reader in boundary.readers}
     nodes: list[NodeProto] = []
     for node in result.graph.node:
         node.input[:] = [through.get((node.name, name), name) for name in node.input]
@@ -76,21 +80,21 @@ def with_seams(proto: onnx.ModelProto, seams: Sequence[Seam]) -> onnx.ModelProto
     return result
 
 
-def without_seams(proto: onnx.ModelProto, seams: Sequence[Seam]) -> list[list[str]]:
-    """Take the seams' poolings out of a quantised graph, in place: what is behind one reads its pair.
+def remove_poolings(proto: onnx.ModelProto, boundaries: Sequence[Boundary]) -> list[list[str]]:
+    """Remove the boundaries' MaxPools from a quantised graph, in place: what is behind one reads its Q/DQ pair.
 
     Returns:
         `[node, tensor]` for each reader: the node, and the dequantised tensor that it reads now.
 
     Raises:
-        FlowlessError: A seam was given no pair.
+        FlowlessError: ModelOpt gave a boundary no pair.
     """
-    names = {seam.node.name for seam in seams}
+    names = {boundary.node.name for boundary in boundaries}
     passed = {node.output[0]: node.input[0] for node in proto.graph.node if node.name in names}
     maker = {output: node.op_type for node in proto.graph.node for output in node.output}
-    for seam in seams:
-        if maker.get(passed.get(seam.node.output[0], "")) != "DequantizeLinear":
-            raise FlowlessError(f"INT8: ModelOpt measured no scale for the result of {seam.behind}; another version of it may.")
+    for boundary in boundaries:
+        if maker.get(passed.get(boundary.node.output[0], "")) != "DequantizeLinear":
+            raise FlowlessError(f"INT8: ModelOpt measured no scale for the result of {boundary.behind}; another version of it may.")
     kept = [node for node in proto.graph.node if node.name not in names]
     for node in kept:
         node.input[:] = [passed.get(name, name) for name in node.input]
@@ -99,4 +103,4 @@ def without_seams(proto: onnx.ModelProto, seams: Sequence[Seam]) -> list[list[st
     shapes = [item for item in proto.graph.value_info if item.name not in passed]
     del proto.graph.value_info[:]
     proto.graph.value_info.extend(shapes)
-    return [[reader, passed[seam.node.output[0]]] for seam in seams for reader in seam.readers]
+    return [[reader, passed[boundary.node.output[0]]] for boundary in boundaries for reader in boundary.readers]

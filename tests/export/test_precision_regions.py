@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from flowless.export.graph import read_graph
-from flowless.export.zones import backbone_nodes, kept_exact, weight_products
+from flowless.export.precision_regions import backbone_nodes, kept_exact, weight_products
 
 pytestmark = pytest.mark.slow
 

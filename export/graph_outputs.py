@@ -1,7 +1,7 @@
-"""What may be looked at inside an exported graph: where the motion cue lies, and what each head reads, weighs and says.
+"""Names of the inner tensors of an exported graph that `flowless explain` reads: the motion cue, each head's features, weights, scores.
 
-The exporter knows which module each node comes from and forgets it afterwards. So it notes in the graph's metadata, under
-`flowless.insides`, the tensors that `flowless explain` asks for; the graph itself stays as it is.
+The exporter knows which module each node comes from and forgets it afterwards. So the names are written into the graph's metadata, under
+`flowless.outputs`; the graph itself stays as it is.
 """
 
 from __future__ import annotations
@@ -24,18 +24,20 @@ if TYPE_CHECKING:
 
 #: Where the exporter's nodes carry the modules that they come from; gone in a graph that was written.
 _SCOPES = "pkg.torch.onnx.name_scopes"
+#: The metadata's key, and that of earlier versions.
+_KEYS = ("flowless.outputs", "flowless.insides")
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadInsides:
+class HeadOutputs:
     """The tensors of one head."""
 
     branch: str
     """Name of its branch, such as `pa`; empty where there is one alone."""
     features: str
-    """What it reads: float32 `[B, n, D]`."""
+    """Its input: float32 `[B, n, D]`."""
     scores: str
-    """What it says: float32 `[B, classes]`."""
+    """Its output: float32 `[B, classes]`."""
     weights: str | None
     """VAP's weights of the timescales, float32 `[B, N-1]`; None in a head that learns none."""
     layer: str
@@ -43,18 +45,18 @@ class HeadInsides:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Insides:
-    """The tensors of a graph that can be looked at."""
+class GraphOutputs:
+    """Names of a graph's inner tensors."""
 
     system: str
     """What the cue is: `persistence`, `displacement`, `appearance`, `channelwise-motion`, or empty where there is none."""
     cue: str
     """The cue's tensor; empty where there is none."""
-    heads: tuple[HeadInsides, ...]
+    heads: tuple[HeadOutputs, ...]
     """The heads, in the order of the branches."""
 
 
-def find_insides(model: torch.nn.Module, proto: onnx.ModelProto) -> Insides | None:
+def find_outputs(model: torch.nn.Module, proto: onnx.ModelProto) -> GraphOutputs | None:
     """Find them in what the exporter made, while its nodes still say where they come from; None in what is no recogniser."""
     wanted = getattr(model, "heads", ())
     if not wanted:
@@ -73,12 +75,12 @@ def find_insides(model: torch.nn.Module, proto: onnx.ModelProto) -> Insides | No
         weights = next((node.output[0] for node in inside if node.op_type == "Softmax"), None)
         # branches.NAME.head, or NAME.head; a network by itself has its head at the top, its online form one step below.
         branch = path.removeprefix("model.").rpartition(".")[0].rpartition(".")[2]
-        heads.append(HeadInsides(branch=branch, features=entering[0], scores=leaving[0], weights=weights, layer=layer.name))
+        heads.append(HeadOutputs(branch=branch, features=entering[0], scores=leaving[0], weights=weights, layer=layer.name))
     system, cue = _find_cue(model, proto, nodes)
-    return Insides(system=system, cue=cue, heads=tuple(heads))
+    return GraphOutputs(system=system, cue=cue, heads=tuple(heads))
 
 
-def read_insides(proto: onnx.ModelProto, *, what: str) -> Insides:
+def read_outputs(proto: onnx.ModelProto, *, what: str) -> GraphOutputs:
     """Read what the exporter noted.
 
     Args:
@@ -88,27 +90,27 @@ def read_insides(proto: onnx.ModelProto, *, what: str) -> Insides:
     Raises:
         FlowlessError: Nothing was noted, or it does not fit the graph.
     """
-    text = next((item.value for item in proto.metadata_props if item.key == "flowless.insides"), None)
+    text = next((item.value for item in proto.metadata_props if item.key in _KEYS), None)
     remedy = "Export the model again, or explain its checkpoint instead."
     if text is None:
         raise FlowlessError(f"{what}: does not say where its motion cue and its heads lie: an older flowless wrote it. {remedy}")
     try:
         document = json.loads(text)
-        insides = Insides(**{**document, "heads": tuple(HeadInsides(**head) for head in document["heads"])})
+        outputs = GraphOutputs(**{**document, "heads": tuple(HeadOutputs(**head) for head in document["heads"])})
     except (ValueError, TypeError, KeyError) as error:
-        raise FlowlessError(f"{what}: what it says of its insides cannot be read ({error}). {remedy}") from error
+        raise FlowlessError(f"{what}: its metadata flowless.outputs cannot be read ({error}). {remedy}") from error
     made = {name for node in proto.graph.node for name in node.output} | {item.name for item in proto.graph.input}
-    missing = [name for name in outputs(insides) if name not in made]
-    missing += [head.layer for head in insides.heads if all(node.name != head.layer for node in proto.graph.node)]
+    missing = [name for name in tensor_names(outputs) if name not in made]
+    missing += [head.layer for head in outputs.heads if all(node.name != head.layer for node in proto.graph.node)]
     if missing:
         raise FlowlessError(f"{what}: has no {missing[0]!r}, which its metadata names. {remedy}")
-    return insides
+    return outputs
 
 
-def outputs(insides: Insides) -> list[str]:
+def tensor_names(outputs: GraphOutputs) -> list[str]:
     """Return the names of all tensors that can be looked at, each once."""
-    found = [name for head in insides.heads for name in (head.features, head.scores, head.weights or "")]
-    return list(dict.fromkeys(name for name in (insides.cue, *found) if name))
+    found = [name for head in outputs.heads for name in (head.features, head.scores, head.weights or "")]
+    return list(dict.fromkeys(name for name in (outputs.cue, *found) if name))
 
 
 def opened(proto: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
@@ -134,7 +136,7 @@ def opened(proto: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
     return result
 
 
-def last_layer(proto: onnx.ModelProto, head: HeadInsides) -> tuple[np.ndarray, np.ndarray]:
+def last_layer(proto: onnx.ModelProto, head: HeadOutputs) -> tuple[np.ndarray, np.ndarray]:
     """Return the weight `[D, classes]` and the bias `[classes]` of a head's last layer, float32."""
     tensors = {item.name: item for item in proto.graph.initializer}
     node = next(node for node in proto.graph.node if node.name == head.layer)
