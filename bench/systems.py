@@ -31,8 +31,8 @@ class Systems:
     Moving Shapes' actions are each the time-reversal of their twin, so a model that ignores order is right half of the time at
     most. Every system gets the same videos, epochs, batches, optimiser and rate. Each run is kept in the folder named like OUT: the
     same command again goes on where it was stopped, and trains nothing twice. stm-twins is stm by Twins Training, with its augmentation.
-    Controls, called -more, are a system trained once on more videos (tsm-4-more also sees four frames of each instead of eight): they
-    tell what cannot be learnt from what was not learnt yet.
+    Controls, called -more, are a system trained once on four times as many videos: they show whether it cannot learn this, or has not
+    yet.
 
     Writes OUT (JSON), and a page and its plot beside it: top-1 over the seeds, parameters, multiplications of a clip, and the latency
     of a clip on the fastest of this machine's processor targets.
