@@ -62,7 +62,7 @@ def test_rtx_for_named_gpus(bundle):
     options = BuildOptions(compute_capabilities=(86, 89), batch=(1, 2, 4))
     engine = build(bundle, target="tensorrt-rtx", options=options)
     assert engine.options.items() >= {"batch": [1, 2, 4], "compute_capabilities": [86, 89]}.items()
-    assert (bundle / "tensorrt-rtx-fp32" / "model.engine").stat().st_size > 100_000
+    assert (bundle / engine.files[0]).stat().st_size > 100_000
     manifest = read_manifest(bundle)
     manifest.check(manifest.files)
 

@@ -54,7 +54,7 @@ def said(target: str, precision: str) -> str:
     if target == "openvino":
         if precision != "int8":
             hint = next(hint for hint, name in HINTS.items() if name == precision)
-            return HINTS[computes_in(hint)]
+            return HINTS.get(computes_in(hint), "")
         return "int8" if openvino_kernel("int8")[0] in {"u8", "i8"} else "fp32"
     import onnxruntime
     from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoImplementation
@@ -77,10 +77,16 @@ def said(target: str, precision: str) -> str:
 
 
 def openvino_kernel(precision: str) -> tuple[str, str]:
-    """Return the type that OpenVINO's kernel of a bare convolution reads, and its name, which ends in the instruction set and type."""
+    """Return the type that OpenVINO's kernel of a bare convolution reads, and its name, which ends in the instruction set and type.
+
+    Both are empty where OpenVINO refuses the precision.
+    """
     hint = next((hint for hint, name in HINTS.items() if name == precision), "f32")
     model = openvino_core().read_model(bare_convolution("int8" if precision == "int8" else "fp32").SerializeToString())
-    compiled = openvino_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": hint})
+    try:
+        compiled = openvino_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": hint})
+    except RuntimeError:  # refused, see `computes_in`
+        return "", ""
     facts = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
     (found,) = [item for item in facts if item["layerType"].astype(str) == "Convolution"]
     return found["runtimePrecision"].astype(str), found["primitiveType"].astype(str)
@@ -103,7 +109,8 @@ def disagreement(row: dict[str, Any], computes: str, *, emulated: bool = False) 
     if row["kept"]:
         return "" if computes == row["precision"] and row["status"] == "verified" else f"kept, and the library says {computes or 'nothing'}"
     if not computes:
-        return "" if "Could not find an implementation for Conv" in row["status"] else "the reason is not that there is no implementation"
+        reasons = ("Could not find an implementation for Conv", f"openvino cannot run a {row['precision']} graph on this machine")
+        return "" if any(reason in row["status"] for reason in reasons) else "the reason is not that there is no implementation"
     if computes == row["precision"]:
         honest = emulated and row["gate"] == "layers"
         return "" if honest else f"not kept, and the library computes in {computes}"
