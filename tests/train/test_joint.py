@@ -163,7 +163,7 @@ def test_it_trains(tmp_path, train_index, val_index, changes):
     assert 0 < result.rows[-1]["train_loss"] < 20
     loaded = load_checkpoint(result.last)
     torch.manual_seed(0)
-    grid = {"da_stride": 2, "da_kernel": 3}
+    grid: dict[str, Any] = {"da_stride": 2, "da_kernel": 3}
     fresh = build_model("da-tsm-r18", classes=len(loaded.labels), spec=loaded.spec, width=0.25, **grid)
     for part in ("projection.describe.weight", "projection.mlp.3.weight", "backbone.conv1.weight"):
         moved = (loaded.model.get_parameter(part) - fresh.get_parameter(part)).abs().max()
