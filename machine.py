@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import platform
 import re
@@ -83,6 +84,7 @@ def gpu_names() -> list[str]:
     return models
 
 
+@functools.cache
 def _cpuinfo() -> list[tuple[str, str]]:
     path = Path("/proc/cpuinfo")
     if not path.exists():

@@ -65,4 +65,6 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
 def _is_result(document: Any, benchmark: str) -> bool:
     if not (isinstance(document, dict) and document.get("benchmark") == benchmark):
         return False
-    return all(isinstance(document.get(name), kind) for name, kind in (("settings", dict), ("environment", dict), ("systems", list)))
+    if not all(isinstance(document.get(name), kind) for name, kind in (("settings", dict), ("environment", dict), ("systems", list))):
+        return False
+    return all(isinstance(row, dict) and isinstance(row.get("system"), str) for row in document["systems"])

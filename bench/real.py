@@ -48,7 +48,7 @@ OPPOSITES = (
 #: the whole frame as test crop, 63 %. As below: STM 78 %; without the jitter of brightness (a person's distance), PAN-Lite 81 % in 16
 #: epochs. DA-TSM in 16 epochs: with the paper's stride of 8 pixels, far too coarse a grid of subspaces for such frames, 51 % (60 % of the
 #: training videos); with a stride of 2, the recipe's since then, 57 % (69 %); with that and six frames of 0.2 s instead of four, 65 %
-#: (77 %); the frames themselves (da_input rgb), by the same code, 67 % (78 %): the pose, which tells these actions apart, is what is
+#: (77 %); the frames themselves (da_input rgb), by the same code, 67 % (78 %): the pose, by which these actions differ, is what is
 #: projected away. Its own loss falls from 12 to 0.03, and MGDA's alpha rises to 0.99, the shorter gradient having the say. With the
 #: stride of 8: both gradients scaled to one length 50 %, the scheduled alpha 56 %, recognition alone (joint constant, joint_alpha 0),
 #: which leaves the pose in, 59 % (73 %). The last two learn less on Moving Shapes: 72 and 47 % after 3 epochs, MGDA 88 %.

@@ -101,7 +101,7 @@ def _choose(manifest: Manifest, target: str | None, precision: str | None) -> tu
 def _order(manifest: Manifest, precision: str | None) -> list[str]:
     """Return the targets in the order to try: a GPU's first, and of a processor's the one that was found the faster here."""
     best = _recommended(manifest)
-    there = {name: [item for item in manifest.artefacts if item.target == name and precision in {None, item.precision}] for name in TARGETS}
+    there = {name: _engines(manifest, name, precision) for name in TARGETS}
     on_processor = [name for name, engines in there.items() if engines and not name.startswith("tensorrt") and why_not(name) is None]
     found = {name: time for name in on_processor if (time := _time(there[name])) is not None}
     # Where one was not timed, no time counts.
@@ -111,6 +111,11 @@ def _order(manifest: Manifest, precision: str | None) -> list[str]:
         return not name.startswith("tensorrt"), best is None or name != best[0], known.get(name, 0.0), TARGETS.index(name)
 
     return sorted(TARGETS, key=rank)
+
+
+def _engines(manifest: Manifest, target: str, precision: str | None) -> list[Artefact]:
+    """Return a bundle's engines of a target, of any precision or of one."""
+    return [item for item in manifest.artefacts if item.target == target and precision in {None, item.precision}]
 
 
 def _time(engines: Sequence[Artefact]) -> float | None:
@@ -129,7 +134,7 @@ def _recommended(manifest: Manifest) -> tuple[str, str] | None:
 
 def _candidate(manifest: Manifest, target: str, precision: str | None) -> tuple[str | None, Artefact | None]:
     """Return why a target cannot be taken (None where it can) and its artefact."""
-    there = [item for item in manifest.artefacts if item.target == target and precision in {None, item.precision}]
+    there = _engines(manifest, target, precision)
     if not there:
         return "the bundle has no such engine", None
     found_best = _recommended(manifest)

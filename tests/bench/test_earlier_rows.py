@@ -69,6 +69,9 @@ def test_what_is_no_earlier_result_is_refused(tmp_path: Path) -> None:
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(FlowlessError, match="no result of `flowless bench systems`"):
             read(tmp_path / "bad.json")
+    for rows in ([3], [{"top1": 0.5}], [{"system": ["tsn"]}]):
+        with pytest.raises(FlowlessError, match="no result of `flowless bench systems`"):
+            read(written(tmp_path / "bad.json", systems=rows))
 
 
 def test_what_real_compares_is_what_all_systems_share() -> None:
