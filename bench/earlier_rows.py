@@ -11,6 +11,14 @@ from flowless.errors import FlowlessError
 
 #: Settings that say how a bench was run, not what it measures.
 _RUNNING = {"jobs", "busy_before"}
+#: Bench -> what its table, page and goals read of a row, apart from what is measured anew.
+_ROW = {
+    "systems": {"system", "base", "control", "about", "seeds", "top1", "spread", "train_top1", "pairs"},
+    "real": {
+        *("system", "about", "clip", "seeds", "top1", "spread", "mean_class", "opposite_top1", "reversed_top1", "shuffled_top1"),
+        *("train_top1", "opposites", "per_class"),
+    },
+}
 
 
 def earlier_rows(path: Path | None, *, benchmark: str, settings: Mapping[str, Any], known: Collection[str]) -> list[dict[str, Any]]:
@@ -67,4 +75,4 @@ def _is_result(document: Any, benchmark: str) -> bool:
         return False
     if not all(isinstance(document.get(name), kind) for name, kind in (("settings", dict), ("environment", dict), ("systems", list))):
         return False
-    return all(isinstance(row, dict) and isinstance(row.get("system"), str) for row in document["systems"])
+    return all(isinstance(row, dict) and _ROW[benchmark] <= row.keys() and isinstance(row["system"], str) for row in document["systems"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,15 +79,19 @@ def mark_used(path: Path) -> None:
 
 
 def shrink(limit: int) -> int:
-    """Remove the least recently used entries until what is left has at most `limit` bytes; return the bytes removed."""
+    """Remove the least recently used entries until what is left has at most `limit` bytes; return the bytes removed.
+
+    What cannot be removed stays, and the next one goes instead: a build does not fail by its cache.
+    """
     kept = entries()
     before = total = sum(entry.size for entry in kept)
     for entry in kept:
         if total <= limit:
             break
-        for path in entry.files:
-            path.unlink(missing_ok=True)
-        total -= entry.size
+        with suppress(OSError):
+            for path in entry.files:
+                path.unlink(missing_ok=True)
+            total -= entry.size
     return before - total
 
 
@@ -110,6 +115,10 @@ def main(words: Sequence[str]) -> None:
     limit = cache_limit()
     removed = shrink(0) if asked.clear else 0
     found = entries()
+    if asked.clear and found:
+        raise FlowlessError(
+            f"{cache_folder()}: {len(found)} of its entries cannot be removed, such as {found[0].files[0]}. Remove it by hand."
+        )
     document: dict[str, Any] = {
         "folder": str(cache_folder()),
         "entries": len(found),

@@ -13,12 +13,14 @@ from flowless.bench.real import Real, _alike
 from flowless.errors import FlowlessError
 from flowless.train.recipes import find_recipe
 
+#: The other figures of a row.
+ROW = dict.fromkeys(("base", "control", "about", "seeds", "spread", "train_top1", "pairs"))
 SETTINGS: dict[str, Any] = {"epochs": 6, "jobs": 2, "recipe": {"scales": (1.0, 0.875), "lr": 0.002}}
 
 
 def written(path: Path, **changes: Any) -> Path:
     """Write an earlier result of two systems, of which one was itself taken from a result before it."""
-    rows = [{"system": "tsn", "top1": 0.2}, {"system": "tsm", "top1": 0.9, "environment": {"processor": "oldest"}}]
+    rows = [{**ROW, "system": "tsn", "top1": 0.2}, {**ROW, "system": "tsm", "top1": 0.9, "environment": {"processor": "oldest"}}]
     document = {"benchmark": "systems", "environment": {"processor": "old"}, "settings": SETTINGS, "systems": rows, **changes}
     path.write_text(json.dumps(document), encoding="utf-8")
     return path
@@ -69,7 +71,8 @@ def test_what_is_no_earlier_result_is_refused(tmp_path: Path) -> None:
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(FlowlessError, match="no result of `flowless bench systems`"):
             read(tmp_path / "bad.json")
-    for rows in ([3], [{"top1": 0.5}], [{"system": ["tsn"]}]):
+    lacking = {name: value for name, value in {**ROW, "system": "tsn", "top1": 0.5}.items() if name != "pairs"}
+    for rows in ([3], [{"top1": 0.5}], [{**ROW, "top1": 0.5, "system": ["tsn"]}], [lacking]):
         with pytest.raises(FlowlessError, match="no result of `flowless bench systems`"):
             read(written(tmp_path / "bad.json", systems=rows))
 

@@ -68,6 +68,16 @@ def test_the_command_shows_and_empties_it_and_nothing_else(cache: Path, capsys: 
     assert cache_folder() == cache
 
 
+def test_what_cannot_be_removed_stays_and_is_named(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fill(cache, "b")
+    (cache / "graphs" / "a.onnx").mkdir()
+    os.utime(cache / "graphs" / "a.onnx", (1, 1))
+    assert shrink(10_000) == 0
+    assert shrink(0) == 1010
+    assert main(["cache", "--clear"]) == 1
+    assert "1 of its entries cannot be removed" in "".join(capsys.readouterr().err.split("\n"))
+
+
 @pytest.mark.parametrize("text", ["much", "-1", "nan", "inf"])
 def test_a_limit_that_is_no_number_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLOWLESS_CACHE_GB", text)
