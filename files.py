@@ -145,7 +145,7 @@ def printable(path: str | os.PathLike[str]) -> str:
 def _wrap_io_errors(target: Path, *, place: bool = False) -> Iterator[None]:
     """Turn errors of a full or forbidden place into one that names `target`; with `place`, every error of the system's.
 
-    An error that names a file in another folder is left as it is: the block may read files of its own.
+    A forbidden file that lies elsewhere is named itself: the block may read files of its own.
     """
     try:
         yield
@@ -154,8 +154,12 @@ def _wrap_io_errors(target: Path, *, place: bool = False) -> Iterator[None]:
             raise FlowlessError(
                 f"{target}: the disk is full ({error.strerror}). Nothing was kept of this file; free some space and run again."
             ) from error
-        # What the block reads elsewhere is not the target's fault.
-        if place or (error.errno in _FORBIDDEN and _lies_beside(error.filename, target)):
+        if error.errno in _FORBIDDEN and not place and not _lies_beside(error.filename, target):
+            # What the block reads elsewhere is not the target's fault.
+            raise FlowlessError(
+                f"{printable(error.filename)}: cannot be used ({error.strerror}). Allow it, or name another file."
+            ) from error
+        if place or error.errno in _FORBIDDEN:
             raise FlowlessError(f"{target}: cannot write there ({error.strerror}). Choose a place that you may write to.") from error
         raise
 

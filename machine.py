@@ -48,9 +48,8 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(_M_MMAP_THRESHOLD, _THRESHOLD) and mallopt(_M_TRIM_THRESHOLD, _KEPT))
 
 
-#: What the names of instruction sets hold that decide how fast a network runs on a CPU, and in which arithmetic. They are noted, and
-#: nothing is concluded from them: what is computed in, the libraries tell.
-_TELLING = re.compile(r"^(avx2|avx512f|avx10.*|.*vnni.*|.*bf16|.*fp16|amx.*|asimd|asimdhp|asimddp|i8mm|sve2?)$")
+#: What the names of instruction sets hold that decide how fast a network runs on a CPU. In which arithmetic it runs, the libraries say.
+_RELEVANT = re.compile(r"^(avx2|avx512f|avx10.*|.*vnni.*|.*bf16|.*fp16|amx.*|asimd|asimdhp|asimddp|i8mm|sve2?)$")
 
 
 def machine_name() -> str:
@@ -69,7 +68,7 @@ def processor() -> str:
 def instruction_sets() -> list[str]:
     """Return the processor's instruction sets that matter to a network, by the operating system's names and in its order."""
     flags = next((value.split() for key, value in _cpuinfo() if key in {"flags", "Features"}), [])
-    return [name for name in flags if _TELLING.match(name)]
+    return [name for name in flags if _RELEVANT.match(name)]
 
 
 def gpu_names() -> list[str]:
