@@ -38,7 +38,6 @@ gpu: $(READY)  ## everything that needs a GPU: measurements into bench/results/g
 	exit $$(( measured > tested ? measured : tested ))
 
 # Bytecode is compiled here: where Python may not write it later, every process would compile PyTorch again, which takes longer than most tests.
-# The packages import as `flowless`: pyright finds that name through a link, Python through the editable install.
 $(READY): requirements/all.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info[:2] <= (3, 13); sys.exit(None if ok else "flowless needs Python 3.11, 3.12 or 3.13; this is " + sys.version.split()[0] + ". Name another with: make PYTHON=python3.12 ...")'
 	@echo "flowless: making $(VENV) (once; about 7.5 GB and some minutes)"
@@ -49,7 +48,6 @@ $(READY): requirements/all.txt pyproject.toml
 	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode --require-hashes -r requirements/all.txt
 	@echo "flowless: installing flowless itself"
 	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
-	@mkdir -p $(VENV)/rooms && ln -sfn $(CURDIR) $(VENV)/rooms/flowless
 	@touch $(READY)
 	@echo "flowless: ready"
 

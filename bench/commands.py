@@ -12,17 +12,20 @@ from flowless.console import emit, log
 
 #: Benchmark -> the function that runs it (module:function, called with the remaining words), and what it measures.
 BENCHMARKS: dict[str, tuple[str, str]] = {
-    "throughput": ("flowless.bench.throughput:main", "decode, preprocess, engine and end to end, every target beside PyTorch"),
-    "peers": ("flowless.bench.peers:main", "beside the official PAN code, from your own clone of it"),
-    "export": ("flowless.bench.export_time:main", "minutes from a checkpoint to a verified INT8 bundle, stage by stage"),
-    "systems": ("flowless.bench.systems:main", "the four systems and their baselines trained alike: accuracy beside cost"),
-    "real": ("flowless.bench.real:main", "the same on real clips of people: tested on others, reversed and shuffled, opposite actions"),
-    "reversal": ("flowless.bench.reversal:main", "does a model read time? Real videos, forwards and backwards"),
-    "neighbours": ("flowless.bench.neighbours:main", "training, evaluation and each engine beside other programs, over a fair share"),
-    "motion": ("flowless.bench.motion:main", "motion cues beside optical flow on the same frames: speed, operations, pictures"),
-    "decode": ("flowless.bench.decode:main", "is every frame the one asked for, and how fast, beside other readers"),
-    "fuzz": ("flowless.bench.fuzz:main", "damaged files by the thousand: no crash, no hang, a reason for each"),
-    "memory": ("flowless.bench.video_memory:main", "memory of a batch of 4K clips, and over ten thousand clips"),
+    "throughput": ("flowless.bench.speed.throughput:main", "decode, preprocess, engine and end to end, every target beside PyTorch"),
+    "peers": ("flowless.bench.speed.peers:main", "beside the official PAN code, from your own clone of it"),
+    "export": ("flowless.bench.speed.export_time:main", "minutes from a checkpoint to a verified INT8 bundle, stage by stage"),
+    "systems": ("flowless.bench.systems.systems:main", "the four systems and their baselines trained alike: accuracy beside cost"),
+    "real": (
+        "flowless.bench.systems.real:main",
+        "the same on real clips of people: tested on others, reversed and shuffled, opposite actions",
+    ),
+    "reversal": ("flowless.bench.systems.reversal:main", "does a model read time? Real videos, forwards and backwards"),
+    "neighbours": ("flowless.bench.speed.neighbours:main", "training, evaluation and each engine beside other programs, over a fair share"),
+    "motion": ("flowless.bench.motion.motion:main", "motion cues beside optical flow on the same frames: speed, operations, pictures"),
+    "decode": ("flowless.bench.speed.decode:main", "is every frame the one asked for, and how fast, beside other readers"),
+    "fuzz": ("flowless.bench.speed.fuzz:main", "damaged files by the thousand: no crash, no hang, a reason for each"),
+    "memory": ("flowless.bench.speed.video_memory:main", "memory of a batch of 4K clips, and over ten thousand clips"),
     "gpu": ("flowless.bench.gpu.command:main", "everything that needs a GPU: kernels, decoder, engines; says what is not here"),
 }
 
@@ -36,7 +39,7 @@ def doctor(words: Sequence[str]) -> None:
         Args:
             json: print one JSON document instead of the table.
         """
-        from flowless.bench.doctor import document, examine, table
+        from flowless.doctor import document, examine, table
 
         findings = examine()
         emit(document(findings), table(findings), as_json=json)
@@ -59,7 +62,7 @@ def demo(words: Sequence[str]) -> None:
             quick: a tenth of the videos, two epochs and networks of one block a stage: shows the path, learns little.
             json: print the summary as one JSON document.
         """
-        from flowless.bench.demo import run_demo, summary_table
+        from flowless.bench.demo.run_demo import run_demo, summary_table
 
         summary = run_demo(out, seed=seed, quick=quick)
         emit(summary, summary_table(summary), as_json=json)

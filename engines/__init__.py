@@ -2,6 +2,6 @@
 
 from flowless.engines.engine import Engine, Label, Prediction
 from flowless.engines.loading import load
-from flowless.engines.online import Online
+from flowless.engines.streaming.online import Online
 
 __all__ = ["Engine", "Label", "Online", "Prediction", "load"]

@@ -75,7 +75,7 @@ def predict(words: Sequence[str]) -> int:
 
 
 def _online(engine: Engine, ask: Predict) -> Iterator[Prediction]:
-    from flowless.engines.online import Online, OnlinePrediction, predict_online
+    from flowless.engines.streaming.online import Online, OnlinePrediction, predict_online
     from flowless.errors import FlowlessError
 
     Online(engine)  # an engine that cannot be shown single frames is no fault of a video
@@ -91,7 +91,7 @@ def _moments_table(predictions: Sequence[Prediction]):
     from rich.markup import escape
     from rich.table import Table
 
-    from flowless.engines.online import OnlinePrediction
+    from flowless.engines.streaming.online import OnlinePrediction
 
     table = Table("video", "from frame", "now", "score", "so far", "ms a frame")
     for item in predictions:

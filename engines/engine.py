@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from flowless.engines.backends import Backend
-from flowless.engines.manifest import Manifest
-from flowless.engines.memory import OnlineBackend, refuse_several_frames
+from flowless.engines.backends.backend import Backend
+from flowless.engines.bundle.manifest import Manifest
+from flowless.engines.streaming.memory import OnlineBackend, refuse_several_frames
 from flowless.engines.video import TimedClip, timed_clip
 from flowless.errors import FlowlessError
 from flowless.machine import usable_cores

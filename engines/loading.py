@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from flowless.engines.backends import HINTS, LIBRARIES, open_backend, other_arithmetic, why_not
+from flowless.engines.backends.backend import HINTS, LIBRARIES, open_backend, other_arithmetic, why_not
+from flowless.engines.bundle.manifest import TARGETS, Artefact, Manifest, read_manifest
 from flowless.engines.engine import Engine
-from flowless.engines.manifest import TARGETS, Artefact, Manifest, read_manifest
 from flowless.errors import FlowlessError
 from flowless.machine import machine_name
 

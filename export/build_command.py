@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from flowless.console import emit, log
-from flowless.engines.manifest import Manifest, read_manifest
+from flowless.engines.bundle.manifest import Manifest, read_manifest
 from flowless.errors import FlowlessError
-from flowless.export.calibration import Calibration
-from flowless.export.checks import Checks
-from flowless.export.target_options import BuildOptions
+from flowless.export.precision.calibration import Calibration
+from flowless.export.targets.build_options import BuildOptions
+from flowless.export.verify.checks import Checks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +57,8 @@ class Build:
     """tensorrt: an engine that runs on every GPU since Ampere and in later versions of the same major version, at some speed."""
     strip_weights: bool = False
     """tensorrt (tensorrt-rtx where there is a GPU): leave the weights out of the engine; loading takes them from the graph."""
-    pa: Literal["function", "plugin", "quick"] = "function"
-    """tensorrt: Persistence of Appearance as standard operators; plugin: as the C++ plugin's one fused kernel; quick: as the Triton
-    kernel, compiled into the engine, which then needs no library."""
+    pa: Literal["function", "plugin"] = "function"
+    """tensorrt: Persistence of Appearance as standard operators; plugin: as the C++ plugin's one fused kernel."""
     workspace: int | None = None
     """tensorrt, tensorrt-rtx: MiB of GPU memory that a layer may use while it runs; by default all there is."""
     optimization_level: int | None = None
@@ -92,8 +91,8 @@ class Build:
 def main(words: Sequence[str] | None = None) -> int:
     """Run `flowless build`."""
     ask = tyro.cli(Build, args=list(sys.argv[1:] if words is None else words), prog="flowless build", description=inspect.getdoc(Build))
+    from flowless.export.auto_precision import row_of, try_all
     from flowless.export.build_engine import build, build_all, buildable
-    from flowless.export.trials import row_of, try_all
 
     options, checks = ask.options(), ask.checks()
     calibration = ask.calibration(read_manifest(ask.bundle))

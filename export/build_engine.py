@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 from flowless import cuda_driver
 from flowless.console import log
-from flowless.engines.backends import LIBRARIES, why_not
-from flowless.engines.compatibility import this_platform
-from flowless.engines.manifest import TARGETS, Artefact, Manifest, Target, read_manifest
+from flowless.engines.backends.backend import LIBRARIES, why_not
+from flowless.engines.bundle.compatibility import this_platform
+from flowless.engines.bundle.manifest import TARGETS, Artefact, Manifest, Target, read_manifest
 from flowless.errors import FlowlessError
-from flowless.export.calibration import Calibration
-from flowless.export.checks import Checks
-from flowless.export.precision import check_precision
-from flowless.export.target_options import BuildOptions
+from flowless.export.precision.calibration import Calibration
+from flowless.export.precision.precisions import check_precision
+from flowless.export.targets.build_options import BuildOptions
+from flowless.export.verify.checks import Checks
 from flowless.files import sha256_of
 from flowless.machine import installed_versions
 
@@ -154,7 +154,7 @@ def engine_key(manifest: Manifest, target: Target, precision: str, options: Buil
 
     A TensorRT engine is also of one kind of GPU on one platform, unless it is portable, and of the plugin that lies beside it.
     """
-    from flowless.export.graphs import digest, graph_key
+    from flowless.export.precision.graph_cache import digest, graph_key
 
     settings = {
         name: getattr(options, name)
@@ -172,7 +172,7 @@ def engine_key(manifest: Manifest, target: Target, precision: str, options: Buil
 
 def _plugin_digest(options: BuildOptions) -> str | None:
     """Return the SHA-256 of the plugin's library that a TensorRT engine gets; None for one without, or where it is not there."""
-    from flowless.export.plugin_library import find_library
+    from flowless.export.plugin.plugin_library import find_library
 
     library = options.plugin_library or (find_library() if options.pa == "plugin" else None)
     return sha256_of(library) if library is not None and library.is_file() else None
@@ -187,10 +187,10 @@ def _told(record: Artefact) -> str:
 
 def _make(manifest: Manifest, request: Request) -> Artefact:
     """Make the engine, take it through its gates, and keep it."""
-    from flowless.export.bundle import add_artefact, add_graph_artefact
-    from flowless.export.graphs import precise_graph
-    from flowless.export.target_graphs import graph_for
-    from flowless.export.verify import Candidate, verified
+    from flowless.export.bundle_writer import add_artefact, add_graph_artefact
+    from flowless.export.precision.graph_cache import precise_graph
+    from flowless.export.targets.target_graph import graph_for
+    from flowless.export.verify.gates import Candidate, verified
 
     target, precision = request.target, request.precision
     graph = precise_graph(manifest, precision, request.calibration)
@@ -252,14 +252,14 @@ def passed(record: Artefact, checks: Checks) -> bool:
 
 def _builder(target: Target) -> Callable[..., Artefact]:
     if target == "openvino":
-        from flowless.export.target_openvino import build_openvino
+        from flowless.export.targets.build_openvino import build_openvino
 
         return build_openvino
     if target == "onnxruntime":
-        from flowless.export.target_onnxruntime import build_onnxruntime
+        from flowless.export.targets.build_onnxruntime import build_onnxruntime
 
         return build_onnxruntime
-    from flowless.export.target_tensorrt import build_tensorrt
+    from flowless.export.targets.build_tensorrt import build_tensorrt
 
     return partial(build_tensorrt, target=target)
 

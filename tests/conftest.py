@@ -25,6 +25,7 @@ from flowless.waiting import let_waiting_threads_sleep
 
 # Helpers lie beside the tests, which are no package.
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 # In the background of a script Ctrl-C's signal is ignored, and so it would be by every process that a test interrupts.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -166,8 +167,8 @@ def explained_alike(told_alike: Callable[[Any, Any], None]) -> Callable[[Any, Pa
     """Return what looks into a checkpoint and into its bundle, and expects to see the same."""
 
     def compare(checkpoint: Any, bundle: Path) -> None:
-        from flowless.bench.introspection import BundleLooker, CheckpointLooker
-        from flowless.export.reference import Reference
+        from flowless.export.explain.introspection import BundleLooker, CheckpointLooker
+        from flowless.export.verify.reference import Reference
 
         clips = Reference.load(bundle / "reference.npz", checkpoint.spec).clips[:2]
         told_alike(CheckpointLooker(checkpoint, name="").look(clips), BundleLooker(bundle).look(clips))

@@ -23,7 +23,7 @@ Nothing beyond Python's own library and NumPy is imported before a part needs it
 `persistence` and `pa-forms` need PyTorch (and Triton) alone, `kernels` and `sanitizer` also nvcc, `network`, `eager`, `compiled`,
 `models`, `train-step` and `shapes` timm, `graphs` and `onnxruntime` onnx and onnxscript (and ModelOpt for half and integer
 precisions), `videos`, `decode` and `files` PyAV, the others what they are called by. Scores are judged where Polygraphy is
-installed, which `export/parity.py` needs; without it they are written down unjudged.
+installed, which `export/verify/parity.py` needs; without it they are written down unjudged.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from flowless.bench.gpu.clock import need_device
 from flowless.bench.gpu.engines import measure
 from flowless.bench.gpu.ledger import Ledger, NotHere
 from flowless.bench.gpu.network import load_reference, read_precise
-from flowless.export.pa_function import DOMAIN
+from flowless.export.graph.pa_function import DOMAIN
 
 
 class OrtRunner:
@@ -26,7 +26,7 @@ class OrtRunner:
         """
         import onnxruntime
 
-        from flowless.engines.onnxruntime_cuda import open_on_cuda, why_not_cuda
+        from flowless.engines.backends.onnxruntime_cuda import open_on_cuda, why_not_cuda
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3

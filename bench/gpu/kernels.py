@@ -1,13 +1,8 @@
-"""The part `kernels` of the GPU suite: the PA op's kernels as engines launch them, without TensorRT.
-
-The TensorRT plugin's CUDA kernel, compiled here by nvcc and called by its C entry; and the Triton kernel compiled ahead of
-time, loaded and launched by the CUDA driver alone, as an engine with the quickly deployable plugin does it.
-"""
+"""The part `kernels` of the GPU suite: the TensorRT plugin's CUDA kernel, compiled by nvcc and called by its C entry, without TensorRT."""
 
 from __future__ import annotations
 
 import ctypes
-import functools
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,32 +20,18 @@ from flowless.train.pa.forms import TOLERANCES, motion_shape, persistence_by_pix
 
 #: Makes maps `out` of frames and weight, all dense, on the current stream.
 Launch = Callable[[Tensor, Tensor, Tensor], None]
-#: PTX of this architecture runs on every later GPU.
-_PORTABLE = 80
 #: Beside the product's rounding, the plugin's FP16 kernel rounds nothing but the map.
 _PLUGIN_TYPES = ("float32", "float16")
 
 
 def kernels(ledger: Ledger) -> None:
-    """Check both kernels against the formula in float64, and time them."""
+    """Check the kernel against the formula in float64, and time them."""
     device = need_device(ledger.settings)
     with ledger.trial("plugin's kernel"):
         entry = plugin_entry(ledger.settings.folder)
         for arithmetic in _PLUGIN_TYPES:
             half = int(arithmetic == "float16")
             _judge(ledger, "plugin's kernel", arithmetic, lambda eps, half=half: plugin_launch(entry, half, eps), device)
-    major, minor = torch.cuda.get_device_capability(device)
-    for arch, binary in ((_PORTABLE, "ptx"), (10 * major + minor, "cubin")):
-        for arithmetic in ("float32", "float16", "uint8"):
-            name = f"ahead of time, {binary} for {arch}"
-            with ledger.trial(f"{name}, {arithmetic}"):
-                _judge(
-                    ledger,
-                    name,
-                    arithmetic,
-                    lambda eps, arch=arch, binary=binary, arithmetic=arithmetic: _ahead(arch, binary, arithmetic, eps),
-                    device,
-                )
 
 
 def _judge(ledger: Ledger, name: str, arithmetic: str, make: Callable[[float], Launch], device: torch.device) -> None:
@@ -98,12 +79,11 @@ def plugin_entry(folder: Path) -> Any:
 
 def plugin_sources() -> Path:
     """Return the folder of the plugin's sources; raise NotHere where this installation has none."""
-    import flowless.export
+    from flowless.export.plugin.plugin_library import SOURCES
 
-    folder = Path(str(flowless.export.__file__)).with_name("plugin")
-    if not (folder / "pa_kernel.cu").is_file():
+    if not (SOURCES / "pa_kernel.cu").is_file():
         raise NotHere("the plugin's sources are not in this installation (pa_kernel.cu)")
-    return folder
+    return SOURCES
 
 
 def nvcc(words: Sequence[str]) -> str:
@@ -130,43 +110,3 @@ def plugin_launch(entry: Any, half: int, eps: float) -> Launch:
             raise RuntimeError(f"the plugin's kernel was not launched: CUDA error {status}")
 
     return launch
-
-
-def _ahead(arch: int, binary: str, arithmetic: str, eps: float) -> Launch:
-    """Compile ahead of time, load by the driver, and return what launches it with the parameters that its record names."""
-    made = _compiled(arch, arithmetic, eps)
-    cuda: Any = ctypes.CDLL("libcuda.so.1")
-    torch.zeros(1, device="cuda")  # PyTorch's context is the current one from here on
-    module, function = ctypes.c_void_p(), ctypes.c_void_p()
-    image = made.ptx.encode() + b"\0" if binary == "ptx" else made.cubin
-    _driver(cuda.cuModuleLoadData(ctypes.byref(module), image))
-    _driver(cuda.cuModuleGetFunction(ctypes.byref(function), module, made.entry.encode()))
-    if made.shared_bytes > 48 << 10:
-        _driver(cuda.cuFuncSetAttribute(function, 8, made.shared_bytes))  # 8: the most dynamic shared memory
-
-    def launch(frames: Tensor, weight: Tensor, out: Tensor) -> None:
-        stacks, count, _, height, width = frames.shape
-        strides = dict(zip(("stack", "frame", "channel", "row", "column"), frames.stride(), strict=True))
-        numbers = {"pairs": count - 1, "height": height, "width": width, **{f"stride_{name}": step for name, step in strides.items()}}
-        tensors = {"x_ptr": frames, "weight_ptr": weight, "out_ptr": out}
-        values = [
-            ctypes.c_int32(numbers[name]) if kind == "i32" else ctypes.c_uint64(tensors[name].data_ptr()) for name, kind in made.parameters
-        ]
-        addresses = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
-        blocks = stacks * (count - 1) * -(-height // made.tile[0]) * -(-width // made.tile[1])
-        stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-        _driver(cuda.cuLaunchKernel(function, blocks, 1, 1, 32 * made.warps, 1, 1, made.shared_bytes, stream, addresses, None))
-
-    return launch
-
-
-@functools.cache
-def _compiled(arch: int, arithmetic: str, eps: float) -> Any:
-    from flowless.train.pa.ptx import compile_ahead
-
-    return compile_ahead(arch, arithmetic, eps=eps)
-
-
-def _driver(status: int) -> None:
-    if status:
-        raise RuntimeError(f"the CUDA driver refuses it: error {status}")

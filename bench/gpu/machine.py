@@ -25,8 +25,7 @@ _TOOLS = ("nvcc", "compute-sanitizer", "ncu")
 
 def machine(ledger: Ledger) -> None:
     """Write down processor, GPU, driver, CUDA, clocks and versions; without a GPU, why there is none."""
-    from flowless.bench.environment import environment
-    from flowless.machine import installed_versions
+    from flowless.machine import environment, installed_versions
 
     found = environment()
     found["versions"] |= installed_versions(_LIBRARIES)

@@ -50,7 +50,7 @@ def models(ledger: Ledger) -> None:
 
 def _measure(ledger: Ledger, name: str, device: torch.device, *, left: int) -> None:
     from flowless.train.models import build_model
-    from flowless.train.models.backbone import pixels_together
+    from flowless.train.models.backbones.backbone import pixels_together
     from flowless.train.models.flops import count
 
     spec = _spec(ledger, name)

@@ -51,7 +51,7 @@ def network(ledger: Ledger) -> None:
     """Make the network, count its arithmetic, and have PyTorch on the CPU, in float32, score the reference clips."""
     import torch
 
-    from flowless.bench.networks import lively_model
+    from flowless.bench.lib.networks import lively_model
     from flowless.train.models.flops import count
 
     settings = ledger.settings
@@ -82,7 +82,7 @@ def network(ledger: Ledger) -> None:
 
 def reference_clips(spec: ClipSpec) -> np.ndarray:
     """Return uint8 clips `[6, N, m, H, W, 3]` that drift, each of its own contrast and brightness."""
-    from flowless.bench.networks import random_clips
+    from flowless.bench.lib.networks import random_clips
 
     looks = np.array(_LOOKS, np.float32).reshape(-1, 2, 1, 1, 1, 1, 1)
     noise = random_clips(len(_LOOKS), spec, seed=1).astype(np.float32) - 127.5
@@ -144,7 +144,7 @@ def load_network(settings: Settings) -> Any:
 
 def graphs(ledger: Ledger) -> None:
     """Write the network's ONNX graph, and what ModelOpt makes of it in the other precisions; none of it needs a GPU."""
-    from flowless.export.graph import export_onnx, read_graph
+    from flowless.export.graph.export_graph import export_onnx, read_graph
 
     settings = ledger.settings
     clips = load_reference(settings).clips
@@ -159,7 +159,7 @@ def graphs(ledger: Ledger) -> None:
         if not ledger.in_time(precision):
             continue
         with ledger.trial(precision):
-            from flowless.export.precision import with_precision
+            from flowless.export.precision.precisions import with_precision
 
             started = time.monotonic()
             calibration = _OnClips(clips) if precision == "int8" else None
@@ -177,7 +177,7 @@ def graph_path(settings: Settings, precision: str) -> Path:
 
 def read_precise(settings: Settings, precision: str, *, target: str) -> Any:
     """Return the graph that a target is built from; raise NotHere where `graphs` could not make it."""
-    from flowless.export.graph import read_graph
+    from flowless.export.graph.export_graph import read_graph
 
     path = graph_path(settings, precision)
     if not path.is_file():
@@ -185,13 +185,13 @@ def read_precise(settings: Settings, precision: str, *, target: str) -> Any:
     proto = read_graph(path)
     if precision != "int8":
         return proto
-    from flowless.export.target_graphs import graph_for
+    from flowless.export.targets.target_graph import graph_for
 
     return graph_for(proto, target=target, precision=precision)  # type: ignore[arg-type]
 
 
 def compare_scores(scores: np.ndarray, expected: np.ndarray, *, precision: str, device: str) -> dict[str, Any]:
-    """Compare an engine's scores with PyTorch's in float32, by the table of `export/parity.py`.
+    """Compare an engine's scores with PyTorch's in float32, by the table of `export/verify/parity.py`.
 
     Returns:
         `max_abs_diff`, `spread`, `snr_db`, `passed`; `passed` is None, and `unjudged` says why, where the table has no such
@@ -203,7 +203,7 @@ def compare_scores(scores: np.ndarray, expected: np.ndarray, *, precision: str, 
         snr = float(20 * np.log10(spread / np.sqrt(np.mean(difference**2))))
     found = {"max_abs_diff": float(np.abs(difference).max()), "spread": spread, "snr_db": round(snr, 1) if np.isfinite(snr) else None}
     try:
-        from flowless.export import parity
+        from flowless.export.verify import parity
 
         if (precision, device) not in parity.TOLERANCE:
             return {**found, "passed": None, "unjudged": f"no tolerance is stated for {precision}"}

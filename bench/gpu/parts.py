@@ -69,9 +69,6 @@ PARTS: dict[str, Part] = {
     "compiled": Part("pytorch:compiled", 240, 90, "torch.compile", ("network",)),
     "tensorrt": Part("tensorrt_engines:tensorrt_part", 300, 120, "TensorRT", _ENGINE, library="tensorrt"),
     "plugin": Part("tensorrt_engines:plugin_part", 180, 90, "TensorRT with the PA op's C++ plugin", _ENGINE, library="tensorrt"),
-    "quick-plugin": Part(
-        "tensorrt_engines:quick_plugin_part", 180, 90, "TensorRT with the PA op's Python plugin", _ENGINE, library="tensorrt"
-    ),
     "tensorrt-rtx": Part(
         "tensorrt_engines:tensorrt_rtx_part", 120, 60, "TensorRT-RTX, which a data-centre GPU may refuse", _ENGINE, library="tensorrt_rtx"
     ),

@@ -76,7 +76,7 @@ def _trained(recipe: Recipe, films: _Films, options: ShapesOptions, seed: int) -
     """Train as the recipe says; return the model and the last epoch's mean loss."""
     from flowless.train.loop.optim import build_optimizer, set_rate
     from flowless.train.models import build_model
-    from flowless.train.models.backbone import pixels_together
+    from flowless.train.models.backbones.backbone import pixels_together
 
     device, spec = films.frames.device, recipe.spec
     torch.manual_seed(seed)

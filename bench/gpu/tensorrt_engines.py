@@ -33,7 +33,7 @@ class TensorRtRunner:
         Raises:
             FlowlessError: The library cannot read the engine here.
         """
-        from flowless.engines.tensorrt_backend import TensorRt, listener_of, open_engine
+        from flowless.engines.backends.tensorrt_backend import TensorRt, listener_of, open_engine
 
         trt = importlib.import_module(_MODULES[artefact.target])
         self._backend = TensorRt(path, artefact=artefact, module=_MODULES[artefact.target], classes=classes)
@@ -86,7 +86,7 @@ def plugin_part(ledger: Ledger) -> None:
     """TensorRT with the PA op's C++ plugin: its library from FLOWLESS_PA_PLUGIN, or compiled here."""
     _need(ledger, "tensorrt")
     from flowless.errors import FlowlessError
-    from flowless.export.plugin_library import build_library, find_library
+    from flowless.export.plugin.plugin_library import build_library, find_library
 
     library = find_library()
     if library is None:
@@ -96,19 +96,6 @@ def plugin_part(ledger: Ledger) -> None:
             raise NotHere(str(error)) from error
     ledger.fact(library=library.name)
     _engines(ledger, "tensorrt", ("fp32", "fp16"), name="tensorrt, plugin", options={"pa": "plugin", "plugin_library": library})
-
-
-def quick_plugin_part(ledger: Ledger) -> None:
-    """TensorRT with the PA op's Python plugin, whose Triton kernel is compiled into the engine."""
-    _need(ledger, "tensorrt")
-    from flowless.errors import FlowlessError
-    from flowless.export.quick_plugin import for_quick_plugin, register_quick_plugin
-
-    try:
-        register_quick_plugin()
-    except FlowlessError as error:
-        raise NotHere(str(error)) from error
-    _engines(ledger, "tensorrt", ("fp32", "fp16"), name="tensorrt, Python plugin", change=for_quick_plugin)
 
 
 def _need(ledger: Ledger, target: str) -> None:
@@ -137,8 +124,8 @@ def _engines(
     change: Callable[[Any], Any] = lambda proto: proto,
     may_refuse: bool = False,
 ) -> None:
-    from flowless.export.target_options import BuildOptions
-    from flowless.export.target_tensorrt import build_tensorrt
+    from flowless.export.targets.build_options import BuildOptions
+    from flowless.export.targets.build_tensorrt import build_tensorrt
 
     settings = ledger.settings
     reference = load_reference(settings)
@@ -166,7 +153,7 @@ def _engines(
 
 def _inspect(ledger: Ledger, record: Any, folder: Path, proto: Any) -> None:
     """Write down which layers run in which precision, and check that they are what the graph asks for."""
-    from flowless.export.inspect_engine import inspect
+    from flowless.export.verify.inspect_engine import inspect
 
     with ledger.trial(f"inspection of {record.precision}", may_refuse=record.target == "tensorrt-rtx"):
         found = inspect(record, folder, proto)

@@ -110,7 +110,7 @@ def _run(ledger: Ledger, way: Way, device: torch.device, *, seconds: float) -> l
 def _stepper(ledger: Ledger, way: Way, device: torch.device, how: tuple[int, Callable[[Any], Any]]) -> Callable[[], torch.Tensor]:
     from flowless.train.loop.optim import build_optimizer, set_rate
     from flowless.train.models import build_model
-    from flowless.train.models.backbone import pixels_together
+    from flowless.train.models.backbones.backbone import pixels_together
     from flowless.train.recipes import find_recipe
 
     (batch, wrap), spec = how, spec_of(ledger.settings)

@@ -59,7 +59,7 @@ def _rate(loader: Any, model: torch.nn.Module, device: torch.device, seconds: fl
 
 def _model(ledger: Ledger, device: torch.device) -> torch.nn.Module:
     from flowless.train.models import build_model
-    from flowless.train.models.backbone import pixels_together
+    from flowless.train.models.backbones.backbone import pixels_together
 
     name, width = ("pan-lite-r18", 0.25) if ledger.settings.rehearsal else ("pan-lite-r50", 1.0)
     ledger.fact(model=name, precision="bf16")

@@ -20,7 +20,7 @@ def videos(ledger: Ledger) -> None:
 
             film(draft / "one", "vp9", count=40)
         else:
-            from flowless.bench.sample_videos import sample_videos
+            from flowless.bench.lib.sample_videos import sample_videos
 
             sample_videos(draft / "one", count=2 if settings.quick else 4, frames=100 if settings.quick else 250)
     files = [path for path in _folder(settings).rglob("*") if path.is_file()]

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from flowless.bench.cue_pictures import centred_colours, heat, paint, reach_of, resized, wheel
-from flowless.bench.cues import Cue, cue_of, timescale_names
-from flowless.bench.motion_cues import cue_of_model
+from flowless.bench.motion.motion_cues import cue_of_model
 from flowless.errors import FlowlessError
+from flowless.export.explain.cue_pictures import centred_colours, heat, paint, reach_of, resized, wheel
+from flowless.export.explain.cues import Cue, cue_of, timescale_names
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.models import build_model
-from flowless.train.models.vap import VariousTimescaleAggregationPooling
+from flowless.train.models.layers.vap import VariousTimescaleAggregationPooling
 
 SPEC = ClipSpec(segments=4, frames_per_segment=4, height=64, width=80, short_side=80)
 #: Where the square is in the first frame, and how many pixels down and to the right it moves in a frame.

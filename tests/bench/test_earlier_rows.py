@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from flowless.bench.earlier_rows import earlier_rows, in_order
-from flowless.bench.real import Real, _alike
+from flowless.bench.lib.earlier_rows import earlier_rows, in_order
+from flowless.bench.systems.real import Real, _alike
 from flowless.errors import FlowlessError
 from flowless.train.recipes import find_recipe
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from flowless import machine
-from flowless.bench.environment import quick_precision
-from flowless.machine import instruction_sets, processor
+from flowless.machine import instruction_sets, processor, quick_precision
 
 #: A processor's line of /proc/cpuinfo, shortened -> what is noted of it.
 FLAGS = {

@@ -14,19 +14,19 @@ import pytest
 import torch
 from video_files import all_frames
 
-from flowless.bench.cues import cue_of
-from flowless.bench.explain import Explanation, explain
-from flowless.bench.explain_command import page_of
-from flowless.bench.explain_film import windows
-from flowless.bench.explain_page import render
-from flowless.bench.introspection import open_looker
 from flowless.cli import main
+from flowless.engines.bundle.manifest import fingerprint, read_manifest
 from flowless.engines.engine import softmax
-from flowless.engines.manifest import fingerprint, read_manifest
 from flowless.errors import FlowlessError
-from flowless.export.bundle import export_bundle
-from flowless.export.graph import read_graph
-from flowless.export.graph_outputs import opened, read_outputs
+from flowless.export.bundle_writer import export_bundle
+from flowless.export.explain.cues import cue_of
+from flowless.export.explain.explain_command import page_of
+from flowless.export.explain.explain_video import Explanation, explain
+from flowless.export.explain.film import windows
+from flowless.export.explain.introspection import open_looker
+from flowless.export.explain.video_page import render
+from flowless.export.graph.export_graph import read_graph
+from flowless.export.graph.graph_outputs import opened, read_outputs
 from flowless.pipeline.clip.preprocess import load_clip
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.pipeline.video.encode import write_video

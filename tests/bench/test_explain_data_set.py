@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from flowless.bench.data_set_seen import DataSetSeen, see_data_set
-from flowless.bench.explain_data_page import render
-from flowless.bench.explain_data_set import DataSetExplanation, class_gains, timescales_by_class
-from flowless.bench.feature_map import place_in_plane, same_class_share, sample_evenly
-from flowless.bench.introspection import open_looker
 from flowless.cli import main
 from flowless.errors import FlowlessError
-from flowless.export.bundle import export_bundle
+from flowless.export.bundle_writer import export_bundle
+from flowless.export.explain.data_set_page import render
+from flowless.export.explain.data_set_scores import DataSetSeen, see_data_set
+from flowless.export.explain.explain_data_set import DataSetExplanation, class_gains, timescales_by_class
+from flowless.export.explain.feature_map import place_in_plane, same_class_share, sample_evenly
+from flowless.export.explain.introspection import open_looker
 from flowless.pipeline.clip.preprocess import load_clip
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.pipeline.dataset.index import DatasetIndex, Refused

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from flowless.bench import export_time
 from flowless.bench.commands import BENCHMARKS
-from flowless.bench.export_time import STAGES, ExportTime, main
-from flowless.engines.backends import why_not
+from flowless.bench.speed import export_time
+from flowless.bench.speed.export_time import STAGES, ExportTime, main
+from flowless.engines.backends.backend import why_not
 from flowless.errors import FlowlessError
 
 SMALL = ["--model", "pan-lite-r18", "--width", "0.25", "--blocks", "1", "--size", "48", "--classes", "3", "--calibration-videos", "4"]

@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+from readme_figures import BEGIN, END, ROOT, _evidence, _gpus, _motion, _precisions, render, replaced
 
-from flowless.bench.figures import BEGIN, END, ROOT, _evidence, _gpus, _motion, _precisions, render, replaced
 from flowless.errors import FlowlessError
 
 
 def test_the_readme_says_what_the_results_say() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert replaced(readme, render(ROOT / "bench" / "results")) == readme, "run: python bench/figures.py"
+    assert replaced(readme, render(ROOT / "bench" / "results")) == readme, "run: python scripts/readme_figures.py"
 
 
 def test_results_name_their_environment_and_no_place() -> None:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from flowless.bench.cue_pictures import overlaid
-from flowless.bench.grad_cam import grad_cam
 from flowless.cli import main
 from flowless.errors import FlowlessError
+from flowless.export.explain.cue_pictures import overlaid
+from flowless.export.explain.grad_cam import grad_cam
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.pipeline.video.encode import write_video
 from flowless.train.checkpoints import load_checkpoint, save_checkpoint

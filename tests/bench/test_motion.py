@@ -14,14 +14,14 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from flowless.bench import motion_flows
-from flowless.bench.motion import Motion, measure, tables
-from flowless.bench.motion_claims import claims, goals, quickest
-from flowless.bench.motion_cues import cue_of_model, fit_projection, random_cues
-from flowless.bench.motion_flows import flow_methods, flows_of, grey, opencv_flows
-from flowless.bench.motion_maps import PAPER_CLIP
-from flowless.bench.motion_strip import load_cues, write_strip
-from flowless.bench.throughput_tables import rows_table
+from flowless.bench.lib.tables import rows_table
+from flowless.bench.motion import motion_flows
+from flowless.bench.motion.motion import Motion, measure, tables
+from flowless.bench.motion.motion_claims import claims, goals, quickest
+from flowless.bench.motion.motion_cues import cue_of_model, fit_projection, random_cues
+from flowless.bench.motion.motion_flows import flow_methods, flows_of, grey, opencv_flows
+from flowless.bench.motion.motion_maps import PAPER_CLIP
+from flowless.bench.motion.motion_strip import load_cues, write_strip
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.pipeline.video.encode import write_video

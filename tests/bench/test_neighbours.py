@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from flowless.bench.neighbours import ASLEEP, DEFAULTS, Neighbours, fair_share, goals, readme_lines, row_of
-from flowless.bench.neighbours_workers import Piece, Worker
+from flowless.bench.speed.neighbours import ASLEEP, DEFAULTS, Neighbours, fair_share, goals, readme_lines, row_of
+from flowless.bench.speed.neighbours_workers import Piece, Worker
 from flowless.cli import main
 from flowless.errors import FlowlessError
 
@@ -26,7 +26,7 @@ def processes_of(folder: Path) -> list[str]:
             found.append(line.read_bytes().replace(b"\0", b" ").decode())
         except OSError:  # it has just ended
             continue
-    return [words for words in found if str(folder) in words and "-m flowless.bench.neighbours_work " in words]
+    return [words for words in found if str(folder) in words and "-m flowless.bench.speed.neighbours_work " in words]
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_a_busy_core_is_busy_until_it_is_closed(tmp_path: Path) -> None:
 
 def test_a_worker_ends_with_the_command_that_began_it(tmp_path: Path) -> None:
     program = (
-        "import os, sys\nfrom pathlib import Path\nfrom flowless.bench.neighbours_workers import Worker\n"
+        "import os, sys\nfrom pathlib import Path\nfrom flowless.bench.speed.neighbours_workers import Worker\n"
         "worker = Worker('busy', Path(sys.argv[1]))\nos._exit(9)"
     )
     assert subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False).returncode == 9
@@ -118,7 +118,7 @@ def test_the_whole_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str],
 STOPPED = """
 import sys, tempfile, time
 from pathlib import Path
-from flowless.bench.neighbours_workers import Worker, ended_in_order
+from flowless.bench.speed.neighbours_workers import Worker, ended_in_order
 from flowless.cli import run_command
 
 def measure():

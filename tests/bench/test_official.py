@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from flowless.bench.motion_maps import PAPER_CLIP, motion_model
-from flowless.bench.networks import lively_model, random_clips
-from flowless.bench.official import NORMS, OfficialCode, _ChannelDistance, copy_weights, extract_jpegs, load_official, official_layout
-from flowless.bench.peers import Peers
-from flowless.bench.sample_videos import sample_videos
+from flowless.bench.lib.networks import lively_model, random_clips
+from flowless.bench.lib.sample_videos import sample_videos
+from flowless.bench.motion.motion_maps import PAPER_CLIP, motion_model
+from flowless.bench.speed.official import NORMS, OfficialCode, _ChannelDistance, copy_weights, extract_jpegs, load_official, official_layout
+from flowless.bench.speed.peers import Peers
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.preprocess import load_clip
 from flowless.pipeline.clip.spec import ClipSpec

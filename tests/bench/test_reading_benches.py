@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flowless.bench import decode, fuzz
 from flowless.bench.commands import bench
-from flowless.bench.decode_videos import encoders, moving, write_videos
+from flowless.bench.speed import decode, fuzz
+from flowless.bench.speed.decode_videos import encoders, moving, write_videos
 from flowless.pipeline.video.encode import write_video
 from flowless.pipeline.video.reader import VideoReader
 
@@ -77,7 +77,7 @@ def test_decode_compares_with_ffmpegs_command(films: Path) -> None:
 
 def test_videos_of_several_codecs_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {"libx264", "mpeg4", "mjpeg"} <= set(encoders())
-    monkeypatch.setattr("flowless.bench.decode_videos.encoders", lambda: ["mjpeg", "mpeg4"])
+    monkeypatch.setattr("flowless.bench.speed.decode_videos.encoders", lambda: ["mjpeg", "mpeg4"])
     made = list(write_videos(tmp_path, frames=5))
     assert {"mjpeg.avi", "mpeg4.mp4"} <= {path.name for path in made}
     for path in made:
@@ -106,7 +106,7 @@ def test_damaged_files_are_read_or_refused(films: Path, tmp_path: Path) -> None:
 def test_a_crash_and_a_hang_cost_one_file_each(films: Path, tmp_path: Path) -> None:
     """Processes whose reading ends in a crash, in a sleep, and in an error that nobody foresaw."""
     (tmp_path / "sitecustomize.py").write_text(
-        "import flowless.bench.fuzz as fuzz, os, time\n"
+        "import flowless.bench.speed.fuzz as fuzz, os, time\n"
         "def verdict(path):\n"
         "    number = int(os.path.basename(path).split('.')[0])\n"
         "    if number == 1: os.abort()\n"

@@ -12,11 +12,20 @@ import pytest
 import torch
 import tyro
 
-from flowless.bench import training_runs
-from flowless.bench.real import CONTESTANTS, Real, goals, main, opposite_pairs, planned, row, table
-from flowless.bench.real_page import hardest, readme_lines
-from flowless.bench.real_scores import ORDERS, SHUFFLE_SEED, Scored, opposite_answers, reversed_clips, score_orders, share, shuffled_clips
-from flowless.bench.systems_page import COLOURS
+from flowless.bench.lib import training_runs
+from flowless.bench.systems.real import CONTESTANTS, Real, goals, main, opposite_pairs, planned, row, table
+from flowless.bench.systems.real_page import hardest, readme_lines
+from flowless.bench.systems.real_scores import (
+    ORDERS,
+    SHUFFLE_SEED,
+    Scored,
+    opposite_answers,
+    reversed_clips,
+    score_orders,
+    share,
+    shuffled_clips,
+)
+from flowless.bench.systems.systems_page import COLOURS
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.preprocess import load_record
 from flowless.pipeline.clip.spec import ClipSpec

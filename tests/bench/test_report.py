@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flowless.bench.demo import allowed_drop
-from flowless.bench.demo_engines import grouped
-from flowless.bench.report import Evidence, _pair_shares, engine_table, render
+from flowless.bench.demo.demo_engines import grouped
+from flowless.bench.demo.report import Evidence, _pair_shares, engine_table, render
+from flowless.bench.demo.run_demo import allowed_drop
 
 LABELS = ("left", "right<script>")
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowless.bench.reversal import CONTESTANTS, Settings, run_reversal
-from flowless.bench.reversal_films import SUFFIX, clips_of, film_length, inner_parts, labelled_videos, same_pictures, write_films
+from flowless.bench.lib.reversal_films import SUFFIX, clips_of, film_length, inner_parts, labelled_videos, same_pictures, write_films
+from flowless.bench.systems.reversal import CONTESTANTS, Settings, run_reversal
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.sampling import clip_indices, sample_rng
 from flowless.pipeline.clip.spec import ClipSpec

@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 import tyro
 
-from flowless.bench import systems_runs, training_runs
-from flowless.bench.environment import quick_precision
-from flowless.bench.systems import Systems, _goals, _row, main, planned, table
-from flowless.bench.systems_config import SYSTEMS, System
-from flowless.bench.systems_page import COLOURS, accuracy_over_cost, readme_lines
-from flowless.bench.systems_pairs import by_pair
-from flowless.bench.systems_runs import Race, Run
-from flowless.bench.training_runs import Training
+from flowless.bench.lib import training_runs
+from flowless.bench.lib.training_runs import Training
+from flowless.bench.systems import systems_runs
+from flowless.bench.systems.systems import Systems, _goals, _row, main, planned, table
+from flowless.bench.systems.systems_config import SYSTEMS, System
+from flowless.bench.systems.systems_page import COLOURS, accuracy_over_cost, readme_lines
+from flowless.bench.systems.systems_pairs import by_pair
+from flowless.bench.systems.systems_runs import Race, Run
 from flowless.errors import FlowlessError
+from flowless.machine import quick_precision
 from flowless.train.commands.train import TrainArgs
 from flowless.train.recipes import find_recipe
 

@@ -11,21 +11,22 @@ import numpy as np
 import pytest
 from video_files import info_of
 
-from flowless.bench import machine_peak, networks
-from flowless.bench.goals import goal, goals_table
-from flowless.bench.networks import lively_model, random_clips
-from flowless.bench.precision_builds import build_precisions, cold_cache, made_index, wanted_precisions
-from flowless.bench.runners import Runner, exported, snr_db, time_runners, torch_runners
-from flowless.bench.sample_videos import sample_videos
-from flowless.bench.system_load import busy_share, judged
-from flowless.bench.throughput import Throughput, goals, main
-from flowless.bench.video_stages import decode_with_libav_alone, measure_stages
-from flowless.engines.manifest import Manifest
-from flowless.engines.openvino_core import computes_in
+from flowless.bench.lib import networks
+from flowless.bench.lib.goals import goal, goals_table
+from flowless.bench.lib.networks import lively_model, random_clips
+from flowless.bench.lib.runners import Runner, exported, snr_db, time_runners, torch_runners
+from flowless.bench.lib.sample_videos import sample_videos
+from flowless.bench.lib.system_load import busy_share, judged
+from flowless.bench.speed import machine_peak
+from flowless.bench.speed.precision_builds import build_precisions, cold_cache, made_index, wanted_precisions
+from flowless.bench.speed.throughput import Throughput, goals, main
+from flowless.bench.speed.video_stages import decode_with_libav_alone, measure_stages
+from flowless.engines.backends.openvino_core import computes_in
+from flowless.engines.bundle.manifest import Manifest
 from flowless.errors import FlowlessError
 from flowless.export.cache import cache_folder
-from flowless.export.calibration import Calibration
-from flowless.export.checks import Checks
+from flowless.export.precision.calibration import Calibration
+from flowless.export.verify.checks import Checks
 from flowless.pipeline.clip.preprocess import load_clip
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.pipeline.dataset.index import DatasetIndex

@@ -15,14 +15,14 @@ import pytest
 import torch
 
 import flowless
-from flowless.bench.explain import explain
-from flowless.bench.introspection import open_looker
 from flowless.cli import main
-from flowless.engines.backends import open_backend
-from flowless.engines.manifest import MANIFEST, read_manifest
+from flowless.engines.backends.backend import open_backend
+from flowless.engines.bundle.manifest import MANIFEST, read_manifest
 from flowless.errors import FlowlessError
-from flowless.export.accuracy import compare_accuracy
-from flowless.export.bundle import export_bundle
+from flowless.export.bundle_writer import export_bundle
+from flowless.export.explain.explain_video import explain
+from flowless.export.explain.introspection import open_looker
+from flowless.export.verify.accuracy import compare_accuracy
 from flowless.pipeline.clip.preprocess import load_clip
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.pipeline.dataset.index import DatasetIndex

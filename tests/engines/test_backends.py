@@ -16,10 +16,12 @@ import numpy as np
 import pytest
 
 from flowless import cuda_driver
-from flowless.engines import backends, compatibility, tensorrt_backend
-from flowless.engines.compatibility import Here, mismatch
-from flowless.engines.manifest import Artefact, read_manifest
-from flowless.engines.openvino_core import openvino_reason
+from flowless.engines.backends import backend as backends
+from flowless.engines.backends import tensorrt_backend
+from flowless.engines.backends.openvino_core import openvino_reason
+from flowless.engines.bundle import compatibility
+from flowless.engines.bundle.compatibility import Here, mismatch
+from flowless.engines.bundle.manifest import Artefact, read_manifest
 from flowless.errors import FlowlessError
 from flowless.interrupts import note_ctrl_c
 
@@ -288,7 +290,7 @@ def test_int8_sums_do_not_overflow_on_any_processor(tmp_path):
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    from flowless.export.inspect_cpu import inspect_onnxruntime
+    from flowless.export.verify.inspect_cpu import inspect_onnxruntime
 
     constants = {
         "weights": np.full((4, 4, 3, 3), 127, np.int8),
@@ -330,7 +332,7 @@ def test_int8_sums_do_not_overflow_on_any_processor(tmp_path):
 def test_openvino_is_imported_without_its_telemetry():
     code = (
         "import sys\n"
-        "from flowless.engines.openvino_core import openvino_core\n"
+        "from flowless.engines.backends.openvino_core import openvino_core\n"
         "openvino_core()\n"
         "sys.exit(', '.join(name for name in sys.modules if name.startswith('openvino_telemetry')) or 0)"
     )

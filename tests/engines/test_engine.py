@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 import flowless
-from flowless.engines import backends, loading, openvino_core
-from flowless.engines.backends import HINTS
+from flowless.engines import loading
+from flowless.engines.backends import backend as backends
+from flowless.engines.backends import openvino_core
+from flowless.engines.backends.backend import HINTS
+from flowless.engines.bundle.manifest import Artefact, read_manifest
 from flowless.engines.engine import Engine
-from flowless.engines.manifest import Artefact, read_manifest
 from flowless.engines.video import timed_clip
 from flowless.errors import FlowlessError
 from flowless.machine import machine_name

@@ -7,7 +7,7 @@ import json
 import pytest
 
 import flowless
-from flowless.engines.manifest import read_manifest
+from flowless.engines.bundle.manifest import read_manifest
 from flowless.errors import FlowlessError
 
 

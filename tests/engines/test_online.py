@@ -15,7 +15,7 @@ from video_files import all_frames
 from flowless.cli import main
 from flowless.engines.engine import Engine
 from flowless.engines.loading import load
-from flowless.engines.online import Online, predict_online
+from flowless.engines.streaming.online import Online, predict_online
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.preprocess import resize_and_crop
 from flowless.pipeline.clip.spec import ClipSpec

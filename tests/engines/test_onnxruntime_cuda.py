@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 
 import flowless
-from flowless import cuda_driver
-from flowless.bench import doctor
-from flowless.bench.networks import random_clips
-from flowless.engines import onnxruntime_cuda
+from flowless import cuda_driver, doctor
+from flowless.bench.lib.networks import random_clips
+from flowless.engines.backends import onnxruntime_cuda
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -97,7 +96,7 @@ _SCRIPT = """
 import json
 from flowless import cuda_driver
 cuda_driver.compute_capability = lambda: (8, 9)
-from flowless.engines.onnxruntime_cuda import why_not_cuda
+from flowless.engines.backends.onnxruntime_cuda import why_not_cuda
 print(json.dumps(why_not_cuda()))
 """
 

@@ -84,7 +84,7 @@ else:
     sys.exit("the block does not block")
 from flowless.cli import main
 code = main(["predict", {str(built)!r}, {str(videos[0])!r}, "--target", {target!r}, "--json"])
-import flowless, flowless.engines.loading, flowless.cuda_driver, flowless.engines.backends
+import flowless, flowless.engines.loading, flowless.cuda_driver, flowless.engines.backends.backend
 loaded = sorted(name for name in sys.modules if name.partition(".")[0] in {HEAVY!r})
 sys.exit(code or (f"imported: {{loaded}}" if loaded else 0))
 """

@@ -44,9 +44,9 @@ def test_as_a_graph(tmp_path: Path, told_alike, name: str, options: dict[str, An
     import onnxruntime
     import torch
 
-    from flowless.bench.introspection import CheckpointLooker, Seen
-    from flowless.export.graph import export_onnx
-    from flowless.export.graph_outputs import opened, read_outputs, tensor_names
+    from flowless.export.explain.introspection import CheckpointLooker, Seen
+    from flowless.export.graph.export_graph import export_onnx
+    from flowless.export.graph.graph_outputs import opened, read_outputs, tensor_names
     from flowless.train.checkpoints import Checkpoint
 
     model = lively(name, options)
@@ -85,7 +85,7 @@ def test_as_a_graph(tmp_path: Path, told_alike, name: str, options: dict[str, An
 )
 def test_a_bundle_without_a_cue(tmp_path: Path, explained_alike, name: str, options: dict[str, Any]) -> None:
     """The export's own gate, and the same seen in the checkpoint and in the bundle."""
-    from flowless.export.bundle import export_bundle
+    from flowless.export.bundle_writer import export_bundle
     from flowless.train.checkpoints import Checkpoint
 
     model = lively(name, options)

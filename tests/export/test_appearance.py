@@ -68,7 +68,7 @@ def test_pwtp_alone(tmp_path: Path, subspace: int) -> None:
     import openvino
     import torch
 
-    from flowless.export.graph import export_onnx
+    from flowless.export.graph.export_graph import export_onnx
 
     module = appearance_of(small("da-tsm-r18", da_subspace=subspace))
     path = tmp_path / "pwtp.onnx"
@@ -105,7 +105,7 @@ def test_pwtp_alone(tmp_path: Path, subspace: int) -> None:
 def test_the_bundle_gives_pytorchs_scores(tmp_path: Path, name: str, options: dict[str, Any], explained_alike) -> None:
     """The project's own gate, on ONNX Runtime and OpenVINO, at every batch size that it tries."""
     from flowless.export.build_engine import build
-    from flowless.export.bundle import export_bundle
+    from flowless.export.bundle_writer import export_bundle
     from flowless.train.checkpoints import Checkpoint
 
     spec = ClipSpec(segments=4, frames_per_segment=6, height=48, width=48, short_side=56)

@@ -16,11 +16,11 @@ from onnx import numpy_helper
 import flowless
 from flowless import cuda_driver
 from flowless.cli import main
-from flowless.engines.manifest import read_manifest
+from flowless.engines.bundle.manifest import read_manifest
 from flowless.errors import CheckFailed, FlowlessError
 from flowless.export import build_engine
 from flowless.export.build_engine import build, engine_key
-from flowless.export.target_options import BuildOptions
+from flowless.export.targets.build_options import BuildOptions
 
 FORCED = BuildOptions(force=True)
 
@@ -47,7 +47,7 @@ def test_onnxruntime_is_the_graph(exported):
 
 
 def test_rtx_claims_no_more_than_it_knows(built):
-    from flowless.engines.backends import why_not
+    from flowless.engines.backends.backend import why_not
 
     engine = read_manifest(built).artefact("tensorrt-rtx", "fp32")
     assert engine is not None
@@ -110,7 +110,7 @@ def test_force_builds_again(bundle):
 
 def test_a_wrong_engine_is_not_kept(bundle, monkeypatch):
     """The target gets a graph with one filter scaled by 1.05: no engine, and the bundle as it was."""
-    from flowless.export import target_openvino
+    from flowless.export.targets import build_openvino as target_openvino
 
     honest = target_openvino.build_openvino
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from flowless.cli import main
-from flowless.engines.manifest import read_manifest
+from flowless.engines.bundle.manifest import read_manifest
 from flowless.errors import FlowlessError
-from flowless.export import graphs
 from flowless.export.cache import cache_folder, cache_limit, entries, mark_used, shrink
-from flowless.export.graphs import graph_key, precise_graph
+from flowless.export.precision import graph_cache as graphs
+from flowless.export.precision.graph_cache import graph_key, precise_graph
 
 
 @pytest.fixture

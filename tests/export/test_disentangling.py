@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from onnx import numpy_helper
 
-from flowless.engines.manifest import read_manifest
-from flowless.export.graph import read_graph
-from flowless.export.graphs import precise_graph
-from flowless.export.precision_regions import backbone_nodes, kept_exact
-from flowless.export.quantisers import activation_pairs
+from flowless.engines.bundle.manifest import read_manifest
+from flowless.export.graph.export_graph import read_graph
+from flowless.export.precision.graph_cache import precise_graph
+from flowless.export.precision.qdq import activation_pairs
+from flowless.export.precision.regions import backbone_nodes, kept_exact
 from flowless.pipeline.clip.spec import ClipSpec
 
 
@@ -22,8 +22,8 @@ def test_late_pooling_alone(tmp_path: Path) -> None:
     import onnxruntime
     import torch
 
-    from flowless.engines.openvino_core import openvino_core
-    from flowless.export.graph import export_onnx
+    from flowless.engines.backends.openvino_core import openvino_core
+    from flowless.export.graph.export_graph import export_onnx
     from flowless.train.models.disentangling import AppearanceNetwork
 
     class Appearance(torch.nn.Module):

@@ -8,7 +8,7 @@ from typing import Any
 import onnx
 import pytest
 
-from flowless.export.pa_function import pa_nodes
+from flowless.export.graph.pa_function import pa_nodes
 from flowless.pipeline.clip.spec import ClipSpec
 
 
@@ -53,7 +53,7 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "options", "nodes"), CASES)
 def test_one_graph_with_pytorchs_scores(tmp_path: Path, name: str, options: dict[str, Any], nodes: int, explained_alike) -> None:
-    from flowless.export.bundle import export_bundle
+    from flowless.export.bundle_writer import export_bundle
 
     made = checkpoint(name, **options)
     same_scores(export_bundle(made, tmp_path / "bundle"), name, nodes)
@@ -70,7 +70,7 @@ def test_one_graph_with_pytorchs_scores(tmp_path: Path, name: str, options: dict
     ],
 )
 def test_what_has_learnt_is_one_graph_too(name: str, nodes: int, learnt, explained_alike) -> None:
-    from flowless.engines.manifest import read_manifest
+    from flowless.engines.bundle.manifest import read_manifest
     from flowless.train.checkpoints import load_checkpoint
 
     bundle = learnt(name)

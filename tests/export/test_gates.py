@@ -15,13 +15,15 @@ import verdicts
 from onnx import numpy_helper
 
 from flowless.cli import main
-from flowless.engines.manifest import Artefact, read_manifest
-from flowless.engines.openvino_core import computes_in
+from flowless.engines.backends.openvino_core import computes_in
+from flowless.engines.bundle.manifest import Artefact, read_manifest
 from flowless.errors import FlowlessError
-from flowless.export import graphs, target_openvino, verify
 from flowless.export.build_engine import build
-from flowless.export.checks import Checks, EngineRefused
-from flowless.export.target_options import BuildOptions
+from flowless.export.precision import graph_cache as graphs
+from flowless.export.targets import build_openvino as target_openvino
+from flowless.export.targets.build_options import BuildOptions
+from flowless.export.verify import gates as verify
+from flowless.export.verify.checks import Checks, EngineRefused
 
 KEEP = Checks(slower=True)
 
@@ -213,7 +215,7 @@ def test_an_engine_that_computes_in_something_else_is_named(exported, tmp_path, 
 @pytest.mark.slow
 def test_a_convolution_left_in_floating_point_is_named(learnt_bundle, calibration, monkeypatch):
     """One convolution's input is not quantised: its layer, and no other, runs in fp32."""
-    from flowless.export import target_graphs
+    from flowless.export.targets import target_graph as target_graphs
 
     honest = target_graphs.unsigned
 
@@ -249,7 +251,7 @@ def test_an_operator_that_a_target_lacks_is_named(target, tmp_path):
     from onnx import TensorProto, helper
 
     from flowless.export.build_engine import _builder, _missing_library
-    from flowless.export.inspect_engine import inspect
+    from flowless.export.verify.inspect_engine import inspect
 
     if _missing_library(target):
         pytest.skip(f"{target} is not installed")

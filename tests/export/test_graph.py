@@ -10,9 +10,9 @@ import onnx
 import pytest
 
 from flowless.errors import FlowlessError
-from flowless.export import graph
-from flowless.export.layout import differences_first
-from flowless.export.pa_function import pa_nodes
+from flowless.export.graph import export_graph as graph
+from flowless.export.graph.pa_function import pa_nodes
+from flowless.export.targets.openvino_layout import differences_first
 from flowless.pipeline.clip.spec import ClipSpec
 
 

@@ -12,15 +12,15 @@ import pytest
 from video_files import all_frames
 
 from flowless.cli import main
+from flowless.engines.bundle.manifest import read_manifest
 from flowless.engines.loading import load
-from flowless.engines.manifest import read_manifest
-from flowless.engines.memory import FRAME, MEMORY, NEXT_MEMORY, SCORES, first_memory
-from flowless.engines.online import Online
+from flowless.engines.streaming.memory import FRAME, MEMORY, NEXT_MEMORY, SCORES, first_memory
+from flowless.engines.streaming.online import Online
 from flowless.errors import FlowlessError
 from flowless.export.build_engine import build
-from flowless.export.calibration import Calibration
-from flowless.export.checks import Checks, EngineRefused
-from flowless.export.target_options import BuildOptions
+from flowless.export.precision.calibration import Calibration
+from flowless.export.targets.build_options import BuildOptions
+from flowless.export.verify.checks import Checks, EngineRefused
 from flowless.pipeline.clip.preprocess import load_clip
 from flowless.train.models import FusedRecognizer
 
@@ -52,7 +52,7 @@ def test_the_graph_says_what_it_takes(film_bundles):
 def test_every_model_of_single_frames_has_the_form(film_model, lively):
     import torch
 
-    from flowless.export.online import OnlineForm
+    from flowless.export.graph.online_graph import OnlineForm
 
     parts = {"tsn": lively("tsn-r18"), "tsm": lively("tsm-r18")}
     fused = FusedRecognizer(spec=parts["tsn"].spec, branches=parts).eval()  # pyright: ignore[reportArgumentType]
@@ -69,7 +69,7 @@ def test_every_model_of_single_frames_has_the_form(film_model, lively):
 
 
 def test_what_has_no_such_form_is_refused(checkpoint, lively, tmp_path, capsys):
-    from flowless.export.online import OnlineForm
+    from flowless.export.graph.online_graph import OnlineForm
 
     assert main(["export", str(checkpoint), "--out", str(tmp_path / "bundle"), "--online"]) == 1
     assert "pan-lite-r18: its segments have 3 frames" in " ".join(capsys.readouterr().err.split())
@@ -80,7 +80,7 @@ def test_what_has_no_such_form_is_refused(checkpoint, lively, tmp_path, capsys):
 
 def test_a_memory_that_does_not_move_is_refused(online_bundle, monkeypatch):
     """Each single step is right, and only a film shows that the frames in the memory are the wrong ones."""
-    from flowless.export import target_openvino
+    from flowless.export.targets import build_openvino as target_openvino
 
     honest = target_openvino.build_openvino
 
@@ -131,7 +131,7 @@ def test_whole_videos_and_old_bundles(online_bundle, videos, capsys):
 
 def test_its_outputs_are_those_of_the_offline_form(film_bundles, told_alike):
     """`flowless explain` of an online bundle shows what it shows of the model."""
-    from flowless.bench.introspection import BundleLooker
+    from flowless.export.explain.introspection import BundleLooker
 
     clips = np.random.default_rng(4).integers(0, 256, (2, N, 1, H, W, 3), dtype=np.uint8)
     told_alike(*(BundleLooker(film_bundles[form]).look(clips) for form in ("offline", "online")))

@@ -7,9 +7,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from flowless.engines.openvino_core import openvino_core
-from flowless.export.graph import inlined
-from flowless.export.pa_function import DOMAIN, OP, OPSET, pa_function
+from flowless.engines.backends.openvino_core import openvino_core
+from flowless.export.graph.export_graph import inlined
+from flowless.export.graph.pa_function import DOMAIN, OP, OPSET, pa_function
 
 
 def model_of(shape, weight, *, eps=1e-6, eps_inside=False):

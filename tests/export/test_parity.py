@@ -9,10 +9,11 @@ from onnx import numpy_helper
 
 from flowless.cli import main
 from flowless.errors import CheckFailed, FlowlessError
-from flowless.export import bundle as bundles
-from flowless.export import graph, parity
-from flowless.export.pa_function import pa_nodes
-from flowless.export.reference import Reference, gather_clips, made_clips
+from flowless.export import bundle_writer as bundles
+from flowless.export.graph import export_graph as graph
+from flowless.export.graph.pa_function import pa_nodes
+from flowless.export.verify import parity
+from flowless.export.verify.reference import Reference, gather_clips, made_clips
 from flowless.pipeline.clip.spec import ClipSpec
 
 

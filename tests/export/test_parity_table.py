@@ -18,11 +18,11 @@ from dataclasses import replace
 import pytest
 import verdicts
 
-from flowless.engines.manifest import read_manifest
-from flowless.export import trials
-from flowless.export.checks import Checks
-from flowless.export.parity import TOLERANCE
-from flowless.export.precision import PRECISIONS
+from flowless.engines.bundle.manifest import read_manifest
+from flowless.export import auto_precision as trials
+from flowless.export.precision.precisions import PRECISIONS
+from flowless.export.verify.checks import Checks
+from flowless.export.verify.parity import TOLERANCE
 
 #: (PAN-En is PAN-Full's fusion with PAN-Lite as a third network.)
 MODELS = (

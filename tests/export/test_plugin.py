@@ -16,10 +16,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from flowless.errors import FlowlessError
-from flowless.export import plugin_library
-from flowless.export.graph import read_graph
-from flowless.export.pa_function import DOMAIN, OP, OPSET, pa_function, pa_nodes
-from flowless.export.plugin_library import build_library, find_library, main, without_function
+from flowless.export.graph.export_graph import read_graph
+from flowless.export.graph.pa_function import DOMAIN, OP, OPSET, pa_function, pa_nodes
+from flowless.export.plugin import plugin_library
+from flowless.export.plugin.plugin_library import build_library, find_library, main, without_function
 
 HARNESS = Path(__file__).with_name("plugin_harness")
 
@@ -71,7 +71,7 @@ import json
 import numpy as np
 import tensorrt_rtx as trt
 from flowless.errors import FlowlessError
-from flowless.export.plugin_library import load_plugin
+from flowless.export.plugin.plugin_library import load_plugin
 
 class Listener(trt.ILogger):
     def __init__(self):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flowless.export.plugin_library import SOURCES, find_library
+from flowless.export.plugin.plugin_library import SOURCES, find_library
 
 HARNESS = Path(__file__).with_name("plugin_harness")
 SIZES = [(1, 1), (1, 40), (6, 3), (31, 33), (32, 32), (33, 64), (65, 38)]

@@ -16,18 +16,18 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
-from flowless.engines.manifest import Target, read_manifest
+from flowless.engines.bundle.manifest import Target, read_manifest
 from flowless.errors import FlowlessError
-from flowless.export.calibration import Calibration, chosen
-from flowless.export.graph import read_graph
-from flowless.export.graphs import precise_graph
-from flowless.export.pa_function import pa_nodes
-from flowless.export.pa_sites import gather, spread
-from flowless.export.precision_regions import backbone_nodes, kept_exact, named
-from flowless.export.quantised import scales_hash
-from flowless.export.quantisers import activation_pairs, keep_grid_through_shifts, shortcuts_only, unsigned
-from flowless.export.reference import Reference
-from flowless.export.target_graphs import graph_for
+from flowless.export.graph.export_graph import read_graph
+from flowless.export.graph.pa_function import pa_nodes
+from flowless.export.graph.pa_inline import gather, spread
+from flowless.export.precision.calibration import Calibration, chosen
+from flowless.export.precision.graph_cache import precise_graph
+from flowless.export.precision.int8 import scales_hash
+from flowless.export.precision.qdq import activation_pairs, keep_grid_through_shifts, shortcuts_only, unsigned
+from flowless.export.precision.regions import backbone_nodes, kept_exact, named
+from flowless.export.targets.target_graph import graph_for
+from flowless.export.verify.reference import Reference
 from flowless.pipeline.dataset.index import DatasetIndex
 
 #: A model is trained first.
@@ -202,9 +202,9 @@ def test_memory_stays_flat(manifest, shapes, tmp_path):
     code = """
 import resource, sys
 from pathlib import Path
-from flowless.engines.manifest import read_manifest
-from flowless.export.calibration import Calibration
-from flowless.export.graphs import precise_graph
+from flowless.engines.bundle.manifest import read_manifest
+from flowless.export.precision.calibration import Calibration
+from flowless.export.precision.graph_cache import precise_graph
 bundle, index = sys.argv[1:]
 manifest = read_manifest(bundle)
 for videos in (2, 24):

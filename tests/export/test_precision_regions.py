@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from flowless.export.graph import read_graph
-from flowless.export.precision_regions import backbone_nodes, kept_exact, weight_products
+from flowless.export.graph.export_graph import read_graph
+from flowless.export.precision.regions import backbone_nodes, kept_exact, weight_products
 
 pytestmark = pytest.mark.slow
 

@@ -10,8 +10,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from flowless.errors import FlowlessError
-from flowless.export.qdq_boundaries import find_boundaries, insert_poolings, remove_poolings
-from flowless.export.quantisers import floats_unrounded
+from flowless.export.precision.qdq import floats_unrounded
+from flowless.export.precision.qdq_boundaries import find_boundaries, insert_poolings, remove_poolings
 
 
 def graph(*nodes: onnx.NodeProto, unquantised: tuple[str, ...] = ()) -> onnx.ModelProto:

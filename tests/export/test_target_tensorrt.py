@@ -16,14 +16,16 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from flowless import cuda_driver
-from flowless.engines import tensorrt_backend
+from flowless.engines.backends import tensorrt_backend
 from flowless.errors import FlowlessError
-from flowless.export import pa_function, plugin_library, target_tensorrt
-from flowless.export.inspect_tensorrt import inspect_build, inspect_graph, read_engine_information
-from flowless.export.inspection import Layer, inspection, unlike, wrong_layers
-from flowless.export.target_options import TARGETS_OF, BuildOptions
-from flowless.export.target_tensorrt import build_tensorrt
-from flowless.export.tensorrt_front import open_front, progress_monitor
+from flowless.export.graph import pa_function
+from flowless.export.plugin import plugin_library
+from flowless.export.targets import build_tensorrt as target_tensorrt
+from flowless.export.targets.build_options import TARGETS_OF, BuildOptions
+from flowless.export.targets.build_tensorrt import build_tensorrt
+from flowless.export.targets.polygraphy_front import open_front, progress_monitor
+from flowless.export.verify.inspect_tensorrt import inspect_build, inspect_graph, read_engine_information
+from flowless.export.verify.layer_record import Layer, inspection, unlike, wrong_layers
 from flowless.files import whole_folder
 
 RTX = "tensorrt-rtx"

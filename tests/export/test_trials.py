@@ -8,12 +8,13 @@ import pytest
 
 from flowless import machine
 from flowless.cli import main
+from flowless.engines.bundle.manifest import read_manifest
 from flowless.engines.loading import load
-from flowless.engines.manifest import read_manifest
 from flowless.errors import FlowlessError
-from flowless.export import build_engine, trials
-from flowless.export.checks import Checks
-from flowless.export.trials import recommended, try_all
+from flowless.export import auto_precision as trials
+from flowless.export import build_engine
+from flowless.export.auto_precision import recommended, try_all
+from flowless.export.verify.checks import Checks
 
 
 def row(target, precision, *, kept=True, latency=None):

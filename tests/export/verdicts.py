@@ -16,9 +16,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from flowless.engines.backends import HINTS
-from flowless.engines.openvino_core import computes_in, openvino_core
-from flowless.export.precision import PRECISIONS
+from flowless.engines.backends.backend import HINTS
+from flowless.engines.backends.openvino_core import computes_in, openvino_core
+from flowless.export.precision.precisions import PRECISIONS
 
 TARGETS = ("onnxruntime", "openvino")
 _TYPES = {"fp32": TensorProto.FLOAT, "bf16": TensorProto.BFLOAT16, "fp16": TensorProto.FLOAT16, "int8": TensorProto.FLOAT}
@@ -119,10 +119,10 @@ def disagreement(row: dict[str, Any], computes: str, *, emulated: bool = False) 
 
 def main(bundle: Path, index: Path) -> None:
     """Print one JSON document: the rows of trials, and what the libraries say."""
-    from flowless.engines.manifest import read_manifest
-    from flowless.export import trials
-    from flowless.export.calibration import Calibration
-    from flowless.export.checks import Checks
+    from flowless.engines.bundle.manifest import read_manifest
+    from flowless.export import auto_precision as trials
+    from flowless.export.precision.calibration import Calibration
+    from flowless.export.verify.checks import Checks
 
     trials._race = lambda *_, **__: None  # times are not looked at
     calibration = Calibration(index=index, spec=read_manifest(bundle).spec, videos=12)

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flowless.bench.networks import lively_model
-from flowless.engines.backends import why_not
-from flowless.engines.manifest import read_manifest
-from flowless.export.bundle import export_bundle
-from flowless.export.parity import check
-from flowless.export.reference import Reference
+from flowless.bench.lib.networks import lively_model
+from flowless.engines.backends.backend import why_not
+from flowless.engines.bundle.manifest import read_manifest
+from flowless.export.bundle_writer import export_bundle
+from flowless.export.verify.parity import check
+from flowless.export.verify.reference import Reference
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.checkpoints import save_checkpoint
 
@@ -51,7 +51,7 @@ def test_onnx_runtime_runs_on_the_gpu(bundle: Path) -> None:
 def test_tensorrt_is_built_verified_and_loaded(target: str, precision: str, bundle: Path) -> None:
     import flowless
     from flowless.export.build_engine import build
-    from flowless.export.checks import Checks
+    from flowless.export.verify.checks import Checks
 
     if reason := why_not(target):
         pytest.skip(reason)

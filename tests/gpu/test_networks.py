@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from flowless.bench.networks import lively_model, random_clips
+from flowless.bench.lib.networks import lively_model, random_clips
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.models import build_model
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 def _link_base_install(folder: Path) -> Path:
     """Link the libraries of requirements/base.txt, and flowless, into `folder`; return it."""
     folder.mkdir(parents=True)
-    (folder / "flowless").symlink_to(ROOT, target_is_directory=True)
+    (folder / "flowless").symlink_to(ROOT / "flowless", target_is_directory=True)
     pinned = (ROOT / "requirements" / "base.txt").read_text(encoding="utf-8")
     for name in re.findall(r"^([a-z0-9][a-z0-9._-]*)==", pinned, flags=re.MULTILINE):
         try:

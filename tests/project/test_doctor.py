@@ -7,8 +7,7 @@ import json
 
 import pytest
 
-from flowless import cuda_driver
-from flowless.bench import doctor
+from flowless import cuda_driver, doctor
 from flowless.cli import main
 
 

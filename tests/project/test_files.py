@@ -120,18 +120,18 @@ def must_not_run(*_: object, **__: object) -> None:
     ("module", "work", "words"),
     [
         ("pipeline.commands:scan", "pipeline.dataset.scan:list_source", ["videos", "--out"]),
-        ("bench.explain_command:main", "bench.introspection:open_looker", ["bundle", "a.mp4", "--out"]),
+        ("export.explain.explain_command:main", "export.explain.introspection:open_looker", ["bundle", "a.mp4", "--out"]),
         ("train.commands.evaluate:main", "train.evaluation.evaluate:evaluate", ["bundle", "--data", "a.jsonl", "--plot"]),
-        ("bench.neighbours:main", "bench.neighbours:measure", ["--out"]),
-        ("bench.systems:main", "bench.systems:measure", ["--out"]),
-        ("bench.real:main", "bench.real:measure", ["a.jsonl", "b.jsonl", "--out"]),
-        ("bench.throughput:main", "bench.throughput:measure", ["--out"]),
-        ("bench.export_time:main", "bench.export_time:measure", ["--out"]),
-        ("bench.motion:main", "bench.motion:usable_cores", ["--out"]),
+        ("bench.speed.neighbours:main", "bench.speed.neighbours:measure", ["--out"]),
+        ("bench.systems.systems:main", "bench.systems.systems:measure", ["--out"]),
+        ("bench.systems.real:main", "bench.systems.real:measure", ["a.jsonl", "b.jsonl", "--out"]),
+        ("bench.speed.throughput:main", "bench.speed.throughput:measure", ["--out"]),
+        ("bench.speed.export_time:main", "bench.speed.export_time:measure", ["--out"]),
+        ("bench.motion.motion:main", "bench.motion.motion:usable_cores", ["--out"]),
     ],
 )
 def test_commands_refuse_a_place_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, work: str, words) -> None:
-    suffix = {"bench.explain_command:main": ".html", "train.commands.evaluate:main": ".png"}.get(module, ".json")
+    suffix = {"export.explain.explain_command:main": ".html", "train.commands.evaluate:main": ".png"}.get(module, ".json")
     place = tmp_path / f"folder{suffix}"
     place.mkdir()
     name, _, function = work.partition(":")

@@ -12,8 +12,8 @@ import pytest
 
 import flowless
 from flowless.cli import main
-from flowless.engines.manifest import TARGETS, read_manifest
-from flowless.export.precision import PRECISIONS
+from flowless.engines.bundle.manifest import TARGETS, read_manifest
+from flowless.export.precision.precisions import PRECISIONS
 
 pytestmark = pytest.mark.slow
 

@@ -32,8 +32,8 @@ MAY_IMPORT = {
 
 def sources() -> list[Path]:
     """Every Python file of the project, by git where there is git."""
-    folders = [ROOT / package for package in (*PACKAGES, "tests")]
-    return sorted([*ROOT.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))])
+    folders = [ROOT / folder for folder in (*PACKAGES, "scripts", "tests")]
+    return sorted([*(ROOT / "flowless").glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))])
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
@@ -71,14 +71,22 @@ def test_imports_go_one_way(package: str) -> None:
     assert not wrong
 
 
+def test_the_checkout_alone_resolves_flowless() -> None:
+    """Static tools see no import hooks: `flowless/` links to the folders beside it."""
+    for package in PACKAGES:
+        assert (ROOT / "flowless" / package).resolve() == ROOT / package
+
+
+def wheel_packages() -> set[str]:
+    """Every package but the benchmarks: of bench/ the wheel has the command and the demo."""
+    there = {path.parent.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("__init__.py")}
+    shipped = {folder for folder in there if folder.parts[0] != "bench" or folder.parts[1:] in {(), ("demo",)}}
+    return {"flowless"} | {"flowless." + ".".join(folder.parts) for folder in shipped}
+
+
 def test_packages_listed_are_the_packages_there() -> None:
-    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"])
-    there = {"flowless"} | {
-        "flowless." + ".".join(path.parent.relative_to(ROOT).parts)
-        for package in PACKAGES
-        for path in (ROOT / package).rglob("__init__.py")
-    }
-    assert listed == there
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    assert set(listed) == wheel_packages()
 
 
 @pytest.mark.slow
@@ -90,11 +98,11 @@ def test_the_wheel_holds_the_tree(tmp_path: Path) -> None:
     )
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     held = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("flowless/")}
-    code = {path for path in sources() if "tests" not in path.relative_to(ROOT).parts}
-    data = {path for kind in ("*.html", "*.css") for path in (ROOT / "bench").glob(kind)}
-    data |= {path for path in (ROOT / "export/plugin").iterdir() if path.is_file()}
-    wanted = {f"flowless/{path.relative_to(ROOT).as_posix()}" for path in code | data}
-    assert held == wanted
+    folders = [ROOT / name.removeprefix("flowless.").replace(".", "/") for name in wheel_packages()]
+    files = {path for folder in folders for kind in ("*.py", "*.html", "*.css") for path in folder.glob(kind)}
+    files |= {path for path in (ROOT / "export/plugin").iterdir() if path.is_file()}
+    relative = {path.relative_to(ROOT).as_posix() for path in files}
+    assert held == {name if name.startswith("flowless/") else f"flowless/{name}" for name in relative}
 
 
 def _copy(tmp_path: Path) -> Path:
@@ -103,10 +111,10 @@ def _copy(tmp_path: Path) -> Path:
 
     target = tmp_path / "source"
     target.mkdir()
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("*.toml"), *ROOT.glob("*.md"), ROOT / "LICENSE"]:
+    for path in [*ROOT.glob("*.toml"), *ROOT.glob("*.md"), ROOT / "LICENSE"]:
         shutil.copy2(path, target)
-    for package in PACKAGES:
-        shutil.copytree(ROOT / package, target / package, ignore=shutil.ignore_patterns("__pycache__", "build"))
+    for package in (*PACKAGES, "flowless"):
+        shutil.copytree(ROOT / package, target / package, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "build"))
     return target
 
 

@@ -51,7 +51,7 @@ def test_the_library_alone_sets_nothing() -> None:
     ("kind", "name"),
     [
         ("path", "export/build_engine.py"),
-        ("path", "export/plugin_library.py"),
+        ("path", "export/plugin/plugin_library.py"),
         ("module", "flowless"),
         ("module", "flowless.cli"),
         ("module", "flowless.bench.gpu.command"),

@@ -16,8 +16,8 @@ from flowless.train.checkpoints.start import start_from
 from flowless.train.loop.optim import parameter_groups
 from flowless.train.models import build_model
 from flowless.train.models.flops import size_of
+from flowless.train.models.layers.vap import AverageHead, TimescalePooling, aggregation_head, start_heads
 from flowless.train.models.options import AggregationOptions
-from flowless.train.models.vap import AverageHead, TimescalePooling, aggregation_head, start_heads
 from flowless.train.recipes import Recipe, find_recipe
 
 SPEC = ClipSpec(segments=4, frames_per_segment=3, height=32, width=32, short_side=32)

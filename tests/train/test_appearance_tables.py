@@ -13,7 +13,7 @@ import torch
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.models import build_model
 from flowless.train.models.flops import projection_macs, size_of
-from flowless.train.models.temporal_projection import MLP_SHAPES, MLPShape, PixelwiseTemporalProjection
+from flowless.train.models.layers.temporal_projection import MLP_SHAPES, MLPShape, PixelwiseTemporalProjection
 
 CLASSES = 174
 

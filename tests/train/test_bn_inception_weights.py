@@ -13,8 +13,8 @@ from torch import Tensor
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.models import build_model
-from flowless.train.models.bn_inception import BNInception, Unit
-from flowless.train.models.bn_inception_weights import published_names, published_network
+from flowless.train.models.backbones.bn_inception import BNInception, Unit
+from flowless.train.models.backbones.bn_inception_weights import published_names, published_network
 
 SPEC = ClipSpec(segments=1, frames_per_segment=2, height=32, width=32, short_side=32)
 

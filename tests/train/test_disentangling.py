@@ -19,7 +19,7 @@ from flowless.train.checkpoints import load_checkpoint, save_checkpoint
 from flowless.train.loop.fit import fit
 from flowless.train.loop.module import TrainingModule
 from flowless.train.models import DisentanglingRecognizer, build_model
-from flowless.train.models.bn_inception import MODULES, STEM, BNInception, InceptionStages
+from flowless.train.models.backbones.bn_inception import MODULES, STEM, BNInception, InceptionStages
 from flowless.train.models.disentangling import AppearanceNetwork, pooled_in_time
 from flowless.train.models.flops import count, size_of
 from flowless.train.recipes import find_recipe

@@ -16,7 +16,7 @@ from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.checkpoints import load_checkpoint, save_checkpoint
 from flowless.train.loop.module import TrainingModule
 from flowless.train.models import DisentanglingRecognizer, build_model
-from flowless.train.models.bn_inception import BNInception
+from flowless.train.models.backbones.bn_inception import BNInception
 from flowless.train.models.flops import size_of
 from flowless.train.models.options import DisentanglingOptions
 from flowless.train.recipes import find_recipe

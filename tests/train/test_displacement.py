@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from flowless.errors import FlowlessError
-from flowless.train.models.bn_inception import STEM, Unit
-from flowless.train.models.displacement import Displacement, warp, warped_differences
+from flowless.train.models.backbones.bn_inception import STEM, Unit
+from flowless.train.models.layers.displacement import Displacement, warp, warped_differences
 
 
 def features(seed, *shape, relu=True):

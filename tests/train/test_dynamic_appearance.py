@@ -17,10 +17,10 @@ from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.checkpoints import load_checkpoint, save_checkpoint
 from flowless.train.loop.optim import parameter_groups
 from flowless.train.models import AppearanceRecognizer, build_model
-from flowless.train.models.clip_transformer import Blocks, ClipTransformer
+from flowless.train.models.backbones.clip_transformer import Blocks, ClipTransformer
+from flowless.train.models.backbones.x3d import X3D, Block, Squeeze
 from flowless.train.models.dynamic_appearance import da_vit
-from flowless.train.models.temporal_projection import EPS, MLP_SHAPES, PixelwiseTemporalProjection, enopr
-from flowless.train.models.x3d import X3D, Block, Squeeze
+from flowless.train.models.layers.temporal_projection import EPS, MLP_SHAPES, PixelwiseTemporalProjection, enopr
 
 SPEC = ClipSpec(segments=4, frames_per_segment=4, height=32, width=48, short_side=48)
 FAMILY = ("da-tsm-r18", "da-x3d-xs", "da-vit-b")
@@ -81,7 +81,7 @@ def test_the_projection_is_the_papers(reference, frames, subspace, size):
 
 @pytest.mark.parametrize("subspace", [1, 2, 3])
 def test_without_eps_it_is_exact(reference, monkeypatch, subspace):
-    monkeypatch.setattr("flowless.train.models.temporal_projection.EPS", 0.0)
+    monkeypatch.setattr("flowless.train.models.layers.temporal_projection.EPS", 0.0)
     module = lively(8, subspace)
     x = torch.randn(1, 8, 3, 19, 37, dtype=torch.double)
     wanted = reference.temporal_projection(x.numpy(), {name: value.numpy() for name, value in module.state_dict().items()}, subspace)
@@ -96,7 +96,7 @@ def test_without_eps_it_is_exact(reference, monkeypatch, subspace):
 )
 def test_every_configuration_is_the_papers(reference, monkeypatch, config, kernel, stride, channels):
     """Table 8's networks behind Table 4a's convolutions, and others."""
-    monkeypatch.setattr("flowless.train.models.temporal_projection.EPS", 0.0)
+    monkeypatch.setattr("flowless.train.models.layers.temporal_projection.EPS", 0.0)
     module = lively(4, 2, kernel=kernel, stride=stride, channels=channels, mlp=MLP_SHAPES[config])
     x = torch.randn(1, 4, 3, 13, 18, dtype=torch.double)
     state = {name: value.numpy() for name, value in module.state_dict().items()}

@@ -19,8 +19,8 @@ from flowless.train.checkpoints import fuse_checkpoints, load_checkpoint, save_c
 from flowless.train.loop.fit import fit
 from flowless.train.loop.module import TrainingModule
 from flowless.train.models import FusedRecognizer, MotionOnlyRecognizer, MotionRecognizer, Network, build_model
-from flowless.train.models.backbone import widen
-from flowless.train.models.deep_persistence import DeepPersistence, PixelPersistence
+from flowless.train.models.backbones.backbone import widen
+from flowless.train.models.layers.deep_persistence import DeepPersistence, PixelPersistence
 from flowless.train.recipes import find_recipe
 
 SPEC = ClipSpec(segments=4, frames_per_segment=3, height=32, width=32, short_side=32)

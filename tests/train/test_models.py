@@ -16,9 +16,9 @@ from flowless.errors import FlowlessError
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.loop.optim import build_optimizer, freeze_batch_norm, norms_to_freeze, parameter_groups, set_rate
 from flowless.train.models import FAMILIES, MODELS, MotionRecognizer, build_model
-from flowless.train.models.backbone import widen
-from flowless.train.models.shift import ShiftedConv, earlier, later, temporal_shift, without_last
-from flowless.train.models.vap import VariousTimescaleAggregationPooling
+from flowless.train.models.backbones.backbone import widen
+from flowless.train.models.layers.shift import ShiftedConv, earlier, later, temporal_shift, without_last
+from flowless.train.models.layers.vap import VariousTimescaleAggregationPooling
 from flowless.train.recipes import find_recipe
 
 SMALL = ClipSpec(segments=4, frames_per_segment=3, height=32, width=32, short_side=32)

@@ -11,9 +11,9 @@ from __future__ import annotations
 import pytest
 
 from flowless.pipeline.clip.spec import ClipSpec
-from flowless.train.models.deep_persistence import DeepPersistence, PixelPersistence
 from flowless.train.models.flops import pa_macs, pa_parameters, paper_pa_macs, size_of
-from flowless.train.models.vap import VariousTimescaleAggregationPooling
+from flowless.train.models.layers.deep_persistence import DeepPersistence, PixelPersistence
+from flowless.train.models.layers.vap import VariousTimescaleAggregationPooling
 from flowless.train.pa.persistence import PersistenceOfAppearance
 
 CLASSES = 174

@@ -18,8 +18,8 @@ from flowless.train.checkpoints import load_checkpoint, save_checkpoint
 from flowless.train.loop.joint import joint_training
 from flowless.train.loop.optim import parameter_groups
 from flowless.train.models import AppearanceRecognizer, build_model
-from flowless.train.models.clip_transformer import ClipTransformer
-from flowless.train.models.segment_inputs import DynamicImageRecognizer, StackRecognizer, rank_pooling
+from flowless.train.models.backbones.clip_transformer import ClipTransformer
+from flowless.train.models.layers.segment_inputs import DynamicImageRecognizer, StackRecognizer, rank_pooling
 from flowless.train.recipes import find_recipe
 
 SPEC = ClipSpec(segments=2, frames_per_segment=4, height=32, width=48, short_side=48)

@@ -18,8 +18,8 @@ from flowless.train.loop.fit import _spec, fit
 from flowless.train.loop.module import TrainingModule
 from flowless.train.loop.optim import freeze_batch_norm, norms_to_freeze
 from flowless.train.models import build_model
-from flowless.train.models.backbone import tagged
-from flowless.train.models.vap import start_heads
+from flowless.train.models.backbones.backbone import tagged
+from flowless.train.models.layers.vap import start_heads
 from flowless.train.recipes import find_recipe
 
 SPEC = ClipSpec(segments=4, frames_per_segment=2, height=32, width=32, short_side=32)
@@ -77,7 +77,7 @@ def test_the_papers_weights_are_asked_of_timm(name, monkeypatch):
         asked.append((architecture, options["pretrained"]))
         raise OSError("no network")
 
-    monkeypatch.setattr("flowless.train.models.backbone.timm.create_model", offline)
+    monkeypatch.setattr("flowless.train.models.backbones.backbone.timm.create_model", offline)
     with pytest.raises(FlowlessError, match="could not be fetched"):
         build_model(name, classes=5, spec=SPEC, pretrained=True)
     wanted = {"tsn-r18": "resnet18", "tsn-r34": "resnet34", "pan-lite-r50": "resnet50", "tsm-r101": "resnet101"}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.models import Recognizer, build_model
-from flowless.train.models.backbone import read_document
+from flowless.train.models.backbones.backbone import read_document
 
 #: Name on the command line -> our family, channels of the first convolution, frames m of a segment.
 OFFICIAL_MODELS = {"pan-lite": ("pan-lite", 6, 4), "pan-full-rgb": ("pan-rgb", 3, 1), "pan-full-pa": ("pan-pa", 3, 4)}

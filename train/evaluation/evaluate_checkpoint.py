@@ -18,7 +18,7 @@ from flowless.train.checkpoints import Checkpoint, load_checkpoint
 from flowless.train.evaluation.evaluate import score_videos
 from flowless.train.evaluation.evaluation import Evaluation, EvaluationOptions
 from flowless.train.loop.data import Place, evaluation_loader, relabel, warn_of_short_videos
-from flowless.train.models.backbone import pixels_together
+from flowless.train.models.backbones.backbone import pixels_together
 
 #: Most views of a video that come by the loader where there is no GPU. It makes them all at once, from frames of full size: thirty
 #: of a 640 x 480 video took 1.3 GB and 3.5 s, cut one after another 0.2 GB and 1.4 s (2 cores).

@@ -32,8 +32,8 @@ from flowless.train.loop.data import check_shares, check_training_index, check_v
 from flowless.train.loop.module import TrainingModule
 from flowless.train.loop.run_folder import KeepRun, RunFolder, best_row
 from flowless.train.models import Recognizer, build_model
-from flowless.train.models.backbone import normalisation
-from flowless.train.models.vap import start_heads
+from flowless.train.models.backbones.backbone import normalisation
+from flowless.train.models.layers.vap import start_heads
 from flowless.train.recipes import Recipe
 
 _PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}

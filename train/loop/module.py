@@ -21,7 +21,7 @@ from flowless.train.loop.objectives import objective_of
 from flowless.train.loop.optim import build_optimizer, freeze_batch_norm, norms_to_freeze, set_rate
 from flowless.train.loop.processes import Processes
 from flowless.train.models import Recognizer
-from flowless.train.models.backbone import pixels_together
+from flowless.train.models.backbones.backbone import pixels_together
 from flowless.train.recipes import Recipe
 
 if TYPE_CHECKING:

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.spec import ClipSpec
-from flowless.train.models.bn_inception import STEM, BNInception, InceptionStages, Unit
-from flowless.train.models.bn_inception_weights import published_network, widened_conv1
-from flowless.train.models.displacement import Displacement, resized_displacement, warped_differences
+from flowless.train.models.backbones.bn_inception import STEM, BNInception, InceptionStages, Unit
+from flowless.train.models.backbones.bn_inception_weights import published_network, widened_conv1
+from flowless.train.models.layers.displacement import Displacement, resized_displacement, warped_differences
+from flowless.train.models.layers.vap import AverageHead
 from flowless.train.models.options import AppearancePooling, ChangesInput, DisentanglingOptions
 from flowless.train.models.plan import Plan
 from flowless.train.models.recognizer import Recognizer
-from flowless.train.models.vap import AverageHead
 
 
 def disentangling(plan: Plan) -> DisentanglingRecognizer:

@@ -9,16 +9,16 @@ from torch import Tensor, nn
 
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.spec import ClipSpec
-from flowless.train.models.backbone import widen_first_conv
-from flowless.train.models.clip_transformer import ClipTransformer
+from flowless.train.models.backbones.backbone import widen_first_conv
+from flowless.train.models.backbones.clip_transformer import ClipTransformer
+from flowless.train.models.backbones.x3d import X3D
+from flowless.train.models.layers.segment_inputs import DifferenceRecognizer, DynamicImageRecognizer, StackRecognizer, input_channels
+from flowless.train.models.layers.shift import add_temporal_shift
+from flowless.train.models.layers.temporal_projection import PixelwiseTemporalProjection, enopr
+from flowless.train.models.layers.vap import AverageHead
 from flowless.train.models.options import AppearanceOptions
 from flowless.train.models.plan import Plan
 from flowless.train.models.recognizer import Network, pixels_of
-from flowless.train.models.segment_inputs import DifferenceRecognizer, DynamicImageRecognizer, StackRecognizer, input_channels
-from flowless.train.models.shift import add_temporal_shift
-from flowless.train.models.temporal_projection import PixelwiseTemporalProjection, enopr
-from flowless.train.models.vap import AverageHead
-from flowless.train.models.x3d import X3D
 
 
 class AppearanceRecognizer(StackRecognizer):

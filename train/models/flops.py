@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.models import Recognizer, build_model
+from flowless.train.models.layers.temporal_projection import PixelwiseTemporalProjection
 from flowless.train.models.stm import ChannelwiseTemporalConv
-from flowless.train.models.temporal_projection import PixelwiseTemporalProjection
 
 #: PA's filters, and the weights of each: of the first layer and of the further ones.
 _FILTERS, _TAPS, _DEEPER_TAPS = 8, 3 * 7 * 7, 8 * 7 * 7

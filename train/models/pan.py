@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from torch import nn
 
-from flowless.train.models.backbone import widen_first_conv
+from flowless.train.models.backbones.backbone import widen_first_conv
+from flowless.train.models.layers.shift import add_temporal_shift
+from flowless.train.models.layers.vap import aggregation_head
 from flowless.train.models.options import AggregationOptions, FusionOptions
 from flowless.train.models.plan import Plan
 from flowless.train.models.recognizer import FusedRecognizer, MotionOnlyRecognizer, MotionRecognizer, Network
-from flowless.train.models.shift import add_temporal_shift
-from flowless.train.models.vap import aggregation_head
 
 
 def pan_lite(plan: Plan) -> MotionRecognizer:

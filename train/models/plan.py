@@ -10,10 +10,10 @@ from torch import nn
 
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.spec import ClipSpec
-from flowless.train.models.backbone import resnet
-from flowless.train.models.deep_persistence import DeepPersistence, PixelPersistence
+from flowless.train.models.backbones.backbone import resnet
+from flowless.train.models.layers.deep_persistence import DeepPersistence, PixelPersistence
+from flowless.train.models.layers.temporal_projection import MLP_SHAPES, PixelwiseTemporalProjection
 from flowless.train.models.options import AppearanceOptions, FamilyOptions, PAOptions
-from flowless.train.models.temporal_projection import MLP_SHAPES, PixelwiseTemporalProjection
 from flowless.train.pa.persistence import PersistenceOfAppearance
 
 #: Start of the PA filters without pretrained weights: large enough that motion outweighs the RGB channels beside it. PAN-Lite, one

@@ -21,10 +21,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from flowless.train.models.layers.shift import earlier, later, without_last
 from flowless.train.models.options import STMOptions
 from flowless.train.models.plan import Plan
 from flowless.train.models.recognizer import Network
-from flowless.train.models.shift import earlier, later, without_last
 from flowless.train.models.tsn import tsn
 
 #: By how much CMM's first convolution reduces the channels, r (section 4.2).

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from flowless.train.models.layers.shift import add_temporal_shift
 from flowless.train.models.plan import Plan
 from flowless.train.models.recognizer import Network
-from flowless.train.models.shift import add_temporal_shift
 from flowless.train.models.tsn import tsn
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from flowless.train.models.layers.vap import AverageHead
 from flowless.train.models.plan import Plan
 from flowless.train.models.recognizer import Network
-from flowless.train.models.vap import AverageHead
 
 
 def tsn(plan: Plan) -> Network:

@@ -1,0 +1,1 @@
+"""`flowless demo`: the whole way on generated videos, and its report."""

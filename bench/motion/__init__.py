@@ -1,0 +1,1 @@
+"""Motion cues beside optical flow."""

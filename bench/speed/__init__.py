@@ -1,0 +1,1 @@
+"""Speed and memory: decoding, engines, export, beside other programs."""

@@ -1,0 +1,1 @@
+"""The four systems trained alike: accuracy beside cost."""

@@ -1,0 +1,1 @@
+"""The libraries that run an engine, each behind one interface."""

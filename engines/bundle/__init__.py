@@ -1,0 +1,1 @@
+"""A bundle on disk: its manifest, and whether an engine of it fits this machine."""

@@ -1,0 +1,227 @@
+"""The bundle's manifest: what a bundle holds, and the proof that what is loaded is what was written."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, get_args
+
+from flowless.errors import FlowlessError
+from flowless.files import sha256_of, write_json
+from flowless.pipeline.clip.spec import ClipSpec
+
+FORMAT = "flowless-bundle"
+VERSION = 1
+MANIFEST = "manifest.json"
+
+Target = Literal["tensorrt", "tensorrt-rtx", "openvino", "onnxruntime"]
+#: All targets, the fastest where it runs first: the order in which `flowless.load` tries them.
+TARGETS: tuple[Target, ...] = get_args(Target)
+#: `verified`: compared with PyTorch when it was built. `built, not compared`: runs here, its weights are random or the comparison was
+#: switched off. `built, not run here`: accepted by the builder, never run.
+Status = Literal["verified", "built, not compared", "built, not run here"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileRecord:
+    """One file's fingerprint."""
+
+    sha256: str
+    """64 hexadecimal digits."""
+    bytes: int
+    """Size, in bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artefact:
+    """One engine of a bundle."""
+
+    target: Target
+    """Library that runs it."""
+    precision: str
+    """Arithmetic that the graph asks for: `fp32`, `bf16`, `fp16` or `int8`."""
+    status: Status
+    """Whether it was compared with PyTorch when it was built."""
+    files: tuple[str, ...]
+    """Its files, relative to the bundle, the one to load first."""
+    max_abs_diff: float | None = None
+    """Largest difference of a score from PyTorch's on the reference clips; None where it was not run."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Version of the library that built it."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """How it was built: compute capabilities, batch profile; OpenVINO: the arithmetic that the runtime is asked for (`hint`)."""
+    figures: dict[str, Any] = field(default_factory=dict)
+    """What its gates measured: parity, accuracy, latency, layers by precision."""
+    key: str = ""
+    """SHA-256 over everything that decides the engine; the same key need not be built again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a bundle says about itself."""
+
+    folder: Path
+    """The bundle."""
+    model: str
+    """Name of the model, such as `pan-lite-r50`."""
+    spec: ClipSpec
+    """What a clip is."""
+    labels: tuple[str, ...]
+    """Class names in the order of the scores."""
+    opset: int
+    """ONNX operator set of the graph."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """What the model was built with besides its name and `spec`, such as `width`; empty in older bundles."""
+    memory: int = 0
+    """Frames that an online graph takes beside the newest one, N - 1 (`engines/streaming/memory.py`); 0: the graph takes whole clips."""
+    graph: str = "model.onnx"
+    """The ONNX graph that every artefact was built from."""
+    reference: str = "reference.npz"
+    """Clips, and PyTorch's scores of them, that an artefact is compared with."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Libraries that made the graph."""
+    parity: dict[str, Any] = field(default_factory=dict)
+    """Record of the comparison at export."""
+    calibration: dict[str, Any] | None = None
+    """How quantisation was calibrated: videos, method, SHA-256 of the scales; None while nothing is quantised."""
+    trials: tuple[dict[str, Any], ...] = ()
+    """What `--precision auto` found of every target and precision: kept, or why not."""
+    files: dict[str, FileRecord] = field(default_factory=dict)
+    """Every file of the bundle but the manifest."""
+    artefacts: tuple[Artefact, ...] = ()
+    """The engines."""
+
+    def artefact(self, target: str, precision: str) -> Artefact | None:
+        """Return the engine of a target and precision, None where the bundle has none."""
+        return next((item for item in self.artefacts if (item.target, item.precision) == (target, precision)), None)
+
+    def path_of(self, name: str) -> Path:
+        """Return the path of one of the bundle's files; refuse a name that leads out of the bundle."""
+        pure = PurePosixPath(name)
+        path = self.folder / pure
+        inside = path.resolve().is_relative_to(self.folder.resolve())
+        if not name or pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name or not inside:
+            raise FlowlessError(
+                f"{self.folder / MANIFEST}: names the file {name!r}, which lies outside the bundle. "
+                "Only files below the bundle's folder are allowed; do not trust this bundle, export the model again."
+            )
+        return path
+
+    def check(self, names: Iterable[str]) -> None:
+        """Compare files with their fingerprints; raise FlowlessError naming the first that is missing or altered."""
+        for name in names:
+            path = self.path_of(name)
+            record = self.files.get(name)
+            if record is None:
+                raise FlowlessError(f"{self.folder / MANIFEST}: has no fingerprint of {name!r}. Export the model again.")
+            if not path.is_file():
+                raise FlowlessError(f"{path}: this file of the bundle is missing. Copy the bundle again, whole, or export the model again.")
+            if path.stat().st_size != record.bytes or sha256_of(path) != record.sha256:
+                raise FlowlessError(
+                    f"{path}: damaged: its SHA-256 is not the manifest's. Copy the bundle again, or export and build the model again."
+                )
+
+    def with_artefact(self, artefact: Artefact) -> Manifest:
+        """Return a manifest in which `artefact` stands in place of what had its target and precision."""
+        base = self.without_artefact(artefact.target, artefact.precision)
+        added = {name: fingerprint(self.folder / name) for name in artefact.files if name not in base.files}
+        return replace(base, files={**base.files, **added}, artefacts=(*base.artefacts, artefact))
+
+    def without_artefact(self, target: str, precision: str) -> Manifest:
+        """Return a manifest that has forgotten an artefact and the files that were its alone."""
+        kept = tuple(item for item in self.artefacts if (item.target, item.precision) != (target, precision))
+        used = {self.graph, self.reference, *(name for item in kept for name in item.files)}
+        return replace(self, files={name: record for name, record in self.files.items() if name in used}, artefacts=kept)
+
+    def write(self) -> None:
+        """Write `manifest.json` into the folder, whole or not at all."""
+        document: dict[str, Any] = {"format": FORMAT, "version": VERSION}
+        document.update({item.name: getattr(self, item.name) for item in fields(self) if item.name != "folder"})
+        document["spec"] = self.spec.to_dict()
+        document["files"] = {name: asdict(record) for name, record in sorted(self.files.items())}
+        document["artefacts"] = [asdict(item) for item in self.artefacts]
+        write_json(self.folder / MANIFEST, document)
+
+
+def read_manifest(bundle: str | os.PathLike[str]) -> Manifest:
+    """Read a bundle's manifest.
+
+    Args:
+        bundle: The bundle's folder.
+
+    Raises:
+        FlowlessError: There is no bundle there, or it is damaged, foreign or of a newer version.
+    """
+    folder = Path(bundle)
+    path = folder / MANIFEST
+    if folder.is_file():
+        raise FlowlessError(f"{folder}: a file. A bundle is a folder with {MANIFEST}; make one with: flowless export {folder} --out BUNDLE")
+    if not folder.is_dir():
+        raise FlowlessError(
+            f"{folder}: no such folder. A bundle is a folder with {MANIFEST}; make one with: flowless export CHECKPOINT --out {folder}"
+        )
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FlowlessError(
+            f"{folder}: not a bundle: it has no {MANIFEST}. Make one with: flowless export CHECKPOINT --out BUNDLE"
+        ) from None
+    except OSError as error:
+        raise FlowlessError(f"{path}: cannot be read ({error.strerror}).") from error
+    except ValueError as error:
+        raise FlowlessError(f"{path}: damaged: not JSON ({error}). Copy the bundle again, or export the model again.") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise FlowlessError(f"{path}: not the manifest of a {FORMAT}. Make a bundle with: flowless export CHECKPOINT --out BUNDLE")
+    version = document.get("version")
+    if version != VERSION:
+        hint = "Update flowless" if isinstance(version, int) and version > VERSION else "Export the model again"
+        raise FlowlessError(f"{path}: is a {FORMAT} of version {version!r}; this flowless reads version {VERSION}. {hint}.")
+    try:
+        return _parse(folder, document)
+    except FlowlessError as error:
+        raise FlowlessError(f"{path}: {error}") from error
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise FlowlessError(
+            f"{path}: damaged ({type(error).__name__}: {error}). Copy the bundle again, or export the model again."
+        ) from error
+
+
+def fingerprint(path: Path) -> FileRecord:
+    """Return the fingerprint of a file as it is now."""
+    return FileRecord(sha256=sha256_of(path), bytes=path.stat().st_size)
+
+
+def _parse(folder: Path, document: dict[str, Any]) -> Manifest:
+    known = {item.name for item in fields(Manifest)} - {"folder"}
+    body = {name: value for name, value in document.items() if name not in {"format", "version"}}
+    for name, absent in (("trials", []), ("memory", 0), ("config", {})):
+        body.setdefault(name, absent)  # older bundles have none
+    if set(body) != known:
+        raise ValueError(f"fields missing: {sorted(known - set(body))}; unknown: {sorted(set(body) - known)}")
+    labels = body["labels"]
+    if not isinstance(labels, list) or not labels or not all(isinstance(label, str) for label in labels):
+        raise ValueError("labels must be a list of at least one name")
+    manifest = Manifest(
+        **{
+            **body,
+            "folder": folder,
+            "spec": ClipSpec.from_dict(body["spec"]),
+            "labels": tuple(labels),
+            "files": {name: FileRecord(**record) for name, record in body["files"].items()},
+            "trials": tuple(body["trials"]),
+            "artefacts": tuple(Artefact(**{**item, "files": tuple(item["files"])}) for item in body["artefacts"]),
+        }
+    )
+    if not isinstance(manifest.config, dict):
+        raise ValueError(f"config is {manifest.config!r}, not a table of arguments")
+    if manifest.memory not in {0, manifest.spec.segments - 1} or (manifest.memory and manifest.spec.frames_per_segment != 1):
+        raise ValueError(f"memory is {manifest.memory!r} of a clip of {list(manifest.spec.shape)}")
+    for item in manifest.artefacts:
+        if item.target not in TARGETS or item.status not in get_args(Status) or not item.files:
+            raise ValueError(f"artefact {item.target!r} of status {item.status!r} with {len(item.files)} files is unknown")
+    for name in (manifest.graph, manifest.reference, *manifest.files, *(name for item in manifest.artefacts for name in item.files)):
+        manifest.path_of(name)
+    return manifest

@@ -1,0 +1,1 @@
+"""Online recognition: one frame in, one answer out."""

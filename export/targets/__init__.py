@@ -1,0 +1,1 @@
+"""Building an engine of a graph, target by target."""

@@ -1,0 +1,95 @@
+"""How to build an engine, whatever its target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Literal
+
+from flowless.errors import FlowlessError
+
+#: What TensorRT-RTX can build for without that GPU: Turing, Ampere, Ada, Blackwell.
+RTX_CAPABILITIES = (75, 80, 86, 89, 120, 121)
+#: Option -> the targets that have it. An option that is not here is everyone's, or ignored where it means nothing.
+TARGETS_OF: dict[str, tuple[str, ...]] = {
+    "portable": ("tensorrt", "tensorrt-rtx"),
+    "strip_weights": ("tensorrt", "tensorrt-rtx"),
+    "compute_capabilities": ("tensorrt-rtx",),
+    "pa": ("tensorrt",),
+    "plugin_library": ("tensorrt",),
+    "workspace": ("tensorrt", "tensorrt-rtx"),
+    "optimization_level": ("tensorrt", "tensorrt-rtx"),
+}
+#: How an option is asked for on the command line, where the name itself does not say it.
+_FLAGS = {"compute_capabilities": "--compute-capability", "pa": "--pa"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """How to build an engine."""
+
+    batch: tuple[int, int, int] = (1, 1, 8)
+    """TensorRT and TensorRT-RTX: smallest, commonest and largest batch that the engine takes."""
+    compute_capabilities: tuple[int, ...] = ()
+    """TensorRT-RTX: GPUs to build for, such as 86 and 89; none: every one since Ampere."""
+    portable: bool = False
+    """TensorRT: an engine that later versions and every GPU since Ampere can run, slower than one for this GPU alone. TensorRT-RTX
+    engines run on every GPU since Ampere as they are, and on no other version: there it only forbids naming GPUs."""
+    strip_weights: bool = False
+    """TensorRT, and TensorRT-RTX where there is a GPU: leave the weights out; loading takes them from the graph `refit_from`."""
+    refit_from: str | None = None
+    """With `strip_weights`: the file that has the weights, relative to the engine's folder: the graph that the engine is built from."""
+    timing_cache: Path | None = None
+    """TensorRT: file that keeps what earlier builds timed; read, added to and written back. TensorRT-RTX times nothing."""
+    pa: Literal["function", "plugin"] = "function"
+    """TensorRT: Persistence of Appearance as standard operators; or as the C++ plugin's one fused kernel (see export/plugin/)."""
+    plugin_library: Path | None = None
+    """TensorRT: library of the PA op's plugin, for a graph whose PA nodes have no body."""
+    workspace: int | None = None
+    """TensorRT and TensorRT-RTX: MiB of GPU memory that a layer may use while it runs; None: all there is."""
+    optimization_level: int | None = None
+    """TensorRT and TensorRT-RTX: 0 builds quickest, 5 searches longest; None: the library's own."""
+    force: bool = False
+    """Build again what is there already."""
+    threads: int | None = None
+    """CPU threads for the comparison with PyTorch; None lets the library choose."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be built."""
+        least, best, most = self.batch
+        if not 1 <= least <= best <= most:
+            raise FlowlessError(f"batch is {least} {best} {most}; it must be MIN OPT MAX with 1 <= MIN <= OPT <= MAX, such as 1 1 8.")
+        unknown = [item for item in self.compute_capabilities if item not in RTX_CAPABILITIES]
+        if unknown:
+            allowed = ", ".join(map(str, RTX_CAPABILITIES))
+            raise FlowlessError(
+                f"compute capability {', '.join(map(str, unknown))}: TensorRT-RTX builds for {allowed}. "
+                "For a data-centre GPU such as 90 or 100, build --target tensorrt on that GPU."
+            )
+        if self.portable and self.compute_capabilities:
+            raise FlowlessError(
+                f"--portable asks for every GPU since Ampere, and --compute-capability {' '.join(map(str, self.compute_capabilities))} "
+                "for these alone. Leave one of them out."
+            )
+        if self.workspace is not None and self.workspace < 1:
+            raise FlowlessError(f"workspace is {self.workspace}; it is in MiB and must be at least 1.")
+        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
+            raise FlowlessError(f"optimization level is {self.optimization_level}; it must be from 0 to 5.")
+
+    def check(self, target: str) -> None:
+        """Refuse what a target does not have, and say which target has it."""
+        for name in self._lacking(target):
+            flag = _FLAGS.get(name, "--" + name.replace("_", "-"))
+            raise FlowlessError(
+                f"{flag}: {target} has nothing of the kind; --target {' and --target '.join(TARGETS_OF[name])} "
+                f"{'has' if len(TARGETS_OF[name]) == 1 else 'have'} it. Leave it out, or build that target."
+            )
+
+    def for_target(self, target: str) -> BuildOptions:
+        """Return the options without those that a target does not have, for building several targets at once."""
+        defaults = {item.name: item.default for item in fields(self)}
+        return replace(self, **{name: defaults[name] for name in self._lacking(target)})
+
+    def _lacking(self, target: str) -> list[str]:
+        defaults = {item.name: item.default for item in fields(self)}
+        return [name for name, targets in TARGETS_OF.items() if target not in targets and getattr(self, name) != defaults[name]]

@@ -1,0 +1,1 @@
+"""What an engine must pass before it is kept: layers, parity, accuracy, speed."""

@@ -1,0 +1,131 @@
+"""The `flowless` command: one subcommand a stage, each a thin call into its package.
+
+Only the package of the chosen subcommand is imported, so `flowless --help` is instant and a runtime install, without
+PyTorch, still has every command that it can run.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import sys
+from collections.abc import Callable, Sequence
+
+from flowless.console import log
+from flowless.errors import FlowlessError
+from flowless.interrupts import note_ctrl_c
+from flowless.waiting import let_waiting_threads_sleep
+
+#: Subcommand -> the function that runs it (module:function, called with the remaining words), and what it does.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("flowless.bench.commands:demo", "the whole way on generated videos, into runs/demo/"),
+    "doctor": ("flowless.bench.commands:doctor", "what this machine can decode, train, build and run, and what is missing for the rest"),
+    "scan": ("flowless.pipeline.commands:scan", "index a data set: frames, fps, rotation, label; every refused file with its reason"),
+    "shapes": ("flowless.pipeline.commands:shapes", "generate Moving Shapes, the benchmark that needs no download"),
+    "train": ("flowless.train.commands.train:train", "train a recipe, such as pan-lite-r50/something-v1"),
+    "models": ("flowless.train.commands.models:models", "every model: its size, and what its paper says of it"),
+    "import": ("flowless.train.commands.import_official:import_official", "read a checkpoint of the official PAN code"),
+    "fuse": ("flowless.train.commands.fuse:fuse", "put separately trained branches into one PAN-Full or PAN-En"),
+    "evaluate": ("flowless.train.commands.evaluate:main", "top-1, top-5, mean class accuracy, confusion matrix of a checkpoint or bundle"),
+    "export": ("flowless.export.export_command:export", "a bundle with model.onnx, checked against PyTorch"),
+    "build": ("flowless.export.build_engine:main", "build an engine into a bundle; verified before it is kept"),
+    "cache": ("flowless.export.cache:main", "what builds keep in the user's cache folder; --clear empties it"),
+    "predict": ("flowless.engines.commands:predict", "what happens in each video"),
+    "explain": ("flowless.export.explain.explain_command:main", "what a model saw in a video (page or film), or makes of a data set"),
+    "bench": ("flowless.bench.commands:bench", "measure: speed, motion cues, the systems side by side; see flowless bench"),
+}
+
+#: Import name -> what to install, for the message where a package's libraries are not there.
+_EXTRAS = {
+    "torch": "train",
+    "lightning": "train",
+    "timm": "train",
+    "safetensors": "train",
+    "torchvision": "train",
+    "matplotlib": "train",
+    "jinja2": "train",
+    "sklearn": "train",
+    "onnx": "export",
+    "onnxscript": "export",
+    "onnxruntime": "onnxruntime",
+    "nvidia": "dali",
+    "tensorrt_rtx": "rtx",
+    "tensorrt": "tensorrt",
+}
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one subcommand; return the exit code: 0 done, 1 the user's input, 2 usage, 3 a check that failed, 130 Ctrl-C."""
+    words = list(sys.argv[1:] if words is None else words)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks ends no command
+    if not words or words[0] in {"-h", "--help"}:
+        print(usage())
+        return 0 if words else 2
+    if words[0] == "--version":
+        from flowless import __version__
+
+        print(f"flowless {__version__}")
+        return 0
+    name, rest = words[0], words[1:]
+    if name not in COMMANDS:
+        log.print(f"flowless: no command {name!r}. The commands are: {', '.join(COMMANDS)}.", style="red", markup=False, soft_wrap=True)
+        return 2
+    return run_command(lambda: _function(name)(rest))
+
+
+def usage() -> str:
+    """Return the text of `flowless --help`."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: flowless COMMAND [...]",
+            "",
+            "Fast video action recognition without optical flow, from video file to embedded engine.",
+            "",
+            *lines,
+            "",
+            "`flowless COMMAND --help` teaches one command. Exit codes: 0 done, 1 the input, 2 usage, 3 a check that failed, 130 Ctrl-C.",
+        ]
+    )
+
+
+def run_command(command: Callable[[], int | None]) -> int:
+    """Run `command`; turn what a user can cause into one paragraph and an exit code, never a traceback.
+
+    It must import PyTorch itself, if at all: how threads wait is set here, and read when PyTorch is loaded.
+    """
+    let_waiting_threads_sleep()
+    try:
+        with note_ctrl_c():
+            return command() or 0
+    except FlowlessError as error:
+        log.print(f"flowless: {error}", style="red", markup=False, soft_wrap=True)
+        return error.exit_code
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _EXTRAS:
+            raise
+        extra = _EXTRAS[missing]
+        log.print(
+            f"flowless: this needs {missing}, which is not installed. Add it with: pip install 'flowless[{extra}]'",
+            style="red",
+            markup=False,
+        )
+        return 1
+    except KeyboardInterrupt:
+        log.print("flowless: stopped.", style="yellow")
+        return 130
+    except BrokenPipeError:
+        return 0
+
+
+def _function(name: str) -> Callable[[Sequence[str]], int | None]:
+    module, _, function = COMMANDS[name][0].partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,237 @@
+"""What this machine can decode, train on, build and run; for what is missing, the one thing that adds it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from rich.markup import escape
+from rich.table import Table
+
+from flowless import cuda_driver, waiting
+from flowless.errors import FlowlessError, first_line
+from flowless.machine import environment, gpu_names
+
+Area = Literal["decode", "train", "build", "run", "measure"]
+
+#: What video files hold, as people call it, and FFmpeg's names of its decoders, the preferred first.
+CODECS = {
+    "H.264": ("h264",),
+    "HEVC": ("hevc",),
+    "AV1": ("libdav1d", "av1"),
+    "VP9": ("vp9", "libvpx-vp9"),
+    "VP8": ("vp8", "libvpx"),
+    "MPEG-4": ("mpeg4",),
+    "MJPEG": ("mjpeg",),
+}
+_NEEDS_GPU = "an NVIDIA GPU with its driver"
+#: Its own extras bring CUDA's and cuDNN's libraries, of the version that it was built for.
+_ORT_CUDA = "pip install 'onnxruntime-gpu[cuda,cudnn]', and a driver for its CUDA"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that this machine can or cannot do."""
+
+    area: Area
+    what: str
+    ok: bool
+    detail: str
+    remedy: str = ""
+    """The command or package that adds it; empty where it is there."""
+
+
+def examine() -> list[Finding]:
+    """Try everything that flowless may use here. Nothing that fails raises: it becomes a finding."""
+    return [finding for part in (_decoders, _dali, _training, _building, _running, _measuring) for finding in part()]
+
+
+def document(findings: list[Finding]) -> dict[str, Any]:
+    """Return the findings with the environment, as JSON values."""
+    return {"environment": environment(), "findings": [asdict(finding) for finding in findings]}
+
+
+def table(findings: list[Finding]) -> Table:
+    """Return the findings as a table for people."""
+    out = Table("stage", "what", "", "detail", "to add it", title="What this machine can do")
+    area = ""
+    for finding in findings:
+        if finding.area != area:
+            out.add_section()
+        mark = "[green]yes[/]" if finding.ok else "[yellow]no[/]"
+        out.add_row("" if finding.area == area else finding.area, finding.what, mark, escape(finding.detail), escape(finding.remedy))
+        area = finding.area
+    return out
+
+
+def _decoders() -> Iterator[Finding]:
+    from av.codec import Codec
+    from av.codec.codec import UnknownCodecError
+
+    for name, decoders in CODECS.items():
+        for decoder in decoders:
+            try:
+                Codec(decoder, "r")
+            except UnknownCodecError:
+                continue
+            yield Finding(area="decode", what=f"{name} on the CPU", ok=True, detail=f"PyAV, {decoder}")
+            break
+        else:
+            yield Finding(
+                area="decode", what=f"{name} on the CPU", ok=False, detail="not in this build of PyAV", remedy="pip install -U av"
+            )
+
+
+def _dali() -> Iterator[Finding]:
+    if not _installed("nvidia.dali"):
+        missing = {"ok": False, "detail": "DALI is not installed", "remedy": "pip install 'flowless[dali]'"}
+        yield Finding(area="decode", what="DALI graph", **missing)
+        yield Finding(area="decode", what="NVDEC", **missing)
+        return
+    yield _attempt("decode", "DALI graph", _run_dali_graph, remedy="pip install -U 'flowless[dali]'")
+    if cuda_driver.compute_capability() is None:
+        yield Finding(area="decode", what="NVDEC", ok=False, detail="no GPU here; frames come from PyAV", remedy=_NEEDS_GPU)
+    else:
+        # A container sees the driver's decoders only where it was given them.
+        yield _attempt(
+            "decode", "NVDEC", _nvdec, remedy="the driver's libnvcuvid (in a container: NVIDIA_DRIVER_CAPABILITIES=compute,video)"
+        )
+
+
+def _nvdec() -> str:
+    from flowless.pipeline.loading import nvdec
+
+    if reason := nvdec.why_no_nvdec():
+        raise FlowlessError(reason)
+    found = {codec: nvdec.caps(codec, "4:2:0", 8) for codec in nvdec.CODECS}
+    listed = [
+        f"{codec} from {caps.min_width}x{caps.min_height} to {caps.max_width}x{caps.max_height}"
+        for codec, caps in found.items()
+        if caps.supported
+    ]
+    return f"the driver says that it decodes, in 8 bits of 4:2:0: {', '.join(listed) or 'nothing'}"
+
+
+def _run_dali_graph() -> str:
+    import numpy as np
+    from nvidia import dali
+
+    frames = np.zeros((2, 8, 8, 3), dtype=np.uint8)
+
+    @dali.pipeline_def(batch_size=1, num_threads=1, device_id=None)  # pyright: ignore[reportArgumentType]  # None: no GPU
+    def shrink() -> Any:
+        source = dali.fn.external_source(source=lambda: [frames], layout="FHWC")
+        return dali.fn.resize(source, size=(4, 4))
+
+    pipeline = shrink()
+    pipeline.build()
+    (out,) = pipeline.run()
+    if (shape := tuple(out[0].shape())) != (2, 4, 4, 3):
+        raise RuntimeError(f"a resize to 4x4 gave {shape}")
+    return f"DALI {dali.__version__} on the CPU; it decodes VP8, VP9, MJPEG itself"
+
+
+def _training() -> Iterator[Finding]:
+    if not _installed("torch"):
+        yield Finding(area="train", what="PyTorch", ok=False, detail="not installed", remedy="pip install 'flowless[train]'")
+        return
+    import torch
+
+    yield Finding(area="train", what="PyTorch on the CPU", ok=True, detail=f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    yield Finding(area="train", what="threads that wait", ok=True, detail=waiting.described())
+    if torch.cuda.is_available():
+        names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+        yield Finding(area="train", what="PyTorch on CUDA", ok=True, detail=names)
+    else:
+        yield Finding(area="train", what="PyTorch on CUDA", ok=False, detail="no CUDA device", remedy=_NEEDS_GPU)
+    for library, use in (("lightning", "training loop"), ("timm", "backbones"), ("tensorboard", "logs")):
+        ok = _installed(library)
+        detail, remedy = ("installed", "") if ok else ("not installed", "pip install 'flowless[train]'")
+        yield Finding(area="train", what=f"{library} ({use})", ok=ok, detail=detail, remedy=remedy)
+
+
+def _building() -> Iterator[Finding]:
+    ok = _installed("onnx") and _installed("onnxscript") and _installed("torch")
+    exporter = "onnx, onnxscript" if ok else "onnx, onnxscript or torch is missing"
+    yield Finding(area="build", what="ONNX", ok=ok, detail=exporter, remedy="" if ok else "pip install 'flowless[export,train]'")
+    for module, what, remedy in (
+        ("openvino", "openvino", "pip install openvino"),
+        ("onnxruntime", "onnxruntime", "pip install 'flowless[onnxruntime]'"),
+        ("tensorrt_rtx", "tensorrt-rtx", "pip install 'flowless[rtx]'"),
+    ):
+        yield _attempt("build", what, lambda module=module: f"version {importlib.import_module(module).__version__}", remedy=remedy)
+    if not _installed("tensorrt"):
+        yield Finding(
+            area="build", what="tensorrt", ok=False, detail="not installed", remedy="pip install 'flowless[tensorrt]', on its GPU"
+        )
+    else:
+        yield Finding(area="build", what="tensorrt", ok=bool(gpu_names()), detail="installed", remedy="" if gpu_names() else _NEEDS_GPU)
+
+
+def _running() -> Iterator[Finding]:
+    from flowless.engines.backends.backend import why_not
+
+    has_gpu = cuda_driver.compute_capability() is not None
+    yield _attempt("run", "openvino", _openvino_devices, remedy="pip install openvino")
+    yield _attempt("run", "onnxruntime", _onnxruntime, remedy="pip install 'flowless[onnxruntime]'")
+    yield _attempt("run", "onnxruntime on CUDA", _onnxruntime_on_cuda, remedy=_ORT_CUDA if has_gpu else _NEEDS_GPU)
+    for module, what, extra in (("tensorrt_rtx", "tensorrt-rtx", "rtx"), ("tensorrt", "tensorrt", "tensorrt")):
+        if not _installed(module):
+            yield Finding(area="run", what=what, ok=False, detail="not installed", remedy=f"pip install 'flowless[{extra}]'")
+        elif reason := why_not(what):
+            yield Finding(area="run", what=what, ok=False, detail=reason, remedy="another target" if has_gpu else _NEEDS_GPU)
+        else:
+            yield Finding(area="run", what=what, ok=True, detail=", ".join(gpu_names()))
+
+
+def _measuring() -> Iterator[Finding]:
+    yield _attempt("measure", "optical flow, to compare with", _opencv_flows, remedy="pip install 'flowless[bench]'")
+
+
+def _opencv_flows() -> str:
+    cv2 = importlib.import_module("cv2")
+    contrib = hasattr(cv2, "optflow")
+    return f"OpenCV {cv2.__version__}: {'TV-L1, ' if contrib else ''}Farneback, DIS{'' if contrib else '; TV-L1 is in its contrib modules'}"
+
+
+def _openvino_devices() -> str:
+    from flowless.engines.backends.openvino_core import openvino_core
+
+    core = openvino_core()
+    if not core.available_devices:
+        raise RuntimeError("no device")
+    described = [f"{device}: {', '.join(core.get_property(device, 'OPTIMIZATION_CAPABILITIES'))}" for device in core.available_devices]
+    return "; ".join(described)
+
+
+def _onnxruntime() -> str:
+    return f"version {importlib.import_module('onnxruntime').__version__}, on the CPU"
+
+
+def _onnxruntime_on_cuda() -> str:
+    from flowless.engines.backends.onnxruntime_cuda import why_not_cuda
+
+    if reason := why_not_cuda():
+        raise FlowlessError(reason)
+    return f"CUDA {importlib.import_module('onnxruntime').cuda_version}"
+
+
+def _attempt(area: Area, what: str, try_it: Callable[[], str], *, remedy: str) -> Finding:
+    """Run `try_it`, which returns the detail; whatever it raises is the finding that this does not work here."""
+    try:
+        return Finding(area=area, what=what, ok=True, detail=try_it())
+    except ModuleNotFoundError:
+        return Finding(area=area, what=what, ok=False, detail="not installed", remedy=remedy)
+    except Exception as error:  # a library that is there but broken must not end the examination
+        kind = "" if isinstance(error, FlowlessError) else f"{type(error).__name__}: "
+        return Finding(area=area, what=what, ok=False, detail=kind + first_line(error), remedy=remedy)
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False

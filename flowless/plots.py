@@ -1,0 +1,185 @@
+"""The pictures of the report, drawn with matplotlib and returned as text that a page can hold by itself."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flowless.errors import FlowlessError
+from flowless.files import whole_file
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: One colour a model, the same in every picture; both are told apart by people who do not see red and green alike.
+COLOURS = {"pan-lite": "#0b6e99", "tsn": "#c2571a"}
+INK = "#22303a"
+_FORMATS = (".png", ".svg", ".pdf", ".jpg")
+#: Classes up to which a confusion matrix names them, and up to which it writes the percentages.
+_NAMED_CLASSES, _NUMBERED_CLASSES = 60, 30
+
+
+def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]], *, chance: float, ceiling: float) -> str:
+    """Draw loss and top-1 over epochs as inline SVG.
+
+    Args:
+        histories: model -> its rows of metrics.csv (`epoch`, `train_loss`, `val_loss`, `train_top1`, `val_top1`).
+        chance: top-1 of a guess.
+        ceiling: the most that a model blind to time can reach.
+    """
+    figure, (left, right) = subplots(1, 2, size=(9.6, 3.2))
+    for name, rows in histories.items():
+        epochs = [row["epoch"] + 1 for row in rows]
+        colour = COLOURS.get(name, INK)
+        for axes, key in ((left, "loss"), (right, "top1")):
+            axes.plot(epochs, [row[f"train_{key}"] for row in rows], color=colour, ls=":", lw=1.4, label=f"{name}, training")
+            axes.plot(epochs, [row[f"val_{key}"] for row in rows], color=colour, lw=2, marker="o", ms=3.5, label=f"{name}, validation")
+    left.set(title="cross entropy", xlabel="epoch")
+    right.set(title="top-1", xlabel="epoch", ylim=(-0.02, 1.02))
+    # Beside the axes, where no curve can lie under them.
+    for height, colour, text in ((ceiling, "#888", "all that\nappearance\ncan give"), (chance, "#bbb", "chance")):
+        right.axhline(height, color=colour, lw=1, ls="--")
+        right.annotate(text, (1.01, height), xycoords=("axes fraction", "data"), va="center", fontsize=8, color="#666")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    for axes in (left, right):
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    return svg(figure)
+
+
+def confusion(matrix: np.ndarray, labels: Sequence[str], *, title: str, group: int = 1) -> str:
+    """Draw a confusion matrix `[true, predicted]` of counts as inline SVG, each row as shares of its videos in percent.
+
+    `group` neighbouring classes belong together: lines part the groups.
+    """
+    figure = _confusion_figure(matrix, labels, title=title)
+    for edge in range(group, len(labels), group) if group > 1 else ():
+        figure.axes[0].axhline(edge - 0.5, color="#c9d3da", lw=0.8)
+        figure.axes[0].axvline(edge - 0.5, color="#c9d3da", lw=0.8)
+    return svg(figure)
+
+
+def save_confusion(path: Path, matrix: np.ndarray, labels: Sequence[str], *, title: str) -> None:
+    """Draw a confusion matrix into a file that `check_picture_path` let pass."""
+    with whole_file(path) as draft:
+        _confusion_figure(matrix, labels, title=title).savefig(draft, dpi=120)
+
+
+def check_picture_path(path: Path) -> None:
+    """Refuse a picture's name that no format belongs to, before any work is done for it."""
+    if path.suffix.lower() not in _FORMATS:
+        raise FlowlessError(f"{path}: no picture format ends in {path.suffix!r}. Name a file that ends in {', '.join(_FORMATS)}.")
+
+
+def _confusion_figure(matrix: np.ndarray, labels: Sequence[str], *, title: str) -> Figure:
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    count = len(labels)
+    side = 1.7 + 0.26 * min(max(count, 6), 60)
+    figure, axes = subplots(1, 1, size=(side, side))
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set(title=title, xlabel="predicted", ylabel="true")
+    if count <= _NAMED_CLASSES:
+        axes.set_xticks(range(count), labels, rotation=60, ha="right", fontsize=8)
+        axes.set_yticks(range(count), labels, fontsize=8)
+    if count <= _NUMBERED_CLASSES:
+        for row, column in np.argwhere(shares >= 0.005):
+            share = shares[row, column]
+            axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7, color="white" if share > 0.55 else INK)
+    return figure
+
+
+def vap_weights(weights: Mapping[str, np.ndarray], *, timescales: Sequence[str]) -> str:
+    """Draw the mean weight that VAP gives to each timescale's vector, a row an action (PAN, section IV-B), as inline SVG."""
+    table = np.stack(list(weights.values()))
+    figure, axes = subplots(1, 1, size=(5.6, 4.2))
+    image = axes.imshow(table, cmap="Purples", vmin=0, aspect="auto")
+    axes.set_xticks(range(len(timescales)), timescales, fontsize=8, rotation=30, ha="right")
+    axes.set_yticks(range(len(weights)), list(weights), fontsize=8)
+    figure.colorbar(image, ax=axes, label="mean weight")
+    return svg(figure)
+
+
+def stage_bars(seconds: Mapping[str, float]) -> str:
+    """Draw how long each stage took as inline SVG, in the order that they ran."""
+    figure, axes = subplots(1, 1, size=(9.6, 0.6 + 0.3 * len(seconds)))
+    names, values = list(seconds), list(seconds.values())
+    axes.barh(names, values, color=COLOURS["pan-lite"], height=0.62)
+    for row, value in enumerate(values):
+        axes.text(value, row, f" {value:.1f} s", va="center", fontsize=8)
+    axes.invert_yaxis()
+    axes.set(xlabel="seconds", xlim=(0, max(values, default=1) * 1.12))
+    return svg(figure)
+
+
+def engine_bars(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Draw the latency of each engine that was kept and timed as inline SVG, with its top-1 beside it.
+
+    Args:
+        rows: `target`, `precision`, `latency_ms_p50`, `top1`, `kept`, `recommended` of each engine, those of a target adjacent. What was
+            not kept is left out: it was timed at another minute than the others.
+    """
+    timed = [row for row in rows if row["kept"] and row["latency_ms_p50"] is not None]
+    figure, axes = subplots(1, 1, size=(9.6, 0.8 + 0.32 * len(timed)))
+    longest = max((row["latency_ms_p50"] for row in timed), default=1.0)
+    for place, row in enumerate(timed):
+        colour = COLOURS["tsn"] if row["recommended"] else COLOURS["pan-lite"]
+        value = row["latency_ms_p50"]
+        axes.barh(place, value, color=colour, height=0.62)
+        told = [f"{value:.2f} ms"]
+        told += [] if row["top1"] is None else [f"top-1 {100 * row['top1']:.1f} %"]
+        told += ["recommended"] * row["recommended"]
+        axes.text(value + longest / 100, place, ", ".join(told), va="center", fontsize=8, color=INK)
+    axes.set_yticks(range(len(timed)), [f"{row['target']} {row['precision']}" for row in timed], fontsize=8)
+    axes.invert_yaxis()
+    axes.set(xlabel="ms a clip, median", xlim=(0, longest * 1.4))
+    return svg(figure)
+
+
+def motion_strip(frames: np.ndarray, maps: np.ndarray, *, scale: int = 2) -> str:
+    """Lay frames over their PA maps as one picture, a data address for an `img`.
+
+    Args:
+        frames: uint8 `[T, H, W, 3]`.
+        maps: `[T, H, W]`, the motion that begins at each frame; shown relative to the strip's largest value.
+        scale: screen pixels for a pixel.
+    """
+    from flowless.export.explain.cue_pictures import heat
+
+    rows = [np.concatenate(list(part), axis=1) for part in (frames, heat(maps, reach=max(float(maps.max()), 1e-9)))]
+    return png(np.concatenate(rows, axis=0).repeat(scale, axis=0).repeat(scale, axis=1))
+
+
+def png(picture: np.ndarray) -> str:
+    """Return uint8 `[H, W, 3]` as a data address."""
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, format="png", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+
+
+def subplots(rows: int, columns: int, *, size: tuple[float, float]) -> tuple[Figure, Any]:
+    """Make a figure without pyplot, whose global state and window system a report does not need."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns)
+    for one in np.atleast_1d(axes).ravel():
+        one.spines[["top", "right"]].set_visible(False)
+        one.tick_params(labelsize=8, colors=INK)
+        one.title.set_fontsize(10)
+    return figure, axes
+
+
+def svg(figure: Figure) -> str:
+    """Return a figure as inline SVG, the same text on every run."""
+    from matplotlib import rc_context
+
+    stream = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": "flowless"}):
+        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+    return stream.getvalue()[stream.getvalue().index("<svg") :]

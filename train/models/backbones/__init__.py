@@ -1,0 +1,1 @@
+"""The networks that the systems are built on."""

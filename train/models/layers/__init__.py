@@ -1,0 +1,1 @@
+"""The layers that the systems put into a backbone."""
