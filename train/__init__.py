@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from flowless import make_callable
+
 if TYPE_CHECKING:
     from flowless.train.checkpoints import load_checkpoint, load_official
     from flowless.train.models import build_model
@@ -25,3 +27,6 @@ def __getattr__(name: str) -> Any:
 
         return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+make_callable(__name__)  # flowless.train(...)

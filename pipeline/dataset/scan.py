@@ -62,7 +62,23 @@ def scan(
     decode: bool = True,
     rate: float | None = None,
 ) -> DatasetIndex:
-    """Index a data set and write the index to `out`; see `run_scan`, which also says how it went, and `ScanOptions`."""
+    """Index a data set and write the index to `out`.
+
+    Args:
+        source: A folder with one folder per class, a folder of unlabelled videos, or a table of videos; see `sources.list_source`.
+        format: `folder` or `csv`.
+        out: The index to write; it appears whole or not at all.
+        workers: Processes; None is one per processor core.
+        labels: An index or a list of names that gives the labels and their order; a validation set takes its training set's index.
+        decode: Decode every frame to find damage; without it packets are counted, which is many times faster and trusts the file.
+        rate: Frames per second of videos that are folders of numbered pictures.
+
+    Returns:
+        The index. Videos that cannot be used are listed in it with the reason; `run_scan` returns a report besides.
+
+    Raises:
+        FlowlessError: The source, the labels or the output cannot be used.
+    """
     options = ScanOptions(format=format, workers=workers, labels=labels, decode=decode, rate=rate)
     return run_scan(source, out=out, options=options).index
 

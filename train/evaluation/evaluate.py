@@ -31,19 +31,23 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    model: str | os.PathLike[str] | Checkpoint | Engine, index: DatasetIndex, *, options: EvaluationOptions | None = None
+    model: str | os.PathLike[str] | Checkpoint | Engine,
+    index: str | os.PathLike[str] | DatasetIndex,
+    *,
+    options: EvaluationOptions | None = None,
 ) -> Evaluation:
     """Score every video of an index once.
 
     Args:
         model: A checkpoint file, a bundle folder, or either of them loaded.
-        index: Labelled videos; their labels, by name, must be among the model's.
+        index: Labelled videos, or the file of their index; their labels, by name, must be among the model's.
         options: How to run.
 
     Raises:
         FlowlessError: The model or the index cannot be used, or no video can be read.
     """
     options = options or EvaluationOptions()
+    index = index if isinstance(index, DatasetIndex) else DatasetIndex.load(index)
     if options.batch_size < 1:
         raise FlowlessError(f"batch_size is {options.batch_size}; it must be at least 1.")
     if isinstance(model, str | os.PathLike):
