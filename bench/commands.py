@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
 import tyro
 
 from flowless.console import emit, log
+from flowless.errors import FlowlessError
 
 #: Benchmark -> the function that runs it (module:function, called with the remaining words), and what it measures.
 BENCHMARKS: dict[str, tuple[str, str]] = {
@@ -83,4 +85,9 @@ def bench(words: Sequence[str]) -> int | None:
         log.print(f"flowless bench: no benchmark {name!r}. There are: {', '.join(BENCHMARKS)}.", style="red", markup=False, soft_wrap=True)
         return 2
     module, _, function = BENCHMARKS[name][0].partition(":")
+    if importlib.util.find_spec(module.rpartition(".")[0]) is None:
+        raise FlowlessError(
+            f"flowless bench {name}: the installed package has no benchmarks. Run it from a checkout of flowless's repository: make "
+            f"demo sets it up, then .venv/bin/flowless bench {name}."
+        )
     return getattr(importlib.import_module(module), function)(rest)

@@ -1,4 +1,4 @@
-"""From a PyTorch model to an ONNX graph that every target takes."""
+"""Export a PyTorch model to an ONNX graph that every target accepts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 INPUT = "clip"
-#: Marks of modules (`exact = True`) whose nodes are named in the metadata; `precision_regions.py` says what follows from them.
+#: Attributes of modules (`exact = True`) whose nodes are listed in the metadata; `precision/regions.py` reads the lists.
 _MARKS = ("exact", "unquantised", "matrix_backbone")
 
 
@@ -40,21 +40,21 @@ def export_onnx(
     versions: dict[str, str],
     online: bool = False,
 ) -> onnx.ModelProto:
-    """Write the graph of a model, whole or not at all.
+    """Export a model and write its graph, whole or not at all.
 
     The graph's input is `clip`, uint8 `[B, N, m, H, W, 3]` with B free; normalisation is inside; its output is `scores`,
-    float32 `[B, classes]`. (Those of an online graph: `flowless.engines.streaming.memory`.) The PA op is one node with its function;
+    float32 `[B, classes]`. (An online graph: see `engines/streaming/memory.py`.) The PA op is one node with a model-local function;
     ClipSpec, labels, model and versions are in the metadata under `flowless.clip`, `flowless.labels`, `flowless.model` and
-    `flowless.versions`; `flowless.exact` names the nodes that no precision may change, `flowless.unquantised` those that stay
-    out of INT8, `flowless.matrix_backbone` a transformer's blocks; `flowless.outputs` the tensors that `flowless explain` reads.
+    `flowless.versions`; `flowless.exact` lists the nodes that stay float32 in every precision, `flowless.unquantised` those that are
+    not quantised to INT8, `flowless.matrix_backbone` a transformer's blocks; `flowless.outputs` the tensors that `flowless explain` reads.
 
     Args:
-        model: Takes the clip and gives the scores, or is an `OnlineForm`; on the CPU, in evaluation mode.
+        model: Maps a clip to scores, or is an `OnlineForm`; on the CPU, in evaluation mode.
         path: The `.onnx` file.
         spec: What a clip is.
         labels: Class names in the order of the scores.
         name: The model's name.
-        versions: Libraries that made it.
+        versions: Versions of the libraries that export it.
         online: The model is an `OnlineForm`.
 
     Returns:
@@ -82,7 +82,7 @@ def export_onnx(
 
 
 def inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the graph with the PA node replaced by its body, for targets that know no functions."""
+    """Return the graph with its functions inlined, for targets that do not support ONNX functions."""
     import onnx.inliner
 
     flat = onnx.inliner.inline_local_functions(proto)
@@ -93,7 +93,7 @@ def inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def read_graph(path: str | os.PathLike[str]) -> onnx.ModelProto:
-    """Read an ONNX file; raise FlowlessError where it is none."""
+    """Read an ONNX file; raise FlowlessError if it cannot be parsed."""
     source = Path(path)
     try:
         return onnx.load(source)
@@ -119,7 +119,7 @@ def _translate(model: torch.nn.Module, spec: ClipSpec, *, online: bool) -> onnx.
         with _silenced(), torch.no_grad():
             program = torch.onnx.export(
                 model,
-                # Two clips: a batch of one would be taken for a constant.
+                # Two clips: torch.export specialises a batch of one to a constant.
                 tuple(torch.zeros((2, *shape), dtype=torch.uint8) for shape in shapes.values()),
                 dynamo=True,
                 opset_version=OPSET,
@@ -133,23 +133,23 @@ def _translate(model: torch.nn.Module, spec: ClipSpec, *, online: bool) -> onnx.
         cause = (str(error.__cause__ or error).strip().splitlines() or ["unknown"])[0]
         raise FlowlessError(f"PyTorch cannot export this model to ONNX: {cause}.") from error
     if program is None:
-        raise FlowlessError("PyTorch cannot export this model to ONNX: its exporter gave nothing.")
+        raise FlowlessError("PyTorch cannot export this model to ONNX: its exporter returned nothing.")
     return program.model_proto
 
 
 def _nodes_inside(model: torch.nn.Module, proto: onnx.ModelProto, mark: str) -> list[str]:
-    """Return the names of the nodes that come from modules with a mark, one of `_MARKS`.
+    """Return the names of the nodes that come from modules with an attribute, one of `_MARKS`.
 
-    To `exact` belongs the recogniser's own arithmetic between its parts as well: normalisation, joining, warping.
+    `exact` includes the recogniser's own arithmetic between its submodules: normalisation, fusion, warping.
     """
     marked = {path for path, module in model.named_modules() if getattr(module, mark, False)}
     names = []
     for node in proto.graph.node:
         modules = scopes_of(node)
         if modules is None:
-            continue  # what the exporter put between is nobody's
+            continue  # inserted by the exporter, from no module
         if node.op_type == "Conv":
-            # A convolution that took a batch norm in has the batch norm's scope, and its own weight.
+            # A convolution with a folded batch norm has the batch norm's scope; its weight still names the convolution.
             modules.add(node.input[1].rpartition(".")[0])
         if modules & marked or (mark == "exact" and not modules):
             names.append(node.name)
@@ -177,7 +177,7 @@ def _schema() -> onnx.defs.OpSchema:
 
 
 def _forget_sources(proto: onnx.ModelProto) -> None:
-    """Drop the exporter's stack traces: they spell out the folders of the machine that exported."""
+    """Remove the exporter's stack traces, which contain paths of the machine that exported."""
     for item in (
         *proto.graph.node,
         *proto.graph.value_info,
@@ -191,7 +191,7 @@ def _forget_sources(proto: onnx.ModelProto) -> None:
 
 
 def _attach_function(proto: onnx.ModelProto) -> None:
-    """Add the body that fits the model's PA nodes; a model without any stays as it is."""
+    """Add the function that the model's PA nodes call; a model without PA nodes is unchanged."""
     nodes = pa_nodes(proto)
     if not nodes:
         return
@@ -204,7 +204,7 @@ def _attach_function(proto: onnx.ModelProto) -> None:
         inside = next((item.i for item in node.attribute if item.name == "eps_inside"), 0)
         wanted.add((weight[0], weight[-1], bool(inside)))
     if len(wanted) > 1:
-        raise FlowlessError(f"The model's PA nodes differ in filters, kernel or place of eps ({sorted(wanted)}); one graph holds one body.")
+        raise FlowlessError(f"The model's PA nodes differ in filters, kernel or eps_inside ({sorted(wanted)}); they must agree.")
     filters, kernel, eps_inside = wanted.pop()
     proto.functions.append(pa_function(filters=filters, kernel=kernel, eps_inside=eps_inside))
     if not any(item.domain == DOMAIN for item in proto.opset_import):
@@ -213,7 +213,7 @@ def _attach_function(proto: onnx.ModelProto) -> None:
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """Keep the exporter's progress and warnings off standard output, which holds results alone."""
+    """Suppress the exporter's progress and warnings: standard output is for results."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,7 +1,7 @@
 """Names of the inner tensors of an exported graph that `flowless explain` reads: the motion cue, each head's features, weights, scores.
 
-The exporter knows which module each node comes from and forgets it afterwards. So the names are written into the graph's metadata, under
-`flowless.outputs`; the graph itself stays as it is.
+The exporter's nodes name the modules that they come from; a written graph no longer does. So the tensor names are written into the graph's
+metadata, under `flowless.outputs`; the graph itself is unchanged.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from flowless.export.graph.pa_function import pa_nodes
 if TYPE_CHECKING:
     import torch
 
-#: Where the exporter's nodes carry the modules that they come from; gone in a graph that was written.
+#: Metadata key under which the exporter's nodes name their modules; removed before the graph is written.
 _SCOPES = "pkg.torch.onnx.name_scopes"
 #: The metadata's key, and that of earlier versions.
 _KEYS = ("flowless.outputs", "flowless.insides")
@@ -33,13 +33,13 @@ class HeadOutputs:
     """The tensors of one head."""
 
     branch: str
-    """Name of its branch, such as `pa`; empty where there is one alone."""
+    """Name of its branch, such as `pa`; empty for a model with a single branch."""
     features: str
     """Its input: float32 `[B, n, D]`."""
     scores: str
     """Its output: float32 `[B, classes]`."""
     weights: str | None
-    """VAP's weights of the timescales, float32 `[B, N-1]`; None in a head that learns none."""
+    """VAP's weights of the timescales, float32 `[B, N-1]`; None for a head without VAP."""
     layer: str
     """Name of the node that multiplies features by the last layer's weight."""
 
@@ -49,15 +49,15 @@ class GraphOutputs:
     """Names of a graph's inner tensors."""
 
     system: str
-    """What the cue is: `persistence`, `displacement`, `appearance`, `channelwise-motion`, or empty where there is none."""
+    """Kind of cue: `persistence`, `displacement`, `appearance`, `channelwise-motion`; empty for a model without a motion cue."""
     cue: str
-    """The cue's tensor; empty where there is none."""
+    """The cue's tensor; empty for a model without a motion cue."""
     heads: tuple[HeadOutputs, ...]
     """The heads, in the order of the branches."""
 
 
 def find_outputs(model: torch.nn.Module, proto: onnx.ModelProto) -> GraphOutputs | None:
-    """Find them in what the exporter made, while its nodes still say where they come from; None in what is no recogniser."""
+    """Find the tensors in the exporter's graph, whose nodes still name their modules; None for a model that is not a recogniser."""
     wanted = getattr(model, "heads", ())
     if not wanted:
         return None
@@ -73,7 +73,7 @@ def find_outputs(model: torch.nn.Module, proto: onnx.ModelProto) -> GraphOutputs
         if len(entering) != 1 or len(leaving) != 1 or layer is None:
             return None
         weights = next((node.output[0] for node in inside if node.op_type == "Softmax"), None)
-        # branches.NAME.head, or NAME.head; a network by itself has its head at the top, its online form one step below.
+        # The path is branches.NAME.head or NAME.head; head alone for a single network; an online form puts model. before it.
         branch = path.removeprefix("model.").rpartition(".")[0].rpartition(".")[2]
         heads.append(HeadOutputs(branch=branch, features=entering[0], scores=leaving[0], weights=weights, layer=layer.name))
     system, cue = _find_cue(model, proto, nodes)
@@ -81,19 +81,19 @@ def find_outputs(model: torch.nn.Module, proto: onnx.ModelProto) -> GraphOutputs
 
 
 def read_outputs(proto: onnx.ModelProto, *, what: str) -> GraphOutputs:
-    """Read what the exporter noted.
+    """Read the tensor names from a graph's metadata.
 
     Args:
         proto: A bundle's `model.onnx`.
         what: Its path, for the message.
 
     Raises:
-        FlowlessError: Nothing was noted, or it does not fit the graph.
+        FlowlessError: The metadata is missing, or does not fit the graph.
     """
     text = next((item.value for item in proto.metadata_props if item.key in _KEYS), None)
     remedy = "Export the model again, or explain its checkpoint instead."
     if text is None:
-        raise FlowlessError(f"{what}: does not say where its motion cue and its heads lie: an older flowless wrote it. {remedy}")
+        raise FlowlessError(f"{what}: its metadata does not name its motion cue and heads: an older flowless wrote it. {remedy}")
     try:
         document = json.loads(text)
         outputs = GraphOutputs(**{**document, "heads": tuple(HeadOutputs(**head) for head in document["heads"])})
@@ -108,13 +108,13 @@ def read_outputs(proto: onnx.ModelProto, *, what: str) -> GraphOutputs:
 
 
 def tensor_names(outputs: GraphOutputs) -> list[str]:
-    """Return the names of all tensors that can be looked at, each once."""
+    """Return the names of all tensors, each once."""
     found = [name for head in outputs.heads for name in (head.features, head.scores, head.weights or "")]
     return list(dict.fromkeys(name for name in (outputs.cue, *found) if name))
 
 
 def opened(proto: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """Return the part of a graph that makes these tensors, with them as its outputs."""
+    """Return the part of a graph that computes these tensors, with the tensors as its outputs."""
     maker = {output: node for node in proto.graph.node for output in node.output}
     needed: set[str] = set()
     queue = list(names)
@@ -143,19 +143,19 @@ def last_layer(proto: onnx.ModelProto, head: HeadOutputs) -> tuple[np.ndarray, n
     weight = numpy_helper.to_array(tensors[node.input[1]])
     if any(item.name == "transB" and item.i for item in node.attribute):
         weight = weight.T
-    # The exporter leaves a bias of zeros out; behind a MatMul it is added.
+    # The exporter omits a bias of zeros; a MatMul has its bias in an Add.
     others = node.input[2:] if node.op_type == "Gemm" else _added(proto, node.output[0])
     bias = next((numpy_helper.to_array(tensors[name]) for name in others if name in tensors), None)
     return weight, np.zeros(weight.shape[1], weight.dtype) if bias is None else bias
 
 
 def _added(proto: onnx.ModelProto, name: str) -> list[str]:
-    """Return what is added to a tensor."""
+    """Return the tensors that are added to a tensor."""
     return [other for node in proto.graph.node if node.op_type == "Add" and name in node.input for other in node.input if other != name]
 
 
 def _find_cue(model: torch.nn.Module, proto: onnx.ModelProto, nodes: list[tuple[NodeProto, set[str]]]) -> tuple[str, str]:
-    """Return what the cue is and its tensor; twice nothing where there is none."""
+    """Return the kind of the cue and its tensor; two empty strings for a model without one."""
     from flowless.train.models.layers.displacement import Displacement
     from flowless.train.models.layers.temporal_projection import PixelwiseTemporalProjection
     from flowless.train.models.stm import ChannelwiseMotion
@@ -166,25 +166,25 @@ def _find_cue(model: torch.nn.Module, proto: onnx.ModelProto, nodes: list[tuple[
             return system, _leaving([node for node, scopes in nodes if path in scopes], proto)[0]
         if isinstance(module, ChannelwiseMotion):
             return "channelwise-motion", next(node.input[0] for node, scopes in nodes if f"{path}.restore" in scopes)
-    # The last is the PA branch's: branches run in their order. PA of another depth ends in the only root outside all modules.
+    # Branches run in order, so the last PA node is the PA branch's. PA of deeper layers ends in the only Sqrt that belongs to no module.
     maps = pa_nodes(proto) or [node for node, scopes in nodes if node.op_type == "Sqrt" and not scopes]
     return ("persistence", maps[-1].output[0]) if maps else ("", "")
 
 
 def scopes_of(node: NodeProto) -> set[str] | None:
-    """Return the paths of the modules that a node comes from; None where the exporter put it between."""
+    """Return the paths of the modules that a node comes from; None for a node that the exporter inserted."""
     text = next((item.value for item in node.metadata_props if item.key == _SCOPES), None)
     return {scope for scope in ast.literal_eval(text)[:-1] if scope} if text else None
 
 
 def _entering(inside: list[NodeProto], initial: set[str]) -> list[str]:
-    """Return the tensors that these nodes read and that others make."""
+    """Return the tensors that these nodes read and other nodes compute."""
     made = {name for node in inside for name in node.output}
     return list(dict.fromkeys(name for node in inside for name in node.input if name and name not in made and name not in initial))
 
 
 def _leaving(inside: list[NodeProto], proto: onnx.ModelProto) -> list[str]:
-    """Return the tensors of these nodes that others read, or that the graph gives."""
+    """Return the tensors of these nodes that other nodes read, or that are outputs of the graph."""
     made = [name for node in inside for name in node.output]
     made_here = set(made)
     read = {name for node in proto.graph.node if made_here.isdisjoint(node.output) for name in node.input}

@@ -1,7 +1,7 @@
-"""The PA op in ONNX: a node of domain `flowless`, and the model-local function that says in standard operators what it does.
+"""The PA op in ONNX: a node of domain `flowless`, and the model-local function that defines it in standard operators.
 
-ONNX Runtime and the parsers of TensorRT and TensorRT-RTX inline the function; OpenVINO gets it inlined. A TensorRT plugin is
-looked for where the function has been taken out, by the node's attributes `plugin_version` and `plugin_namespace`.
+ONNX Runtime and the parsers of TensorRT and TensorRT-RTX inline the function; for OpenVINO we inline it. Without the function TensorRT's
+parser looks for a plugin, by the node's attributes `plugin_version` and `plugin_namespace`.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ _END = np.iinfo(np.int64).max
 
 
 def pa_function(*, filters: int = 8, kernel: int = 7, eps_inside: bool = False) -> FunctionProto:
-    """Return the body of `motion[..., i, y, x] = sqrt(sum_f (conv_f(clip[i+1] - clip[i]))^2 + eps)`, by phases.
+    """Return the function `motion[..., i, y, x] = sqrt(sum_f (conv_f(clip[i+1] - clip[i]))^2 + eps)`, by phases.
 
-    The pixels (2i+a, 2j+b) of a map read the same window, of one row and column more than the filter, with the filter
-    placed at (a, b). So one convolution of stride 2 with four times the filters makes all four phases of a map at once:
-    exact, and several times faster where a matrix unit wants 32 output channels rather than 8. A second, 1x1 convolution
-    sums the squares of each phase's filters, and DepthToSpace weaves the phases together.
+    The pixels (2i+a, 2j+b) of a map, for the four phases (a, b), read the same window: one row and column larger than the filter, with the
+    filter at offset (a, b). So one convolution of stride 2 with four times the filters computes all four phases at once. That is exact, and
+    several times faster on matrix units, which prefer 32 output channels to 8. A second, 1x1 convolution sums the squares of each phase's
+    filters, and DepthToSpace interleaves the phases.
 
     Args:
         filters: Filters of the op's weight.
         kernel: Rows and columns of a filter, an odd number.
-        eps_inside: Add eps to every filter's difference, earlier less later frame, instead of under the root, as the official code does.
+        eps_inside: Add eps to each filter's difference (earlier minus later frame), as the official code does, instead of under the root.
 
     Returns:
         Function of `clip [B, N, m, C, H, W]` and `weight [filters, C, kernel, kernel]` (one floating type) to
@@ -41,10 +41,10 @@ def pa_function(*, filters: int = 8, kernel: int = 7, eps_inside: bool = False) 
     sums = np.kron(np.eye(4, dtype=np.float32), np.ones((1, filters), np.float32))[:, :, None, None]
     nodes = [
         *_differences(),
-        # the filter placed at the four phases: [4 filters, C, kernel + 1, kernel + 1]
+        # the filter padded for the four phases: [4 filters, C, kernel + 1, kernel + 1]
         *(node for row in (0, 1) for column in (0, 1) for node in _placed(row, column)),
         _node("Concat", "phase_00 phase_01 phase_10 phase_11", "phases", axis=0),
-        # An odd size gets one row or column too many (the extra pad), which the last Slice cuts off again.
+        # For an odd size the extra pad adds one row or column, which the last Slice removes.
         _node("Conv", "images phases", "features", kernel_shape=[kernel + 1] * 2, strides=[2, 2], pads=[low, low, low + 1, low + 1]),
         *_lengths(sums, eps_inside=eps_inside),
         _node("DepthToSpace", "length", "woven", blocksize=2, mode="DCR"),
@@ -69,7 +69,7 @@ def pa_function(*, filters: int = 8, kernel: int = 7, eps_inside: bool = False) 
             helper.make_attribute("plugin_namespace", DOMAIN),
         ],
     )
-    function.doc_string = "Persistence of Appearance: how much each place changed from one frame to the next."
+    function.doc_string = "Persistence of Appearance: how much each pixel changed from one frame to the next."
     return function
 
 
@@ -79,7 +79,7 @@ def pa_nodes(model: onnx.ModelProto) -> list[NodeProto]:
 
 
 def _differences() -> list[NodeProto]:
-    """Differences of neighbouring frames, as one batch of images."""
+    """Return the nodes that subtract neighbouring frames and reshape the differences to one batch of images."""
     return [
         *(
             _constant(name, value)
@@ -107,7 +107,7 @@ def _lengths(sums: np.ndarray, *, eps_inside: bool) -> list[NodeProto]:
     ]
     if eps_inside:
         nodes += [
-            # The official code's difference is the earlier frame less the later one; ours is its negative.
+            # The official difference is earlier minus later frame; ours is its negative.
             _node("Sub", "features eps_like", "shifted"),
             _node("Mul", "shifted shifted", "squares"),
             _node("Conv", "squares sums", "energy", kernel_shape=[1, 1]),

@@ -1,4 +1,4 @@
-"""Calibration: which videos the scales of INT8 are measured on, streamed with flat memory, and the record of it."""
+"""Calibration of INT8: choose the videos to measure the scales on, stream their clips in constant memory, and record which were used."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Method = Literal["entropy", "max"]
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What is measured, and how. The same calibration gives the same scales."""
+    """The videos that INT8 scales are measured on, and the method. The same calibration gives the same scales."""
 
     index: Path
     """Index of the videos, from `flowless scan`."""
@@ -33,25 +33,25 @@ class Calibration:
     videos: int = 32
     """Videos to measure on, one clip each."""
     method: Method = "max"
-    """max: the scale holds the largest value seen; entropy: cut off rare large ones where that keeps more information (PA's maps are
-    full of rare large values that matter: on trained PAN-Lite max leaves a fifth of the error)."""
+    """max: the scale covers the largest value seen. entropy: clip rare large values where that keeps more information. PA's maps have rare
+    large values that matter: on trained PAN-Lite the error of max is a fifth of entropy's."""
     seed: int = 0
-    """Chooses the videos."""
+    """Seed of the choice of videos."""
     skipped: list[str] = field(default_factory=list, compare=False)
-    """Videos that could not be read; others took their places."""
+    """The errors of videos that could not be read; other videos were used instead."""
     used: list[str] = field(default_factory=list, compare=False)
-    """Ids of the videos that were measured."""
+    """Ids of the videos that were used."""
 
     def __post_init__(self) -> None:
-        """Refuse a calibration on nothing."""
+        """Check the number of videos and the method."""
         if self.videos < 1:
-            raise FlowlessError(f"calibration videos is {self.videos}; it must be at least 1 (32 are plenty for most models).")
+            raise FlowlessError(f"calibration videos is {self.videos}; it must be at least 1 (32 are enough for most models).")
         if self.method not in {"entropy", "max"}:
             raise FlowlessError(f"calibration method is {self.method!r}; it must be entropy or max.")
 
     @property
     def key(self) -> dict[str, Any]:
-        """What decides the scales, for a cache: the index's content, not its place."""
+        """Everything that decides the scales, for a cache key: the index by content, not by path."""
         return {"index": sha256_of(self.index), "videos": self.videos, "method": self.method, "seed": self.seed}
 
     def record(self) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class Calibration:
 
     @contextmanager
     def stream(self, inputs: Sequence[str]) -> Iterator[ClipReader]:
-        """Give a reader of one clip at a time, as the graph's inputs take it; a progress bar runs while it is read."""
+        """Open a reader of one clip at a time, by the names of the graph's inputs, with a progress bar."""
         index = DatasetIndex.load(self.index)
         order = chosen(index, seed=self.seed)
         if not order:
@@ -73,7 +73,7 @@ class Calibration:
 
 
 class ClipReader:
-    """One clip after the other, as ONNX Runtime's calibrators ask for them (`get_next`, None at the end)."""
+    """Reads clips one by one, with the interface of ONNX Runtime's calibrators (`get_next` returns None at the end)."""
 
     def __init__(self, calibration: Calibration, index: DatasetIndex, order: list[VideoRecord], *, inputs: Sequence[str], advance) -> None:
         self._calibration = calibration
@@ -84,10 +84,10 @@ class ClipReader:
         self._next = 0
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        """Return the next clip, uint8 `[1, N, m, H, W, 3]` by the names of the graph's inputs; None when there are enough.
+        """Return the next clip, uint8 `[1, N, m, H, W, 3]` by the names of the graph's inputs; None after the last.
 
         Raises:
-            FlowlessError: Not one video of the index can be read.
+            FlowlessError: No video of the index can be read.
         """
         calibration = self._calibration
         while self._next < len(self._order) and len(calibration.used) < calibration.videos:
@@ -104,11 +104,11 @@ class ClipReader:
             return feeds_of(clip, self._inputs)
         if not calibration.used:
             first = calibration.skipped[0]
-            raise FlowlessError(f"{calibration.index}: not one of its videos could be read to calibrate on; the first: {first}")
+            raise FlowlessError(f"{calibration.index}: none of its videos could be read to calibrate on; the first error: {first}")
         return None
 
     def get_first(self) -> dict[str, np.ndarray] | None:
-        """Return a clip without using it up."""
+        """Return the first clip and rewind."""
         clip = self.get_next()
         self.rewind()
         return clip
@@ -121,7 +121,7 @@ class ClipReader:
 
 
 def chosen(index: DatasetIndex, *, seed: int) -> list[VideoRecord]:
-    """Return an index's videos in the order of calibration: class after class in turn, within a class by a seeded hash."""
+    """Return an index's videos in the order of calibration: one of each class by turns, within a class by a seeded hash."""
 
     def shuffled(record: VideoRecord) -> str:
         return hashlib.sha256(f"{seed}:{record.id}".encode()).hexdigest()

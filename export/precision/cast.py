@@ -1,4 +1,4 @@
-"""Half precision by casts in the graph: ModelOpt's AutoCast on the backbone, everything else in float32."""
+"""Cast the backbone of a graph to half precision with ModelOpt's AutoCast; everything else stays in float32."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import numpy as np
 import onnx
 
 from flowless.engines.streaming.memory import feeds_of
-from flowless.export.graph.pa_inline import gather, spread
+from flowless.export.graph.pa_inline import fold_pa, inline_pa
 from flowless.export.precision.modelopt_output import modelopt_quiet
 from flowless.export.precision.regions import kept_exact
 
 
 def cast(proto: onnx.ModelProto, kind: str, clips: np.ndarray) -> onnx.ModelProto:
-    """Return the graph with its backbone in half precision; input and output keep their types.
+    """Return the graph with its backbone in half precision; inputs and outputs keep their types.
 
     Args:
         proto: The float32 graph.
         kind: `fp16` or `bf16`.
-        clips: uint8 `[1, N, m, H, W, 3]`: AutoCast runs it and leaves out what would overflow.
+        clips: uint8 `[1, N, m, H, W, 3]`: AutoCast runs the graph on it and skips nodes that would overflow.
 
     Raises:
         FlowlessError: ModelOpt refuses the graph.
     """
-    laid = spread(proto)
+    laid = inline_pa(proto)
     with tempfile.TemporaryDirectory(prefix="flowless-cast-") as name, modelopt_quiet(kind):
         from modelopt.onnx.autocast import convert_to_mixed_precision
 
@@ -40,7 +40,7 @@ def cast(proto: onnx.ModelProto, kind: str, clips: np.ndarray) -> onnx.ModelProt
             keep_io_types=True,
             calibration_data=str(folder / "clips.npz"),
         )
-    result = gather(converted, proto)
+    result = fold_pa(converted, proto)
     _keep_metadata(result, proto)
     onnx.checker.check_model(result, full_check=True)
     return result

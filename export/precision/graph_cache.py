@@ -1,4 +1,4 @@
-"""The graph of a bundle in each precision, made once and kept in a cache by its content."""
+"""The graph of a bundle in a precision, from a cache whose key is everything that decides the graph."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from flowless.export.precision.precisions import with_precision
 from flowless.files import whole_file, write_json
 from flowless.machine import installed_versions
 
-#: Raised whenever this code makes another graph of the same inputs.
+#: Version of the code that makes graphs: raise it whenever the same inputs give another graph.
 _MAKER = 6
 
 
@@ -29,13 +29,13 @@ class PreciseGraph:
     proto: onnx.ModelProto
     """The graph."""
     key: str
-    """SHA-256 over everything that decided it."""
+    """SHA-256 over everything that decides it."""
     calibration: dict[str, Any] | None = field(default=None)
     """int8: the record of its calibration."""
 
 
 def graph_key(manifest: Manifest, precision: str, calibration: Calibration | None) -> str:
-    """Return the key of the graph that `precise_graph` would make; nothing is loaded but small files."""
+    """Return the key of the graph that `precise_graph` would return, without loading the graph."""
     libraries = ("nvidia-modelopt", "onnx", "onnxruntime-gpu", "onnxruntime") if precision != "fp32" else ()
     return digest(
         {
@@ -49,7 +49,7 @@ def graph_key(manifest: Manifest, precision: str, calibration: Calibration | Non
 
 
 def precise_graph(manifest: Manifest, precision: str, calibration: Calibration | None = None) -> PreciseGraph:
-    """Return a bundle's graph in a precision, from the cache where it has been made before.
+    """Return a bundle's graph in a precision, from the cache if it is there.
 
     Raises:
         FlowlessError: The bundle is damaged, int8 has no videos to calibrate on, or ModelOpt refuses the graph.
@@ -59,7 +59,7 @@ def precise_graph(manifest: Manifest, precision: str, calibration: Calibration |
     from flowless.export.verify.reference import Reference
 
     if precision == "int8" and calibration is None:
-        with_precision(onnx.ModelProto(), precision)  # says what is missing
+        with_precision(onnx.ModelProto(), precision)  # raises: calibration is missing
     key = graph_key(manifest, precision, calibration)
     if precision == "fp32":
         return PreciseGraph(proto=read_graph(manifest.path_of(manifest.graph)), key=key)
@@ -72,7 +72,7 @@ def precise_graph(manifest: Manifest, precision: str, calibration: Calibration |
             mark_used(kept)
             return found
         except (FlowlessError, ValueError, KeyError):
-            log.print(f"{kept}: damaged; made again", style="yellow", markup=False, soft_wrap=True)
+            log.print(f"{kept}: damaged; it is made again", style="yellow", markup=False, soft_wrap=True)
     limit = cache_limit()
     clips = Reference.load(manifest.path_of(manifest.reference), manifest.spec).clips
     proto = with_precision(read_graph(manifest.path_of(manifest.graph)), precision, clips=clips, calibration=calibration)

@@ -1,25 +1,24 @@
-"""INT8 by explicit quantisation: ModelOpt puts Q/DQ pairs round the backbone's convolutions, weights per channel.
+"""INT8 by explicit quantisation: ModelOpt inserts Q/DQ pairs at the backbone's convolutions, weights per channel.
 
-In a transformer's blocks it puts them round the products with weights (one scale a weight: ModelOpt has no other for products).
-Attention's own two products, both sides of which are activations, stay in floating point: a quarter of da-vit-b's operations
-with 8 segments.
+In a transformer's blocks it inserts them at the products with weights (one scale per weight: ModelOpt supports no other for products).
+Attention's two products of activations stay in floating point: a quarter of da-vit-b's operations with 8 segments.
 
-What lies between two convolutions decides whether a GPU stays in INT8:
+The operators between two convolutions decide whether a GPU stays in INT8:
 
-- Residual adds: both summands get a pair here, which ONNX Runtime needs. For TensorRT and OpenVINO `shortcuts_only` takes out
-  the one behind the block's last convolution: TensorRT then fuses convolution, addition, activation and the next Q into one
-  INT8 kernel, where a pair on both summands would force the convolution to write and read its result once more.
-- Concatenations of a block's paths: each path's end gets a pair, all of one scale (ModelOpt gives them the largest), so that
-  joining moves bytes. Without those pairs ONNX Runtime computes what makes the parts in floating point, and OpenVINO 2026.4.1
-  gives wrong numbers.
-- Temporal shift: a block's input is quantised once, before it is cut up, and the shifted tensor once more with the same
-  scale. Slices, padding (zero is exact) and concatenation then move INT8 numbers unchanged, the second rounding
-  changes nothing, and the unshifted shortcut reads the same INT8 tensor.
+- Residual adds: both summands get a pair here, which ONNX Runtime needs. For TensorRT and OpenVINO `quantise_shortcuts_only` removes
+  the pair after the block's last convolution: TensorRT then fuses convolution, addition, activation and the next Q into one
+  INT8 kernel; with a pair on both summands the convolution's output would be written and read once more.
+- Concatenations of a block's paths: the end of each path gets a pair, all with one scale (ModelOpt takes the largest), so that
+  the concatenation copies bytes. Without those pairs ONNX Runtime computes the paths' last operators in floating point, and OpenVINO
+  2026.4.1 gives wrong results.
+- Temporal shift: a block's input is quantised once, before it is sliced, and the shifted tensor again with the same
+  scale. Slices, padding (zero is exact) and concatenation then copy INT8 numbers, the second rounding changes nothing, and the unshifted
+  shortcut reads the same INT8 tensor.
 
 STM's modules stay in floating point between the quantised convolutions: their temporal weights and differences are sums of a few
-numbers with signs, and CMM's convolutions have too few channels for an INT8 kernel (`unquantised` in the model). Such a module
-reads a convolution's result through a pair here, since ONNX Runtime has no INT8 convolution whose result is a float. TensorRT and
-OpenVINO have: for them `floats_unrounded` leads it past the pair.
+signed numbers, and CMM's convolutions have too few channels for an INT8 kernel (the model's attribute `unquantised`). Such a module
+reads a convolution's output through a pair here, since ONNX Runtime has no INT8 convolution with a float output. TensorRT and
+OpenVINO have one: for them `bypass_boundary_pairs` removes the pair.
 """
 
 from __future__ import annotations
@@ -37,29 +36,29 @@ import onnx
 from onnx import NodeProto, numpy_helper
 
 from flowless.export.precision.modelopt_output import modelopt_quiet
-from flowless.export.precision.qdq import fold_weights, keep_grid_through_shifts, spare
+from flowless.export.precision.qdq import bypass_pairs, share_scale_through_shifts, store_int8_weights
 from flowless.export.precision.qdq_boundaries import find_boundaries, insert_poolings, remove_poolings
 from flowless.export.precision.regions import backbone_nodes, kept_exact, named
 
 if TYPE_CHECKING:
     from flowless.export.precision.calibration import Method
 
-#: What is quantised: what multiplies, and what would otherwise stand in floating point between two that do.
+#: Operators that are quantised: those that multiply, and those that would otherwise run in floating point between two that multiply.
 _QUANTISED = {"Conv", "MatMul", "Gemm", "Add", "MaxPool", "Concat", "Pad"}
-#: What makes a concatenation, or padding, one of a tensor's own parts: a temporal shift.
+#: Producers of the inputs of a concatenation or padding that belongs to a temporal shift.
 _CUTS = {"Slice", "Pad", "Mul"}
 
 
 class Measured(Protocol):
-    """What the scales of activations are measured on: a `Calibration` on videos, or clips that a caller has already."""
+    """A source of clips to measure the scales of activations on: a `Calibration` on videos, or a caller's own clips."""
 
     @property
     def method(self) -> Method:
-        """How a scale follows from the numbers seen."""
+        """How a scale is computed from the values seen."""
         ...
 
     def stream(self, inputs: Sequence[str]) -> AbstractContextManager[Any]:
-        """Give a reader with `get_next`, `get_first` and `rewind`, as ONNX Runtime's calibrators have it."""
+        """Open a reader with `get_next`, `get_first` and `rewind`, as ONNX Runtime's calibrators expect."""
         ...
 
 
@@ -68,7 +67,7 @@ def quantised(proto: onnx.ModelProto, calibration: Measured) -> onnx.ModelProto:
 
     Args:
         proto: The float32 graph.
-        calibration: What the scales of activations are measured on, streamed clip by clip.
+        calibration: The clips that the scales of activations are measured on, streamed one by one.
 
     Raises:
         FlowlessError: A video cannot be read, or ModelOpt refuses the graph.
@@ -92,15 +91,15 @@ def quantised(proto: onnx.ModelProto, calibration: Measured) -> onnx.ModelProto:
             high_precision_dtype="fp32",
             output_path=str(target),
             log_level="CRITICAL",
-            # It looks for matrix-vector products among what is excluded anyway, at the cost of one more run.
+            # It would search for matrix-vector products among excluded nodes, at the cost of one more run.
             enable_gemv_detection_for_trt=False,
         )
         result = onnx.load(target)
-    # With the boundaries still in it: what reads through one stays behind its pair.
-    spare(result, set(kept_exact(proto)))
+    # Before the MaxPools are removed, so that their readers keep reading the pair.
+    bypass_pairs(result, set(kept_exact(proto)))
     unrounded = remove_poolings(result, boundaries)
-    keep_grid_through_shifts(result)
-    fold_weights(result)
+    share_scale_through_shifts(result)
+    store_int8_weights(result)
     del result.metadata_props[:]
     result.metadata_props.extend(proto.metadata_props)
     result.metadata_props.add(key="flowless.qdq_boundaries", value=json.dumps(unrounded))
@@ -119,14 +118,14 @@ def _chosen(proto: onnx.ModelProto) -> list[str]:
 
 
 def _is_chosen(node: NodeProto, maker: dict[str, str], *, inside: bool) -> bool:
-    """Whether a node of the backbone has its inputs quantised; `inside` a transformer's blocks the products with weights alone."""
+    """Whether a node's inputs are quantised; `inside` a transformer's blocks only those of products with weights."""
     if inside:
         return node.op_type in {"MatMul", "Gemm"}
     return node.op_type not in {"Concat", "Pad"} or _CUTS.isdisjoint(maker.get(name, "") for name in node.input)
 
 
 def scales_hash(proto: onnx.ModelProto) -> str:
-    """Return the SHA-256 of every scale and zero point of a graph, by name: equal hashes, equal quantisation."""
+    """Return the SHA-256 over the scales and zero points of a graph; equal hashes mean equal quantisation."""
     names = {name for node in proto.graph.node if node.op_type in {"QuantizeLinear", "DequantizeLinear"} for name in node.input[1:]}
     digest = hashlib.sha256()
     for item in sorted((item for item in proto.graph.initializer if item.name in names), key=lambda item: item.name):

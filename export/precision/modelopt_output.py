@@ -1,4 +1,4 @@
-"""ModelOpt without its chatter: it logs every node that it looks at, and prints progress bars of its own."""
+"""Suppress what ModelOpt prints and logs (each node that it visits, and progress bars), and report its errors as ours."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from flowless.errors import FlowlessError
 
 @contextmanager
 def modelopt_quiet(what: str) -> Iterator[None]:
-    """Run ModelOpt with nothing of its own printed; what it says when it fails goes into the error's one paragraph.
+    """Run ModelOpt without its output; its exceptions become a `FlowlessError`.
 
-    What flowless prints meanwhile, its progress bar and the videos that calibration leaves out, is shown as ever.
+    Output of flowless itself, such as the progress bar and the videos that calibration skips, is still shown.
+
+    Args:
+        what: The precision, for the error message.
     """
     said = io.StringIO()
     names = ("modelopt", "modelopt.onnx", "modelopt.onnx.autocast", "onnxruntime", "root")

@@ -1,8 +1,8 @@
-"""The one step between the graph and its targets that decides the arithmetic: every target takes a graph that says it already.
+"""Convert a graph to a precision: the only step that decides the arithmetic, since every target gets a graph in its precision.
 
-`fp16` and `bf16` graphs are cast by ModelOpt's AutoCast, `int8` graphs carry explicit quantisation (Q/DQ) by ModelOpt. All
-three touch the backbone alone (`precision_regions.py`). TensorRT 10.12 and later, and TensorRT-RTX, know strongly typed networks only, so
-there is no other place in which a precision could be asked for.
+`fp16` and `bf16` graphs are cast by ModelOpt's AutoCast, `int8` graphs have explicit quantisation (Q/DQ pairs) by ModelOpt. All
+three change the backbone only (`regions.py`). TensorRT 10.12 and later, and TensorRT-RTX, have strongly typed networks only: the graph is
+the only place to set a precision.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ def with_precision(
     Args:
         proto: The float32 graph that `export_onnx` wrote.
         precision: One of `PRECISIONS`.
-        clips: fp16 and bf16: uint8 `[K, N, m, H, W, 3]`, a clip or two that AutoCast runs to see the size of numbers.
-        calibration: int8: the videos, or clips, that the scales are measured on.
+        clips: fp16 and bf16: uint8 `[K, N, m, H, W, 3]`; AutoCast runs the first to find values that would overflow.
+        calibration: int8: the clips that the scales are measured on.
 
     Raises:
-        FlowlessError: The precision is unknown, or lacks what it is made with.
+        FlowlessError: The precision is unknown, or its clips or calibration are missing.
     """
     check_precision(precision)
     if precision == "fp32":
@@ -50,11 +50,11 @@ def with_precision(
     from flowless.export.precision.cast import cast
 
     if clips is None:
-        raise FlowlessError(f"{precision} needs a clip to run, to see how large its numbers become; none was given.")
+        raise FlowlessError(f"{precision} needs a clip to find values that would overflow; none was given.")
     return cast(proto, precision, clips[:1])
 
 
 def check_precision(precision: str) -> None:
-    """Refuse a precision that does not exist."""
+    """Raise FlowlessError for an unknown precision."""
     if precision not in PRECISIONS:
         raise FlowlessError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}.")

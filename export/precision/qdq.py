@@ -1,4 +1,4 @@
-"""The Q/DQ pairs of a quantised graph: finding them, giving them other scales or types."""
+"""Find and change the Q/DQ pairs of a quantised graph: their scales, their types, and who reads them."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from onnx import NodeProto, numpy_helper
 
 from flowless.export.precision.regions import noted
 
-#: Operators that pass numbers on, or zeros: what goes in quantised comes out on the same grid.
+#: Operators that copy values or insert zeros: a quantised input gives an output on the same grid.
 _MOVES = {"Slice", "Pad", "Concat", "MaxPool", "Mul", "Relu", "Reshape", "Transpose"}
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One activation's quantisation: QuantizeLinear and the DequantizeLinear behind it."""
+    """The quantisation of one activation: QuantizeLinear and the DequantizeLinear that follows it."""
 
     quantise: NodeProto
     dequantise: NodeProto
 
 
 def activation_pairs(proto: onnx.ModelProto) -> Iterator[Pair]:
-    """Yield the pairs that quantise activations; a weight's input is a constant, so weights are left out."""
+    """Yield the pairs that quantise activations; pairs whose input is a constant quantise weights and are left out."""
     constants = {item.name for item in proto.graph.initializer}
     quantisers = {node.output[0]: node for node in proto.graph.node if node.op_type == "QuantizeLinear"}
     for node in proto.graph.node:
@@ -34,11 +34,11 @@ def activation_pairs(proto: onnx.ModelProto) -> Iterator[Pair]:
                 yield Pair(quantise, node)
 
 
-def fold_weights(proto: onnx.ModelProto) -> int:
-    """Store quantised weights as the INT8 numbers that they are, a quarter of the size, in place.
+def store_int8_weights(proto: onnx.ModelProto) -> int:
+    """Store quantised weights as INT8 initializers, a quarter of the size, in place.
 
     Returns:
-        How many weights were folded.
+        The number of weights.
     """
     values = {item.name: item for item in proto.graph.initializer}
     folded = 0
@@ -46,7 +46,7 @@ def fold_weights(proto: onnx.ModelProto) -> int:
         weight, scale, zero = (numpy_helper.to_array(values[name]) for name in node.input[:3])
         axis = next((item.i for item in node.attribute if item.name == "axis"), 1)
         shape = [-1 if place == axis % weight.ndim else 1 for place in range(weight.ndim)] if scale.size > 1 else []
-        # As ONNX says: halves round to even, then the zero point, then the type's limits.
+        # As ONNX defines QuantizeLinear: round half to even, add the zero point, saturate.
         limits = np.iinfo(zero.dtype)
         numbers = np.rint(weight / scale.reshape(shape)) + zero.astype(np.int32).reshape(shape)
         array = np.clip(numbers, limits.min, limits.max).astype(zero.dtype)
@@ -57,11 +57,11 @@ def fold_weights(proto: onnx.ModelProto) -> int:
     return folded
 
 
-def keep_grid_through_shifts(proto: onnx.ModelProto) -> int:
-    """Give what only moves quantised numbers the scale that they have already, so that quantising again changes nothing.
+def share_scale_through_shifts(proto: onnx.ModelProto) -> int:
+    """Give each pair after a temporal shift the scale of the shift's quantised input, so that quantising again changes nothing.
 
     Returns:
-        How many pairs got another scale.
+        The number of pairs whose scale changed.
     """
     maker = {output: node for node in proto.graph.node for output in node.output}
     pairs = list(activation_pairs(proto))
@@ -78,15 +78,15 @@ def keep_grid_through_shifts(proto: onnx.ModelProto) -> int:
     return changed
 
 
-def spare(proto: onnx.ModelProto, exact: Container[str]) -> int:
-    """Let nodes that stay exact read the numbers themselves, where they share a quantised tensor with the backbone.
+def bypass_pairs(proto: onnx.ModelProto, exact: Container[str]) -> int:
+    """Let nodes that stay in float32 read the unquantised tensor, if they share a quantised one with the backbone.
 
     Args:
         proto: The quantised graph, changed in place.
         exact: Names of the nodes.
 
     Returns:
-        How many inputs were led past their pair.
+        The number of inputs that were changed.
     """
     behind = {pair.dequantise.output[0]: pair.quantise.input[0] for pair in activation_pairs(proto)}
     changed = 0
@@ -98,8 +98,8 @@ def spare(proto: onnx.ModelProto, exact: Container[str]) -> int:
     return changed
 
 
-def shortcuts_only(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the graph with one summand of each residual add left as the convolution gives it: the block's last one."""
+def quantise_shortcuts_only(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the graph without the pair at each residual add's last convolution: only the shortcut stays quantised."""
     result = onnx.ModelProto()
     result.CopyFrom(proto)
     maker = {output: node for node in result.graph.node for output in node.output}
@@ -115,8 +115,8 @@ def shortcuts_only(proto: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
-def floats_unrounded(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the graph with nodes that stay out of INT8 reading a convolution's result as it was before its pair (`qdq_boundaries.py`)."""
+def bypass_boundary_pairs(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the graph without the pairs of `qdq_boundaries.py`: float operators read the convolution's output directly."""
     reading = {(node, tensor) for node, tensor in noted(proto, "qdq_boundaries")}
     result = onnx.ModelProto()
     result.CopyFrom(proto)
@@ -128,11 +128,11 @@ def floats_unrounded(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def unsigned(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the graph with activations in UINT8, for processors.
+    """Return the graph with activations in UINT8, for CPUs.
 
-    What a ReLU made is never negative: 0 to 255 serve it twice as finely as 0 to 127. What may be negative keeps its numbers,
-    128 higher. TensorRT takes INT8 with zero at zero alone, processors multiply unsigned with signed bytes anyway; ONNX
-    Runtime is several times faster so, and OpenVINO 2026.4.1 gets signed concatenations wrong.
+    The output of a ReLU is never negative: 0 to 255 resolve it twice as finely as 0 to 127. Tensors that may be negative keep their scale,
+    with zero point 128. TensorRT accepts only INT8 with zero point 0, while CPUs multiply unsigned by signed bytes: ONNX
+    Runtime is several times faster with UINT8, and OpenVINO 2026.4.1 computes signed concatenations wrongly.
     """
     result = onnx.ModelProto()
     result.CopyFrom(proto)
@@ -155,7 +155,7 @@ def _is_convolution(node: NodeProto | None) -> bool:
 
 
 def _convolutions_before(proto: onnx.ModelProto) -> dict[str, int]:
-    """Return for each tensor the largest number of convolutions on a way to it."""
+    """Return for each tensor the largest number of convolutions on a path to it."""
     depth: dict[str, int] = {}
     for node in proto.graph.node:
         before = max((depth.get(name, 0) for name in node.input), default=0)
@@ -164,7 +164,7 @@ def _convolutions_before(proto: onnx.ModelProto) -> dict[str, int]:
 
 
 def _moved_from(name: str, maker: dict[str, NodeProto], quantised: set[str]) -> str | None:
-    """Return the one quantised tensor that a concatenation of moved parts came from, None where it is anything else."""
+    """Return the quantised tensor whose shifted parts a concatenation joins; None for any other tensor."""
     node = maker.get(name)
     if node is None or node.op_type != "Concat":
         return None
@@ -182,14 +182,14 @@ def _source(name: str, maker: dict[str, NodeProto], quantised: set[str]) -> str 
 
 
 def _data_input(node: NodeProto, maker: dict[str, NodeProto]) -> str:
-    """Return the input that is moved; of a product, the padded slice, the other being the shift's zeros and ones."""
+    """Return the data input; of a product, the padded slice, since the other factor is the shift's mask of zeros and ones."""
     if node.op_type == "Mul":
         return next((name for name in node.input if name in maker and maker[name].op_type in {"Pad", "Slice"}), "")
     return node.input[0]
 
 
 def _never_negative(name: str, maker: dict[str, NodeProto]) -> bool:
-    """Whether a tensor is a ReLU's, moved or as it is."""
+    """Whether a tensor is a ReLU's output, copied or not."""
     node = maker.get(name)
     if node is None:
         return False
@@ -203,7 +203,7 @@ def _never_negative(name: str, maker: dict[str, NodeProto]) -> bool:
 
 
 def _drop_unread_nodes(proto: onnx.ModelProto) -> None:
-    """Take out pairs that nothing reads any longer, and their constants."""
+    """Remove nodes whose outputs no node reads, and their constants."""
     outputs = {item.name for item in proto.graph.output}
     while True:
         read = {name for node in proto.graph.node for name in node.input} | outputs

@@ -1,10 +1,10 @@
-"""Insert a Q/DQ pair where an INT8 convolution feeds a float operator, its scale calibrated like any other.
+"""Insert a Q/DQ pair where an INT8 convolution feeds a float operator; its scale is calibrated like any other.
 
-ONNX Runtime has no INT8 convolution whose result is a float, so there the result is rounded; TensorRT and OpenVINO have one,
-and their graphs read the result itself (`quantisers.floats_unrounded`).
+ONNX Runtime has no INT8 convolution with a float output, so it needs the pair. TensorRT and OpenVINO have one; in their graphs the float
+operator reads the convolution's output directly (`qdq.bypass_boundary_pairs`).
 
-First a 1 x 1 MaxPool is inserted behind the convolution, which changes nothing, so that ModelOpt calibrates the tensor and gives it a
-pair; the MaxPool is removed afterwards.
+To get the pair, a 1 x 1 MaxPool, which changes nothing, is inserted after the convolution, so that ModelOpt calibrates the tensor; it is
+removed afterwards.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from flowless.export.precision.regions import kept_exact, named
 
 @dataclass(frozen=True)
 class Boundary:
-    """A convolution whose result a float operator reads."""
+    """A convolution whose output a float operator reads."""
 
     behind: str
-    """Name of the node whose result is quantised: the convolution, or its activation."""
+    """Name of the node whose output is quantised: the convolution, or its activation."""
     node: NodeProto
-    """The MaxPool behind it."""
+    """The MaxPool after it."""
     readers: tuple[str, ...]
-    """Names of the nodes that read the result through the MaxPool."""
+    """Names of the nodes that read the output through the MaxPool."""
 
 
 def find_boundaries(proto: onnx.ModelProto, chosen: Collection[str]) -> list[Boundary]:
-    """Return where a graph needs a Q/DQ pair.
+    """Return the places where a graph needs a Q/DQ pair.
 
     Args:
         proto: The float32 graph.
         chosen: Names of the nodes whose inputs are quantised.
 
     Returns:
-        One for each of the chosen convolutions whose result is read by what stays out of INT8, or by nothing that is chosen.
+        One for each chosen convolution whose output is read by a node that is not quantised, or by no chosen node.
     """
     floats = named(proto, "unquantised") | set(kept_exact(proto))
     weights = {item.name: item for item in proto.graph.initializer}
@@ -81,20 +81,23 @@ def insert_poolings(proto: onnx.ModelProto, boundaries: Sequence[Boundary]) -> o
 
 
 def remove_poolings(proto: onnx.ModelProto, boundaries: Sequence[Boundary]) -> list[list[str]]:
-    """Remove the boundaries' MaxPools from a quantised graph, in place: what is behind one reads its Q/DQ pair.
+    """Remove the boundaries' MaxPools from a quantised graph, in place; their readers then read the Q/DQ pair.
 
     Returns:
         `[node, tensor]` for each reader: the node, and the dequantised tensor that it reads now.
 
     Raises:
-        FlowlessError: ModelOpt gave a boundary no pair.
+        FlowlessError: ModelOpt did not quantise the input of a MaxPool.
     """
     names = {boundary.node.name for boundary in boundaries}
     passed = {node.output[0]: node.input[0] for node in proto.graph.node if node.name in names}
     maker = {output: node.op_type for node in proto.graph.node for output in node.output}
     for boundary in boundaries:
         if maker.get(passed.get(boundary.node.output[0], "")) != "DequantizeLinear":
-            raise FlowlessError(f"INT8: ModelOpt measured no scale for the result of {boundary.behind}; another version of it may.")
+            raise FlowlessError(
+                f"INT8: ModelOpt did not calibrate the output of {boundary.behind}. Install another version of nvidia-modelopt, or build "
+                "another precision."
+            )
     kept = [node for node in proto.graph.node if node.name not in names]
     for node in kept:
         node.input[:] = [passed.get(name, name) for name in node.input]

@@ -1,12 +1,12 @@
-"""Which parts of a graph may lose precision: the backbone, and nothing before or after it.
+"""Which nodes of a graph run in lower precision: those of the backbone, and none before or after it.
 
 Persistence of Appearance squares differences of pixels, normalisation subtracts nearly equal numbers, VAP's softmax and the
-classifier decide between close scores. All of these together are a few hundredths of the arithmetic; they stay in float32.
-So do the other systems' cues of motion, which divide small numbers by small ones: their modules say so (`exact`), and the
-exporter writes it into the graph.
+classifier separate close scores. Together these are a few per cent of the operations; they stay in float32.
+So do the motion cues of the other systems, which divide small numbers by small numbers: their modules have the attribute `exact`, and the
+exporter lists their nodes in the graph's metadata.
 
-A transformer's backbone is its blocks, which the model marks (`matrix_backbone`): their matrix products and what lies between two
-of them. Layer norm, softmax and the sums that run through all blocks stay in float32.
+A transformer's backbone is its blocks (modules with the attribute `matrix_backbone`): their matrix products and the nodes between two
+of them. Layer norm, softmax and the residual additions stay in float32.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from onnx import NodeProto
 
 from flowless.export.graph.pa_function import DOMAIN
 
-#: What ends a backbone: from the first of these on, one vector stands for a frame.
+#: Operators that end a convolutional backbone: after the first of these a frame is one vector.
 _ENDS = {"ReduceMean", "GlobalAveragePool", "Gemm", "MatMul", "Softmax"}
-#: Matrix products, whose second input is a weight but in attention.
+#: Matrix products; the second input is a weight, except in attention.
 _PRODUCTS = {"MatMul", "Gemm"}
-#: What stays in float32 among a transformer's matrix products.
+#: Operators of a transformer's blocks that stay in float32.
 _FINE = {"LayerNormalization", "Softmax", "ReduceMean"}
-#: What a constant may go through before it is used.
+#: Operators whose output is constant if their input is.
 _CARRIERS = {"QuantizeLinear", "DequantizeLinear", "Cast", "Transpose"}
 
 
 def backbone_nodes(proto: onnx.ModelProto, *, quantised: bool = False) -> set[str]:
-    """Return the names of the nodes of each network that lose precision.
+    """Return the names of the nodes that run in lower precision.
 
-    Of a convolutional network these are the nodes from its first convolution to its last activation; of a transformer
-    (`flowless.matrix_backbone` in the metadata) the matrix products of its blocks and what lies between them, besides.
-    Every node must have a name. PA, its function and its inlined body (see `pa_sites`), and what the model itself keeps exact
-    (`flowless.exact` in the metadata) do not count: what lies behind them starts anew.
+    In a convolutional network these are the nodes from the first convolution to the last activation; in a transformer
+    (`flowless.matrix_backbone` in the metadata) the matrix products of its blocks and the nodes between them.
+    Every node must have a name. PA, inlined or not (see `pa_inline.py`), and the nodes under `flowless.exact` in the metadata are left
+    out: the network after them counts as a network with a first convolution.
 
     Args:
         proto: The graph, in any precision.
-        quantised: Leave out what stays out of INT8 besides: what the model says (`flowless.unquantised`), and attention's
-            products, neither of whose sides is a weight.
+        quantised: Also leave out what is not quantised to INT8: the nodes under `flowless.unquantised`, and attention's products of two
+            activations.
     """
     exact = named(proto, "exact")
     nodes = [node for node in proto.graph.node if not is_pa(node) and node.name not in exact]
@@ -57,13 +57,13 @@ def backbone_nodes(proto: onnx.ModelProto, *, quantised: bool = False) -> set[st
 
 
 def weight_products(proto: onnx.ModelProto) -> list[str]:
-    """Return the names of the matrix products with a weight that lose precision."""
+    """Return the names of the matrix products with a weight that run in lower precision."""
     low, constant = backbone_nodes(proto), _constants(proto)
     return [node.name for node in proto.graph.node if node.op_type in _PRODUCTS and node.name in low and node.input[1] in constant]
 
 
 def _convolutional(nodes: list[NodeProto]) -> set[str]:
-    """Return the names of the nodes from each first convolution to the last activation behind it."""
+    """Return the names of the nodes from each first convolution to the last activation after it."""
     maker = {output: node for node in nodes for output in node.output}
     readers: dict[str, list[NodeProto]] = {}
     for node in nodes:
@@ -78,12 +78,12 @@ def _convolutional(nodes: list[NodeProto]) -> set[str]:
 
 
 def _is_fine(node: NodeProto, constant: set[str]) -> bool:
-    """Whether a node of a transformer's blocks stays in float32: an addition of two activations is the sum through all blocks."""
+    """Whether a node of a transformer's block stays in float32: an addition of two activations is a residual."""
     return node.op_type in _FINE or (node.op_type == "Add" and constant.isdisjoint(node.input))
 
 
 def _constants(proto: onnx.ModelProto) -> set[str]:
-    """Return the names of tensors that are constants, or only carry one."""
+    """Return the names of tensors that are constants, or computed from a constant by one of `_CARRIERS`."""
     known = {item.name for item in proto.graph.initializer}
     for node in proto.graph.node:
         if node.op_type == "Constant" or (node.op_type in _CARRIERS and node.input[0] in known):
@@ -98,22 +98,22 @@ def kept_exact(proto: onnx.ModelProto, *, quantised: bool = False) -> list[str]:
 
 
 def named(proto: onnx.ModelProto, key: str) -> set[str]:
-    """Return the node names that the exporter wrote into the metadata; none in a graph of an older version."""
+    """Return the node names under a metadata key that the exporter wrote; an empty set for a graph of an older version."""
     return set(noted(proto, key))
 
 
 def noted(proto: onnx.ModelProto, key: str) -> list[Any]:
-    """Return a list that the export wrote into the metadata, as `named` does for names; empty where it wrote none."""
+    """Return the list under a metadata key; empty if the graph has no such key."""
     return json.loads(next((item.value for item in proto.metadata_props if item.key == f"flowless.{key}"), "[]"))
 
 
 def is_pa(node: NodeProto) -> bool:
-    """Whether a node is the PA op, or a part of its body that `pa_sites.spread` laid open."""
+    """Whether a node is the PA op, or one of the nodes that `inline_pa` replaced it by."""
     return node.domain == DOMAIN or node.name.startswith("PA@")
 
 
 def _closure(start: Iterable[NodeProto], neighbours) -> set[str]:
-    """Return the names of `start` and of everything that its neighbours lead to."""
+    """Return the names of all nodes that can be reached from `start`, itself included."""
     queue = deque(start)
     seen = {node.name for node in queue}
     while queue:

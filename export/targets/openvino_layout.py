@@ -1,4 +1,4 @@
-"""Differences before layout: a rewrite of the inlined graph that OpenVINO is the faster for."""
+"""A rewrite of the inlined graph for OpenVINO: subtract neighbouring frames before they are transposed, which is faster."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from onnx import NodeProto, helper
 def differences_first(proto: onnx.ModelProto) -> int:
     """Turn "transpose the frames, then subtract neighbours" into "subtract, then transpose the differences", in place.
 
-    The numbers are the same. There is one difference fewer than frames, and OpenVINO merges the transposition that is left
-    with its own reordering before the convolution.
+    The results are identical. There is one difference fewer than frames, and OpenVINO fuses the remaining transposition with its own
+    reordering before the convolution.
 
     Args:
-        proto: The graph with its functions inlined; PA's differences are slices of one transposed tensor.
+        proto: The graph with its functions inlined.
 
     Returns:
-        How many differences were rewritten.
+        The number of subtractions that were rewritten.
     """
     nodes = proto.graph.node
     maker = {output: node for node in nodes for output in node.output}
     rewritten = 0
     for difference in [node for node in nodes if node.op_type == "Sub" and node.name.startswith("PA_difference")]:
-        # By PA's body: two slices along time, of the frames, which nothing else reads.
+        # The PA function subtracts two slices of the frames along time, which no other node reads.
         slices = [maker[name] for name in difference.input]
         transpose = _common_transpose(slices, maker)
         if transpose is None:
@@ -39,7 +39,7 @@ def differences_first(proto: onnx.ModelProto) -> int:
 
 
 def _common_transpose(slices: list[NodeProto], maker: dict[str, NodeProto]) -> NodeProto | None:
-    """Return the transposition that both slices read, where it leaves the axis of time, the fourth last, in its place."""
+    """Return the Transpose that both slices read, if it keeps the time axis (the fourth last) in place; None otherwise."""
     sources = {part.input[0] for part in slices}
     transpose = maker.get(sources.pop()) if len(sources) == 1 else None
     if transpose is None or transpose.op_type != "Transpose":

@@ -74,7 +74,7 @@ def test_what_has_no_such_form_is_refused(checkpoint, lively, tmp_path, capsys):
     assert main(["export", str(checkpoint), "--out", str(tmp_path / "bundle"), "--online"]) == 1
     assert "pan-lite-r18: its segments have 3 frames" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "bundle").exists()
-    with pytest.raises(FlowlessError, match="nothing to remember"):
+    with pytest.raises(FlowlessError, match="no memory to keep"):
         OnlineForm(lively("tsn-r18", segments=1), name="tsn-r18")
 
 

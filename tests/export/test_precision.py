@@ -20,11 +20,11 @@ from flowless.engines.bundle.manifest import Target, read_manifest
 from flowless.errors import FlowlessError
 from flowless.export.graph.export_graph import read_graph
 from flowless.export.graph.pa_function import pa_nodes
-from flowless.export.graph.pa_inline import gather, spread
+from flowless.export.graph.pa_inline import fold_pa, inline_pa
 from flowless.export.precision.calibration import Calibration, chosen
 from flowless.export.precision.graph_cache import precise_graph
 from flowless.export.precision.int8 import scales_hash
-from flowless.export.precision.qdq import activation_pairs, keep_grid_through_shifts, shortcuts_only, unsigned
+from flowless.export.precision.qdq import activation_pairs, quantise_shortcuts_only, share_scale_through_shifts, unsigned
 from flowless.export.precision.regions import backbone_nodes, kept_exact, named
 from flowless.export.targets.target_graph import graph_for
 from flowless.export.verify.reference import Reference
@@ -75,7 +75,7 @@ def test_two_networks_have_two_backbones(learnt):
 
 
 def test_a_body_laid_open_and_closed_again_is_the_same_graph(graph):
-    closed = gather(spread(graph), graph)
+    closed = fold_pa(inline_pa(graph), graph)
     onnx.checker.check_model(closed, full_check=True)
     assert [node.op_type for node in closed.graph.node] == [node.op_type for node in graph.graph.node]
     clips = np.random.default_rng(0).integers(0, 256, (2, 4, 3, 32, 32, 3), dtype=np.uint8)
@@ -83,11 +83,11 @@ def test_a_body_laid_open_and_closed_again_is_the_same_graph(graph):
 
 
 def test_a_body_that_was_cut_into_is_refused(graph):
-    laid = spread(graph)
+    laid = inline_pa(graph)
     part = next(node for node in laid.graph.node if node.name.startswith("PA@0@") and node.op_type == "Mul")
     part.input[0] = "div"
     with pytest.raises(FlowlessError, match="cut into a PA node's body"):
-        gather(laid, graph)
+        fold_pa(laid, graph)
 
 
 @pytest.mark.parametrize(("kind", "type_"), [("fp16", onnx.TensorProto.FLOAT16), ("bf16", onnx.TensorProto.BFLOAT16)])
@@ -113,7 +113,7 @@ def test_int8_quantises_what_a_gpu_fuses(int8):
             assert [maker[name].op_type for name in node.input[:2]] == ["DequantizeLinear"] * 2, node.name
     adds = [node for node in proto.graph.node if node.op_type == "Add" and node.name in low]
     assert len(adds) == 8
-    short = shortcuts_only(proto)
+    short = quantise_shortcuts_only(proto)
     maker = {output: node for node in short.graph.node for output in node.output}
     for node in [node for node in short.graph.node if node.op_type == "Add" and node.name in low]:
         kinds = sorted(maker[name].op_type for name in node.input)
@@ -141,7 +141,7 @@ def test_a_shift_keeps_the_grid(int8):
     """Quantising the shifted tensor again, on the same grid, changes nothing: another pass has nothing to do."""
     again = onnx.ModelProto()
     again.CopyFrom(int8.proto)
-    assert keep_grid_through_shifts(again) == 0
+    assert share_scale_through_shifts(again) == 0
     maker = {output: node for node in again.graph.node for output in node.output}
     shifted = [pair for pair in activation_pairs(again) if maker[pair.quantise.input[0]].op_type == "Concat"]
     assert len(shifted) >= 8

@@ -1,4 +1,4 @@
-"""Q/DQ boundaries in small graphs: where one is needed, and that nothing is left of it but a pair."""
+"""Q/DQ boundaries in small graphs: where a pair is needed, and that the inserted MaxPool leaves only a pair."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from flowless.errors import FlowlessError
-from flowless.export.precision.qdq import floats_unrounded
+from flowless.export.precision.qdq import bypass_boundary_pairs
 from flowless.export.precision.qdq_boundaries import find_boundaries, insert_poolings, remove_poolings
 
 
@@ -35,36 +35,36 @@ def node(kind: str, inputs: str, output: str) -> onnx.NodeProto:
 FIRST, LAST = node("Conv", "x w", "a"), node("Conv", "m w", "y")
 
 
-def test_where_a_result_meets_what_stays_out_of_int8() -> None:
+def test_a_float_operator_after_an_int8_convolution_needs_a_pair() -> None:
     chosen = {"to a", "to y"}
-    # conv, its activation, a module that stays out of INT8, conv
+    # convolution, activation, an unquantised module, convolution
     proto = graph(FIRST, node("Relu", "a", "r"), node("Neg", "r", "m"), LAST, unquantised=("to m",))
     (boundary,) = find_boundaries(proto, chosen)
     assert (boundary.behind, boundary.readers, boundary.node.input[0]) == ("to r", ("to m",), "r")
-    # Beside a reader that is quantised, the other alone reads through it.
+    # With a quantised reader beside it, only the float reader reads through the MaxPool.
     proto = graph(FIRST, node("Neg", "a", "n"), node("Add", "a n", "m"), LAST, unquantised=("to n",))
     (boundary,) = find_boundaries(proto, {*chosen, "to m"})
     assert (boundary.behind, boundary.readers) == ("to a", ("to n",))
-    closed = insert_poolings(proto, [boundary])
-    onnx.checker.check_model(closed, full_check=True)
-    assert [list(one.input) for one in closed.graph.node if one.name in {"to n", "to m"}] == [["a.boundary"], ["a", "n"]]
+    pooled = insert_poolings(proto, [boundary])
+    onnx.checker.check_model(pooled, full_check=True)
+    assert [list(one.input) for one in pooled.graph.node if one.name in {"to n", "to m"}] == [["a.boundary"], ["a", "n"]]
 
 
-def test_where_nothing_that_is_quantised_reads_a_result() -> None:
-    # None of these is named as staying out of INT8, but a convolution's result is read there all the same.
+def test_a_convolution_that_no_quantised_node_reads_needs_a_pair() -> None:
+    # No reader is listed as unquantised, but none is quantised either.
     proto = graph(FIRST, node("Neg", "a", "n"), node("Add", "a n", "m"), LAST)
     (boundary,) = find_boundaries(proto, {"to a", "to y"})
     assert (boundary.behind, boundary.readers) == ("to a", ("to n", "to m"))
-    assert not find_boundaries(proto, {"to a", "to m", "to y"}), "a quantised reader's pair serves them all"
+    assert not find_boundaries(proto, {"to a", "to m", "to y"}), "a quantised reader has a pair, which all readers share"
 
 
-def test_none_where_all_readers_are_quantised() -> None:
+def test_quantised_readers_need_no_boundary() -> None:
     assert not find_boundaries(graph(FIRST, node("Relu", "a", "m"), LAST), {"to a", "to y"})
     assert not find_boundaries(graph(FIRST, node("Neg", "a", "m"), LAST, unquantised=("to m",)), set())
 
 
 def quantised(proto: onnx.ModelProto, tensor: str) -> onnx.ModelProto:
-    """Return the graph with a pair behind a tensor, all readers behind it, as ModelOpt leaves it."""
+    """Return the graph with a pair after a tensor that all readers read, as ModelOpt inserts it."""
     scale, zero = numpy_helper.from_array(np.array(0.5, np.float32), "s"), numpy_helper.from_array(np.array(0, np.int8), "z")
     proto.graph.initializer.extend([scale, zero])
     place = next(place for place, one in enumerate(proto.graph.node) if tensor in one.output)
@@ -77,7 +77,7 @@ def quantised(proto: onnx.ModelProto, tensor: str) -> onnx.ModelProto:
     return proto
 
 
-def test_a_pair_is_left_of_it_and_targets_with_float_results_read_past_it() -> None:
+def test_the_maxpool_leaves_a_pair_that_other_targets_bypass() -> None:
     proto = graph(FIRST, node("Neg", "a", "n"), node("Add", "a n", "m"), LAST, unquantised=("to n",))
     boundaries = find_boundaries(proto, {"to a", "to m", "to y"})
     made = quantised(insert_poolings(proto, boundaries), "a")
@@ -87,12 +87,12 @@ def test_a_pair_is_left_of_it_and_targets_with_float_results_read_past_it() -> N
     onnx.checker.check_model(made, full_check=True)
     read = {one.name: list(one.input) for one in made.graph.node}
     assert (read["to n"], read["to m"]) == (["dq"], ["dq", "n"])
-    past = {one.name: list(one.input) for one in floats_unrounded(made).graph.node}
-    assert (past["to n"], past["to m"]) == (["a"], ["dq", "n"]), "only where INT8 meets floats"
+    past = {one.name: list(one.input) for one in bypass_boundary_pairs(made).graph.node}
+    assert (past["to n"], past["to m"]) == (["a"], ["dq", "n"]), "only the float operator bypasses the pair"
 
 
-def test_a_seam_without_a_pair_is_told() -> None:
+def test_a_boundary_without_a_pair_is_refused() -> None:
     proto = graph(FIRST, node("Neg", "a", "m"), LAST, unquantised=("to m",))
     boundaries = find_boundaries(proto, {"to a", "to y"})
-    with pytest.raises(FlowlessError, match="no scale for the result of to a"):
+    with pytest.raises(FlowlessError, match="did not calibrate the output of to a"):
         remove_poolings(insert_poolings(proto, boundaries), boundaries)
