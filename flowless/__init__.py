@@ -14,7 +14,7 @@ __all__ = ["CheckFailed", "FlowlessError", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the engines only when `load` is asked for, so that `import flowless` stays instant."""
+    """Import the engines when `load` is first accessed, so that `import flowless` stays fast."""
     if name == "load":
         from flowless.engines import load
 

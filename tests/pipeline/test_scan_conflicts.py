@@ -1,4 +1,4 @@
-"""What a data set may name twice, wrongly or unreadably: tables, links, indexes edited by hand, places to write to."""
+"""Conflicting and invalid entries of data sets, edited indexes, and output paths that cannot be written."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ def test_the_same_frames_with_two_labels(film):
     ]
 
 
-def test_ids_are_different(film):
+def test_ids_are_unique(film):
     index = scanned(film, "path,label,start,end\nfilm.mp4,a,1.0000001,1.5\nfilm.mp4,a,1.0000002,1.5\n../set/film.mp4,a,,\nfilm.mp4,a,,\n")
     assert [video.id for video in index.videos] == ["film.mp4#1.0000001-1.5", "film.mp4#1.0000002-1.5", "film.mp4"]
     assert [item.reason for item in index.refused] == ["line 5: listed already in line 4"]
 
 
-def test_a_step_up_behind_a_link(tmp_path, film):
+def test_parent_folder_of_a_link(tmp_path, film):
     (tmp_path / "set" / "real" / "sub").mkdir(parents=True)
     (tmp_path / "set" / "link").symlink_to(tmp_path / "set" / "real" / "sub")
     shutil.copy(film, tmp_path / "set" / "real" / "film.mp4")
@@ -88,31 +88,31 @@ def test_a_step_up_behind_a_link(tmp_path, film):
 @pytest.mark.parametrize(
     "text", ['path,label\nfilm.mp4,"a\nx.mp4,b\n', "path,label,label\nfilm.mp4,a,b\n"], ids=["open quote", "twice a column"]
 )
-def test_tables_that_are_none(film, text):
-    with pytest.raises(FlowlessError, match=r"a quote left open|its first line names the columns"):
+def test_invalid_tables(film, text):
+    with pytest.raises(FlowlessError, match=r"a quote left open|its first line has the columns"):
         scanned(film, text)
 
 
-def test_a_nul_in_a_table(film):
+def test_nul_in_a_table(film):
     index = scanned(film, b"path,label\na\0b.mp4,a\nfilm.mp4,a\n")
     assert [video.id for video in index.videos] == ["film.mp4"]
     assert [item.reason for item in index.refused] == ["line 2: its path holds a NUL"]
 
 
-def test_a_pipe_is_no_table(tmp_path):
+def test_a_pipe_is_not_a_table(tmp_path):
     os.mkfifo(tmp_path / "list.csv")
-    with pytest.raises(FlowlessError, match="it is no file"):
+    with pytest.raises(FlowlessError, match="it is not a regular file"):
         scan(tmp_path / "list.csv", format="csv", out=tmp_path / "index.jsonl")
 
 
-def test_a_class_whose_lines_are_all_refused(film):
+def test_a_class_without_valid_lines(film):
     table = film.with_name("list.csv")
     table.write_text("path,label,start,end\nfilm.mp4,a,,\nfilm.mp4,b,nan,\n")
-    with pytest.raises(FlowlessError, match="not one usable video of 'b'"):
+    with pytest.raises(FlowlessError, match="no usable video of 'b'"):
         scan_command([str(table), "--format", "csv", "--out", str(film.with_name("i.jsonl"))])
 
 
-def test_times_in_an_avi_are_those_of_its_frames(tmp_path):
+def test_frame_at_in_an_avi(tmp_path):
     path = barcode.Kind("film", ".avi", "mpeg4", {"g": "12", "q": "3"}).write(tmp_path)
     info = info_of(path, decode=True)
     assert [info.frame_at(seconds) for seconds in (0.48, 0.5, 0.52, 3.96, 3.98)] == [12, 13, 13, 99, 100]
@@ -120,12 +120,12 @@ def test_times_in_an_avi_are_those_of_its_frames(tmp_path):
         assert info.frame_at(number / 25) == number
 
 
-def test_devices_pipes_and_links_to_write_to(tmp_path):
+def test_writing_to_devices_pipes_and_links(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for way in (refuse_unwritable, lambda path: whole_file(path).__enter__()):
-        with pytest.raises(FlowlessError, match="it is no regular file but a device or a pipe"):
+        with pytest.raises(FlowlessError, match="not a regular file but a device or a pipe"):
             way(tmp_path / "pipe")
-        with pytest.raises(FlowlessError, match="/dev/null: it is no regular file"):
+        with pytest.raises(FlowlessError, match="/dev/null: not a regular file"):
             way("/dev/null")
     (tmp_path / "link.json").symlink_to(tmp_path / "real.json")
     with whole_file(tmp_path / "link.json") as draft:
@@ -134,7 +134,7 @@ def test_devices_pipes_and_links_to_write_to(tmp_path):
     assert (tmp_path / "real.json").read_text() == "new"
 
 
-def test_a_journal_whose_name_is_too_long(film):
+def test_too_long_journal_name(film):
     film.with_name("list.csv").write_text("path,label\nfilm.mp4,a\n")
     with pytest.raises(FlowlessError, match="cannot write there"):
         scan(film.with_name("list.csv"), format="csv", out=film.with_name("x" * 245 + ".jsonl"))
@@ -148,7 +148,7 @@ def test_a_journal_whose_name_is_too_long(film):
     ],
     ids=str,
 )  # fmt: skip
-def test_an_index_that_was_edited(film, change):
+def test_edited_index(film, change):
     scanned(film, "path,label\nfilm.mp4,a\n")
     path = film.with_name("index.jsonl")
     header, line = path.read_text().splitlines()
@@ -159,7 +159,7 @@ def test_an_index_that_was_edited(film, change):
         DatasetIndex.load(path)
 
 
-def test_an_index_that_lacks_lines_or_has_a_label_twice(film):
+def test_incomplete_index_and_repeated_label(film):
     scanned(film, "path,label,start,end\nfilm.mp4,a,0,1\nfilm.mp4,b,1,2\n")
     path = film.with_name("index.jsonl")
     lines = path.read_text().splitlines()
@@ -167,11 +167,11 @@ def test_an_index_that_lacks_lines_or_has_a_label_twice(film):
     with pytest.raises(FlowlessError, match="it holds 1 of its 2 videos; it is cut off"):
         DatasetIndex.load(path)
     path.write_text("\n".join([lines[0].replace('"b"', '"a"'), *lines[1:]]) + "\n")
-    with pytest.raises(FlowlessError, match="its labels are no different names"):
+    with pytest.raises(FlowlessError, match="its labels are not distinct strings"):
         DatasetIndex.load(path)
 
 
-def test_a_picture_that_was_written_over_is_a_change(tmp_path):
+def test_an_overwritten_picture_is_detected(tmp_path):
     folder = tmp_path / "set" / "a" / "film"
     folder.mkdir(parents=True)
     for number in range(8):
@@ -180,13 +180,13 @@ def test_a_picture_that_was_written_over_is_a_change(tmp_path):
     (record,) = index.videos
     job = Job(path=str(folder), parts=((None, None),), decode=True)
     with Journal.open(tmp_path / "journal") as journal:
-        from flowless.pipeline.dataset.scan_jobs import look
+        from flowless.pipeline.dataset.scan_jobs import inspect_file
 
-        journal.note(job, look(job))
+        journal.note(job, inspect_file(job))
     with Journal.open(tmp_path / "journal") as journal:
         assert journal.finding(job) is not None
-    assert record.known(folder)
+    assert record.info_if_unchanged(folder)
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "3.png")
-    assert record.known(folder) is None
+    assert record.info_if_unchanged(folder) is None
     with Journal.open(tmp_path / "journal") as journal:
         assert journal.finding(job) is None
