@@ -116,7 +116,7 @@ def absolute(path: str | os.PathLike[str]) -> str:
 
 
 def write_json(path: str | os.PathLike[str], document: Any) -> None:
-    """Write `document` as indented JSON, whole or not at all."""
+    """Write `document` as indented JSON, atomically."""
     with whole_file(path) as draft:
         draft.write_text(json_text(document) + "\n", encoding="utf-8")
 

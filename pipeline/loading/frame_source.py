@@ -99,6 +99,7 @@ class FrameSource:
         """
         refused: list[Refused] = []
         videos = self._index.videos
+        # The text is part of the seed: changing it would change the replacements of existing runs.
         chooser = sample_rng(self._seed, epoch, f"{videos[number].id}\0stands in")
         for _ in range(_MAX_TRIES):
             try:
@@ -111,7 +112,7 @@ class FrameSource:
         names = ", ".join(item.path for item in refused)
         raise FlowlessError(
             f"{_MAX_TRIES} videos in a row cannot be read ({names}); the last one: {refused[-1].reason} "
-            "Is the data set's folder where the index says it is? If files have changed, run `flowless scan` again."
+            "Check that the data set is at the path in the index. If files have changed, run `flowless scan` again."
         )
 
     def _sample(self, number: int, epoch: int) -> Sample:
@@ -201,7 +202,7 @@ class Decoders:
 
     by_dali: frozenset[int]
     """Positions in the index of the videos that DALI decodes; PyAV decodes the others."""
-    left: dict[str, int]
+    reasons: dict[str, int]
     """Where DALI was requested: reason why DALI does not decode a video -> number of such videos."""
     frames: Frames
     """The graph's frame source."""
@@ -225,26 +226,28 @@ def decoders_for(
     """
     by_default = decoder == "auto" and device == "cpu"
     if decoder == "pyav" or (by_default and not (training and any(video.info.folder for video in index.videos))):
-        return Decoders(by_dali=frozenset(), left={}, frames="pyav")
+        return Decoders(by_dali=frozenset(), reasons={}, frames="pyav")
     reasons = _reasons_for_pyav(index, device_id=device_id if device == "gpu" else None, folders_only=by_default)
     by_dali = frozenset(number for number, reason in enumerate(reasons) if reason is None)
-    left = dict(Counter(reason for reason in reasons if reason is not None).most_common())
+    counts = dict(Counter(reason for reason in reasons if reason is not None).most_common())
     if decoder == "dali" and not by_dali:
-        raise FlowlessError(f"decoder is 'dali', which can decode no video of the index: {'; '.join(left)}. Use decoder 'auto' or 'pyav'.")
+        raise FlowlessError(
+            f"decoder is 'dali', which can decode no video of the index: {'; '.join(counts)}. Use decoder 'auto' or 'pyav'."
+        )
     files = {number for number in by_dali if not index.videos[number].info.folder}
-    return Decoders(by_dali=by_dali, left=left, frames="pyav" if not files else "both" if len(files) < len(index.videos) else "dali")
+    return Decoders(by_dali=by_dali, reasons=counts, frames="pyav" if not files else "both" if len(files) < len(index.videos) else "dali")
 
 
 def _reasons_for_pyav(index: DatasetIndex, *, device_id: int | None, folders_only: bool) -> list[str | None]:
-    """Return for each video why DALI cannot decode it on the GPU, or for None on the CPU; None where it can."""
-    nothing = nvdec.why_no_nvdec(device_id) if device_id is not None else "its videos are PyAV's" if folders_only else None
+    """Return for each video why DALI cannot decode it, None where it can; `device_id` None is the CPU."""
+    unavailable = nvdec.why_no_nvdec(device_id) if device_id is not None else "its videos are PyAV's" if folders_only else None
 
     def reason(video: VideoRecord) -> str | None:
         info = video.info
         if info.folder:
             return _reason_for_pillow(info)
-        if nothing:
-            return nothing.rstrip(".")
+        if unavailable:
+            return unavailable.rstrip(".")
         if not info.seekable:
             return "its time stamps do not identify frames, and only PyAV counts frames"
         if info.mirrored:

@@ -100,8 +100,8 @@ class ClipLoader:
                 f"incomplete batches: no batch is left. Use a batch_size of at most {max(1, len(index.videos) // options.world)}."
             )
 
-        if decoders.left and options.device == "gpu":
-            count, why = sum(decoders.left.values()), "; ".join(f"{reason} ({many})" for reason, many in decoders.left.items())
+        if decoders.reasons and options.device == "gpu":
+            count, why = sum(decoders.reasons.values()), "; ".join(f"{reason} ({many})" for reason, many in decoders.reasons.items())
             log.print(f"flowless: PyAV decodes {count} of {len(index.videos)} videos, not the GPU: {why}.", style="yellow", markup=False)
 
     @property

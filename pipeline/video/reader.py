@@ -55,7 +55,7 @@ class VideoReader:
         self._threads = threads
         self._info = known
         self._closed = False
-        self._reading = 0
+        self._reading = 0  # number of the active iterator
         self._open()
         try:
             self._timeline = _timeline_from(known) if known else self._read_timeline()
@@ -282,7 +282,7 @@ class VideoReader:
         self._at_start = self._decoder_fresh = False
 
     def _decode_by_seeking(self, ordinals: list[int], *, skip_nonref: bool = True) -> Iterator[tuple[int, VideoFrame]]:
-        """Yield the wanted frames, ascending, up to the first that comes out of order; `skip_nonref` allows to skip other frames."""
+        """Yield the wanted frames, ascending, up to the first that comes out of order; `skip_nonref` allows skipping others."""
         # Skipped frames cannot be checked, so skip only where all time stamps are confirmed by a decode or have a constant interval.
         confirmed = (self._info is not None and self._info.proved) or not varies(self._timeline.pts)
         skip = skip_nonref and confirmed and can_skip_nonref(self._video)

@@ -97,11 +97,11 @@ def test_protocols_match_the_runtime(name: str, views: int, tmp_path: Path) -> N
         (tmp_path / f"kind {number}").mkdir()
         coarse = rng.integers(0, 256, (20, 9, 11, 3)).astype(np.uint8).repeat(8, 1).repeat(8, 2)
         write_video(tmp_path / f"kind {number}" / "film.mp4", coarse[:, :height, :width])
-    films = scan(tmp_path, out=tmp_path / "index.jsonl", workers=1)
-    (batch,) = loader(films, spec=spec, batch_size=3)
+    dataset = scan(tmp_path, out=tmp_path / "index.jsonl", workers=1)
+    (batch,) = loader(dataset, spec=spec, batch_size=3)
     assert batch.clips.shape == (3, views, *spec.shape)
-    for video, clip in zip(films.videos, batch.clips.numpy(), strict=True):
-        difference = np.abs(clip.astype(int) - load_clip(films.path_of(video), spec))
+    for video, clip in zip(dataset.videos, batch.clips.numpy(), strict=True):
+        difference = np.abs(clip.astype(int) - load_clip(dataset.path_of(video), spec))
         assert difference[..., 1:-1, 1:-1, :].max() <= TOLERANCE_MAX
         assert difference.max() <= TOLERANCE_EDGE
         assert difference.mean() <= TOLERANCE_MEAN
@@ -114,11 +114,11 @@ def test_thirty_draws_by_dali_match_pillow(tmp_path: Path) -> None:
     coarse = rng.integers(0, 256, (20, 9, 11, 3)).astype(np.uint8).repeat(8, 1).repeat(8, 2)
     options = {"crf": "10", "deadline": "realtime", "cpu-used": "8"}
     write_video(tmp_path / "kind" / "film.webm", coarse[:, :46, :62], codec="libvpx-vp9", options=options)
-    films = scan(tmp_path, out=tmp_path / "index.jsonl", workers=1)
-    by_dali = loader(films, spec=spec, batch_size=1, decoder="dali")
+    dataset = scan(tmp_path, out=tmp_path / "index.jsonl", workers=1)
+    by_dali = loader(dataset, spec=spec, batch_size=1, decoder="dali")
     (clip,) = (batch.clips.numpy().astype(int) for batch in by_dali)
     assert by_dali.decoded_by == {"dali": 1}
-    expected = load_clip(films.path_of(films.videos[0]), spec)
+    expected = load_clip(dataset.path_of(dataset.videos[0]), spec)
     assert clip[0].shape == expected.shape == (30, *spec.shape)
     assert np.abs(clip[0] - expected).mean() < 4
     assert min(np.abs(clip[0][view] - expected[(view + 1) % 30]).mean() for view in range(30)) > 12, "views must differ"
@@ -227,23 +227,23 @@ def test_dense_training_takes_one_random_view(index: DatasetIndex, rule: Rule) -
 def test_consecutive_training_shows_consecutive_frames(tmp_path: Path) -> None:
     """Frame k is grey of level 4 k, which identifies it; in training, the start differs between epochs."""
     (tmp_path / "kind").mkdir()
-    film = np.broadcast_to((4 * np.arange(50, dtype=np.uint8))[:, None, None, None], (50, 36, 36, 3))
+    frames = np.broadcast_to((4 * np.arange(50, dtype=np.uint8))[:, None, None, None], (50, 36, 36, 3))
     for number in range(4):
-        write_video(tmp_path / "kind" / f"{number}.mp4", film, options={"crf": "1"})
-    films = scan(tmp_path, out=tmp_path / "index.jsonl", workers=1)
+        write_video(tmp_path / "kind" / f"{number}.mp4", frames, options={"crf": "1"})
+    dataset = scan(tmp_path, out=tmp_path / "index.jsonl", workers=1)
 
     def shown(made: ClipLoader) -> np.ndarray:
         (batch,) = made
         return np.rint(batch.clips.numpy().mean((-3, -2, -1)) / 4).astype(int).reshape(len(batch.ids), -1)
 
-    training, starts = loader(films, rule="consecutive", training=True), set()
+    training, starts = loader(dataset, rule="consecutive", training=True), set()
     for epoch in range(6):
         training.set_epoch(epoch)
         numbers = shown(training)
         assert (np.diff(numbers, axis=1) == 1).all()
         starts |= set(numbers[:, 0].tolist())
     assert len(starts) > 10
-    assert shown(loader(films, rule="consecutive")).tolist() == [list(range(21, 29))] * 4, "the middle: (50 - 8) / 2"
+    assert shown(loader(dataset, rule="consecutive")).tolist() == [list(range(21, 29))] * 4, "the middle: (50 - 8) / 2"
 
 
 def test_an_unreadable_video_is_replaced_in_training(index: DatasetIndex, damaged: Callable[..., DatasetIndex]) -> None:
@@ -256,8 +256,8 @@ def test_an_unreadable_video_is_replaced_in_training(index: DatasetIndex, damage
     assert len(shown) == 26, "batches stay full"
     bad = {with_damage.videos[number].id for number in (2, 11)}
     assert not bad & set(shown)
-    asked = [with_damage.videos[number] for batch in made.plan() for number in batch]
-    moved = [(video.id, name) for video, name in zip(asked, shown, strict=True) if video.id != name]
+    planned = [with_damage.videos[number] for batch in made.plan() for number in batch]
+    moved = [(video.id, name) for video, name in zip(planned, shown, strict=True) if video.id != name]
     assert {was for was, _ in moved} == bad
     label_of = {video.id: video.label for video in index.videos}
     assert [label_of[name] for name in shown] == [label for batch in first for label in batch.labels.tolist()]
@@ -296,8 +296,8 @@ def test_dali_and_pyav_share_the_videos(tmp_path: Path, index: DatasetIndex, cap
     for label in ("down", "up"):
         (tmp_path / label).mkdir()
         for number in range(2):
-            film = frames[:: 1 if label == "down" else -1]
-            write_video(tmp_path / label / f"{number}.webm", film, codec="libvpx-vp9", options={"deadline": "realtime", "cpu-used": "8"})
+            ordered = frames[:: 1 if label == "down" else -1]
+            write_video(tmp_path / label / f"{number}.webm", ordered, codec="libvpx-vp9", options={"deadline": "realtime", "cpu-used": "8"})
         write_video(tmp_path / label / "h264.mp4", frames)
     mixed = scan(tmp_path, out=tmp_path / "index.jsonl", workers=1)
     assert len(mixed.videos) == 6

@@ -180,7 +180,7 @@ def test_pyav_decodes_what_nvdec_does_not(driver: ctypes.CDLL) -> None:
     found = decoders_for(index, device="gpu", decoder="auto")
     assert found.by_dali == {0, 2}
     assert found.frames == "both"
-    assert found.left == {
+    assert found.reasons == {
         "av1 4:2:0 8 bits: not decoded": 2,
         "its time stamps do not identify frames, and only PyAV counts frames": 1,
         "hevc 4:2:0 8 bits: 320x130 is smaller than 144x142": 1,
@@ -207,6 +207,6 @@ def test_pyav_decodes_without_libnvcuvid(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "the driver's libnvcuvid.so.1 does not load" in (nvdec.why_no_nvdec() or "")
     found = decoders_for(index_of(VIDEO, VIDEO), device="gpu", decoder="auto")
     assert (found.frames, found.by_dali) == ("pyav", frozenset())
-    assert [("libnvcuvid.so.1 does not load" in reason, count) for reason, count in found.left.items()] == [(True, 2)]
+    assert [("libnvcuvid.so.1 does not load" in reason, count) for reason, count in found.reasons.items()] == [(True, 2)]
     with pytest.raises(FlowlessError, match=r"libnvcuvid\.so\.1 does not load.*Use decoder 'auto' or 'pyav'"):
         decoders_for(index_of(VIDEO), device="gpu", decoder="dali")

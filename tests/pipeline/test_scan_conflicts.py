@@ -23,22 +23,22 @@ from flowless.pipeline.dataset.scan_journal import Journal
 
 
 @pytest.fixture
-def film(tmp_path: Path, barcodes) -> Path:
+def video_path(tmp_path: Path, barcodes) -> Path:
     (tmp_path / "set").mkdir()
     return Path(shutil.copy(barcodes(barcode.KINDS[0]), tmp_path / "set" / "film.mp4"))
 
 
-def scanned(film: Path, text: str | bytes) -> DatasetIndex:
-    table = film.with_name("list.csv")
+def scanned(video_path: Path, text: str | bytes) -> DatasetIndex:
+    table = video_path.with_name("list.csv")
     table.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return scan(table, format="csv", out=film.with_name("index.jsonl"), workers=1)
+    return scan(table, format="csv", out=video_path.with_name("index.jsonl"), workers=1)
 
 
 def test_one_file_with_two_labels(tmp_path, barcodes):
-    film = barcodes(barcode.KINDS[0])
+    source = barcodes(barcode.KINDS[0])
     for label in ("a", "b"):
         (tmp_path / "set" / label).mkdir(parents=True)
-    shutil.copy(film, tmp_path / "set" / "a" / "film.mp4")
+    shutil.copy(source, tmp_path / "set" / "a" / "film.mp4")
     (tmp_path / "set" / "b" / "again.mp4").symlink_to(tmp_path / "set" / "a" / "film.mp4")
     (tmp_path / "set" / "a" / "again.mp4").symlink_to(tmp_path / "set" / "a" / "film.mp4")
     index = scan(tmp_path / "set", out=tmp_path / "folder.jsonl", workers=1)
@@ -56,8 +56,10 @@ def test_one_file_with_two_labels(tmp_path, barcodes):
     ]
 
 
-def test_the_same_frames_with_two_labels(film):
-    index = scanned(film, "path,label,start,end\nfilm.mp4,a,,\nfilm.mp4,b,0,\nfilm.mp4,c,0,99\nfilm.mp4,a,1,2\nfilm.mp4,b,1.0000001,2\n")
+def test_the_same_frames_with_two_labels(video_path):
+    index = scanned(
+        video_path, "path,label,start,end\nfilm.mp4,a,,\nfilm.mp4,b,0,\nfilm.mp4,c,0,99\nfilm.mp4,a,1,2\nfilm.mp4,b,1.0000001,2\n"
+    )
     assert [video.id for video in index.videos] == ["film.mp4", "film.mp4#1-2"]
     assert [item.reason for item in index.refused] == [
         "line 3: it is the same file as film.mp4 of line 2, which has another label, 'a'",
@@ -66,21 +68,23 @@ def test_the_same_frames_with_two_labels(film):
     ]
 
 
-def test_ids_are_unique(film):
-    index = scanned(film, "path,label,start,end\nfilm.mp4,a,1.0000001,1.5\nfilm.mp4,a,1.0000002,1.5\n../set/film.mp4,a,,\nfilm.mp4,a,,\n")
+def test_ids_are_unique(video_path):
+    index = scanned(
+        video_path, "path,label,start,end\nfilm.mp4,a,1.0000001,1.5\nfilm.mp4,a,1.0000002,1.5\n../set/film.mp4,a,,\nfilm.mp4,a,,\n"
+    )
     assert [video.id for video in index.videos] == ["film.mp4#1.0000001-1.5", "film.mp4#1.0000002-1.5", "film.mp4"]
     assert [item.reason for item in index.refused] == ["line 5: listed already in line 4"]
 
 
-def test_parent_folder_of_a_link(tmp_path, film):
+def test_parent_folder_of_a_link(tmp_path, video_path):
     (tmp_path / "set" / "real" / "sub").mkdir(parents=True)
     (tmp_path / "set" / "link").symlink_to(tmp_path / "set" / "real" / "sub")
-    shutil.copy(film, tmp_path / "set" / "real" / "film.mp4")
+    shutil.copy(video_path, tmp_path / "set" / "real" / "film.mp4")
     barcode.KINDS[0].write(tmp_path, range(10))
-    shutil.move(tmp_path / f"{barcode.KINDS[0].name}.mp4", film)
+    shutil.move(tmp_path / f"{barcode.KINDS[0].name}.mp4", video_path)
     behind = tmp_path / "set" / "link" / ".." / "film.mp4"
     assert info_of(behind).frames == len(all_frames(behind)) == 100
-    index = scanned(film, "path,label\nlink/../film.mp4,a\nfilm.mp4,a\n")
+    index = scanned(video_path, "path,label\nlink/../film.mp4,a\nfilm.mp4,a\n")
     assert [(video.id, video.frames) for video in index.videos] == [("link/../film.mp4", 100), ("film.mp4", 10)]
     assert index.path_of(index.videos[0]).samefile(behind)
 
@@ -88,13 +92,13 @@ def test_parent_folder_of_a_link(tmp_path, film):
 @pytest.mark.parametrize(
     "text", ['path,label\nfilm.mp4,"a\nx.mp4,b\n', "path,label,label\nfilm.mp4,a,b\n"], ids=["open quote", "twice a column"]
 )
-def test_invalid_tables(film, text):
+def test_invalid_tables(video_path, text):
     with pytest.raises(FlowlessError, match=r"a quote left open|its first line has the columns"):
-        scanned(film, text)
+        scanned(video_path, text)
 
 
-def test_nul_in_a_table(film):
-    index = scanned(film, b"path,label\na\0b.mp4,a\nfilm.mp4,a\n")
+def test_nul_in_a_table(video_path):
+    index = scanned(video_path, b"path,label\na\0b.mp4,a\nfilm.mp4,a\n")
     assert [video.id for video in index.videos] == ["film.mp4"]
     assert [item.reason for item in index.refused] == ["line 2: its path holds a NUL"]
 
@@ -105,11 +109,11 @@ def test_a_pipe_is_not_a_table(tmp_path):
         scan(tmp_path / "list.csv", format="csv", out=tmp_path / "index.jsonl")
 
 
-def test_a_class_without_valid_lines(film):
-    table = film.with_name("list.csv")
+def test_a_class_without_valid_lines(video_path):
+    table = video_path.with_name("list.csv")
     table.write_text("path,label,start,end\nfilm.mp4,a,,\nfilm.mp4,b,nan,\n")
     with pytest.raises(FlowlessError, match="no usable video of 'b'"):
-        scan_command([str(table), "--format", "csv", "--out", str(film.with_name("i.jsonl"))])
+        scan_command([str(table), "--format", "csv", "--out", str(video_path.with_name("i.jsonl"))])
 
 
 def test_frame_at_in_an_avi(tmp_path):
@@ -134,10 +138,10 @@ def test_writing_to_devices_pipes_and_links(tmp_path):
     assert (tmp_path / "real.json").read_text() == "new"
 
 
-def test_too_long_journal_name(film):
-    film.with_name("list.csv").write_text("path,label\nfilm.mp4,a\n")
+def test_too_long_journal_name(video_path):
+    video_path.with_name("list.csv").write_text("path,label\nfilm.mp4,a\n")
     with pytest.raises(FlowlessError, match="cannot write there"):
-        scan(film.with_name("list.csv"), format="csv", out=film.with_name("x" * 245 + ".jsonl"))
+        scan(video_path.with_name("list.csv"), format="csv", out=video_path.with_name("x" * 245 + ".jsonl"))
 
 
 @pytest.mark.parametrize(
@@ -148,9 +152,9 @@ def test_too_long_journal_name(film):
     ],
     ids=str,
 )  # fmt: skip
-def test_edited_index(film, change):
-    scanned(film, "path,label\nfilm.mp4,a\n")
-    path = film.with_name("index.jsonl")
+def test_edited_index(video_path, change):
+    scanned(video_path, "path,label\nfilm.mp4,a\n")
+    path = video_path.with_name("index.jsonl")
     header, line = path.read_text().splitlines()
     record = json.loads(line)
     record |= {key: record[key] | value if isinstance(value, dict) else value for key, value in change.items()}
@@ -159,9 +163,9 @@ def test_edited_index(film, change):
         DatasetIndex.load(path)
 
 
-def test_incomplete_index_and_repeated_label(film):
-    scanned(film, "path,label,start,end\nfilm.mp4,a,0,1\nfilm.mp4,b,1,2\n")
-    path = film.with_name("index.jsonl")
+def test_incomplete_index_and_repeated_label(video_path):
+    scanned(video_path, "path,label,start,end\nfilm.mp4,a,0,1\nfilm.mp4,b,1,2\n")
+    path = video_path.with_name("index.jsonl")
     lines = path.read_text().splitlines()
     path.write_text("\n".join(lines[:2]) + "\n")
     with pytest.raises(FlowlessError, match="it holds 1 of its 2 videos; it is cut off"):

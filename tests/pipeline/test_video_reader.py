@@ -13,7 +13,10 @@ import pytest
 from video_files import all_frames, frames_of, info_of
 
 from flowless.errors import FlowlessError
-from flowless.pipeline.video import seeking
+from flowless.pipeline.clip.preprocess import load_clip
+from flowless.pipeline.clip.spec import ClipSpec
+from flowless.pipeline.video import reader, seeking
+from flowless.pipeline.video.container import open_video
 from flowless.pipeline.video.info import CompactInts
 from flowless.pipeline.video.reader import VideoReader
 from flowless.pipeline.video.timeline import Timeline
@@ -81,6 +84,15 @@ def test_threads_do_not_change_frames(barcodes):
     assert np.array_equal(frames_of(path, [3, 50, 99], threads=2), frames_of(path, [3, 50, 99]))
 
 
+def test_a_clip_opens_its_file_once(barcodes, monkeypatch):
+    """Small files are read once: the packets from which the timeline is read are kept for decoding."""
+    opened = []
+    monkeypatch.setattr(reader, "open_video", lambda path, **options: opened.append(path) or open_video(path, **options))
+    path = barcodes(barcode.KINDS[0])
+    load_clip(path, ClipSpec(height=48, width=48, short_side=56))
+    assert opened == [str(path)]
+
+
 def packets_fed(monkeypatch, path: Path, wanted: list[int], **options) -> tuple[int, int]:
     """Return the number of packets read to decode `wanted`, and how often sequential decoding was started."""
     fed, sequential_starts = [], []
@@ -124,8 +136,9 @@ def test_distant_frames_are_reached_by_seeking(barcodes, monkeypatch):
 def test_nonreference_frames_are_skipped_only_where_safe(barcodes):
     safe = {}
     for kind in barcode.KINDS:
-        with VideoReader(barcodes(kind)) as video:
-            safe[kind.name] = seeking.can_skip_nonref(video._video)
+        video = open_video(barcodes(kind))
+        with video.container:
+            safe[kind.name] = seeking.can_skip_nonref(video)
     assert safe["h264_b_pyramid"]
     assert safe["hevc_open_gop"]
     # A frame that no frame of its temporal layer refers to may still be a reference for a higher layer.
