@@ -90,13 +90,15 @@ def _race(bundle: str | os.PathLike[str], rows: list[dict[str, Any]], *, threads
     """Time what was kept and runs here once more, all in turn: only so can one target's time be compared with another's."""
     from flowless.engines.loading import load
     from flowless.export.verify.reference import Reference
-    from flowless.timing import time_in_turn
+    from flowless.timing import time_interleaved
 
     manifest = read_manifest(bundle)
     clip = Reference.load(manifest.path_of(manifest.reference), manifest.spec).clips[:1]
     running = [row for row in rows if row["kept"] and row["status"] != "built, not run here"]
     engines = {f"{row['target']} {row['precision']}": load(bundle, row["target"], row["precision"], threads=threads) for row in running}
-    found = time_in_turn({name: lambda engine=engine: engine(clip) for name, engine in engines.items()}, runs=_ROUNDS, warm_up=2, settle=1)
+    found = time_interleaved(
+        {name: lambda engine=engine: engine(clip) for name, engine in engines.items()}, runs=_ROUNDS, warmup=2, warmup_each=1
+    )
     for row in running:
         row["latency_ms_p50"] = found[f"{row['target']} {row['precision']}"].p50_ms
 

@@ -11,7 +11,7 @@ import tyro
 
 from flowless.console import emit
 from flowless.errors import FlowlessError
-from flowless.pipeline.clip.protocols import AskedViews, paper_views, protocol_spec
+from flowless.pipeline.clip.protocols import ViewsOption, paper_views, protocol_spec
 from flowless.pipeline.clip.spec import Average
 
 
@@ -29,7 +29,7 @@ class Export:
     """The bundle's folder; an older bundle there is replaced."""
     clips: tuple[Path, ...] = ()
     """Videos to compare on. Without --clips and --data some are generated."""
-    views: AskedViews | None = None
+    views: ViewsOption | None = None
     """Test protocol that the bundle is made for, where it is not the checkpoint's own; paper is the one that its recipe names. Those that
     take larger frames (see flowless evaluate) need a bundle of their own, because a graph fixes the size."""
     average: Average | None = None

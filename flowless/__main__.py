@@ -1,4 +1,4 @@
-"""`python -m flowless`, and the command `flowless`."""
+"""Entry point of `python -m flowless` and of the `flowless` command."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 
 def run() -> int:
-    """Run the command; a Ctrl-C while its modules are imported ends it as one does later."""
+    """Run the command and return its exit code; Ctrl-C during imports exits like a later one."""
     try:
         from flowless.cli import main
 

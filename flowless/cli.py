@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from flowless.console import log
 from flowless.errors import FlowlessError
 from flowless.interrupts import note_ctrl_c
-from flowless.waiting import let_waiting_threads_sleep
+from flowless.thread_waiting import let_waiting_threads_sleep
 
 #: Subcommand -> the function that runs it (module:function, called with the remaining words), and what it does.
 COMMANDS: dict[str, tuple[str, str]] = {

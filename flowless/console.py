@@ -1,4 +1,4 @@
-"""What the command prints: people read tables, programs read one JSON document on standard output."""
+"""Console output of all commands: tables for people, or one JSON document on standard output for programs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.table import Table
 
 from flowless.files import json_text
 
-#: Logs and progress go to standard error, so that standard output holds the result alone.
+#: Logs and progress go to standard error, so that standard output holds only the result.
 log = Console(stderr=True, highlight=False)
 _out = Console(highlight=False)
 
@@ -22,14 +22,14 @@ def emit(document: Any, *renderables: RenderableType, as_json: bool) -> None:
         return
     for renderable in renderables:
         if isinstance(renderable, Table):
-            # In a narrow terminal nothing is cut off: commands and paths are there to be copied.
+            # Fold long cells in a narrow terminal instead of truncating them: commands and paths get copied from tables.
             for column in renderable.columns:
                 column.no_wrap, column.overflow = False, "fold"
         _out.print(renderable)
 
 
 def progress() -> Progress:
-    """Return the progress bar of all commands: what, how many of how many, elapsed and remaining time."""
+    """Return the progress bar that all commands use: description, done/total, elapsed and remaining time."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

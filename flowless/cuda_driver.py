@@ -1,6 +1,6 @@
-"""The few calls of the CUDA driver that an engine and the loader need, through ctypes: no other package, no toolkit.
+"""The calls of the CUDA driver API that an engine and the loader need, through ctypes: no other package, no toolkit.
 
-`libcuda` comes with the NVIDIA driver, so that it is there exactly where a GPU can be used.
+`libcuda` is part of the NVIDIA driver, so it is present wherever a GPU can be used.
 Signatures: the CUDA Driver API reference (`cuInit`, `cuDevicePrimaryCtxRetain`, `cuMemAlloc`, `cuMemcpyHtoDAsync`, ...).
 """
 
@@ -50,7 +50,7 @@ def compute_capability() -> tuple[int, int] | None:
 
 @functools.cache
 def gpu_name() -> str | None:
-    """Return the first GPU's name, such as `NVIDIA A10`; None where no GPU can be used or the driver does not tell."""
+    """Return the first GPU's name, such as `NVIDIA A10`; None where no GPU can be used or the driver does not report a name."""
     cuda, device, text = _library(), ctypes.c_int(0), ctypes.create_string_buffer(256)
     if cuda is None or compute_capability() is None or cuda.cuDeviceGet(ctypes.byref(device), 0) != 0:
         return None
@@ -61,10 +61,10 @@ def gpu_name() -> str | None:
 
 @contextlib.contextmanager
 def primary_context(number: int = 0) -> Iterator[None]:
-    """Make the primary context of a GPU current in this thread; afterwards the thread has what it had before.
+    """Make the primary context of a GPU current in this thread within the block; the previous context is restored afterwards.
 
     Raises:
-        FlowlessError: There is no GPU of that number.
+        FlowlessError: There is no GPU with that number.
     """
     if compute_capability() is None:
         raise FlowlessError(_NO_GPU)
@@ -82,7 +82,7 @@ def primary_context(number: int = 0) -> Iterator[None]:
 
 
 class Gpu:
-    """The first GPU's primary context, one stream, and buffers that grow as they are needed."""
+    """The first GPU's primary context, one stream, and named device buffers that grow on demand."""
 
     def __init__(self) -> None:
         if compute_capability() is None:
@@ -94,10 +94,10 @@ class Gpu:
         _call("cuDeviceGet", ctypes.byref(device), 0)
         _call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), device)
         self.enter()
-        _call("cuStreamCreate", ctypes.byref(self._stream), 1)  # 1: does not wait for the default stream
+        _call("cuStreamCreate", ctypes.byref(self._stream), 1)  # 1: CU_STREAM_NON_BLOCKING, no synchronisation with the default stream
 
     def __del__(self) -> None:
-        # At the interpreter's end the driver may be gone already; its memory goes with the process then.
+        # At interpreter exit the driver may be unloaded already; the memory is then freed with the process.
         with contextlib.suppress(Exception):
             self.enter()
             for address, _ in self._buffers.values():
@@ -106,7 +106,7 @@ class Gpu:
 
     @property
     def stream(self) -> int:
-        """The stream's handle."""
+        """The stream's handle (`CUstream`)."""
         return int(self._stream.value or 0)
 
     def enter(self) -> None:
@@ -114,7 +114,7 @@ class Gpu:
         _call("cuCtxSetCurrent", self._context)
 
     def buffer(self, name: str, size: int) -> int:
-        """Return the device address of at least `size` bytes kept under `name`."""
+        """Return the device address of the buffer `name`, which has at least `size` bytes."""
         address, have = self._buffers.get(name, (ctypes.c_uint64(0), 0))
         if have < size:
             if have:
@@ -126,12 +126,12 @@ class Gpu:
         return int(address.value)
 
     def upload(self, address: int, array: np.ndarray) -> None:
-        """Copy a C-contiguous array to the device, in the stream's order."""
+        """Copy a C-contiguous array to the device, asynchronously on the stream."""
         pointer = array.ctypes.data_as(ctypes.c_void_p)
         _call("cuMemcpyHtoDAsync_v2", ctypes.c_uint64(address), pointer, ctypes.c_size_t(array.nbytes), self._stream)
 
     def download(self, array: np.ndarray, address: int) -> None:
-        """Fill a C-contiguous array from the device and wait until it is there."""
+        """Fill a C-contiguous array from the device and synchronise the stream."""
         pointer = array.ctypes.data_as(ctypes.c_void_p)
         _call("cuMemcpyDtoHAsync_v2", pointer, ctypes.c_uint64(address), ctypes.c_size_t(array.nbytes), self._stream)
         _call("cuStreamSynchronize", self._stream)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from rich.markup import escape
 from rich.table import Table
 
-from flowless import cuda_driver, waiting
+from flowless import cuda_driver, thread_waiting
 from flowless.errors import FlowlessError, first_line
 from flowless.machine import environment, gpu_names
 
@@ -141,7 +141,7 @@ def _training() -> Iterator[Finding]:
     import torch
 
     yield Finding(area="train", what="PyTorch on the CPU", ok=True, detail=f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    yield Finding(area="train", what="threads that wait", ok=True, detail=waiting.described())
+    yield Finding(area="train", what="threads that wait", ok=True, detail=thread_waiting.described())
     if torch.cuda.is_available():
         names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
         yield Finding(area="train", what="PyTorch on CUDA", ok=True, detail=names)

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and their fingerprints."""
+"""Atomic writing of files and folders, and file hashes."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ from typing import Any
 
 from flowless.errors import FlowlessError
 
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EROFS, errno.EPERM}
 
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary path beside `path`; rename it into place if the block succeeds, remove it if not.
+    """Yield a temporary path beside `path`; rename it to `path` if the block succeeds, remove it if not.
 
-    A link stays one; the file that it names is replaced.
+    A symbolic link stays; the file that it points to is replaced.
 
-    Raises FlowlessError, naming `path`, where the disk is full, the place cannot be written, or is a device or a pipe.
+    Raises:
+        FlowlessError: The disk is full, `path` cannot be written, or it is a device or a pipe.
     """
     _refuse_special(path)
     target = Path(os.path.realpath(path))
     with _wrap_io_errors(target):
         with _wrap_io_errors(target, place=True):
             target.parent.mkdir(parents=True, exist_ok=True)
-            # The suffix stays last: encoders and parsers choose their format by it.
+            # Keep the suffix last: encoders and parsers choose their format by it.
             handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=target.suffix, dir=target.parent)
         os.close(handle)
         draft = Path(name)
@@ -47,16 +48,16 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def drafts_of(path: str | os.PathLike[str]) -> list[Path]:
-    """Return the temporary files that `whole_file` has left beside `path` where it was killed."""
+    """Return the temporary files that killed processes left beside `path` in `whole_file`."""
     target = Path(os.path.realpath(path))
     return list(target.parent.glob(f".{glob.escape(target.stem)}.????????{glob.escape(target.suffix)}"))
 
 
 @contextmanager
 def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary folder beside `path`; put it in the place of `path` if the block succeeds.
+    """Yield a temporary folder beside `path`; rename it to `path` if the block succeeds, remove it if not.
 
-    An older folder at `path` stays untouched until the new one is complete.
+    An existing folder at `path` stays untouched until the new one is complete.
     """
     target = Path(path)
     with _wrap_io_errors(target):
@@ -79,7 +80,7 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def refuse_unwritable(path: str | os.PathLike[str]) -> None:
-    """Raise now what `whole_file` would raise when the work is done.
+    """Check before long work that `whole_file` will be able to write `path`.
 
     Raises:
         FlowlessError: `path` is a folder, a device or a pipe, or no file can be written beside it.
@@ -100,28 +101,28 @@ def refuse_unwritable(path: str | os.PathLike[str]) -> None:
 
 
 def _refuse_special(path: str | os.PathLike[str]) -> None:
-    """Raise FlowlessError where `path` is a device or a pipe, which a file would take the place of."""
+    """Raise FlowlessError where `path` is a device or a pipe, which a rename would replace by a file."""
     target = Path(path)
     with _wrap_io_errors(target, place=True):
         if target.exists() and not target.is_file() and not target.is_dir():
-            raise FlowlessError(f"{target}: it is no regular file but a device or a pipe, so it is left alone. Name another file.")
+            raise FlowlessError(f"{target}: not a regular file but a device or a pipe, so it is not replaced. Name another file.")
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
-    """Return an absolute path, links and all; `..` is taken out where that leads to the same file (behind a link it does not)."""
+    """Return an absolute path without resolving links; `..` is removed only where the path then still names the same file."""
     short = os.path.abspath(path)  # noqa: PTH100
     whole = os.path.join(os.getcwd(), path)  # noqa: PTH109, PTH118
     return short if ".." not in Path(path).parts or os.path.realpath(short) == os.path.realpath(whole) else whole
 
 
 def write_json(path: str | os.PathLike[str], document: Any) -> None:
-    """Write `document` as indented JSON, whole or not at all."""
+    """Write `document` as indented JSON, atomically."""
     with whole_file(path) as draft:
         draft.write_text(json_text(document) + "\n", encoding="utf-8")
 
 
 def json_text(document: Any) -> str:
-    """Return indented JSON; a file name in it may hold bytes that are no text, and then all but ASCII is escaped."""
+    """Return indented JSON; non-ASCII characters are escaped only where a file name in it is not valid UTF-8."""
     text = json.dumps(document, indent=2, ensure_ascii=False)
     try:
         text.encode()
@@ -137,25 +138,24 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
 
 
 def printable(path: str | os.PathLike[str]) -> str:
-    r"""Return a file's name as text that any terminal and file takes: bytes that are no UTF-8 become `\xE9`."""
+    r"""Return a path as printable text: bytes that are not valid UTF-8 become escapes such as `\xE9`."""
     return os.fspath(path).encode("utf-8", "backslashreplace").decode("utf-8").replace("\\udc", "\\x")
 
 
 @contextmanager
 def _wrap_io_errors(target: Path, *, place: bool = False) -> Iterator[None]:
-    """Turn errors of a full or forbidden place into one that names `target`; with `place`, every error of the system's.
+    """Turn "disk full" and "permission denied" into a FlowlessError that names `target`; with `place`, every OSError.
 
-    A forbidden file that lies elsewhere is named itself: the block may read files of its own.
+    A permission error about a file that is not a draft of `target` names that file: the block may read other files.
     """
     try:
         yield
     except OSError as error:
-        if error.errno in _NO_ROOM:
+        if error.errno in _DISK_FULL:
             raise FlowlessError(
                 f"{target}: the disk is full ({error.strerror}). Nothing was kept of this file; free some space and run again."
             ) from error
         if error.errno in _FORBIDDEN and not place and not _lies_beside(error.filename, target):
-            # What the block reads elsewhere is not the target's fault.
             raise FlowlessError(
                 f"{printable(error.filename)}: cannot be used ({error.strerror}). Allow it, or name another file."
             ) from error
@@ -165,7 +165,7 @@ def _wrap_io_errors(target: Path, *, place: bool = False) -> Iterator[None]:
 
 
 def _lies_beside(name: Any, target: Path) -> bool:
-    """Return whether a file that an error names is a draft of `target`, or in one; so is one that names none."""
+    """Return whether the file that an error names is a draft of `target` or lies in one; True where the error names no file."""
     if not isinstance(name, str | bytes):
         return True
     place = Path(os.fsdecode(name)).absolute()

@@ -1,8 +1,8 @@
-"""Ctrl-C: what a library loses of it is raised again, and worker processes leave it to the one that uses them.
+"""Ctrl-C: a KeyboardInterrupt that a library swallows is raised again, and worker processes ignore the signal.
 
-Python raises `KeyboardInterrupt` in whatever code looks for signals next. PyAV is built by Cython for CPython's limited API; there a
-function that raises runs a line of Python to add itself to the traceback, and drops what that line raises. A Ctrl-C that comes while
-the last packet of a file is read meets that line, so the command went on as if nothing had been pressed.
+Python raises `KeyboardInterrupt` in the code that next checks for signals. PyAV is built by Cython for CPython's limited API; there a
+function that raises runs a line of Python to add itself to the traceback, and drops any exception raised in that line. A Ctrl-C while
+the last packet of a file is read is raised in that line and lost.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _pressed: list[None] = []
 
 @contextmanager
 def note_ctrl_c() -> Iterator[None]:
-    """Count each Ctrl-C, which raises KeyboardInterrupt as before; for a command's main thread.
+    """Count each Ctrl-C, which still raises KeyboardInterrupt; has an effect in the main thread only.
 
-    Where Ctrl-C is ignored (in the background of a script) or answered otherwise already, it stays so.
+    Where SIGINT is ignored (in a script's background job) or has another handler, that stays.
     """
     here = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if here:
@@ -42,10 +42,10 @@ def note_ctrl_c() -> Iterator[None]:
 
 @contextmanager
 def raise_lost_ctrl_c() -> Iterator[None]:
-    """Raise KeyboardInterrupt at the end of a block in which `note_ctrl_c` counted one and the block went on, or failed otherwise.
+    """Raise KeyboardInterrupt at the end of the block if `note_ctrl_c` counted a Ctrl-C that the block swallowed.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C was pressed, and lost.
+        KeyboardInterrupt: Ctrl-C was pressed, and the block completed or raised another exception.
     """
     before = len(_pressed)
     try:
@@ -59,22 +59,22 @@ def raise_lost_ctrl_c() -> Iterator[None]:
 
 
 class StopRequest:
-    """Ctrl-C as a request to stop at the next good place; pressed once more, it raises KeyboardInterrupt as ever.
+    """The first Ctrl-C requests a graceful stop; a second one raises KeyboardInterrupt as usual.
 
     Args:
-        answer: One line that the first Ctrl-C prints to standard error.
+        message: One line that the first Ctrl-C prints to standard error.
 
     Attributes:
         made: Whether Ctrl-C was pressed within `noted`.
     """
 
-    def __init__(self, answer: str) -> None:
+    def __init__(self, message: str) -> None:
         self.made = False
-        self._answer = answer
+        self._message = message
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        """Answer Ctrl-C so until the block ends; where it is ignored or answered otherwise than by `note_ctrl_c`, it stays so."""
+        """Handle Ctrl-C this way within the block, unless SIGINT is ignored or has another handler than `note_ctrl_c`'s."""
         with note_ctrl_c():
             here = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is _note
             if here:
@@ -89,34 +89,34 @@ class StopRequest:
         if self.made:
             _note(number, frame)
         self.made = True
-        os.write(2, f"\n{self._answer}\n".encode())  # not print: the signal may come in the middle of one
+        os.write(2, f"\n{self._message}\n".encode())  # not print(): the signal may interrupt another print()
 
 
 class WorkerPool(ProcessPoolExecutor):
-    """Processes that leave Ctrl-C, which a terminal sends to every process, to the one that uses them.
+    """A process pool whose workers ignore Ctrl-C, which a terminal sends to every process of its group.
 
-    They are spawned: a fork would copy the caller's threads (PyTorch's, libav's, the progress bar's) in the middle of a step. They do not
-    run the caller's script again, as spawned processes else do; what they are given to do lies in modules that can be imported.
+    Workers are spawned: a fork would copy the caller's threads (PyTorch's, libav's, the progress bar's) in an undefined state. Unlike
+    other spawned processes they do not import the caller's script again, so submitted functions must be importable from modules.
 
     Args:
-        workers: How many, at least 1.
+        workers: Number of processes, at least 1.
     """
 
     def __init__(self, workers: int) -> None:
         super().__init__(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_ignore_ctrl_c)
 
     def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
-        """Do as `ProcessPoolExecutor.submit`; the processes that it starts are deaf to Ctrl-C from their first moment on."""
-        with _ctrl_c_held_back(), _script_left_out():
+        """Like `ProcessPoolExecutor.submit`; worker processes that it starts ignore Ctrl-C from their start."""
+        with _defer_ctrl_c(), _hide_main_script():
             return super().submit(fn, *args, **kwargs)
 
 
 @contextmanager
-def _ctrl_c_held_back() -> Iterator[None]:
-    """Hold Ctrl-C back until the block is done, and for good in every process that is started meanwhile.
+def _defer_ctrl_c() -> Iterator[None]:
+    """Defer Ctrl-C to the end of the block; processes that are started within it inherit the blocked signal.
 
-    A process inherits what is blocked. Here that is not enough: the system gives the signal to any thread, and Python answers it in
-    the main one, in the middle of what a process is handed at its start.
+    Blocking is not enough in this process: the system may deliver the signal to any thread, and Python then runs the handler in the
+    main thread, while a worker is being started.
     """
     pressed: list[FrameType | None] = []
     handler = signal.getsignal(signal.SIGINT)
@@ -136,8 +136,8 @@ def _ctrl_c_held_back() -> Iterator[None]:
 
 
 @contextmanager
-def _script_left_out() -> Iterator[None]:
-    """Have processes that are started meanwhile not import the script that runs: one without a `__main__` guard would start them again."""
+def _hide_main_script() -> Iterator[None]:
+    """Keep processes that are started within the block from importing the main script: without a `__main__` guard it would run again."""
     script = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:

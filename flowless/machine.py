@@ -1,4 +1,4 @@
-"""What this process may use of the machine, and which libraries are installed."""
+"""Facts about the machine: usable cores, processor, instruction sets, GPUs, memory, and installed libraries."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from flowless.waiting import policy as waiting_policy
+from flowless.thread_waiting import policy as waiting_policy
 
 
 def usable_cores() -> int:
-    """Return how many cores this process may run on, which in a container are fewer than the machine's."""
+    """Return the number of cores that this process may run on; in a container this can be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def usable_physical_cores() -> int:
-    """Return how many of the usable cores are cores of their own: two that hyper-threading makes of one count once."""
+    """Return the number of usable physical cores: the hyper-threads of one core count once."""
     if not hasattr(os, "sched_getaffinity"):
         return usable_cores()
     usable = os.sched_getaffinity(0)
@@ -31,18 +31,18 @@ def usable_physical_cores() -> int:
     return len({place.read_text(encoding="ascii") for place in places})
 
 
-#: glibc's mallopt: above which size memory comes from the system and goes back to it, and how much that is free is kept.
+#: Parameters of glibc's mallopt: the size above which a block is mapped separately, and how much free heap is kept.
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
-#: The largest that glibc takes (half of a heap of its threads), and an int's.
+#: The largest values that glibc accepts: half of a thread's heap, and INT_MAX.
 _THRESHOLD, _KEPT = 32 * 2**20, 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Have the C library keep memory that is freed, for the whole process and for good, where it is glibc; return whether it does.
+    """Make glibc keep freed memory instead of returning it to the system, for the rest of the process; return whether that worked.
 
-    Every step of a training on a processor frees its feature maps and asks for as many again. By default glibc gives large ones back,
-    and the system hands out zeroed pages one by one: 18 % of a step's time (TSM ResNet-18 of a quarter of the channels, 20 clips of 8
-    frames of 48 x 48, one core). The process stays as large as it was at its peak.
+    Every training step on a CPU frees its feature maps and allocates as many again. By default glibc unmaps large blocks, and the
+    kernel then zeroes new pages one by one: 18 % of a step's time (TSM ResNet-18 with a quarter of the channels, 20 clips of 8 frames of
+    48 x 48, one core). The process's memory stays at its peak.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -51,12 +51,12 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(_M_MMAP_THRESHOLD, _THRESHOLD) and mallopt(_M_TRIM_THRESHOLD, _KEPT))
 
 
-#: What the names of instruction sets hold that decide how fast a network runs on a CPU. In which arithmetic it runs, the libraries say.
+#: Instruction sets that decide how fast a network runs on a CPU (not in which precision: that is the libraries' choice).
 _RELEVANT = re.compile(r"^(avx2|avx512f|avx10.*|.*vnni.*|.*bf16|.*fp16|amx.*|asimd|asimdhp|asimddp|i8mm|sve2?)$")
 
 
 def machine_name() -> str:
-    """Return what decides how fast an engine is here, as one line: the processor, its instruction sets and usable cores, and the GPUs."""
+    """Return one line that identifies a machine's speed: the processor, usable cores, instruction sets and GPUs."""
     return "; ".join([f"{processor()}, {usable_cores()} cores", " ".join(instruction_sets()), *gpu_names()])
 
 
@@ -69,13 +69,13 @@ def processor() -> str:
 
 
 def instruction_sets() -> list[str]:
-    """Return the processor's instruction sets that matter to a network, by the operating system's names and in its order."""
+    """Return the processor's instruction sets that matter to a network, with the operating system's names and in its order."""
     flags = next((value.split() for key, value in _cpuinfo() if key in {"flags", "Features"}), [])
     return [name for name in flags if _RELEVANT.match(name)]
 
 
 def gpu_names() -> list[str]:
-    """Return the NVIDIA GPUs that the driver lists, without needing a CUDA library."""
+    """Return the models of the NVIDIA GPUs that the driver lists in /proc; needs no CUDA library."""
     folder = Path("/proc/driver/nvidia/gpus")
     if not folder.is_dir():
         return []
@@ -96,7 +96,7 @@ def _cpuinfo() -> list[tuple[str, str]]:
 
 
 def installed_versions(names: Iterable[str]) -> dict[str, str]:
-    """Return the version of each distribution that is installed, in the order asked for; the others are left out."""
+    """Return the version of each distribution that is installed, in the order of `names`; the others are left out."""
     found = {}
     for name in names:
         try:
@@ -106,7 +106,7 @@ def installed_versions(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-#: Distributions whose versions go into a result file.
+#: Distributions whose versions are written to result files.
 MEASURED_LIBRARIES = (
     *("numpy", "av", "pillow", "openvino", "onnxruntime-gpu", "onnx", "onnxscript", "torch", "torchvision", "timm", "lightning"),
     *("nvidia-modelopt", "polygraphy", "nvidia-dali-cuda130", "tensorrt-rtx", "tensorrt"),
@@ -115,7 +115,7 @@ MEASURED_LIBRARIES = (
 
 
 def environment() -> dict[str, Any]:
-    """Return processor, instruction sets, cores, memory, GPU, operating system, how threads wait, and the libraries' versions."""
+    """Return processor, instruction sets, cores, memory, GPU, operating system, OpenMP wait policy, and the libraries' versions."""
     return {
         "processor": processor(),
         "instruction_sets": instruction_sets(),
@@ -130,14 +130,14 @@ def environment() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Return the installed versions of the libraries that matter here."""
+    """Return the installed versions of `MEASURED_LIBRARIES`."""
     return installed_versions(MEASURED_LIBRARIES)
 
 
 def quick_precision() -> str:
-    """Return the faster arithmetic of training here: mixed bf16 where PyTorch says that the processor multiplies in it, else fp32.
+    """Return the faster training precision on this CPU: bf16 (mixed) where it has bf16 multiply instructions, else fp32.
 
-    Where PyTorch's oneDNN takes bf16 and the processor has no instruction that multiplies it, it is emulated, slower than fp32.
+    Without such instructions oneDNN emulates bf16, slower than fp32.
     """
     import torch
 
@@ -147,7 +147,7 @@ def quick_precision() -> str:
 
 
 def memory_gib() -> float:
-    """Return the machine's memory in GiB, 0 where the system does not say."""
+    """Return the machine's memory in GiB, 0 where the system does not report it."""
     try:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     except (AttributeError, ValueError, OSError):

@@ -1,4 +1,4 @@
-"""Timing that survives a noisy machine: several runs, medians and percentiles, runners taken in turn."""
+"""Timing on a noisy machine: several interleaved runs of each runner, summarised by median and percentiles."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Durations of one thing done several times, in milliseconds."""
+    """Durations of repeated runs of one runner, in milliseconds."""
 
     runs: int
     minimum_ms: float
@@ -27,7 +27,7 @@ class Timing:
         return cls(runs=len(values), minimum_ms=round(float(values.min()), 3), p50_ms=round(float(p50), 3), p99_ms=round(float(p99), 3))
 
     def per_second(self, items: float = 1.0) -> float:
-        """Return items per second when one run handles `items`, by the median."""
+        """Return the throughput in items per second of a run that processes `items`, by the median duration."""
         return items / (self.p50_ms / 1e3)
 
     def to_dict(self) -> dict[str, Any]:
@@ -35,37 +35,37 @@ class Timing:
         return asdict(self)
 
 
-def time_in_turn(
+def time_interleaved(
     runners: Mapping[str, Callable[[], object]],
     *,
     runs: int,
-    warm_up: int = 1,
-    settle: int = 0,
-    every: Mapping[str, int] | None = None,
+    warmup: int = 1,
+    warmup_each: int = 0,
+    stride: Mapping[str, int] | None = None,
     clock: Callable[[], float] = time.perf_counter,
     after_each: Callable[[], None] = lambda: None,
 ) -> dict[str, Timing]:
-    """Time every runner `runs` times, one after the other in each round, so that a slow minute hits all alike.
+    """Time the runners interleaved: each round runs every runner once, so that a slow phase of the machine affects all alike.
 
     Args:
-        runners: Name -> what to time.
+        runners: Name -> function to time.
         runs: Rounds.
-        warm_up: Untimed calls of each runner before the first round.
-        settle: Untimed calls of a runner before each timed one. Engines want one: whoever follows a runner finds caches full of its
-            numbers and its own threads asleep, which costs the quick ones most, and an app calls one engine again and again.
-        every: Rounds from one turn of a runner to its next, where that is not 1: for one that takes as long as all others together.
-        clock: Returns seconds; a test passes its own.
+        warmup: Untimed calls of each runner before the first round.
+        warmup_each: Untimed calls of a runner before each timed call. Use 1 for engines: the previous runner leaves its data in the
+            caches and this runner's threads asleep, which an application that calls one engine repeatedly does not see.
+        stride: Name -> n, to time a slow runner in every n-th round alone.
+        clock: Returns seconds; tests pass their own.
         after_each: Called after every round.
     """
     for runner in runners.values():
-        for _ in range(warm_up):
+        for _ in range(warmup):
             runner()
     seconds: dict[str, list[float]] = {name: [] for name in runners}
     for number in range(runs):
         for name, runner in runners.items():
-            if number % (every or {}).get(name, 1):
+            if number % (stride or {}).get(name, 1):
                 continue
-            for _ in range(settle):
+            for _ in range(warmup_each):
                 runner()
             start = clock()
             runner()

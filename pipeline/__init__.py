@@ -1,8 +1,8 @@
 """From video files and data sets to clips.
 
-`video` opens files and decodes exactly the frames asked for; `dataset` lists, scans and indexes data sets; `clip` says which frames
-make a clip and how they are resized; `loading` makes batches with DALI; `synthetic` draws videos with known answers. `video`, `dataset`
-and `clip` need numpy, PyAV and Pillow alone, and are what a runtime install uses; `loading` adds DALI and PyTorch.
+`video` opens files and decodes selected frames exactly; `dataset` lists, scans and indexes data sets; `clip` samples frames and resizes
+them; `loading` makes batches with DALI; `synthetic` generates labelled videos. `video`, `dataset` and `clip` need only numpy, PyAV and
+Pillow, and are part of a runtime install; `loading` needs DALI and PyTorch too.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["ClipSpec", "DatasetIndex", "VideoReader", "clip_indices", "load_clip
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is asked for: clips of arrays need no PyAV."""
+    """Import a public name on first access, so that clips from arrays need no PyAV."""
     if name in _WHERE:
         from importlib import import_module
 

@@ -1,4 +1,4 @@
-"""What all tests share: the real clips, the GPU rule, and quiet libraries."""
+"""Fixtures and settings of all tests: real clips, shared artefacts, the cache, GPU tests, and distribution over processes."""
 
 from __future__ import annotations
 
@@ -21,67 +21,67 @@ from hypothesis import settings
 from flowless.machine import usable_cores
 from flowless.pipeline.dataset.index import DatasetIndex
 from flowless.pipeline.synthetic.moving_shapes import ShapesOptions, generate
-from flowless.waiting import let_waiting_threads_sleep
+from flowless.thread_waiting import let_waiting_threads_sleep
 
-# Helpers lie beside the tests, which are no package.
+# The helper modules are beside the tests, which are not a package.
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
-# In the background of a script Ctrl-C's signal is ignored, and so it would be by every process that a test interrupts.
+# A script's background jobs ignore SIGINT and pass that on; the processes that tests interrupt must not.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-#: Test processes side by side, at most: each takes a few GB.
-MOST_WORKERS = 4
-# Each test process has its share of the cores, and leaves it to the others while it waits; libraries read this when they are loaded.
+#: Largest number of test processes: each takes a few GB.
+MAX_WORKERS = 4
+# Each test process gets its share of the cores, and idle threads sleep; libraries read these variables when they are loaded.
 let_waiting_threads_sleep()
 if (workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // workers)))
 
-# Python's collector walks through all that the libraries keep, again and again, while exports are traced. Rarely is enough.
+# Fewer garbage collections: while exports are traced, each walks through all objects of the libraries.
 gc.set_threshold(50_000, 20, 100)
 
-# A commit is red for what it changed, never by the luck of an example. To explore: --hypothesis-profile=default
-settings.register_profile("steady", derandomize=True, deadline=None)
-settings.load_profile("steady")
+# Fixed hypothesis examples, so that a failure is caused by the change under test. To explore: --hypothesis-profile=default
+settings.register_profile("deterministic", derandomize=True, deadline=None)
+settings.load_profile("deterministic")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """What `-n auto` means here: tests keep one core busy each, seldom two; one process more, since some wait for a clock or a program."""
-    return min(usable_cores() + 1, MOST_WORKERS)
+    """Number of processes for `-n auto`: one per core, and one more because some tests wait for timers or child processes."""
+    return min(usable_cores() + 1, MAX_WORKERS)
 
 
 @pytest.fixture(autouse=True)
-def the_same_weights_every_time() -> None:
-    """What a test draws from PyTorch's own generator is the same on every run; PyTorch is not loaded for it."""
+def seed_torch() -> None:
+    """Seed PyTorch's generator before every test, if PyTorch is loaded."""
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of this run's that all test processes have."""
+    """A temporary folder that all test processes of this run share."""
     own = tmp_path_factory.getbasetemp()
     folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
     folder.mkdir(exist_ok=True)
     return folder
 
 
-#: Makes what has a name, once for all test processes, by a function that gets its path; returns the path.
+#: `once(name, make)` calls `make(path)` once for all test processes, and returns the path.
 Once = Callable[[str, Callable[[Path], object]], Path]
 
 
 @pytest.fixture(scope="session")
 def once(shared: Path) -> Once:
-    """Return what makes a file or folder once: one process makes it, the others wait for it. Read it; copy it before changing it."""
+    """Return a function that makes a shared file or folder once; other processes wait for it. Tests must copy it before changing it."""
 
     def made(name: str, make: Callable[[Path], object]) -> Path:
         path, done = shared / name, shared / f"{name}.done"
         with FileLock(shared / f"{name}.lock"):
             if not done.exists():
                 if path.is_dir():
-                    shutil.rmtree(path)  # half made
+                    shutil.rmtree(path)  # incomplete
                 make(path)
                 done.touch()
         return path
@@ -90,8 +90,8 @@ def once(shared: Path) -> Once:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cache_of_its_own(shared: Path) -> Iterator[None]:
-    """Graphs that tests make do not end up in the user's cache, nor come from it."""
+def separate_cache(shared: Path) -> Iterator[None]:
+    """Use a temporary cache of graphs instead of the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLOWLESS_CACHE", str(shared / "cache"))
         yield
@@ -99,7 +99,7 @@ def cache_of_its_own(shared: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def clips() -> Path:
-    """Folder of real videos; tests that need it skip where FLOWLESS_CLIPS does not say where they are."""
+    """Folder of real videos; tests that need it are skipped if FLOWLESS_CLIPS is not set."""
     named = os.environ.get("FLOWLESS_CLIPS")
     if not named:
         pytest.skip("FLOWLESS_CLIPS is not set: no real clips here")
@@ -111,7 +111,7 @@ def clips() -> Path:
 
 @pytest.fixture(scope="session")
 def reference() -> ModuleType:
-    """The models' arithmetic in NumPy float64: what every body of an op is held against."""
+    """The models' arithmetic in NumPy float64, the reference of all implementations of an op."""
     spec = importlib.util.spec_from_file_location("numpy_reference", Path(__file__).with_name("numpy_reference.py"))
     assert spec is not None
     assert spec.loader is not None
@@ -122,7 +122,7 @@ def reference() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def shapes(once: Once) -> Path:
-    """A few Moving Shapes: 24 training and 12 validation videos of 32 x 32 pixels and 16 frames."""
+    """Moving Shapes with 24 training and 12 validation videos of 32 x 32 pixels and 16 frames."""
     options = ShapesOptions(size=32, frames=16, train_videos=24, val_videos=12)
     return once("shapes", lambda folder: generate(folder, options=options, workers=1))
 
@@ -138,8 +138,8 @@ def val_index(shapes: Path) -> DatasetIndex:
 
 
 @pytest.fixture(scope="session")
-def told_alike() -> Callable[[Any, Any], None]:
-    """Return what holds two `Seen` of the same clips against each other: cue, scores, segments, weights."""
+def assert_same_introspection() -> Callable[[Any, Any], None]:
+    """Return a function that compares two results of introspection of the same clips: cue, scores, segments, weights."""
 
     def compare(one: Any, other: Any) -> None:
         def close(mine: np.ndarray | None, theirs: np.ndarray | None) -> None:
@@ -163,22 +163,22 @@ def told_alike() -> Callable[[Any, Any], None]:
 
 
 @pytest.fixture(scope="session")
-def explained_alike(told_alike: Callable[[Any, Any], None]) -> Callable[[Any, Path], None]:
-    """Return what looks into a checkpoint and into its bundle, and expects to see the same."""
+def assert_bundle_introspects_alike(assert_same_introspection: Callable[[Any, Any], None]) -> Callable[[Any, Path], None]:
+    """Return a function that checks that a checkpoint and its bundle give the same introspection results."""
 
     def compare(checkpoint: Any, bundle: Path) -> None:
         from flowless.export.explain.introspection import BundleLooker, CheckpointLooker
         from flowless.export.verify.reference import Reference
 
         clips = Reference.load(bundle / "reference.npz", checkpoint.spec).clips[:2]
-        told_alike(CheckpointLooker(checkpoint, name="").look(clips), BundleLooker(bundle).look(clips))
+        assert_same_introspection(CheckpointLooker(checkpoint, name="").look(clips), BundleLooker(bundle).look(clips))
 
     return compare
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Spread tests over processes; skip GPU tests where there is no GPU, unless FLOWLESS_REQUIRE_GPU=1 demands them (so they fail)."""
+    """Distribute tests over processes; skip GPU tests without a GPU, unless FLOWLESS_REQUIRE_GPU=1, with which they fail."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         _spread(items)
     if os.environ.get("FLOWLESS_REQUIRE_GPU") == "1":
@@ -191,9 +191,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _spread(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file in one process, unless they name groups of their own, and begin with files that have slow ones.
+    """Keep the tests of a file in one process, unless they set their own xdist_group, and start with files that have slow tests.
 
-    So the short files, which come last, even out when the processes end.
+    The short files run last and balance the load of the processes.
     """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)

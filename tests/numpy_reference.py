@@ -1,4 +1,4 @@
-"""The models' arithmetic once more, in NumPy float64, from the papers' formulas: slow and plain on purpose."""
+"""Reference implementation of the models in NumPy float64, from the papers' formulas, simple rather than fast."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import numpy as np
 
 
 class PaCase(NamedTuple):
-    """Frames `[S, m, 3, H, W]` and a weight `[8, 3, 7, 7]`, both float64, on which bodies of the PA op like to differ."""
+    """Frames `[S, m, 3, H, W]` and a weight `[8, 3, 7, 7]`, both float64, on which implementations of the PA op often differ."""
 
     name: str
     frames: np.ndarray
     weight: np.ndarray
     eps: float
-    #: The frames are whole numbers from 0 to 255, so uint8 holds them too.
+    #: Whether the frames are integers from 0 to 255, which can be cast to uint8.
     pixels: bool
 
 
 def pa_cases():
-    """What every body of the PA op is tried on. float16 holds all values and lengths; cast first, then compare with the cast."""
+    """Return the cases for every implementation of the PA op. All values fit float16; cast the inputs first and compare with those."""
     random = np.random.default_rng(7)
 
     def weight(size=0.1):
@@ -40,14 +40,14 @@ def pa_cases():
         PaCase("odd sides", pixels(1, 3, 3, 7, 11), weight(), 1e-3, pixels=True),
         PaCase("one row, wider than a tile", pixels(1, 2, 3, 1, 67), weight(), 1e-3, pixels=True),
         PaCase("more than one tile, ragged", pixels(1, 2, 3, 21, 37), weight(), 1e-3, pixels=True),
-        # Normalisation's scale folded into filters: their values are below float16's normal numbers, 6.1e-5.
+        # The scale of the normalisation folded into the filters: values below float16's smallest normal number, 6.1e-5.
         PaCase("pixels with scaled filters", pixels(1, 2, 3, 9, 14), weight(2e-5), 1e-12, pixels=True),
         PaCase("large magnitude", random.standard_normal((1, 3, 3, 9, 8)) * 2e3, weight(), 1e-3, pixels=False),
     ]
 
 
 def conv2d(x, weight, *, stride=1, padding=0, bias=None):
-    """`[K, C, H, W]` with `[O, C, k, k]`, one tap at a time."""
+    """Convolve `[K, C, H, W]` with `[O, C, k, k]`, one filter tap at a time."""
     x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
     size = weight.shape[-1]
     rows = (x.shape[2] - size) // stride + 1
@@ -61,7 +61,7 @@ def conv2d(x, weight, *, stride=1, padding=0, bias=None):
 
 
 def persistence(frames, weight, bias, eps, *, eps_inside=False):
-    """PA as the paper writes it: convolve every frame, with bias, subtract, square, sum, root. `[..., m, C, H, W]`."""
+    """PA as in the paper: convolve every frame (with bias), subtract, square, sum, take the root. Frames are `[..., m, C, H, W]`."""
     lead, frames = frames.shape[:-4], frames.reshape(-1, *frames.shape[-4:]).astype(np.float64)
     stacks, m = frames.shape[:2]
     features = conv2d(frames.reshape(-1, *frames.shape[2:]), weight, padding=weight.shape[-1] // 2, bias=bias)
@@ -79,7 +79,7 @@ def persistence(frames, weight, bias, eps, *, eps_inside=False):
 
 
 def shift(x, segments, divisor=8):
-    """Temporal shift, by the indices of the official description."""
+    """Temporal shift, with the indices of the official description."""
     clips = x.reshape(-1, segments, *x.shape[1:])
     fold = x.shape[1] // divisor
     out = clips.copy()
@@ -90,27 +90,27 @@ def shift(x, segments, divisor=8):
 
 
 def pooled_at(features, scale):
-    """The maxima over features that lie `scale` apart (PAN, Eq. 11): `[B, N, D]` to `[B, scale, D]`."""
+    """Maxima over features at distance `scale` (PAN, Eq. 11): `[B, N, D]` to `[B, scale, D]`."""
     return np.stack([features[:, start::scale].max(1) for start in range(scale)], 1)
 
 
 def average_head(features, weight, bias):
-    """TSN's consensus: every segment's logits, averaged."""
+    """TSN's consensus: the mean of the segments' logits."""
     return np.mean([features[:, n] @ weight.T + bias for n in range(features.shape[1])], axis=0)
 
 
 def timescale_head(features, weight, bias, scales):
-    """PAN's VIP, or one timescale: the mean vector of each timescale by a classifier of its own, the scores averaged."""
+    """PAN's VIP, or one timescale: a separate classifier for the mean vector of each timescale, and the mean of their scores."""
     length = features.shape[2]
     scores = []
-    for place, scale in enumerate(scales):
-        own = weight[:, place * length : (place + 1) * length]
-        scores.append(pooled_at(features, scale).mean(1) @ own.T + bias)
+    for number, scale in enumerate(scales):
+        classifier = weight[:, number * length : (number + 1) * length]
+        scores.append(pooled_at(features, scale).mean(1) @ classifier.T + bias)
     return np.mean(scores, axis=0)
 
 
 def vap(features, first, second, weight, bias):
-    """VAP by Eq. 11 to 15; returns scores, timescale weights and pooled vectors."""
+    """VAP (PAN, Eq. 11 to 15); returns scores, timescale weights and pooled vectors."""
     n = features.shape[1]
     pooled = []
     scale = 1
@@ -219,13 +219,13 @@ def ordinary_temporal(x, weight, segments):
 
 
 def spatiotemporal_motion(x, state, name, segments, stride=1):
-    """CSTM + CMM with the weights of a state dictionary, or what there is of them (Tables 6 and 10)."""
+    """CSTM + CMM with the weights of a state dictionary; either part may be missing (Tables 6 and 10)."""
     temporal, spatial = x, state[f"{name}.spatial.weight"]
     if f"{name}.temporal.weight" in state:
         temporal = channelwise_temporal(x, state[f"{name}.temporal.weight"], segments)
     if f"{name}.temporal.mix.weight" in state:
         temporal = ordinary_temporal(x, state[f"{name}.temporal.mix.weight"], segments)
-    if spatial.shape[1] == 1:  # each channel by itself
+    if spatial.shape[1] == 1:  # depthwise
         each = [conv2d(temporal[:, c : c + 1], spatial[c : c + 1], stride=stride, padding=1) for c in range(x.shape[1])]
         appearance = np.concatenate(each, 1)
     else:
@@ -247,7 +247,7 @@ def stm_block(x, state, segments, *, stride):
 
 
 def stm_basic_block(x, state, segments, *, stride):
-    """The same in ResNet-18 and -34: 3x3, CSTM + CMM, the shortcut."""
+    """STM's block in ResNet-18 and -34: 3x3, CSTM + CMM, the shortcut."""
     y = np.maximum(batch_norm(conv2d(x, state["conv1.weight"], stride=stride, padding=1), state, "bn1"), 0)
     y = batch_norm(spatiotemporal_motion(y, state, "conv2", segments), state, "bn2")
     if "downsample.0.weight" in state:
@@ -263,7 +263,7 @@ def cross_entropy(scores, labels):
 
 
 def twins_correlation(a, b):
-    """STM's Eq. 8, number by number: `[B, classes]` twice to `[classes, classes]`."""
+    """STM's Eq. 8, element by element: two `[B, classes]` to `[classes, classes]`."""
     matrix = np.zeros((a.shape[1], b.shape[1]))
     for i in range(a.shape[1]):
         for j in range(b.shape[1]):
@@ -281,19 +281,19 @@ def twins_loss(a, b, labels_a, labels_b, *, weight, beta):
 
 
 def gelu(x):
-    """x times the normal distribution's share below x."""
+    """GELU: x times the normal distribution function of x."""
     return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
 
 
 def bilinear(x, height, width):
-    """Upsample `[K, C, h, w]`, pixels taken as areas (half-pixel centres), the edge repeated."""
+    """Upsample `[K, C, h, w]` bilinearly with half-pixel centres, repeating the edge."""
 
     def weights(size, old):
-        place = np.clip((np.arange(size) + 0.5) * old / size - 0.5, 0, old - 1)
-        low = np.minimum(place.astype(int), old - 1)
+        position = np.clip((np.arange(size) + 0.5) * old / size - 0.5, 0, old - 1)
+        low = np.minimum(position.astype(int), old - 1)
         table = np.zeros((size, old))
-        np.add.at(table, (np.arange(size), low), 1 - (place - low))
-        np.add.at(table, (np.arange(size), np.minimum(low + 1, old - 1)), place - low)
+        np.add.at(table, (np.arange(size), low), 1 - (position - low))
+        np.add.at(table, (np.arange(size), np.minimum(low + 1, old - 1)), position - low)
         return table
 
     return np.einsum("yi,kcij,xj->kcyx", weights(height, x.shape[2]), x, weights(width, x.shape[3]))

@@ -1,4 +1,4 @@
-"""What tests ask of a video file, in one line each."""
+"""One-line helpers to read a video file in tests."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from flowless.pipeline.video.reader import VideoReader
 
 
 def frames_of(path: Path, ordinals: Iterable[int], *, known: VideoInfo | None = None, threads: int = 1) -> np.ndarray:
-    """Return frames uint8 `[K, H, W, 3]` in the order asked for."""
+    """Return frames uint8 `[K, H, W, 3]` in the order of `ordinals`."""
     with VideoReader(path, threads=threads, known=known) as video:
         return video.stack(list(ordinals))
 
 
 def all_frames(path: Path) -> list[np.ndarray]:
-    """Return every frame, from a full decode in order."""
+    """Return every frame, from a full sequential decode."""
     with open_reader(path) as video:
         return list(video)
 
 
 def info_of(path: Path, *, decode: bool = False) -> VideoInfo:
-    """Return what is known of a video, proved by decoding everything or read from its packets."""
+    """Return a video's properties, confirmed by decoding all frames if `decode`, else from its packets."""
     with VideoReader(path) as video:
         return video.prove() if decode else video.info

@@ -18,7 +18,7 @@ from flowless.engines.bundle.manifest import Manifest, read_manifest
 from flowless.export.precision.precisions import PRECISIONS
 from flowless.pipeline.clip.preprocess import load_clip
 from flowless.pipeline.dataset.index import DatasetIndex
-from flowless.timing import time_in_turn
+from flowless.timing import time_interleaved
 
 #: Clips in one call when throughput is measured.
 BATCH = 8
@@ -93,7 +93,7 @@ def _clips(val: DatasetIndex, manifest: Manifest) -> tuple[np.ndarray, np.ndarra
 def _time(engines: dict[tuple[str, str], Engine], clips: np.ndarray, rows: list[dict[str, Any]]) -> None:
     """Fill in throughput at batch `BATCH`, the engines taken in turn; latency is that of the race that recommends one."""
     part = clips[:BATCH]
-    found = time_in_turn({str(key): partial(engine, part) for key, engine in engines.items()}, runs=8, warm_up=2, settle=1)
+    found = time_interleaved({str(key): partial(engine, part) for key, engine in engines.items()}, runs=8, warmup=2, warmup_each=1)
     for row in rows:
         key = str((row["target"], row["precision"]))
         if key in found:

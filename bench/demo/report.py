@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from flowless import __version__, pages, plots
+from flowless import __version__, html_pages, plots
 from flowless.bench.demo.demo_engines import grouped, is_bare
 from flowless.machine import environment
 
@@ -55,7 +55,7 @@ def write_report(path: Path, summary: Mapping[str, Any], evidence: Evidence) -> 
         summary: the content of summary.json: `accuracy`, `engines`, `seconds`.
         evidence: what the pictures are drawn from.
     """
-    pages.write_text(path, render(summary, evidence))
+    html_pages.write_text(path, render(summary, evidence))
 
 
 def render(summary: Mapping[str, Any], evidence: Evidence) -> str:
@@ -65,7 +65,7 @@ def render(summary: Mapping[str, Any], evidence: Evidence) -> str:
     found = {name: _pair_shares(matrix) for name, matrix in evidence.confusions.items()}
     pictures = {name: Markup(svg) for name, svg in _pictures(summary, evidence).items()}  # ours, so not to be escaped
     strips = [{"label": label, "picture": plots.motion_strip(*strip)} for label, strip in evidence.strips.items()]
-    return pages.rendered(
+    return html_pages.rendered(
         Path(__file__).with_name("report.html"),
         summary=summary,
         plots=pictures,

@@ -47,7 +47,7 @@ from flowless.bench.gpu.subprocess_runner import failures, run_part
 from flowless.bench.gpu.work import Work
 from flowless.errors import FlowlessError
 from flowless.files import write_json
-from flowless.waiting import let_waiting_threads_sleep
+from flowless.thread_waiting import let_waiting_threads_sleep
 
 #: Where results go that are kept with the code: only those of a GPU.
 RESULTS = Path("bench/results")

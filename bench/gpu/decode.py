@@ -132,12 +132,12 @@ def by_dali(path: Path, ordinals: NDArray[Any], *, device_id: int | None) -> NDA
 
     from flowless.pipeline.clip.spec import ClipSpec
     from flowless.pipeline.loading.augment import View
-    from flowless.pipeline.loading.dali_graph import ClipGraph, GraphInput, place
+    from flowless.pipeline.loading.dali_graph import ClipGraph, GraphInput, region_inputs
 
     spec = ClipSpec(height=_HEIGHT, width=_WIDTH, short_side=_WIDTH)
     whole = View(top=0, left=0, bottom=_HEIGHT, right=_WIDTH)
     item = GraphInput(
-        **place([whole], spec, width=_WIDTH, height=_HEIGHT),
+        **region_inputs([whole], spec, width=_WIDTH, height=_HEIGHT),
         order=np.arange(len(ordinals), dtype=np.int32),
         colour=np.tile(np.array([1, 1, 1, 0], np.float32), (len(ordinals), 1)),
         encoded=np.fromfile(path, np.uint8),

@@ -15,7 +15,7 @@ from flowless.engines.backends.backend import HINTS, open_backend, other_arithme
 from flowless.engines.bundle.manifest import TARGETS, Manifest, Target, read_manifest
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.spec import ClipSpec
-from flowless.timing import time_in_turn
+from flowless.timing import time_interleaved
 
 if TYPE_CHECKING:
     from flowless.engines.engine import Engine
@@ -155,7 +155,7 @@ def time_runners(
     running = {runner.name: runner.run for runner in runners if runner.run is not None}
     answers = {name: run(clip) for name, run in running.items()} if compare else {}
     noise = _noise(running, probe) if compare and probe is not None else {}
-    timings = time_in_turn({name: partial(run, clip) for name, run in running.items()}, runs=runs, settle=1)
+    timings = time_interleaved({name: partial(run, clip) for name, run in running.items()}, runs=runs, warmup_each=1)
     first = next(iter(answers.values()), None)
     rows = []
     for runner in runners:

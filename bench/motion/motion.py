@@ -197,19 +197,19 @@ def _rows(methods: Sequence[Method], settings: Motion, *, frames: int) -> list[d
     """Time all runners in turn; one JSON row each, without times where it does not run here."""
     import numpy as np
 
-    from flowless.timing import time_in_turn
+    from flowless.timing import time_interleaved
 
     running = {
         f"{method.name}, {runner.name}": partial(runner.run, method.given) for method in methods for runner in method.runners if runner.run
     }
     log.print(f"measuring {len(running)} runners …", style="dim")
-    answers, every = {}, {}
+    answers, stride = {}, {}
     for name, run in running.items():
         run()
         start = time.perf_counter()
         answers[name] = run()
-        every[name] = _SELDOM if time.perf_counter() - start > _LONG_SECONDS else 1
-    timings = time_in_turn(running, runs=settings.runs, warm_up=0, settle=1, every=every)
+        stride[name] = _SELDOM if time.perf_counter() - start > _LONG_SECONDS else 1
+    timings = time_interleaved(running, runs=settings.runs, warmup=0, warmup_each=1, stride=stride)
     slowest = timings.get("TV-L1, opencv")
     rows = []
     for method in methods:

@@ -121,7 +121,7 @@ def examined(path: Path, *, runs: int) -> dict[str, Any]:
     import numpy as np
 
     from flowless.pipeline.video.reader import VideoReader
-    from flowless.timing import time_in_turn
+    from flowless.timing import time_interleaved
 
     try:
         with VideoReader(path) as video:
@@ -147,13 +147,13 @@ def examined(path: Path, *, runs: int) -> dict[str, Any]:
         patterns["all in order"] = [_digest(frame) for frame in video] == full
     peers = {name: _right(read, path, asked["sparse"], small) for name, read in _peers().items()}
     working = [name for name, right in peers.items() if right is not None]
-    timings = time_in_turn(_readers(path, info, asked["sparse"], working), runs=runs)
+    timings = time_interleaved(_readers(path, info, asked["sparse"], working), runs=runs)
     return {
         "codec": info.codec,
         "width": info.width,
         "height": info.height,
         "frames": count,
-        "jumps": info.jumps,
+        "jumps": info.seekable,
         "packets_missing_after": list(info.missing),
         "exact": info.frames == count and all(patterns.values()),
         "patterns": patterns,
@@ -168,7 +168,7 @@ def _plain(path: Path) -> tuple[list[bytes], np.ndarray]:
     import av
     import numpy as np
 
-    from flowless.pipeline.video.picture import Converter, upright_size
+    from flowless.pipeline.video.rgb_conversion import Converter, upright_size
 
     found: list[bytes] = []
     small: list[np.ndarray] = []

@@ -254,9 +254,9 @@ def _verdict(path: str) -> tuple[str, str]:
     """Read a file as a scan does, and where that accepts it, as a prediction does."""
     from flowless.pipeline.clip.preprocess import load_clip
     from flowless.pipeline.clip.spec import ClipSpec
-    from flowless.pipeline.dataset.scan_jobs import Job, look
+    from flowless.pipeline.dataset.scan_jobs import Job, inspect_file
 
-    found = look(Job(path=path, parts=((None, None),), decode=True))
+    found = inspect_file(Job(path=path, parts=((None, None),), decode=True))
     if "failed (" in found.reason:
         return "unexplained", found.reason
     spec = ClipSpec(segments=4, frames_per_segment=1, height=32, width=32, short_side=32)

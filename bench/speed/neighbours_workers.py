@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from flowless.errors import FlowlessError
-from flowless.waiting import DECIDED_BY
+from flowless.thread_waiting import DECIDED_BY
 
 #: What libgomp, ONNX Runtime and OpenVINO do where nobody says anything: the policy keeps flowless from changing it, and the count is
 #: libgomp's own default, without which that policy would have threads wait awake for minutes.

@@ -173,7 +173,7 @@ def measure_files(
     """Time from the video file to the scores: JPEGs, loading and forward on their side, `predict` on ours."""
     from flowless.bench.lib.runners import open_engine
     from flowless.bench.speed.file_paths import OfficialPath
-    from flowless.timing import time_in_turn
+    from flowless.timing import time_interleaved
 
     settings, threads, best, work = how
     log.print("measuring from the video file …", style="dim")
@@ -189,7 +189,7 @@ def measure_files(
         }
         runners |= {f"flowless: {name}": (lambda engine=engine, video=video: engine.predict(video)) for name, engine in engines.items()}
         with official.norm("rewritten"):
-            timings = time_in_turn(runners, runs=max(3, settings.runs // 2))
+            timings = time_interleaved(runners, runs=max(3, settings.runs // 2))
         rows.append(_file_row(video, timings, path))
     ours = {name: round(sum(row["ms"][f"flowless: {name}"] for row in rows) / len(rows), 1) for name in engines}
     theirs = round(sum(row["official_ms"] for row in rows) / len(rows), 1)

@@ -303,14 +303,14 @@ def _end_to_end(
 
 def _rounds(engine: Any, queue: list[Path], clips: list[Any], *, rounds: int) -> dict[str, float]:
     from flowless.pipeline.clip.preprocess import load_clip
-    from flowless.timing import time_in_turn
+    from flowless.timing import time_interleaved
 
     def whole() -> None:
         failed = [answer.error for answer in engine.predict_many(queue) if answer.error]
         if failed:
             raise FlowlessError(failed[0])
 
-    timings = time_in_turn(
+    timings = time_interleaved(
         {
             "whole": whole,
             "load": lambda: [load_clip(path, engine.spec) for path in queue],

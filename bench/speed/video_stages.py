@@ -17,7 +17,7 @@ from flowless.pipeline.clip.spec import ClipSpec
 from flowless.pipeline.video.container import open_video
 from flowless.pipeline.video.info import VideoInfo
 from flowless.pipeline.video.reader import VideoReader
-from flowless.timing import Timing, time_in_turn
+from flowless.timing import Timing, time_interleaved
 
 #: Stage -> what it does, for people.
 STAGES = {
@@ -84,7 +84,7 @@ def measure_stages(videos: Sequence[Path], spec: ClipSpec, *, runs: int) -> Vide
     for path in videos:
         info = _info(path)
         infos.append(info)
-        timings.append(time_in_turn(_stages(path, info, spec), runs=runs))
+        timings.append(time_interleaved(_stages(path, info, spec), runs=runs))
     return VideoStages(tuple(videos), tuple(infos), tuple(timings))
 
 

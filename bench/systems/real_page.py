@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from flowless import pages, plots
+from flowless import html_pages, plots
 from flowless.bench.systems.systems_page import COLOURS
 
 #: What the plot of the controls draws: figure of a row -> its mark and name.
@@ -22,7 +22,7 @@ def write_page(path: Path, document: Mapping[str, Any]) -> None:
     rows = document["systems"]
     plot = orders_plot(rows)
     pairs = opposites_plot(rows, document["settings"]["opposites"]) if document["settings"]["opposites"] else ""
-    page = pages.rendered(
+    page = html_pages.rendered(
         Path(__file__).with_name("real.html"),
         plot=Markup(plot),
         opposites=Markup(pairs),
@@ -34,8 +34,8 @@ def write_page(path: Path, document: Mapping[str, Any]) -> None:
         percent=percent,
         hardest=hardest,
     )
-    pages.write_text(path, page)
-    pages.write_text(path.with_suffix(".svg"), pairs or plot)
+    html_pages.write_text(path, page)
+    html_pages.write_text(path.with_suffix(".svg"), pairs or plot)
 
 
 def orders_plot(rows: Sequence[Mapping[str, Any]]) -> str:

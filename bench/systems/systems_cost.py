@@ -14,7 +14,7 @@ from flowless.console import progress
 from flowless.engines import Engine
 from flowless.pipeline.clip.preprocess import load_clip
 from flowless.pipeline.dataset.index import DatasetIndex
-from flowless.timing import Timing, time_in_turn
+from flowless.timing import Timing, time_interleaved
 
 #: Targets that run on a processor.
 TARGETS = ("openvino", "onnxruntime")
@@ -61,7 +61,7 @@ def latencies(checkpoints: Mapping[str, Path], val: DatasetIndex) -> dict[str, d
             engines |= {(name, target): flowless.load(bundle, target, "fp32") for target in TARGETS}
     given = {name: _clip(engines[name, TARGETS[0]], val) for name in checkpoints}
     runners = {str(key): partial(engine, given[key[0]]) for key, engine in engines.items()}
-    times = time_in_turn(runners, runs=_ROUNDS, warm_up=2, settle=1)
+    times = time_interleaved(runners, runs=_ROUNDS, warmup=2, warmup_each=1)
     return {name: _fastest({target: times[str((name, target))] for target in TARGETS}) for name in checkpoints}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowless import pages, plots
+from flowless import html_pages, plots
 from flowless.bench.lib.system_load import LIMIT
 
 #: One colour a system; neighbours in the table differ in brightness too.
@@ -27,7 +27,7 @@ def write_page(path: Path, document: Mapping[str, Any]) -> None:
     from markupsafe import Markup
 
     plot = accuracy_over_cost(document["systems"], blind=document["settings"]["blind_to_order"])
-    page = pages.rendered(
+    page = html_pages.rendered(
         Path(__file__).with_name("systems.html"),
         plot=Markup(plot),
         rows=document["systems"],
@@ -38,8 +38,8 @@ def write_page(path: Path, document: Mapping[str, Any]) -> None:
         weakest=weakest,
         busy_limit=LIMIT,
     )
-    pages.write_text(path, page)
-    pages.write_text(path.with_suffix(".svg"), plot)
+    html_pages.write_text(path, page)
+    html_pages.write_text(path.with_suffix(".svg"), plot)
 
 
 def accuracy_over_cost(rows: Sequence[Mapping[str, Any]], *, blind: float) -> str:

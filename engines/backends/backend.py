@@ -18,7 +18,7 @@ from flowless.engines.streaming.memory import MEMORY, Graph, OnlineBackend, feed
 from flowless.errors import FlowlessError, first_line
 from flowless.interrupts import raise_lost_ctrl_c
 from flowless.machine import usable_physical_cores
-from flowless.waiting import threads_stay_awake
+from flowless.thread_waiting import threads_stay_awake
 
 #: Target -> the module that runs it, and what installs it.
 LIBRARIES: dict[str, tuple[str, str]] = {
@@ -145,7 +145,7 @@ class _OpenVino:
 
 
 def onnxruntime_options(threads: int | None = None) -> Any:
-    """Return the `SessionOptions` of every ONNX Runtime session here; threads None: one a core, asleep while they wait (`waiting.py`)."""
+    """Return the `SessionOptions` of every ONNX Runtime session here; threads None: one a core, idle ones sleep (`thread_waiting.py`)."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

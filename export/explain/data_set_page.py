@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from flowless import __version__, pages
+from flowless import __version__, html_pages
 from flowless.export.explain.explain_data_set import DataSetExplanation, timescales_by_class
 from flowless.export.explain.feature_map import LEAST_VIDEOS, NEIGHBOURS
 from flowless.train.evaluation import metrics
@@ -23,7 +23,7 @@ _SIDE = 400
 
 def write_page(path: Path, explanation: DataSetExplanation) -> None:
     """Write the page, whole or not at all."""
-    pages.write_text(path, render(explanation))
+    html_pages.write_text(path, render(explanation))
 
 
 def render(explanation: DataSetExplanation) -> str:
@@ -32,7 +32,7 @@ def render(explanation: DataSetExplanation) -> str:
     rows = _rows(explanation)
     half = _OPEN_CLASSES // 2
     parts = [rows] if len(rows) <= _OPEN_CLASSES else [rows[:half], rows[-half:]]
-    return pages.rendered(
+    return html_pages.rendered(
         Path(__file__).with_name("data_set_page.html"),
         it=explanation,
         name=Path(explanation.data).name,

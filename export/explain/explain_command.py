@@ -17,7 +17,7 @@ from flowless.console import emit, log
 from flowless.errors import FlowlessError
 from flowless.files import refuse_unwritable
 from flowless.pipeline.dataset.index import DatasetIndex
-from flowless.pipeline.dataset.tables import refused_table
+from flowless.pipeline.dataset.refused_table import refused_table
 
 if TYPE_CHECKING:
     from flowless.export.explain.explain_data_set import DataSetExplanation

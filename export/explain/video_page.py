@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowless import __version__, pages
+from flowless import __version__, html_pages
 from flowless.engines.engine import softmax
 from flowless.export.explain.cue_pictures import heat_stops, overlaid, paint, reach_of, wheel
 from flowless.export.explain.cues import Cue, timescale_names, timescales
@@ -21,13 +21,13 @@ from flowless.export.explain.introspection import BranchSeen
 
 def write_page(path: Path, explanation: Explanation) -> None:
     """Write the page, whole or not at all."""
-    pages.write_text(path, render(explanation))
+    html_pages.write_text(path, render(explanation))
 
 
 def render(explanation: Explanation) -> str:
     """Return the page's HTML; it refers to nothing outside itself."""
     cue = explanation.cue
-    return pages.rendered(
+    return html_pages.rendered(
         Path(__file__).with_name("video_page.html"),
         it=explanation,
         name=Path(explanation.video).name,

@@ -23,7 +23,7 @@ from flowless.export.verify.reference import Reference, made_clips
 from flowless.files import sha256_of
 from flowless.machine import machine_name
 from flowless.pipeline.dataset.index import DatasetIndex
-from flowless.timing import time_in_turn
+from flowless.timing import time_interleaved
 
 #: Videos of an index that an int8 engine is compared on, none of which it was calibrated on.
 _FRESH = 16
@@ -184,7 +184,7 @@ def _check_speed(
     backend, higher = backends
     clip = Reference.load(manifest.path_of(manifest.reference), manifest.spec).clips[:1]
     runners = {precision: partial(run, clip) for precision, run in {**higher, candidate.record.precision: backend}.items()}
-    found = {precision: timing.p50_ms for precision, timing in time_in_turn(runners, runs=_ROUNDS, warm_up=2, settle=1).items()}
+    found = {precision: timing.p50_ms for precision, timing in time_interleaved(runners, runs=_ROUNDS, warmup=2, warmup_each=1).items()}
     own = figures["latency_ms_p50"] = found.pop(candidate.record.precision)
     figures["machine"] = machine_name()
     if not found:

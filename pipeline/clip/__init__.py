@@ -1,1 +1,1 @@
-"""What a clip is: which frames, how they are resized and cropped, and the protocols of evaluation."""
+"""Definition of a clip: frame sampling, resizing and cropping, and evaluation protocols."""

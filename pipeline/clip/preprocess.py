@@ -1,4 +1,4 @@
-"""From decoded frames to the views that the network sees: ClipSpec's one resize and crop rule, by Pillow."""
+"""Preprocessing for evaluation: sample, decode, resize and crop a video's frames into the views of a ClipSpec, with Pillow."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def resized_size(width: int, height: int, *, short_side: int) -> tuple[int, int]:
-    """Return `(width, height)` after resizing so that the short side is `short_side`; the long side rounds down."""
+    """Return `(width, height)` after resizing the short side to `short_side`; the long side is rounded down."""
     short, long = min(width, height), max(width, height)
     if short == short_side:
         return width, height
@@ -39,14 +39,14 @@ def resized_size(width: int, height: int, *, short_side: int) -> tuple[int, int]
 def crop_corners(width: int, height: int, spec: ClipSpec) -> tuple[tuple[int, int], ...]:
     """Return `(left, top)` of every crop in a resized frame, in the order of the views.
 
-    Three crops lie at whole quarter steps, as in PAN's published code: both ends of the frame, then its middle. They follow
-    the long side. (The published code always goes from left to right, which on a portrait video gives one crop three times.)
-    Of a centre crop halves round to even, as Python's `round` does and the published code relies on.
+    Three crops lie at multiples of a quarter of the free length, rounded down, as in PAN's published code: both ends of the long side,
+    then its middle. (The published code always goes from left to right, which on a portrait video gives one crop three times.)
+    The corner of a centre crop is rounded half to even, as in the published code (Python's `round`).
 
     Args:
         width: Columns of the resized frame.
         height: Rows of the resized frame.
-        spec: Says the crop's size and rule.
+        spec: Defines the crop's size and rule.
     """
     rows, columns = spec.crop_size
     if spec.crop == "centre":
@@ -57,18 +57,18 @@ def crop_corners(width: int, height: int, spec: ClipSpec) -> tuple[tuple[int, in
     return (2 * across, 0), (2 * across, 4 * down), (2 * across, 2 * down)
 
 
-def resize_part(frame: NDArray[np.uint8], spec: ClipSpec, *, part: tuple[float, float, float, float]) -> NDArray[np.uint8]:
-    """Resize a part of a frame to the network's picture, by the filter of `ClipSpec`; it may reach over the part's edge.
+def resize_region(frame: NDArray[np.uint8], spec: ClipSpec, *, region: tuple[float, float, float, float]) -> NDArray[np.uint8]:
+    """Resize a region of a frame to the network's input size; the filter also reads pixels beyond the region's edge.
 
     Args:
         frame: uint8 `[H, W, 3]`.
-        spec: Says the picture's size.
-        part: Left, top, right and bottom edge, in pixels of the frame; left after right mirrors.
+        spec: Defines the output size.
+        region: Left, top, right and bottom edge in pixels of the frame; left > right mirrors.
 
     Returns:
         uint8 `[spec.height, spec.width, 3]`.
     """
-    left, top, right, bottom = part
+    left, top, right, bottom = region
     height, width = frame.shape[:2]
     box = (max(min(left, right), 0.0), max(top, 0.0), min(max(left, right), width), min(bottom, height))
     resized = Image.fromarray(frame).resize((spec.width, spec.height), Image.Resampling.BILINEAR, box=box)
@@ -76,11 +76,11 @@ def resize_part(frame: NDArray[np.uint8], spec: ClipSpec, *, part: tuple[float, 
 
 
 def resize_and_crop(frames: NDArray[np.uint8], spec: ClipSpec) -> NDArray[np.uint8]:
-    """Resize and crop frames by the rule of `ClipSpec`.
+    """Resize and crop frames as `ClipSpec` defines.
 
     Args:
         frames: uint8 `[K, H, W, 3]`, RGB, upright.
-        spec: Says sizes; the filter is Pillow's BILINEAR, a triangle as wide as the scale.
+        spec: Defines the sizes; the filter is Pillow's BILINEAR (antialiased: a triangle as wide as the scale).
 
     Returns:
         uint8 `[crops * K, spec.height, spec.width, 3]`: all frames of the first crop, then of the next.
@@ -93,16 +93,16 @@ def resize_and_crop(frames: NDArray[np.uint8], spec: ClipSpec) -> NDArray[np.uin
             f"resize_and_crop: frames are {frames.dtype} {list(frames.shape)}; they must be uint8 [K, H, W, 3] with at least one pixel."
         )
     result = np.empty((CROPS[spec.crop], len(frames), spec.height, spec.width, 3), np.uint8)
-    for place, frame in enumerate(frames):
-        small = _small(frame, spec)
+    for number, frame in enumerate(frames):
+        resized = _resize_frame(frame, spec)
         for crop in range(len(result)):
-            result[crop, place] = small.crop(crop, spec)
+            result[crop, number] = resized.crop(crop, spec)
     return result.reshape(-1, spec.height, spec.width, 3)
 
 
 @dataclass(frozen=True)
-class _Small:
-    """A resized frame, cut to the part that its crops share; or its crops side by side, where they are resized again."""
+class _ResizedFrame:
+    """A resized frame, cut to the bounding box of its crops; or the crops side by side, where each is resized again."""
 
     pixels: NDArray[np.uint8]
     corners: tuple[tuple[int, int], ...]
@@ -115,34 +115,34 @@ class _Small:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ClipViews:
-    """The views of one video. Its frames are decoded and resized; views are cut from them only when they are asked for.
+    """The views of one video, kept as resized frames; `cut` copies the crops of a view out of them.
 
-    Thirty views of 8 x 4 frames of 256 x 256 are 190 MB; the frames that they are cut from, at most 320 of 455 x 256, 112 MB.
+    Thirty views of 8 x 4 frames of 256 x 256 take 190 MB; the frames that they are cut from, at most 320 of 455 x 256, take 112 MB.
     """
 
     spec: ClipSpec
-    """What a view is."""
-    frames: list[_Small]
-    """The different frames of all clips, each once."""
-    places: NDArray[np.int64]
-    """`[clips, N, m]`: for each picture of a clip, its place in `frames`."""
+    """Definition of a view."""
+    frames: list[_ResizedFrame]
+    """The distinct frames of all clips."""
+    positions: NDArray[np.int64]
+    """`[clips, N, m]`: for each frame of a clip, its position in `frames`."""
 
     def __len__(self) -> int:
         """Number of views: crops x clips."""
-        return CROPS[self.spec.crop] * len(self.places)
+        return CROPS[self.spec.crop] * len(self.positions)
 
     def cut(self, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
-        """Return the views from `start` to before `stop`, uint8 `[views, N, m, H, W, 3]`; without arguments all of them."""
+        """Return views `[start:stop]`, uint8 `[views, N, m, H, W, 3]`; without arguments all of them."""
         wanted = range(len(self))[start:stop]
         clips = np.empty((len(wanted), *self.spec.shape), np.uint8)
         for clip, view in zip(clips, wanted, strict=True):
-            crop, number = divmod(view, len(self.places))
-            for picture, place in zip(clip.reshape(-1, *clip.shape[2:]), self.places[number].flat, strict=True):
-                picture[:] = self.frames[place].crop(crop, self.spec)
+            crop, number = divmod(view, len(self.positions))
+            for picture, position in zip(clip.reshape(-1, *clip.shape[2:]), self.positions[number].flat, strict=True):
+                picture[:] = self.frames[position].crop(crop, self.spec)
         return clips
 
     def parts(self, size: int) -> Iterator[NDArray[np.uint8]]:
-        """Yield all views in their order, at most `size` at a time."""
+        """Yield all views in order, at most `size` at a time."""
         for start in range(0, len(self), size):
             yield self.cut(start, start + size)
 
@@ -156,18 +156,18 @@ def load_clip(
     threads: int = 1,
     resizing: list[float] | None = None,
 ) -> NDArray[np.uint8]:
-    """Make the evaluation clip of a video, or of a part of one: sample, decode, resize, crop; all views at once.
+    """Make the evaluation clip of a video, or of a part of one: sample, decode, resize, crop.
 
     Args:
         path: The file, or a folder of numbered pictures.
-        spec: What a clip is; `spec.sampling` says which frames, `spec.crop` where they are cropped.
+        spec: Definition of a clip.
         first_frame: Ordinal of the part's first frame.
         num_frames: Frames of the part; None means all to the end.
-        threads: Threads that the codec may use; with more than one, frames are resized in that many threads while the next are decoded.
-        resizing: Gets the seconds of each frame's resize appended.
+        threads: Threads that the codec may use; if more than 1, frames are also resized in that many threads while the next are decoded.
+        resizing: A list to which the seconds of each frame's resize are appended.
 
     Returns:
-        uint8 `[views, N, m, H, W, 3]`, RGB; crops outside, clips inside.
+        uint8 `[views, N, m, H, W, 3]`, RGB; views are ordered by crop, then by clip.
 
     Raises:
         FlowlessError: The file cannot be read or has no such part.
@@ -177,10 +177,10 @@ def load_clip(
 
 
 def load_record(index: DatasetIndex, record: VideoRecord, spec: ClipSpec) -> NDArray[np.uint8]:
-    """Make the evaluation clip of an index's video, as `load_clip` does, by what the index knows of the file.
+    """Make the evaluation clip of an index's video as `load_clip` does, with the properties that the index stores.
 
     Raises:
-        FlowlessError: The file cannot be read, or has no such part any more.
+        FlowlessError: The file cannot be read, or no longer has that part.
     """
     with index.open(record) as video:
         return load_views(video, spec, first_frame=record.first_frame, num_frames=record.frames).cut()
@@ -197,10 +197,7 @@ def load_views(
 ) -> ClipViews:
     """Make the evaluation views of an open video, or of a part of one: sample, decode and resize each frame once.
 
-    The other arguments and the errors are those of `load_clip`.
-
-    Returns:
-        The views; nothing is cut yet.
+    Arguments and errors are those of `load_clip`.
     """
     if num_frames is None:
         num_frames = video.count - first_frame
@@ -208,34 +205,34 @@ def load_views(
             return load_views(video, spec, first_frame=first_frame, num_frames=num_frames, threads=threads, resizing=resizing)
         except FewerFrames:
             video.prove()
-            num_frames = video.count - first_frame  # as a scan counts them: what decodes
+            num_frames = video.count - first_frame  # frames that decode, as a scan counts them
     if num_frames < 1 or first_frame < 0:
         raise FlowlessError(
-            f"{printable(video.path)}: a part of {num_frames} frames from frame {first_frame} on was asked for; "
+            f"{printable(video.path)}: a part of {num_frames} frames from frame {first_frame} on was requested; "
             f"the video has {video.count} frames."
         )
     indices = first_frame + clip_indices(num_frames, segments=spec.segments, frames_per_segment=spec.frames_per_segment, rule=spec.sampling)
-    wanted, places = np.unique(indices, return_inverse=True)
-    small: dict[int, _Small] = {}
+    wanted, positions = np.unique(indices, return_inverse=True)
+    resized: dict[int, _ResizedFrame] = {}
 
     def keep(ordinal: int, frame: NDArray[np.uint8]) -> None:
         started = time.perf_counter()
-        small[ordinal] = _small(frame, spec)
+        resized[ordinal] = _resize_frame(frame, spec)
         if resizing is not None:
             resizing.append(time.perf_counter() - started)
 
-    # Frame by frame: a clip of large frames never lies in memory at full size.
+    # Frame by frame, so that a clip of large frames is never in memory at full size.
     with closing(video.frames(wanted.tolist())) as frames:
         if threads > 1:
             _in_threads(keep, frames, threads)
         else:
             for ordinal, frame in frames:
                 keep(ordinal, frame)
-    return ClipViews(spec, [small[ordinal] for ordinal in wanted.tolist()], places.reshape(indices.shape))
+    return ClipViews(spec, [resized[ordinal] for ordinal in wanted.tolist()], positions.reshape(indices.shape))
 
 
 def _in_threads(keep: Callable[[int, NDArray[np.uint8]], None], frames: Iterable[tuple[int, NDArray[np.uint8]]], threads: int) -> None:
-    """Call `keep` on every frame in threads (Pillow lets go of Python's lock), with a few frames waiting at most."""
+    """Call `keep` on every frame in threads (Pillow releases the GIL), with at most 2 * `threads` frames queued."""
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[Future[None]] = deque()
         for ordinal, frame in frames:
@@ -246,21 +243,23 @@ def _in_threads(keep: Callable[[int, NDArray[np.uint8]], None], frames: Iterable
             future.result()
 
 
-def _small(frame: NDArray[np.uint8], spec: ClipSpec) -> _Small:
+def _resize_frame(frame: NDArray[np.uint8], spec: ClipSpec) -> _ResizedFrame:
     height, width = frame.shape[:2]
     size = resized_size(width, height, short_side=spec.short_side)
     corners = crop_corners(*size, spec)
     (left, right), (top, bottom) = ((min(edges), max(edges)) for edges in zip(*corners, strict=True))
     resized = frame if size == (width, height) else np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR))
     if spec.crop_side is not None:
-        return _resized_again(resized, corners, spec)
-    # A copy, so that what is cut away does not stay in memory.
+        return _resize_crops(resized, corners, spec)
+    # A copy, so that the rest of the frame is freed.
     pixels = resized[top : bottom + spec.height, left : right + spec.width].copy()
-    return _Small(pixels, tuple((x - left, y - top) for x, y in corners))
+    return _ResizedFrame(pixels, tuple((x - left, y - top) for x, y in corners))
 
 
-def _resized_again(resized: NDArray[np.uint8], corners: tuple[tuple[int, int], ...], spec: ClipSpec) -> _Small:
-    """Cut the crops of `spec.crop_side` and resize them, each by itself: the filter does not reach over a crop's edge."""
+def _resize_crops(resized: NDArray[np.uint8], corners: tuple[tuple[int, int], ...], spec: ClipSpec) -> _ResizedFrame:
+    """Cut crops of `spec.crop_side` and resize each separately, so that the filter does not read beyond a crop's edge."""
     image, (rows, columns), size = Image.fromarray(resized), spec.crop_size, (spec.width, spec.height)
     crops = [image.crop((x, y, x + columns, y + rows)).resize(size, Image.Resampling.BILINEAR) for x, y in corners]
-    return _Small(np.concatenate([np.asarray(crop) for crop in crops], axis=1), tuple((at * spec.width, 0) for at in range(len(crops))))
+    return _ResizedFrame(
+        np.concatenate([np.asarray(crop) for crop in crops], axis=1), tuple((at * spec.width, 0) for at in range(len(crops)))
+    )

@@ -1,4 +1,4 @@
-"""Test protocols by name: how many views of a video are scored, how large they are, how they are averaged. Each changes a ClipSpec."""
+"""Named test protocols: number, size and averaging of the views of a video, applied to a ClipSpec."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ Views = Literal[
     "thirty-consecutive",
     "centre",
 ]
-#: Every name that `--views` takes, but `paper`.
+#: Every value of `--views` except `paper`.
 PROTOCOLS: tuple[Views, ...] = get_args(Views)
-#: What `--views` takes: a name, or `paper` for the one that the checkpoint's recipe names.
-AskedViews = Literal[Views, "paper"]
-#: Older names.
+#: Values of `--views`: a protocol, or `paper` for the one that the checkpoint's recipe names.
+ViewsOption = Literal[Views, "paper"]
+#: Older name -> protocol.
 ALIASES: dict[str, Views] = {"centre": "one-view"}
 
 
@@ -38,12 +38,12 @@ class _Protocol:
     sampling: EvaluationRule = "centre"
     crop: CropRule = "centre"
     side: Literal["own", "full", "shrunk"] = "own"
-    """The frame that is cropped and seen: the model's own; the short side, square; or that, shrunk to the model's own."""
+    """Frame size: the model's own; a square of the short side (full); or such a square, resized to the model's own size (shrunk)."""
     average: Average | None = None
-    """What is averaged; None leaves it to the model."""
+    """What is averaged over the views; None: as the model's ClipSpec."""
 
 
-#: Where two say the same of a model, because its frame is as large as its short side, the first names it.
+#: Where two protocols give the same ClipSpec, because a model's frame is as large as its short side, `protocol_name` returns the first.
 _RULES: dict[str, _Protocol] = {
     "full-resolution": _Protocol(sampling="two-clip", side="full"),
     "thirty-view": _Protocol(sampling="dense", crop="three", side="full"),
@@ -59,12 +59,12 @@ _RULES: dict[str, _Protocol] = {
     "three-crop": _Protocol(crop="three"),
     "three-crop-two-clip": _Protocol(sampling="two-clip", crop="three", average="softmax"),
 }
-#: Protocols that leave the frame as large as the model has it: what a graph of fixed size can run.
+#: Protocols that keep the model's frame size, which an exported graph of fixed size needs.
 SAME_SIZE = tuple(name for name, rule in _RULES.items() if rule.side != "full")
 
 
 def protocol_spec(spec: ClipSpec, name: Views | str) -> ClipSpec:
-    """Return the ClipSpec by which a test protocol cuts views and averages their scores (`view_scores`).
+    """Apply a test protocol to a model's ClipSpec.
 
     =================== ===== ================== ============= ========= ==========================================================
     name                crops clips              frame         average   used for
@@ -88,33 +88,32 @@ def protocol_spec(spec: ClipSpec, name: Views | str) -> ClipSpec:
     thirty-consecutive  3     10, consecutive    short side    softmax   Dynamic Appearance on Kinetics, Table 2
     =================== ===== ================== ============= ========= ==========================================================
 
-    A frame of the short side (256) is square and seen as it is: what "full resolution" is in PAN's published code. Shrunk, it is
-    cropped and then resized to the model's own frame (224). "Model's" is what the model's recipe says: logits for PAN, TSM and TSN, as
-    their published codes average; softmax for STM (section 4.2) and Dynamic Appearance (appendix A). Disentangling says neither how
-    many views it takes nor what it averages: its recipes name no protocol, and average logits, as TSN's, whose practice it follows.
-    TSN's own test (25 frames, ten crops with flips) has no name here. From which short side X3D-XS's crops of 160 x 160 are cut, the
-    paper does not say: from the model's own (182) here.
+    Frame "short side" is a square crop of the short side (256), as "full resolution" in PAN's published code; "shrunk to own" resizes
+    that crop to the model's frame (224). Average "model's" is the recipe's: logits for PAN, TSM and TSN, as in their published code;
+    softmax for STM (section 4.2) and Dynamic Appearance (appendix A). The Disentangling paper specifies neither views nor average: its
+    recipes name no protocol and average logits, as TSN does, whose practice it follows. TSN's own test (25 frames, ten crops with flips)
+    is not included. The short side for X3D-XS's crops of 160 x 160 is not specified in the paper; the model's own (182) is used.
 
     Args:
-        spec: What the model was trained on; its short side, segments and normalisation stay.
+        spec: The model's ClipSpec; its short side, segments and normalisation are kept.
         name: One of `PROTOCOLS`.
 
     Raises:
-        FlowlessError: There is no such protocol, or it shrinks squares and the model's frame is none.
+        FlowlessError: There is no such protocol, or it shrinks square crops and the model's frame is not square.
     """
     rule = _RULES.get(ALIASES.get(name, name))
     if rule is None:
         raise FlowlessError(f"views is {name!r}; it must be one of {', '.join(PROTOCOLS)}.")
     if rule.side == "shrunk" and spec.height != spec.width:
         raise FlowlessError(
-            f"views is {name!r}, which shrinks square crops; the model's frame is {spec.height} x {spec.width}. Take three-crop, or "
-            f"a model of a square frame."
+            f"views is {name!r}, which shrinks square crops; the model's frame is {spec.height} x {spec.width}. Use three-crop, or "
+            f"a model with a square frame."
         )
     return _cut(spec, rule)
 
 
 def protocol_name(spec: ClipSpec) -> str:
-    """Return the name of the protocol by which a ClipSpec cuts views already, or its rules where none has a name."""
+    """Return the name of the protocol that a ClipSpec follows, or its crop and sampling rules where no protocol matches."""
     fits = (name for name, rule in _RULES.items() if rule.side != "shrunk" or spec.height == spec.width)
     return next((name for name in fits if _cut(spec, _RULES[name]) == spec), f"{spec.crop} crop, {spec.sampling}")
 
@@ -126,7 +125,7 @@ def paper_views(recipe: Mapping[str, Any]) -> Views:
         recipe: The recipe's fields, as the checkpoint keeps them.
 
     Raises:
-        FlowlessError: It names none.
+        FlowlessError: The recipe names no protocol.
     """
     name = recipe.get("test_views")
     if name not in PROTOCOLS:

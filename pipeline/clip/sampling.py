@@ -1,27 +1,27 @@
-"""Which frames make a clip: pure functions of the number of frames, after the papers' published code (0-based here).
+"""Frame sampling: pure functions from the number of frames to the frame indices of a clip, after the papers' published code.
 
-Drawn for n = 13 frames, N = 3 segments, m = 2 adjacent frames (`x` is taken)::
+The rules, for n = 13 frames, N = 3 segments, m = 2 adjacent frames (`x` is sampled)::
 
     centre           ..xx..xx..xx.     the middle of each segment
     two-clip         the above, and  xx..xx..xx...     the start of each segment
-    train            one random place in each segment
+    train            one random start in each segment
     ten-draw         ten times that, for testing (STM, section 4.2: "we randomly sample 10 times from the full-length video")
     dense            N stacks spread over 64 consecutive frames, from ten starts (testing) or a random one (training)
     one-dense        the same from one start, in the middle (the code validates on a random one)
     consecutive      ...xxxxxx....     N x m consecutive frames (Dynamic Appearance on Kinetics, section 4), from the middle of the
                      video (testing) or a random start (training)
-    ten-consecutive  the same from ten starts, evenly from the first to the last there is
+    ten-consecutive  the same from ten starts, evenly spaced from the first to the last possible
 
-Starts of several dense or consecutive clips are `numpy.linspace`'s, as in the code of TSM and PAN; Dynamic Appearance names none, and
-no code of it is known here. Ten draws are the same in every run and on every machine: draw d comes from `sample_rng(0, d, "n frames")`, n
-being the number of frames. So a checkpoint's evaluation, a bundle's and an engine, which knows no data set, agree, and two videos of
-the same length are sampled alike.
+Starts of several dense or consecutive clips are `numpy.linspace`'s, as in the code of TSM and PAN (Dynamic Appearance specifies none and
+has published no code that we know of). Ten draws are the same in every run and on every machine: draw d uses
+`sample_rng(0, d, "n frames")`, n being the number of frames. A checkpoint's and a bundle's evaluation therefore sample the same frames,
+without a data set's ids; two videos of the same length are sampled alike.
 
-Where the product differs from the published code on purpose: indices are 0-based, and the stacks of a dense clip do not overlap. The code
-puts dense stacks 64 // N frames apart; where m is more (16 x 8), they lie m apart here, over N x m frames, and where N is above 64
-(apart by 0 in the code) by m, too.
+Intended differences from the published code: indices are 0-based, and the stacks of a dense clip do not overlap. The code
+puts dense stacks 64 // N frames apart; where m is larger (16 x 8) or N is above 64 (0 frames apart in the code), they lie m frames apart
+here, over N x m frames.
 
-Short videos. N segments, m frames a stack, n frames in the video; "fails" is said of the published code of TSN, TSM and PAN.
+Short videos: N segments, m frames per stack, n frames in the video; "fails" refers to the published code of TSN, TSM and PAN.
 
 ================  ====================  ================================  =======================================================
 rule              video                 published code                    here
@@ -60,12 +60,12 @@ from numpy.typing import NDArray
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.spec import CLIPS, Rule
 
-#: Consecutive frames that dense sampling spreads a clip over, where its stacks fit in.
+#: Consecutive frames over which dense sampling spreads a clip, where its stacks fit.
 DENSE_SPAN = 64
-#: Clips that dense sampling takes of a video when testing.
+#: Clips of a video in dense testing.
 DENSE_VIEWS = CLIPS["dense"]
 _DENSE, _CONSECUTIVE = ("dense", "one-dense"), ("consecutive", "ten-consecutive")
-#: Seed of the draws that an evaluation takes.
+#: Seed of the random draws of an evaluation.
 _DRAW_SEED = 0
 
 
@@ -77,28 +77,28 @@ def clip_indices(
     rule: Rule,
     rng: np.random.Generator | None = None,
 ) -> NDArray[np.int64]:
-    """Choose the frames of a clip.
+    """Return the frame indices of a clip.
 
     Args:
         num_frames: Frames n in the video, at least 1.
         segments: Segments N, at least 1.
         frames_per_segment: Adjacent frames m taken from each segment, at least 1; past the end the last frame repeats.
-        rule: `train` needs `rng`. The others are for testing, and take as many clips as `spec.CLIPS` says; with `rng` the dense, the
-            consecutive and the drawn ones take one random clip, for training.
-        rng: Source of chance, from `sample_rng`. `centre` and `two-clip` leave nothing to chance and do not look at it.
+        rule: `train` needs `rng`. The other rules are for testing and give `spec.CLIPS[rule]` clips; with `rng`, the dense, consecutive
+            and drawn rules give one random clip, for training.
+        rng: Random generator, from `sample_rng`; `centre` and `two-clip` ignore it.
 
     Returns:
         int64 `[views, N, m]`, each from 0 to `num_frames` - 1.
 
     Raises:
-        FlowlessError: A count is below 1, the rule is unknown, or `train` was asked for without `rng`.
+        FlowlessError: A count is below 1, the rule is unknown, or `train` is used without `rng`.
     """
     counts = {"num_frames": num_frames, "segments": segments, "frames_per_segment": frames_per_segment}
     wrong = [f"{name} is {value!r}; it must be an integer of at least 1" for name, value in counts.items() if not _is_count(value)]
     if rule not in get_args(Rule):
         wrong.append(f"rule is {rule!r}; it must be one of {', '.join(get_args(Rule))}")
     if rule == "train" and rng is None:
-        wrong.append("rule 'train' places frames by chance; pass rng=sample_rng(seed, epoch, video_id)")
+        wrong.append("rule 'train' samples at random; pass rng=sample_rng(seed, epoch, video_id)")
     if wrong:
         raise FlowlessError("clip_indices: " + "; ".join(wrong) + ".")
     n, m = int(num_frames), int(frames_per_segment)
@@ -109,18 +109,18 @@ def clip_indices(
         starts = _evaluation(n, segments, m, views=2 if rule == "two-clip" else 1)
     else:
         starts = _spread(n, segments, m, rule=rule, rng=rng)
-    # A group is the start and the frames after it; past the end of the video the last frame stands in.
+    # A stack is the start and the frames after it; past the end of the video the last frame repeats.
     return np.minimum(starts[:, :, None] + np.arange(m, dtype=np.int64), n - 1)
 
 
 def sample_rng(seed: int, epoch: int, video_id: str) -> np.random.Generator:
-    """Return the source of chance for one video in one epoch.
+    """Return the random generator for one video in one epoch.
 
-    It depends on the three arguments alone, so a sample stays the same whatever worker, rank or batch makes it.
+    It depends only on the three arguments, so a sample is independent of worker, rank and batch.
     """
     digest = hashlib.blake2b(video_id.encode("utf-8", "surrogateescape"), digest_size=16).digest()
-    words = np.frombuffer(digest, dtype="<u4").tolist()
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed % 2**64, epoch % 2**64, *words])))
+    entropy = np.frombuffer(digest, dtype="<u4").tolist()
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed % 2**64, epoch % 2**64, *entropy])))
 
 
 def _is_count(value: object) -> bool:
@@ -128,11 +128,11 @@ def _is_count(value: object) -> bool:
 
 
 def _evaluation(n: int, segments: int, m: int, *, views: int) -> NDArray[np.int64]:
-    # Doubles in this order of operations, truncated towards zero: another order moves some index by one.
+    # Doubles in this order of operations, truncated towards zero: another order changes some indices by one.
     tick = (n - m + 1) / float(segments)
     offsets = (tick / 2.0, 0.0)[:views]
     starts = np.array([[int(offset + tick * k) for k in range(segments)] for offset in offsets], dtype=np.int64)
-    # A video shorter than a group has a negative tick; its first frame is the nearest there is.
+    # A video shorter than a stack has a negative tick; the nearest frame is its first.
     return np.maximum(starts, 0)
 
 
@@ -148,9 +148,9 @@ def _train(n: int, segments: int, m: int, rng: np.random.Generator) -> NDArray[n
 
 
 def frames_spanned(rule: Rule, *, segments: int, frames_per_segment: int) -> int:
-    """Return the frames that a video needs so that a clip's stacks lie in the order of time: in a shorter one dense clips wrap around.
+    """Return the least number of frames of a video in which a clip's stacks are in temporal order; in shorter ones, dense clips wrap.
 
-    By other rules than dense and consecutive every video does, and 1 is returned.
+    It is 1 for all rules but dense and consecutive.
     """
     if rule not in {*_DENSE, *_CONSECUTIVE}:
         return 1
@@ -158,20 +158,20 @@ def frames_spanned(rule: Rule, *, segments: int, frames_per_segment: int) -> int
 
 
 def _stride(segments: int, m: int, *, rule: Rule) -> int:
-    # At the published distance stacks longer than it would overlap, and more segments than 64 would stand still.
+    # At the published distance of 64 // N, stacks longer than that would overlap, and for N > 64 the distance would be 0.
     return max(DENSE_SPAN // segments, m) if rule in _DENSE else m
 
 
 def _spread(n: int, segments: int, m: int, *, rule: Rule, rng: np.random.Generator | None) -> NDArray[np.int64]:
-    """Return where stacks begin that lie at equal distances, in clips that begin anywhere in the video."""
+    """Return the starts of equally spaced stacks, for one or more clips within the video."""
     dense = rule in _DENSE
     stride = _stride(segments, m, rule=rule)
-    places = max(1, 1 + n - frames_spanned(rule, segments=segments, frames_per_segment=m))
+    num_starts = max(1, 1 + n - frames_spanned(rule, segments=segments, frames_per_segment=m))
     if rng is not None:
-        # The published dense code never draws the last place.
-        first = rng.integers(max(1, places - 1) if dense else places, size=1)
+        # The published dense code never draws the last start.
+        first = rng.integers(max(1, num_starts - 1) if dense else num_starts, size=1)
     elif rule in {"one-dense", "consecutive"}:
-        first = np.array([(places - 1) // 2])
+        first = np.array([(num_starts - 1) // 2])
     else:
-        first = np.linspace(0, places - 1, num=DENSE_VIEWS, dtype=np.int64)
+        first = np.linspace(0, num_starts - 1, num=DENSE_VIEWS, dtype=np.int64)
     return (first[:, None] + np.arange(segments, dtype=np.int64) * stride) % n

@@ -1,4 +1,4 @@
-"""ClipSpec: the one statement of what a clip is, shared by loader, checkpoint, ONNX file, bundle and runtime."""
+"""ClipSpec: the definition of a clip, shared by loader, checkpoint, ONNX file, bundle and runtime."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any, Literal, get_args
 
 from flowless.errors import FlowlessError
 
-#: What a stored ClipSpec may say: a runtime samples by it, and never jitters. `sampling` says what each takes.
+#: Sampling rules of a stored ClipSpec, which a runtime uses; see `sampling` for each.
 EvaluationRule = Literal["centre", "two-clip", "ten-draw", "one-dense", "dense", "consecutive", "ten-consecutive"]
 Rule = Literal["train", EvaluationRule]
-#: Where an evaluation crops: once from the centre, or three times along the frame's long side.
+#: Crops of an evaluation: one at the centre, or three along the frame's long side.
 CropRule = Literal["centre", "three"]
 #: What is averaged over the views of a video: the network's scores (logits), or their softmax.
 Average = Literal["logits", "softmax"]
 
-#: Clips that an evaluation takes of a video, and crops that it takes of a frame: views are all pairs of the two.
+#: Number of clips per video and of crops per frame in an evaluation; the views are all pairs of the two.
 CLIPS: dict[EvaluationRule, int] = {
     "centre": 1,
     "two-clip": 2,
@@ -27,7 +27,7 @@ CLIPS: dict[EvaluationRule, int] = {
     "ten-consecutive": 10,
 }
 CROPS: dict[CropRule, int] = {"centre": 1, "three": 3}
-#: Fields that older specs lack: what they meant then.
+#: Defaults of fields that older stored specs lack.
 _ABSENT: dict[str, Any] = {"crop_side": None, "average": "logits"}
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -36,13 +36,13 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True, kw_only=True)
 class ClipSpec:
-    """What a clip is, from the frames chosen to the numbers that the network sees.
+    """Definition of a clip, from frame sampling to the network's input.
 
     A clip is uint8 `[views, segments, frames_per_segment, height, width, 3]`, RGB, values 0 to 255.
     Evaluation resizes the upright frame so that its short side is `short_side` (antialiased bilinear, Pillow's
-    BILINEAR; the long side is `int(short_side * long / short)`, and a frame whose short side is right already is left
-    alone), then crops `height` x `width` from the centre, or three times along the long side. With `crop_side` it crops a square of
-    that side instead, and resizes that to `height` x `width` by the same filter. Views lie in the order of PAN's published code: all
+    BILINEAR; the long side is `int(short_side * long / short)`, and a frame whose short side has that length already is
+    not resized), then crops `height` x `width` from the centre, or three times along the long side. With `crop_side` it crops a square of
+    that side instead, and resizes it to `height` x `width` with the same filter. Views are ordered as in PAN's published code: all
     clips of the first crop, then all of the second. `mean` and `std` are in units of the range 0 to 1 and are applied inside the
     network.
     """
@@ -52,9 +52,9 @@ class ClipSpec:
     frames_per_segment: int = 4
     """Adjacent frames m taken from each segment."""
     height: int = 224
-    """Rows of the frame that the network sees, in pixels."""
+    """Rows of the network's input frame, in pixels."""
     width: int = 224
-    """Columns of the frame that the network sees, in pixels."""
+    """Columns of the network's input frame, in pixels."""
     short_side: int = 256
     """The frame's short side after resizing, before the crop, in pixels."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
@@ -62,13 +62,13 @@ class ClipSpec:
     std: tuple[float, float, float] = IMAGENET_STD
     """Standard deviation of R, G, B, in the range 0 to 1."""
     sampling: EvaluationRule = "centre"
-    """Which frames an evaluation takes."""
+    """Frame sampling rule of an evaluation."""
     resize: Literal["antialiased-bilinear"] = "antialiased-bilinear"
-    """The one resize rule: a triangle filter as wide as the scale."""
+    """The only resize filter: a triangle as wide as the scale."""
     crop: CropRule = "centre"
-    """Where an evaluation crops: the centre; or three places, first and last end of the long side, then its middle."""
+    """Crops of an evaluation: the centre; or three along the long side: its start, its end, its middle."""
     crop_side: int | None = None
-    """Side of the square that an evaluation crops and then resizes to the network's, in pixels; None crops what the network sees."""
+    """Side in pixels of the square that an evaluation crops and then resizes to the network's input; None crops the input size itself."""
     average: Average = "logits"
     """What is averaged over a video's views: the network's scores, or their softmax (`view_scores`)."""
     colour: Literal["RGB"] = "RGB"
@@ -77,7 +77,7 @@ class ClipSpec:
     """Type of a pixel at the network's input."""
 
     def __post_init__(self) -> None:
-        """Refuse a clip that cannot be: all problems in one error."""
+        """Validate all fields; one error lists all problems."""
         problems = [
             f"{name} is {getattr(self, name)!r}; it must be an integer of at least {least}"
             for name, least in (("segments", 1), ("frames_per_segment", 1), ("height", 1), ("width", 1), ("short_side", 1))
@@ -99,7 +99,7 @@ class ClipSpec:
                 problems.append(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(get_args(rules))}")
         for name, only in (("resize", "antialiased-bilinear"), ("colour", "RGB"), ("pixel", "uint8")):
             if getattr(self, name) != only:
-                problems.append(f"{name} is {getattr(self, name)!r}; this version knows only {only!r}")
+                problems.append(f"{name} is {getattr(self, name)!r}; this version supports only {only!r}")
         if problems:
             raise FlowlessError("ClipSpec: " + "; ".join(problems) + ".")
 
@@ -110,21 +110,21 @@ class ClipSpec:
 
     @property
     def crop_size(self) -> tuple[int, int]:
-        """Rows and columns that an evaluation crops from the resized frame."""
+        """Rows and columns of an evaluation's crop of the resized frame."""
         return (self.height, self.width) if self.crop_side is None else (self.crop_side, self.crop_side)
 
     @property
     def views(self) -> int:
-        """Views that an evaluation makes of a video, and whose scores it averages: crops x clips."""
+        """Number of views per video whose scores an evaluation averages: crops x clips."""
         return CROPS[self.crop] * CLIPS[self.sampling]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values, the form that the manifest spells out."""
+        """Return plain JSON values, as stored in the manifest."""
         return json.loads(json.dumps(asdict(self)))
 
     @classmethod
     def from_dict(cls, document: dict[str, Any]) -> ClipSpec:
-        """Read what `to_dict` wrote, also before `crop_side` and `average`; raise FlowlessError on a field that is missing or unknown."""
+        """Read the output of `to_dict`, also without `crop_side` and `average`; raise FlowlessError on missing or unknown fields."""
         document = {**_ABSENT, **document}
         known = {field.name for field in fields(cls)}
         wrong = [f"unknown field {name!r}" for name in sorted(set(document) - known)]

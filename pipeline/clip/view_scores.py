@@ -1,4 +1,4 @@
-"""The score of a video from the scores of its views, by the average that its ClipSpec names. NumPy alone: engines use it, too."""
+"""Video scores: the average over the scores of its views that ClipSpec.average selects. Engines use it, so it needs only NumPy."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from flowless.pipeline.clip.spec import Average
 
 
 class ViewAverage:
-    """Scores averaged over views that come one after another, or some at a time.
+    """Running average of scores over views, which may be added one or several at a time.
 
     `logits` is the mean of the scores (PAN's published code, TSN's and TSM's). `softmax` is the logarithm of the mean of the views'
     softmax (STM, section 4.2: "the averaged softmax scores of all clips"; Dynamic Appearance, appendix A), so that the softmax of the
-    result are the averaged probabilities and whatever ranks scores ranks those. Disentangling names no average.
-    The scores of a single view stay as they are.
+    result gives the averaged probabilities and ranking the result ranks those. The scores of a single view are returned unchanged.
 
     Attributes:
-        count: Views so far.
+        count: Number of views added.
     """
 
     def __init__(self, average: Average) -> None:
@@ -27,9 +26,9 @@ class ViewAverage:
         self._total: NDArray[np.float64] | None = None
 
     def add(self, scores: ArrayLike) -> ViewAverage:
-        """Add views: `[views, classes]`, or `[..., views, classes]` with the same leading axes every time. Returns itself."""
+        """Add views, `[views, classes]`, or `[..., views, classes]` with the same leading axes every time; return self."""
         rows = np.moveaxis(np.asarray(scores, np.float64), -2, 0)
-        with np.errstate(invalid="ignore"):  # scores that are no numbers stay none, and whoever uses them refuses them
+        with np.errstate(invalid="ignore"):  # NaN and infinity propagate; the metrics reject them
             for row in rows:
                 value, join = (row, np.add) if self._average == "logits" else (_log_softmax(row), np.logaddexp)
                 self._only = row if self.count == 0 and self._average == "softmax" else None
@@ -39,7 +38,7 @@ class ViewAverage:
 
     @property
     def scores(self) -> NDArray[np.float32]:
-        """The average so far, float32 `[..., classes]`; there must be a view."""
+        """The average so far, float32 `[..., classes]`; needs at least one view."""
         assert self._total is not None
         if self._only is not None:
             return self._only.astype(np.float32)
@@ -48,7 +47,7 @@ class ViewAverage:
 
 
 def average_views(scores: ArrayLike, average: Average) -> NDArray[np.float32]:
-    """Average scores `[..., views, classes]` over the views: float32 `[..., classes]`."""
+    """Average scores `[..., views, classes]` over the views; returns float32 `[..., classes]`."""
     return ViewAverage(average).add(scores).scores
 
 

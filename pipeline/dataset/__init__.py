@@ -1,1 +1,1 @@
-"""Data sets: the formats that people keep them in, the scan, and the index."""
+"""Data sets: source formats, the scan, and the index file."""

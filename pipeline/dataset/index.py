@@ -1,4 +1,4 @@
-"""The index of a data set: what `flowless scan` found of each video, read by everything that follows."""
+"""The index of a data set: the properties and labels of its videos, written by `flowless scan` and read by training and evaluation."""
 
 from __future__ import annotations
 
@@ -26,37 +26,37 @@ class VideoRecord:
     """One labelled video, or a part of one."""
 
     id: str
-    """Unique name in the index: the path, and `#start-end` where only a part is meant."""
+    """Unique name in the index: the path, with `#start-end` appended for a part of a video."""
     path: str
-    """The file, or folder of frames, relative to the index's root where it lies below it."""
+    """The file or folder of frames; relative to the index's root if it lies below it, else absolute."""
     label: int
     """Position in the index's `labels`."""
     frames: int
-    """Frames that decode, of the part meant."""
+    """Number of decodable frames of the video or part."""
     first_frame: int = 0
-    """Ordinal in the whole video of the part's first frame."""
+    """Ordinal of the part's first frame in the whole video."""
     info: VideoInfo
-    """What is known of the whole video."""
+    """Properties of the whole video."""
     stamp: tuple[int, int] = (-1, -1)
-    """Size in bytes and time of change (ns) that the file had when `info` was found; see `known`."""
+    """Size in bytes and modification time (ns) of the file when it was scanned."""
 
-    def known(self, path: str | os.PathLike[str]) -> VideoInfo | None:
-        """Return `info` if the file is the one that was scanned, by its size and time of change; else None: look again."""
+    def info_if_unchanged(self, path: str | os.PathLike[str]) -> VideoInfo | None:
+        """Return `info` if the file still has the size and modification time of the scan, else None."""
         try:
             return self.info if self.stamp == stamp_of(path) else None
         except FlowlessError:
-            return None  # who opens it says why
+            return None  # opening it raises the error
 
 
 def stamp_of(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Return size in bytes and time of change (ns) of a file; of a folder, of all that lies in it: the sum and the newest.
+    """Return size in bytes and modification time (ns) of a file; of a folder, the sum and the latest of its files.
 
     Raises:
-        FlowlessError: It is not there, or may not be looked at.
+        FlowlessError: The file is missing, or access is denied.
     """
     try:
         status = Path(path).stat()
-        if stat.S_ISDIR(status.st_mode):  # its own stamp stays where a picture is written over
+        if stat.S_ISDIR(status.st_mode):  # overwriting a picture does not change the folder's own modification time
             with os.scandir(path) as entries:
                 inside = [entry.stat() for entry in entries]
             return sum(item.st_size for item in inside), max(item.st_mtime_ns for item in (status, *inside))
@@ -67,7 +67,7 @@ def stamp_of(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Refused:
-    """A file that the scan could not take, and why."""
+    """A video that was refused, and the reason."""
 
     path: str
     reason: str
@@ -78,35 +78,35 @@ class DatasetIndex:
     """All videos of a data set with their labels."""
 
     root: Path
-    """Folder that the records' paths are relative to."""
+    """Folder to which the records' paths are relative."""
     labels: tuple[str, ...]
     """Label names in the order of the class scores."""
     videos: tuple[VideoRecord, ...]
     refused: tuple[Refused, ...] = field(default=())
     source: Path | None = field(default=None, compare=False)
-    """Its file, for messages; None where it has none."""
+    """The index file, for messages; None if it was not loaded or saved."""
 
     @property
     def name(self) -> str:
-        """What a message calls it: its file."""
+        """Name for messages: the index file."""
         return str(self.source or "the index")
 
     def path_of(self, record: VideoRecord) -> Path:
-        """Return the file of a record."""
+        """Return the path of a record's video."""
         return self.root / record.path
 
     def open(self, record: VideoRecord) -> VideoReader | FrameFolder:
-        """Open a record's video with what the index knows of it, if the file is still the one that was scanned.
+        """Open a record's video, reusing the properties in the index if the file is unchanged.
 
         Raises:
-            FlowlessError: The file cannot be read, or has other frames than it had.
+            FlowlessError: The file cannot be read, or has fewer frames than when it was scanned.
         """
-        # Here: whoever has arrays needs no PyAV.
+        # Imported here: reading an index needs no PyAV.
         from flowless.pipeline.video.container import Unreadable
         from flowless.pipeline.video.open_reader import open_reader
 
         path = self.path_of(record)
-        known = record.known(path)
+        known = record.info_if_unchanged(path)
         video = open_reader(path, known=known)
         try:
             if known is None and record.info.proved and video.count != record.info.frames:
@@ -119,7 +119,7 @@ class DatasetIndex:
         return video
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the index as JSON lines (a header, then one line a video), whole or not at all."""
+        """Write the index atomically as JSON lines: a header, then one line per video."""
         target = Path(path)
         header = {
             "format": FORMAT,
@@ -131,14 +131,14 @@ class DatasetIndex:
         }
         described: set[str] = set()
         with whole_file(target) as draft, draft.open("w", encoding="ascii") as stream:
-            # In ASCII alone: names may hold what no encoding has, and what some take for the end of a line.
+            # ASCII only: names may contain bytes that are not valid UTF-8, and characters that some readers take for line ends.
             stream.write(json.dumps(header) + "\n")
             for video in self.videos:
-                stream.write(json.dumps(_line(video, described)) + "\n")
+                stream.write(json.dumps(_record_to_json(video, described)) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> DatasetIndex:
-        """Read an index; raise FlowlessError where the file is missing, foreign or damaged."""
+        """Read an index; raise FlowlessError where the file is missing, not an index, or damaged."""
         source = Path(path)
         try:
             lines = source.read_text(encoding="utf-8").split("\n")
@@ -150,30 +150,30 @@ class DatasetIndex:
             if header.get("version") != VERSION:
                 raise ValueError(f"its version is {header.get('version')}, and this flowless reads version {VERSION}")
             described: dict[str, dict[str, Any]] = {}
-            videos = tuple(_record(json.loads(line), len(header["labels"]), described) for line in lines[1:] if line)
+            videos = tuple(_record_from_json(json.loads(line), len(header["labels"]), described) for line in lines[1:] if line)
             if header.get("videos", len(videos)) != len(videos):
                 raise ValueError(f"it holds {len(videos)} of its {header['videos']} videos; it is cut off")
             if not all(isinstance(name, str) for name in header["labels"]) or len(set(header["labels"])) < len(header["labels"]):
-                raise ValueError("its labels are no different names")
+                raise ValueError("its labels are not distinct strings")
             refused = tuple(Refused(**item) for item in header["refused"])
             root = Path(os.path.normpath(source.resolve().parent / header["root"]))
         except FileNotFoundError:
-            raise FlowlessError(f"{source}: no such index. Make one with: flowless scan SOURCE --out {source}") from None
+            raise FlowlessError(f"{source}: no such index. Create one with: flowless scan SOURCE --out {source}") from None
         except OSError as error:
             raise FlowlessError(f"{source}: cannot be read ({error.strerror}).") from error
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
-            raise FlowlessError(f"{source}: not a readable index ({error}). Make one with: flowless scan SOURCE --out INDEX") from error
+            raise FlowlessError(f"{source}: not a readable index ({error}). Create one with: flowless scan SOURCE --out INDEX") from error
         return cls(root=root, labels=tuple(header["labels"]), videos=videos, refused=refused, source=source)
 
 
 def is_index(path: str | os.PathLike[str]) -> bool:
-    """Return whether a file begins as an index does, of whatever version."""
+    """Return whether a file begins with the header of an index, of any version."""
     with Path(path).open("rb") as stream:
         return stream.read(64).startswith(b'{"format": "' + FORMAT.encode() + b'"')
 
 
-def _line(video: VideoRecord, described: set[str]) -> dict[str, Any]:
-    """Return a record's JSON; what belongs to the file is written with its first part alone."""
+def _record_to_json(video: VideoRecord, described: set[str]) -> dict[str, Any]:
+    """Return a record's JSON; properties of a file are written only with the first record of the file."""
     line: dict[str, Any] = {"id": video.id, "path": video.path, "label": video.label, "frames": video.frames}
     if video.first_frame:
         line["first_frame"] = video.first_frame
@@ -183,7 +183,7 @@ def _line(video: VideoRecord, described: set[str]) -> dict[str, Any]:
     return line
 
 
-def _record(document: dict[str, Any], labels: int, described: dict[str, dict[str, Any]]) -> VideoRecord:
+def _record_from_json(document: dict[str, Any], labels: int, described: dict[str, dict[str, Any]]) -> VideoRecord:
     if not isinstance(document, dict):
         raise ValueError(f"a line is {document!r:.40}, not the record of a video")
     if "info" in document:
@@ -194,12 +194,12 @@ def _record(document: dict[str, Any], labels: int, described: dict[str, dict[str
     record = VideoRecord(**document, **described[document["path"]])
     numbers = (record.label, record.frames, record.first_frame, *record.stamp)
     if not isinstance(record.id, str) or not isinstance(record.path, str) or any(type(number) is not int for number in numbers):
-        raise ValueError(f"a value of the record {record.id!r:.40} is of the wrong kind")
+        raise ValueError(f"a value of the record {record.id!r:.40} has the wrong type")
     if record.frames < 1 or record.first_frame < 0 or record.first_frame + record.frames > record.info.frames:
         raise ValueError(
             f"video {record.id} has frames {record.first_frame} to {record.first_frame + record.frames - 1}, but its file has "
             f"{record.info.frames}"
         )
     if not 0 <= record.label < labels:
-        raise ValueError(f"video {record.id} has label {record.label}, but the index knows {labels} labels")
+        raise ValueError(f"video {record.id} has label {record.label}, but the index has {labels} labels")
     return record

@@ -1,4 +1,4 @@
-"""From a place full of videos to an index: look at every file once, in parallel, and never stop for a bad one."""
+"""Scans a data set into an index: reads every file once, in parallel; unusable files do not stop the scan."""
 
 from __future__ import annotations
 
@@ -14,42 +14,41 @@ from flowless.errors import FlowlessError
 from flowless.files import absolute, refuse_unwritable
 from flowless.machine import usable_cores
 from flowless.pipeline.dataset.index import DatasetIndex, Refused, VideoRecord, is_index
-from flowless.pipeline.dataset.scan_jobs import Found, Job, run_jobs
+from flowless.pipeline.dataset.scan_jobs import Inspection, Job, run_jobs
 from flowless.pipeline.dataset.scan_journal import Journal
 from flowless.pipeline.dataset.sources import Item, Listing, label_order, list_source, read_labels
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScanReport:
-    """An index, and how the scan that made it went."""
+    """The result of a scan: the index, and statistics."""
 
     index: DatasetIndex
     ignored: tuple[str, ...]
-    """Files passed over because their suffix is no video's."""
+    """Files that were skipped because their suffix is not a video's."""
     resumed: int
-    """Files whose findings an earlier, interrupted scan had noted already."""
+    """Number of files whose results were taken from an interrupted scan."""
     seconds: float
-    """Wall clock."""
+    """Wall-clock time."""
     empty: tuple[str, ...] = ()
-    """Classes of the source without one usable video."""
+    """Classes of the source without a usable video."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScanOptions:
-    """How a data set is scanned."""
+    """Options of a scan."""
 
     format: str = "folder"
     """`folder` or `csv`; see `sources.list_source`."""
     workers: int | None = None
-    """Processes that look at files; None is one a processor core, 1 works in this process."""
+    """Processes that read files; None: one per processor core; 1: this process."""
     labels: str | os.PathLike[str] | None = None
-    """An index or a list of names whose labels, in whose order, this index shall have (a validation set shares its training set's); None
-    takes the names that the source uses, in alphabetic order."""
+    """An index or a list of names that defines this index's labels and their order (for a validation set: the training set's index); None:
+    the source's labels in alphabetic order."""
     decode: bool = True
-    """Decode every frame to count what truly decodes and to find damage; without it packets are counted, which is many times faster and
-    trusts the file."""
+    """Decode every frame, to count the frames that decode and to find damage; otherwise count packets, many times faster."""
     rate: float | None = None
-    """Pictures a second of videos that are folders of numbered pictures; needed where a table names parts of them in seconds."""
+    """Frames per second of videos that are folders of numbered pictures; needed where a table gives parts in seconds."""
 
 
 def scan(
@@ -84,19 +83,19 @@ def scan(
 
 
 def run_scan(source: str | os.PathLike[str], *, out: str | os.PathLike[str], options: ScanOptions | None = None) -> ScanReport:
-    """Look at every video that a source names, and write one index.
+    """Scan every video of a source and write the index.
 
-    Findings are noted in `<out>.journal` as they come. An interrupted scan leaves the journal and no index; the next one
-    takes from it every file whose size and time of change are still the same. A finished scan removes it.
+    Results are appended to `<out>.journal` as they arrive. An interrupted scan leaves the journal and no index; the next scan
+    reuses the results of files whose size and modification time are unchanged. A finished scan removes the journal.
 
     Args:
         source: A folder or a table; see `sources.list_source`.
-        out: The index to write; it appears whole or not at all.
-        options: How to scan.
+        out: The index to write, atomically.
+        options: Options of the scan.
 
     Raises:
-        FlowlessError: The source, the labels or the output cannot be used. A bad video is no such case: it is listed in
-            the index with its reason.
+        FlowlessError: The source, the labels or the output cannot be used. Unusable videos raise no error: the index lists them
+            with the reason.
     """
     options = options or ScanOptions()
     workers, labels = options.workers, options.labels
@@ -104,22 +103,22 @@ def run_scan(source: str | os.PathLike[str], *, out: str | os.PathLike[str], opt
     if workers is not None and workers < 1:
         raise FlowlessError(f"workers is {workers}; it must be at least 1.")
     if options.rate is not None and not 0 < options.rate < math.inf:
-        raise FlowlessError(f"rate is {options.rate}; it must be pictures a second, above 0.")
+        raise FlowlessError(f"rate is {options.rate}; it must be frames per second, above 0.")
     target = Path(out)
     refuse_unwritable(target)
     if target.is_file() and target.stat().st_size and not is_index(target):
-        raise FlowlessError(f"{target}: exists and is no index, so it is left alone. Name another --out.")
+        raise FlowlessError(f"{target}: exists and is not an index, so it is not replaced. Name another --out.")
     listing = list_source(source, format=options.format)
     names = read_labels(labels) if labels is not None else label_order({item.label for item in listing.items})
-    known, refused = _with_known_labels(listing, names, labels)
+    known, refused = _split_by_label(listing, names, labels)
     jobs = _jobs(known, options)
     with Journal.open(target.with_name(target.name + ".journal")) as journal:
         found = {job: journal.finding(job) for job in jobs}
-        waiting = [job for job, finding in found.items() if finding is None]
-        resumed = len(jobs) - len(waiting)
+        pending = [job for job, finding in found.items() if finding is None]
+        resumed = len(jobs) - len(pending)
         with progress() as bar:
             task = bar.add_task("scanning", total=len(jobs), completed=resumed)
-            for job, finding in run_jobs(waiting, workers=workers or usable_cores()):
+            for job, finding in run_jobs(pending, workers=workers or usable_cores()):
                 found[job] = finding
                 journal.note(job, finding)
                 bar.advance(task)
@@ -132,31 +131,31 @@ def run_scan(source: str | os.PathLike[str], *, out: str | os.PathLike[str], opt
         ignored=tuple(_name(listing.root, path) for path in listing.ignored),
         resumed=resumed,
         seconds=time.perf_counter() - began,
-        empty=_without_videos(listing, index),
+        empty=_empty_classes(listing, index),
     )
 
 
-def _without_videos(listing: Listing, index: DatasetIndex) -> tuple[str, ...]:
+def _empty_classes(listing: Listing, index: DatasetIndex) -> tuple[str, ...]:
     usable = {index.labels[video.label] for video in index.videos}
     named = {item.label for item in listing.items} | set(listing.empty)
     return tuple(sorted(named - usable))
 
 
-def _with_known_labels(listing: Listing, names: Sequence[str], labels: str | os.PathLike[str] | None) -> tuple[list[Item], list[Refused]]:
+def _split_by_label(listing: Listing, names: Sequence[str], labels: str | os.PathLike[str] | None) -> tuple[list[Item], list[Refused]]:
     known, refused = [], list(listing.refused)
-    meant = set(names)
+    allowed = set(names)
     for item in listing.items:
-        if item.label in meant:
+        if item.label in allowed:
             known.append(item)
             continue
         where = f"line {item.line}: " if item.line else ""
-        reason = f"{where}its label {item.label!r} is not among the {len(names)} of {labels}"
+        reason = f"{where}its label {item.label!r} is not among the {len(names)} labels of {labels}"
         refused.append(Refused(path=_name(listing.root, item.path), reason=reason))
     return known, refused
 
 
 def _jobs(items: Sequence[Item], options: ScanOptions) -> list[Job]:
-    """Return one job a file, however many parts of it are meant."""
+    """Return one job per file, for all of its parts."""
     parts: dict[Path, list[tuple[float | None, float | None]]] = {}
     for item in items:
         parts.setdefault(item.path, []).append((item.start, item.end))
@@ -164,9 +163,9 @@ def _jobs(items: Sequence[Item], options: ScanOptions) -> list[Job]:
 
 
 def _index(
-    listing: Listing, items: Sequence[Item], names: Sequence[str], found: dict[str, Found], refused: Sequence[Refused]
+    listing: Listing, items: Sequence[Item], names: Sequence[str], found: dict[str, Inspection], refused: Sequence[Refused]
 ) -> DatasetIndex:
-    number = {name: place for place, name in enumerate(names)}
+    label_index = {name: position for position, name in enumerate(names)}
     videos: list[VideoRecord] = []
     bad = list(refused)
     parts_seen: dict[Path, int] = {}
@@ -179,10 +178,10 @@ def _index(
         if finding.reason:
             bad.append(Refused(path=name, reason=where + finding.reason))
             continue
-        assert finding.info is not None  # or there were a reason
+        assert finding.info is not None  # set where there is no reason
         first, frames = finding.parts[part]
         if frames < 1:
-            reason = f"no frame is shown {_range(item)}; the video lasts {finding.info.seconds:.2f} s"
+            reason = f"it has no frame {_describe_range(item)}; the video lasts {finding.info.seconds:.2f} s"
             bad.append(Refused(path=name, reason=where + reason))
             continue
         other = labelled.setdefault((os.path.realpath(item.path), first, frames), item)
@@ -193,7 +192,7 @@ def _index(
             VideoRecord(
                 id=name if item.start is None and item.end is None else f"{name}#{_seconds(item.start or 0)}-{_seconds(item.end)}",
                 path=name,
-                label=number[item.label],
+                label=label_index[item.label],
                 frames=frames,
                 first_frame=first,
                 info=finding.info,
@@ -204,7 +203,7 @@ def _index(
 
 
 def _contradiction(other: Item, name: str) -> str:
-    """Return why an entry is refused whose frames another names with another label, by whatever name, link or time."""
+    """Return the reason to refuse an entry whose frames another entry has with another label (under any path, link or time range)."""
     where = f" of line {other.line}" if other.line else ""
     same = "it is the same file" if other.start is None and other.end is None else "it has the same frames"
     return f"{same} as {name}{where}, which has another label, {other.label!r}"
@@ -215,10 +214,10 @@ def _seconds(value: float | None) -> str:
 
 
 def _name(root: Path, path: Path) -> str:
-    """Return the path relative to the root where it lies below it (links are not resolved), else absolute."""
+    """Return the path, relative to the root if it lies below it (without resolving links), else absolute."""
     full, base = Path(absolute(path)), Path(absolute(root))
     return full.relative_to(base).as_posix() if full.is_relative_to(base) else str(full)
 
 
-def _range(item: Item) -> str:
+def _describe_range(item: Item) -> str:
     return f"from {item.start or 0:g} s" + ("" if item.end is None else f" to {item.end:g} s")

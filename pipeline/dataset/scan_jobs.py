@@ -1,4 +1,4 @@
-"""Looking at files in parallel: one job a file, in processes, so that a decoder that crashes takes only its file along."""
+"""Inspects files in parallel worker processes, one job per file; a crash of a decoder affects only its file."""
 
 from __future__ import annotations
 
@@ -17,90 +17,91 @@ from flowless.pipeline.video.container import Unreadable
 from flowless.pipeline.video.info import VideoInfo
 from flowless.pipeline.video.open_reader import open_reader
 
-#: Seconds that a file may take at least, and bytes a second that the slowest decoding reads: what takes longer hangs.
-_LEAST_SECONDS, _SLOWEST = 300.0, 100_000
-#: Jobs that wait in the pool for each worker: enough to keep it busy, few enough to stop soon.
-_QUEUE = 4
+#: Time limit of a file: a minimum in seconds, plus its size at the slowest decoding rate in bytes per second.
+_MIN_TIMEOUT, _MIN_BYTES_PER_SECOND = 300.0, 100_000
+#: Jobs submitted per worker: enough to keep it busy, few enough to stop soon.
+_JOBS_PER_WORKER = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A file to look at, and the parts of it that are meant."""
+    """A file to inspect, and the labelled parts of it."""
 
     path: str
     parts: tuple[tuple[float | None, float | None], ...]
-    """`(start, end)` in seconds of each part; None is the file's beginning and end."""
+    """`(start, end)` of each part in seconds; None: the beginning or end of the file."""
     decode: bool
     """Whether to decode every frame."""
     rate: float | None = None
-    """Pictures a second of a folder of pictures."""
+    """Frames per second of a folder of pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """What a job found: either a reason for refusal, or the rest."""
+class Inspection:
+    """The result of a job: either `reason`, or the other fields."""
 
     reason: str = ""
+    """Why the file is unusable; "" if it is usable."""
     parts: tuple[tuple[int, int], ...] = ()
-    """`(first frame, frames)` of each part of the job; no frames where the part holds none."""
+    """`(first frame, number of frames)` of each part of the job."""
     info: VideoInfo | None = None
     stamp: tuple[int, int] = (-1, -1)
     """See `VideoRecord.stamp`."""
 
 
-def look(job: Job) -> Found:
-    """Look at one file; whatever is wrong with it becomes a reason."""
+def inspect_file(job: Job) -> Inspection:
+    """Inspect one file; any error becomes the result's `reason`."""
     try:
         with open_reader(job.path, rate=job.rate) as video:
             stamp = stamp_of(job.path)
             info = video.prove() if job.decode else video.info
         parts = tuple(_frames_of(info, start, end) for start, end in job.parts)
     except Unreadable as error:
-        return Found(reason=error.reason)
+        return Inspection(reason=error.reason)
     except FlowlessError as error:
-        return Found(reason=str(error).rstrip("."))
-    except Exception as error:  # a scan of a week must not end at one file that nobody foresaw
-        return Found(reason=f"looking at it failed ({type(error).__name__}: {error})")
-    return Found(parts=parts, info=info, stamp=stamp)
+        return Inspection(reason=str(error).rstrip("."))
+    except Exception as error:  # an unforeseen error in one file must not end a long scan
+        return Inspection(reason=f"inspecting it failed ({type(error).__name__}: {error})")
+    return Inspection(parts=parts, info=info, stamp=stamp)
 
 
-def look_in_time(job: Job) -> Found:
-    """Look at one file in a worker process, which the system ends where a decoder does not come to an end."""
+def inspect_with_timeout(job: Job) -> Inspection:
+    """Inspect one file in a worker process, which SIGALRM kills if the decoder hangs."""
     if hasattr(signal, "setitimer"):
         with suppress(OSError):
-            signal.setitimer(signal.ITIMER_REAL, _LEAST_SECONDS + Path(job.path).stat().st_size / _SLOWEST)
+            signal.setitimer(signal.ITIMER_REAL, _MIN_TIMEOUT + Path(job.path).stat().st_size / _MIN_BYTES_PER_SECOND)
     try:
-        return look(job)
+        return inspect_file(job)
     finally:
         if hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def run_jobs(jobs: Sequence[Job], *, workers: int) -> Iterator[tuple[Job, Found]]:
-    """Yield each job with what it found, as they finish; close the generator, or interrupt it, to stop early."""
+def run_jobs(jobs: Sequence[Job], *, workers: int) -> Iterator[tuple[Job, Inspection]]:
+    """Yield each job with its result, in the order of completion; close the generator to stop early."""
     if workers == 1 or len(jobs) < 2:
         for job in jobs:
-            yield job, look(job)
+            yield job, inspect_file(job)
         return
-    waiting = list(reversed(jobs))
-    while waiting:
+    pending = list(reversed(jobs))
+    while pending:
         lost: list[Job] = []
-        yield from _run_pool(waiting, lost, workers=workers)
-        # A process died. Which job it was is not known: each that was under way gets a process of its own.
+        yield from _run_pool(pending, lost, workers=workers)
+        # A worker died, and which job killed it is unknown: run each job that was in progress in its own process.
         for job in lost:
-            yield job, _look_alone(job)
+            yield job, _inspect_alone(job)
 
 
-def _run_pool(waiting: list[Job], lost: list[Job], *, workers: int) -> Iterator[tuple[Job, Found]]:
-    """Take jobs off `waiting` until none is left, or until a process dies; then `lost` holds those under way."""
-    pool = WorkerPool(min(workers, len(waiting)))
-    running: dict[Future[Found], Job] = {}
-    job = waiting[-1]
+def _run_pool(pending: list[Job], lost: list[Job], *, workers: int) -> Iterator[tuple[Job, Inspection]]:
+    """Run the jobs in `pending`, which it empties, until all are done or a worker dies; then `lost` has the jobs in progress."""
+    pool = WorkerPool(min(workers, len(pending)))
+    running: dict[Future[Inspection], Job] = {}
+    job = pending[-1]
     try:
-        while waiting or running:
-            while waiting and len(running) < workers * _QUEUE and not lost:
-                job = waiting.pop()
-                running[pool.submit(look_in_time, job)] = job
+        while pending or running:
+            while pending and len(running) < workers * _JOBS_PER_WORKER and not lost:
+                job = pending.pop()
+                running[pool.submit(inspect_with_timeout, job)] = job
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 job = running.pop(future)
@@ -110,18 +111,18 @@ def _run_pool(waiting: list[Job], lost: list[Job], *, workers: int) -> Iterator[
                     yield job, future.result()
             if lost and not running:
                 return
-    except BrokenProcessPool:  # raised by submit; the job that it would not take is the last one taken
+    except BrokenProcessPool:  # raised by submit(job), the last job taken from `pending`
         lost.extend([job, *running.values()])
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _look_alone(job: Job) -> Found:
+def _inspect_alone(job: Job) -> Inspection:
     pool = WorkerPool(1)
     try:
-        return pool.submit(look_in_time, job).result()
+        return pool.submit(inspect_with_timeout, job).result()
     except BrokenProcessPool:
-        return Found(reason="the decoder crashed on it, or did not come to an end")
+        return Inspection(reason="the decoder crashed or hung")
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -1,4 +1,4 @@
-"""What an interrupted scan had found already, so that the next one need not look again."""
+"""The journal of a scan: results on disk, from which an interrupted scan resumes."""
 
 from __future__ import annotations
 
@@ -13,50 +13,50 @@ import av
 from flowless.errors import FlowlessError
 from flowless.files import absolute
 from flowless.pipeline.dataset.index import stamp_of
-from flowless.pipeline.dataset.scan_jobs import Found, Job
+from flowless.pipeline.dataset.scan_jobs import Inspection, Job
 from flowless.pipeline.video.info import VideoInfo
 
 _VERSION = 2
 
 
 class Journal:
-    """Findings by file, appended as they come; a finding holds while the file's size and time of change do."""
+    """Results by file, appended as they arrive; a result is valid while the file's size and modification time are unchanged."""
 
     def __init__(self, path: Path, known: dict[str, dict[str, Any]], stream: TextIO) -> None:
         self._path, self._known, self._stream = path, known, stream
 
     @classmethod
     def open(cls, path: Path) -> Journal:
-        """Read what there is and go on after it; one of another version of flowless or of FFmpeg is begun anew.
+        """Open a journal to append to it; one of another format version or of another FFmpeg is discarded.
 
         Raises:
-            FlowlessError: The journal cannot be written at that place.
+            FlowlessError: The journal cannot be written.
         """
         known: dict[str, dict[str, Any]] = {}
         try:
             lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
-            goes_on = bool(lines) and _parse(lines[0]) == _header()
-            for line in lines[1:] if goes_on else ():
-                # The line that an interruption tore is no JSON; its file is looked at again.
+            resumes = bool(lines) and _parse(lines[0]) == _header()
+            for line in lines[1:] if resumes else ():
+                # A line that an interruption truncated is not JSON; its file is inspected again.
                 entry = _parse(line)
                 if entry is not None and "key" in entry and "found" in entry:
                     known[json.dumps(entry["key"])] = entry["found"]
             path.parent.mkdir(parents=True, exist_ok=True)
-            stream = path.open("a" if goes_on else "w", encoding="utf-8")
+            stream = path.open("a" if resumes else "w", encoding="utf-8")
             journal = cls(path, known, stream)
-            journal._write("\n" if goes_on else json.dumps(_header()) + "\n")
+            journal._write("\n" if resumes else json.dumps(_header()) + "\n")
         except OSError as error:
             raise FlowlessError(f"{path}: cannot write there ({error.strerror}). Choose another --out.") from error
         return journal
 
-    def finding(self, job: Job) -> Found | None:
-        """Return what is noted of a job, if its file is still the same."""
+    def finding(self, job: Job) -> Inspection | None:
+        """Return the stored result of a job if its file is unchanged, else None."""
         found = self._known.get(json.dumps(_key(job)))
         if found is None:
             return None
         try:
             info = found["info"]
-            return Found(
+            return Inspection(
                 reason=found["reason"],
                 parts=tuple((first, frames) for first, frames in found["parts"]),
                 info=None if info is None else VideoInfo.from_dict(info),
@@ -65,8 +65,8 @@ class Journal:
         except (TypeError, KeyError, ValueError, ArithmeticError):
             return None
 
-    def note(self, job: Job, found: Found) -> None:
-        """Append a finding.
+    def note(self, job: Job, found: Inspection) -> None:
+        """Append a result.
 
         Raises:
             FlowlessError: The disk is full.
@@ -77,11 +77,11 @@ class Journal:
             self._write(json.dumps({"key": _key(job), "found": noted}) + "\n")
         except OSError as error:
             raise FlowlessError(
-                f"{self._path}: the scan's findings cannot be noted ({error.strerror}). Free some space and scan again; it goes on here."
+                f"{self._path}: the scan's results cannot be written ({error.strerror}). Free some space and run the scan again to resume."
             ) from error
 
     def remove(self) -> None:
-        """Remove the journal: the index is written."""
+        """Delete the journal, once the index is written."""
         self._stream.close()
         self._path.unlink(missing_ok=True)
 
@@ -89,7 +89,7 @@ class Journal:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        # What a full disk kept back must not hide the error that is already under way.
+        # Closing flushes again: on a full disk, do not hide the error that is already raised.
         with suppress(OSError):
             self._stream.close()
 

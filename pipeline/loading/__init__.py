@@ -1,1 +1,1 @@
-"""Batches for training and evaluation: DALI's graph, augmentation, and the decoders behind them."""
+"""Batches for training and evaluation: the loader, DALI's graphs, augmentation, and the choice of decoders."""

@@ -1,7 +1,7 @@
-"""What training does to a clip beside choosing its frames, and how a loader works. Torch-free and DALI-free.
+"""Training augmentation and the options of a loader; imports neither PyTorch nor DALI.
 
-All chance is drawn here, in NumPy, from `sampling.sample_rng(seed, epoch, video id)`; the graph gets numbers, never a
-seed. So a sample is the same whatever batch, thread, rank or device makes it.
+All random numbers are drawn here, in NumPy, from `sampling.sample_rng(seed, epoch, video id)`; the DALI graph gets the drawn values.
+A sample is therefore independent of batch, thread, rank and device.
 """
 
 from __future__ import annotations
@@ -15,43 +15,43 @@ import numpy as np
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.spec import ClipSpec
 
-#: Scale-index distance that a crop's two sides may differ by: 1 of the four scales bends the picture by up to 1.33.
-_MOST_DISTORTION = 1
-#: A crop side this close to the network's own is taken to be it, which spares a resize by a pixel or two.
+#: Largest difference between the scale indices of a crop's width and height; 1 distorts the aspect ratio by up to 1.33.
+_MAX_SCALE_STEPS = 1
+#: A crop side that differs from the network's by less than this is set to it, which avoids a resize by a pixel or two.
 _SNAP = 3
-#: The 13 places of a crop, in quarter steps of the free width and height: corners, centre, sides, quarters.
-_PLACES = ((0, 0), (4, 0), (0, 4), (4, 4), (2, 2), (0, 2), (4, 2), (2, 4), (2, 0), (1, 1), (3, 1), (1, 3), (3, 3))
+#: The 13 positions of a crop, in quarters of the free width and height: corners, centre, sides, quarters.
+_POSITIONS = ((0, 0), (4, 0), (0, 4), (4, 4), (2, 2), (0, 2), (4, 2), (2, 4), (2, 0), (1, 1), (3, 1), (1, 3), (3, 3))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Training's changes to a clip; one draw for all frames of a clip."""
+    """Training augmentation; all frames of a clip get the same random draw."""
 
     scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
-    """Sides of the crop, in units of the frame's short side (multi-scale crop of TSN, TSM and PAN)."""
+    """Sides of the crop relative to the frame's short side (multi-scale crop of TSN, TSM and PAN)."""
     flip: bool = False
-    """Mirror half of the clips. Not for actions that have a side, unless `flip_labels` says which become which."""
+    """Mirror half of the clips. Actions that distinguish left and right need `flip_labels`."""
     flip_labels: Mapping[str, str] = field(default_factory=dict)
-    """Label -> the label of its mirror image, such as `{"left": "right"}`; the way back is understood."""
+    """Label -> the label of its mirror image, such as `{"left": "right"}`; the inverse is implied."""
     brightness: float = 0.0
-    """Largest change of brightness, as a share: 0.2 draws a factor from 0.8 to 1.2. 0 is off."""
+    """Largest relative change of brightness: 0.2 draws a factor from 0.8 to 1.2. 0 is off."""
     contrast: float = 0.0
-    """Largest change of contrast, as a share. 0 is off."""
+    """Largest relative change of contrast. 0 is off."""
     saturation: float = 0.0
-    """Largest change of saturation, as a share. 0 is off."""
+    """Largest relative change of saturation. 0 is off."""
     hue: float = 0.0
-    """Largest turn of the hue, in degrees. 0 is off."""
+    """Largest rotation of the hue, in degrees. 0 is off."""
     grey: float = 0.0
-    """Share of the clips that lose their colours. 0 is off."""
+    """Probability of converting a clip to grey. 0 is off."""
     draws: int = 1
-    """Pictures that training makes of each clip, from one decode of the same frames: each with a crop, a flip and colours of its
-    own, and after a flip that changes it, a label of its own."""
+    """Augmented views of each clip, from one decode of the same frames: each with its own crop, flip and colours, and its own label
+    where a flip changes the label (repeated augmentation)."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be: all problems in one error."""
+        """Validate all fields; one error lists all problems."""
         problems = []
         if not self.scales or any(not 0 < scale <= 1 for scale in self.scales):
-            problems.append(f"scales is {self.scales!r}; it must be one number or more, each above 0 and at most 1")
+            problems.append(f"scales is {self.scales!r}; it must be one or more numbers, each above 0 and at most 1")
         for name, most in (("brightness", 1.0), ("contrast", 1.0), ("saturation", 1.0), ("hue", 180.0), ("grey", 1.0)):
             if not 0 <= getattr(self, name) <= most:
                 problems.append(f"{name} is {getattr(self, name)!r}; it must be from 0 to {most:g}")
@@ -61,17 +61,17 @@ class Augmentation:
             problems.append("flip_labels is given but flip is off; turn flip on, or leave flip_labels out")
         clashes = [a for a, b in self.flip_labels.items() if self.flip_labels.get(b, a) != a]
         if clashes or len(set(self.flip_labels.values())) < len(self.flip_labels):
-            problems.append(f"flip_labels is {dict(self.flip_labels)!r}; mirrored twice, a label must come back to itself")
+            problems.append(f"flip_labels is {dict(self.flip_labels)!r}; mirrored twice, a label must map to itself")
         if problems:
             raise FlowlessError("Augmentation: " + "; ".join(problems) + ".")
 
     @property
     def colour(self) -> bool:
-        """Whether any change of colours is on."""
+        """Whether any colour augmentation is on."""
         return any((self.brightness, self.contrast, self.saturation, self.hue, self.grey))
 
     def mirrored(self, labels: Sequence[str]) -> tuple[int, ...]:
-        """Return, for each label's position, the position of its mirror image's label.
+        """Return, for each label index, the index of its mirror image's label.
 
         Raises:
             FlowlessError: `flip_labels` names a label that is not among `labels`.
@@ -80,44 +80,44 @@ class Augmentation:
         unknown = sorted(set(pairs) - set(labels))
         if unknown:
             raise FlowlessError(f"Augmentation: flip_labels names {', '.join(map(repr, unknown))}; the labels are {', '.join(labels)}.")
-        place = {label: number for number, label in enumerate(labels)}
-        return tuple(place[pairs.get(label, label)] for label in labels)
+        index = {label: number for number, label in enumerate(labels)}
+        return tuple(index[pairs.get(label, label)] for label in labels)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderOptions:
-    """How a ClipLoader works."""
+    """Options of a ClipLoader."""
 
     seed: int = 0
-    """Of the order of videos, of the frames and of the augmentation."""
+    """Random seed of shuffling, frame sampling and augmentation."""
     training: bool | None = None
-    """Shuffle, jitter, augment, replace bad videos. None: yes for the rule `train`, no for the others."""
+    """Shuffle, sample randomly, augment, and replace unreadable videos. None: True for the rule `train`, else False."""
     augmentation: Augmentation = field(default_factory=Augmentation)
-    """Training's changes to a clip; an evaluation ignores it."""
+    """Training augmentation; ignored in evaluation."""
     drop_last: bool | None = None
-    """Leave out a last batch that is not full. None: yes in training, no in evaluation."""
+    """Leave out an incomplete last batch. None: True in training, False in evaluation."""
     shuffle: bool | None = None
-    """Another order every epoch. None: yes in training, no in evaluation."""
+    """Shuffle the videos every epoch. None: True in training, False in evaluation."""
     rank: int = 0
-    """This process's number among `world`."""
+    """Rank of this process, 0 to `world` - 1."""
     world: int = 1
-    """Processes that share an epoch, each with its own part."""
+    """Number of processes among which an epoch is divided."""
     threads: int | None = None
-    """Threads that decode; None takes one a processor core."""
+    """Decoding threads; None: one per processor core."""
     prefetch: int = 2
-    """Finished batches that wait for the model, at most."""
+    """Most finished batches that are queued for the model."""
     device: Literal["cpu", "gpu"] = "cpu"
-    """Where frames are resized and batches come to lie; `gpu` also decodes there."""
+    """Device of resizing and of the batches; with `gpu`, NVDEC decodes the videos that it supports."""
     device_id: int = 0
-    """The GPU's number, where `device` is `gpu`."""
+    """Number of the GPU, if `device` is `gpu`."""
     decoder: Literal["auto", "pyav", "dali"] = "auto"
-    """Who decodes. `auto`: DALI on a GPU for the videos that the GPU's driver says it decodes, PyAV for everything else. `dali`:
-    DALI for every video that it can, on the CPU too (VP8, VP9, MJPEG; its colours differ from PyAV's by a level or so)."""
+    """The video decoder. `auto`: on a GPU, DALI for the videos that the GPU's driver supports; else PyAV. `dali`: DALI for every video
+    that it supports, on the CPU too (VP8, VP9, MJPEG; its colours differ from PyAV's by about one level)."""
     max_bad_share: float = 0.05
-    """Share of bad videos above which an epoch stops."""
+    """Fraction of unreadable videos above which an epoch stops with an error."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be: all problems in one error."""
+        """Validate all fields; one error lists all problems."""
         problems = []
         if self.world < 1 or not 0 <= self.rank < max(self.world, 1):
             problems.append(f"rank is {self.rank} of world {self.world}; rank must be from 0 to world - 1")
@@ -136,59 +136,59 @@ class LoaderOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """Which part of an upright frame becomes the network's picture, and how it is changed."""
+    """The region of an upright frame that becomes the network's input, and its colour changes."""
 
     top: float
     left: float
     bottom: float
     right: float
-    """Edges of the part, in pixels of the upright frame; `left` > `right` mirrors."""
+    """Edges of the region in pixels of the upright frame; `left` > `right` mirrors."""
     colour: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 0.0)
-    """Factors of brightness, contrast and saturation, and degrees of hue."""
+    """Factors of brightness, contrast and saturation, and hue rotation in degrees."""
 
     @property
     def mirrored(self) -> bool:
-        """Whether left and right change places."""
+        """Whether the region is mirrored."""
         return self.left > self.right
 
 
 def training_view(rng: np.random.Generator, *, width: int, height: int, spec: ClipSpec, augmentation: Augmentation) -> View:
-    """Draw a clip's crop, flip and colours.
+    """Draw a clip's crop, flip and colours, as PAN's published code does.
 
-    The crop's sides are `int(short side * scale)`, snapped to the network's own where they are within two pixels of it; its
-    width and height come from scales at most one step apart; it lies at one of 13 places. So did PAN's published code.
+    The crop's sides are `int(short side * scale)`, set to the network's input size where they are within two pixels of it; the scales of
+    its width and height are at most one step apart; it has one of 13 positions.
 
     Args:
-        rng: the sample's source of chance.
+        rng: the sample's random generator.
         width: columns of the upright frame, in pixels.
         height: rows of the upright frame, in pixels.
-        spec: says the network's picture size.
-        augmentation: what may happen.
+        spec: defines the network's input size.
+        augmentation: the augmentation.
     """
     sizes = _crop_sizes(width, height, spec, augmentation)
     w, h = sizes[rng.integers(len(sizes))]
-    across, down = _PLACES[rng.integers(len(_PLACES))]
+    across, down = _POSITIONS[rng.integers(len(_POSITIONS))]
     left, top = across * ((width - w) // 4), down * ((height - h) // 4)
     mirror = augmentation.flip and bool(rng.integers(2))
     ends = (left + w, left) if mirror else (left, left + w)
     return View(top=top, left=ends[0], bottom=top + h, right=ends[1], colour=_colour(rng, augmentation))
 
 
-def always_alike(width: int, height: int, *, spec: ClipSpec, augmentation: Augmentation) -> bool:
-    """Return whether every view that `training_view` can draw of frames of this size is the same pixels: nothing is left to chance."""
+def view_is_deterministic(width: int, height: int, *, spec: ClipSpec, augmentation: Augmentation) -> bool:
+    """Return whether all views that `training_view` can draw for this frame size are identical."""
     if augmentation.flip or augmentation.colour:
         return False
     sizes = set(_crop_sizes(width, height, spec, augmentation))
-    # A crop is moved by quarters of the free width and height, in whole pixels.
+    # Positions are multiples of a quarter of the free width and height, in whole pixels.
     return len(sizes) == 1 and all((width - w) // 4 == 0 and (height - h) // 4 == 0 for w, h in sizes)
 
 
 def _crop_sizes(width: int, height: int, spec: ClipSpec, augmentation: Augmentation) -> list[tuple[int, int]]:
-    """Return the sizes (width, height) of crop that are drawn from, each as likely."""
+    """Return the equally likely sizes (width, height) of the crop."""
     sides = [int(min(width, height) * scale) for scale in augmentation.scales]
     widths, heights = ([max(1, own if abs(side - own) < _SNAP else side) for side in sides] for own in (spec.width, spec.height))
-    pairs = [(w, h) for i, h in enumerate(heights) for j, w in enumerate(widths) if abs(i - j) <= _MOST_DISTORTION]
-    # A frame a pixel or two smaller than the network's picture snaps to more than it has.
+    pairs = [(w, h) for i, h in enumerate(heights) for j, w in enumerate(widths) if abs(i - j) <= _MAX_SCALE_STEPS]
+    # Snapping may exceed a frame that is a pixel or two smaller than the network's input.
     return [(min(w, width), min(h, height)) for w, h in pairs]
 
 

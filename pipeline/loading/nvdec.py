@@ -1,8 +1,8 @@
-"""What a GPU's video decoder (NVDEC) decodes, asked of its driver: which codec, chroma format and bit depth, in which sizes.
+"""Queries the driver for the capabilities of a GPU's video decoder (NVDEC): codecs, chroma formats, bit depths and frame sizes.
 
-`libnvcuvid` comes with the NVIDIA driver, where a container or a virtual machine was given it. It decodes nothing by itself: DALI's
-wheel, built for a CUDA that the driver runs, opens it, asks it the same before each decoder that it makes, and refuses the batch.
-Struct and numbers: `cuviddec.h` of NVIDIA's Video Codec SDK 13.0 (`CUVIDDECODECAPS`, `cudaVideoCodec`, `cudaVideoChromaFormat`).
+`libnvcuvid` is part of the NVIDIA driver, but containers and virtual machines may lack it. DALI makes the same query before it creates a
+decoder, and fails for the whole batch where a video is not supported.
+Struct and constants: `cuviddec.h` of NVIDIA's Video Codec SDK 13.0 (`CUVIDDECODECAPS`, `cudaVideoCodec`, `cudaVideoChromaFormat`).
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from av import VideoFormat
 from flowless import cuda_driver
 from flowless.errors import FlowlessError
 
-#: FFmpeg's names of the codecs that DALI hands to NVDEC (DALI 2.4), and their number in `cudaVideoCodec`.
+#: FFmpeg's names of the codecs that DALI decodes with NVDEC (DALI 2.4), and their numbers in `cudaVideoCodec`.
 CODECS = {"mpeg4": 2, "h264": 4, "mjpeg": 5, "hevc": 8, "vp8": 9, "vp9": 10, "av1": 11}
 Chroma = Literal["4:0:0", "4:2:0", "4:2:2", "4:4:4"]
 #: `cudaVideoChromaFormat`.
 _CHROMA: dict[Chroma, int] = {"4:0:0": 0, "4:2:0": 1, "4:2:2": 2, "4:4:4": 3}
-#: Columns and rows of colour of 16 x 16 pixels.
+#: Width and height of the chroma planes of 16 x 16 pixels -> chroma format.
 _CHROMA_OF: dict[tuple[int, int], Chroma] = {(8, 8): "4:2:0", (8, 16): "4:2:2", (16, 16): "4:4:4"}
-#: `cudaVideoSurfaceFormat_NV12`, which is what DALI has frames written as.
+#: `cudaVideoSurfaceFormat_NV12`, the output format that DALI uses.
 _NV12 = 1 << 0
 _LIBRARY = "nvcuvid.dll" if sys.platform == "win32" else "libnvcuvid.so.1"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """What decides whether NVDEC decodes a video."""
+    """The properties of a video that decide whether NVDEC supports it."""
 
     codec: str
     """FFmpeg's name of the codec."""
     pixel_format: str = ""
-    """FFmpeg's name of the stored pixels' format; where it is not known, 8 bits of 4:2:0 are supposed."""
+    """FFmpeg's name of the pixel format; if it is unknown (""), 8-bit 4:2:0 is assumed."""
     width: int
     """Columns as stored, before rotation, in pixels."""
     height: int
@@ -46,7 +46,7 @@ class Stream:
 
 @dataclass(frozen=True, kw_only=True)
 class Caps:
-    """What the driver says about a codec in one chroma format and bit depth."""
+    """The driver's capabilities for a codec, chroma format and bit depth."""
 
     supported: bool
     min_width: int = 0
@@ -54,10 +54,10 @@ class Caps:
     max_width: int = 0
     max_height: int = 0
     max_macroblocks: int = 0
-    """Of 16 x 16 pixels in a frame."""
+    """Macroblocks of 16 x 16 pixels per frame."""
 
     def refuses(self, width: int, height: int) -> str | None:
-        """Say in a few words why a frame is not decoded; None where it is."""
+        """Return why a frame size is not supported; None where it is."""
         if not self.supported:
             return "not decoded"
         if width < self.min_width or height < self.min_height:
@@ -94,7 +94,7 @@ class DecodeCaps(ctypes.Structure):
 
 
 def why_no_nvdec(device_id: int = 0) -> str | None:
-    """Say in one line why nothing can be decoded on a GPU here; None where its decoder can be asked."""
+    """Return in one line why NVDEC cannot be used here; None where it can."""
     try:
         caps("h264", "4:2:0", 8, device_id)
     except FlowlessError as error:
@@ -103,16 +103,16 @@ def why_no_nvdec(device_id: int = 0) -> str | None:
 
 
 def why_not(stream: Stream, device_id: int = 0) -> str | None:
-    """Say in one line why NVDEC does not decode a video: `av1 4:2:0 8 bits: not decoded`; None where it does.
+    """Return in one line why NVDEC does not decode a video, such as `av1 4:2:0 8 bits: not decoded`; None where it does.
 
     Raises:
-        FlowlessError: There is no NVDEC here to ask.
+        FlowlessError: NVDEC cannot be queried here.
     """
     if stream.codec not in CODECS:
-        return f"{stream.codec or 'no codec that can be trusted'}: DALI does not hand it to NVDEC"
+        return f"{stream.codec or 'unknown codec'}: DALI does not decode it with NVDEC"
     layout = layout_of(stream.pixel_format)
     if layout is None:
-        return f"{stream.codec} {stream.pixel_format}: no chroma format that NVDEC knows"
+        return f"{stream.codec} {stream.pixel_format}: no chroma format that NVDEC supports"
     chroma, bits = layout
     refused = caps(stream.codec, chroma, bits, device_id).refuses(stream.width, stream.height)
     return f"{stream.codec} {chroma} {bits} bits: {refused}" if refused else None
@@ -120,7 +120,7 @@ def why_not(stream: Stream, device_id: int = 0) -> str | None:
 
 @functools.cache
 def layout_of(pixel_format: str) -> tuple[Chroma, int] | None:
-    """Return chroma format and bits of FFmpeg's pixel format; None where video decoders have no such, as with RGB or transparency."""
+    """Return chroma format and bit depth of an FFmpeg pixel format; None where NVDEC has no equivalent, as for RGB and alpha channels."""
     if not pixel_format:
         return "4:2:0", 8
     try:
@@ -136,23 +136,23 @@ def layout_of(pixel_format: str) -> tuple[Chroma, int] | None:
 
 @functools.cache
 def caps(codec: str, chroma: Chroma, bits: int, device_id: int = 0) -> Caps:
-    """Ask the driver about a codec of `CODECS`.
+    """Query the driver's capabilities for a codec of `CODECS`.
 
     Raises:
-        FlowlessError: There is no GPU of that number, or the driver's library of decoders is not there.
+        FlowlessError: There is no GPU with that number, or `libnvcuvid` is missing.
     """
-    asked = DecodeCaps(eCodecType=CODECS[codec], eChromaFormat=_CHROMA[chroma], nBitDepthMinus8=bits - 8)
+    query = DecodeCaps(eCodecType=CODECS[codec], eChromaFormat=_CHROMA[chroma], nBitDepthMinus8=bits - 8)
     with cuda_driver.primary_context(device_id):
-        status = _library().cuvidGetDecoderCaps(ctypes.byref(asked))
+        status = _library().cuvidGetDecoderCaps(ctypes.byref(query))
     if status != 0:
-        raise FlowlessError(f"The GPU's driver does not say what it decodes (cuvidGetDecoderCaps: CUDA error {status}).")
+        raise FlowlessError(f"The GPU's driver does not report what it decodes (cuvidGetDecoderCaps: CUDA error {status}).")
     return Caps(
-        supported=bool(asked.bIsSupported) and bool(asked.nOutputFormatMask & _NV12),
-        min_width=asked.nMinWidth,
-        min_height=asked.nMinHeight,
-        max_width=asked.nMaxWidth,
-        max_height=asked.nMaxHeight,
-        max_macroblocks=asked.nMaxMBCount,
+        supported=bool(query.bIsSupported) and bool(query.nOutputFormatMask & _NV12),
+        min_width=query.nMinWidth,
+        min_height=query.nMinHeight,
+        max_width=query.nMaxWidth,
+        max_height=query.nMaxHeight,
+        max_macroblocks=query.nMaxMBCount,
     )
 
 

@@ -1,1 +1,1 @@
-"""Generated videos with known answers: Moving Shapes."""
+"""Moving Shapes, a generated data set."""

@@ -1,9 +1,9 @@
-"""Moving Shapes: the benchmark that needs no download, and that no model which ignores the order of frames can pass.
+"""Moving Shapes: a synthetic data set that cannot be classified without the order of frames.
 
 Twelve actions in six pairs, each the time-reversal of its twin, on textured still backgrounds with still distractors.
-With `twins` every scene is written as both: as it is, and played backwards under the twin's label. A model that
-ignores order gives both the same answer, so it is wrong on one of the two, and its accuracy cannot pass 50 %. In
-training the twins take away what else a small set invites: remembering each background with its label.
+With `twins` every scene is written twice: forwards, and played backwards under the twin's label. A model that ignores
+the order of frames predicts the same label for both, so its accuracy cannot exceed 50 %. In training, twins prevent the
+model from memorising backgrounds, since each has two labels.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ __all__ = ["CLASSES", "PAIRS", "SPLITS", "TWIN", "ShapesOptions", "Split", "draw
 
 Split = Literal["train", "val"]
 
-#: The file that says what a folder of Moving Shapes holds; only a folder with it is ever replaced.
+#: The file with the options that marks a folder of Moving Shapes; only a folder with it is replaced.
 MARK = "moving-shapes.json"
 FPS = 25
-#: Frames from one key frame to the next; no scene cuts.
+#: Frames from one key frame to the next.
 _GOP = "12"
 _X264 = {"preset": "veryfast", "crf": "20", "g": _GOP, "keyint_min": _GOP, "sc_threshold": "0"}
 SPLITS: tuple[Split, ...] = ("train", "val")
@@ -42,25 +42,25 @@ _CHUNK = 16
 
 @dataclass(frozen=True, kw_only=True)
 class ShapesOptions:
-    """What to generate. The frames depend on these values alone, never on the number of workers."""
+    """What to generate. The frames depend only on these values, not on the number of workers."""
 
     size: int = 48
     """Side of the square frame, in pixels; even, at least 16."""
     frames: int = 32
-    """Frames of each video, at least 4; 25 a second."""
+    """Frames of each video, at least 4; 25 per second."""
     train_videos: int = 2400
     """Training videos in all, twins included."""
     val_videos: int = 480
-    """Validation videos in all, twins included; their scenes and backgrounds are their own."""
+    """Validation videos in all, twins included; their scenes differ from those of training."""
     seed: int = 0
-    """Another seed, other videos."""
+    """Random seed."""
     twins: bool = True
-    """Write each scene also played backwards, under the label of its twin."""
+    """Write each scene a second time, played backwards, under the label of its twin."""
     shake: bool = False
-    """Shake the camera. At 48 pixels it drowns the motion; use it from about 112 pixels."""
+    """Shake the camera. At 48 pixels this hides the motion; use it from about 112 pixels on."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be generated: all problems in one error."""
+        """Validate all fields; one error lists all problems."""
         problems = []
         if self.size < 16 or self.size % 2:
             problems.append(f"size is {self.size}; it must be even (H.264 stores colour at half the size) and at least 16")
@@ -79,29 +79,29 @@ class ShapesOptions:
 
 
 def generate(out: str | os.PathLike[str], *, options: ShapesOptions | None = None, workers: int | None = None) -> Path:
-    """Generate both splits into the folder `out`, whole or not at all.
+    """Generate both splits into the folder `out`, atomically.
 
-    Writes `train/<class>/*.mp4`, `val/<class>/*.mp4`, `train.index.jsonl`, `val.index.jsonl` (what a scan of the split
-    would find) and `moving-shapes.json` (the options). With twins, `<class>/00012.mp4` and `<twin>/00012.mp4` are one
+    Writes `train/<class>/*.mp4`, `val/<class>/*.mp4`, `train.index.jsonl`, `val.index.jsonl` (identical to the index
+    of a scan) and `moving-shapes.json` (the options). With twins, `<class>/00012.mp4` and `<twin>/00012.mp4` are one
     scene forwards and backwards.
 
     Args:
-        out: the folder; an older one is replaced if it holds Moving Shapes.
+        out: the folder; an existing one is replaced if it holds Moving Shapes.
         options: what to generate; the defaults are the demo's.
-        workers: processes that draw and encode; None takes one a processor.
+        workers: processes that draw and encode; None: one per processor core.
 
     Returns:
         The folder.
 
     Raises:
-        FlowlessError: `out` is something else than Moving Shapes, it cannot be written, or the disk is full.
+        FlowlessError: `out` exists and does not hold Moving Shapes, it cannot be written, or the disk is full.
     """
     options, target = options or ShapesOptions(), Path(out)
     workers = usable_cores() if workers is None else workers
     if workers < 1:
         raise FlowlessError(f"Moving Shapes: workers is {workers}; it must be at least 1.")
     if target.exists() and not _replaceable(target):
-        raise FlowlessError(f"{target}: exists and does not hold Moving Shapes, so it is left alone. Name an empty or a new folder.")
+        raise FlowlessError(f"{target}: exists and does not hold Moving Shapes, so it is not replaced. Name an empty or a new folder.")
     with whole_folder(target) as draft:
         for split in SPLITS:
             for label in CLASSES:
@@ -118,7 +118,7 @@ def _replaceable(target: Path) -> bool:
 
 
 def scenes(split: Split, options: ShapesOptions) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """Each scene's number and the labels it is written under: the action drawn and, with twins, its reversal."""
+    """Yield each scene's number and its labels: the action and, with twins, its reversal."""
     videos = options.train_videos if split == "train" else options.val_videos
     for scene in range(videos // 2 if options.twins else videos):
         first, second = PAIRS[scene % len(PAIRS)]
@@ -129,13 +129,13 @@ def scenes(split: Split, options: ShapesOptions) -> Iterator[tuple[int, tuple[st
 
 
 def draw(split: Split, scene: int, labels: tuple[str, ...], options: ShapesOptions) -> list[NDArray[np.uint8]]:
-    """Draw a scene once for each of its labels: uint8 `[frames, size, size, 3]`, the second backwards."""
+    """Return a scene's frames for each of its labels, uint8 `[frames, size, size, 3]`; the second is the first reversed."""
     seed = (options.seed, SPLITS.index(split), scene)
-    film = scene_frames(labels[0], size=options.size, frames=options.frames, shake=options.shake, seed=seed)
-    return [film, film[::-1]][: len(labels)]
+    clip = scene_frames(labels[0], size=options.size, frames=options.frames, shake=options.shake, seed=seed)
+    return [clip, clip[::-1]][: len(labels)]
 
 
-def _place(split: Split, label: str, scene: int) -> Path:
+def _video_path(split: Split, label: str, scene: int) -> Path:
     return Path(split, label, f"{scene:05d}.mp4")
 
 
@@ -162,30 +162,30 @@ def _write_scenes(folder: Path, options: ShapesOptions, workers: int) -> None:
 
 
 def _write_chunk(folder: Path, split: Split, chunk: list[tuple[int, tuple[str, ...]]], options: ShapesOptions) -> int:
-    """Draw and encode some scenes; return how many videos they made."""
-    from flowless.pipeline.video.encode import write_video  # here: drawing needs no PyAV
+    """Draw and encode some scenes; return the number of videos."""
+    from flowless.pipeline.video.encode import write_video  # imported here: drawing needs no PyAV
 
     written = 0
     for scene, labels in chunk:
         for label, frames in zip(labels, draw(split, scene, labels, options), strict=True):
-            write_video(folder / _place(split, label, scene), frames, fps=FPS, codec="libx264", options=_X264)
+            write_video(folder / _video_path(split, label, scene), frames, fps=FPS, codec="libx264", options=_X264)
             written += 1
     return written
 
 
 def _index(folder: Path, split: Split, options: ShapesOptions, workers: int) -> DatasetIndex:
-    """Return the split's index: what a scan would find."""
-    from flowless.pipeline.dataset.scan_jobs import Job, run_jobs  # here: drawing needs no PyAV
+    """Return the index of a split, identical to that of a scan."""
+    from flowless.pipeline.dataset.scan_jobs import Job, run_jobs  # imported here: drawing needs no PyAV
 
-    places = [(_place(split, label, scene), label) for scene, labels in scenes(split, options) for label in labels]
-    names = sorted((place.relative_to(split).as_posix(), label) for place, label in places)
+    paths = [(_video_path(split, label, scene), label) for scene, labels in scenes(split, options) for label in labels]
+    names = sorted((path.relative_to(split).as_posix(), label) for path, label in paths)
     jobs = [Job(path=str(folder / split / name), parts=((None, None),), decode=True) for name, _ in names]
     found = {job.path: finding for job, finding in run_jobs(jobs, workers=workers)}
     videos = []
     for job, (name, label) in zip(jobs, names, strict=True):
         info = found[job.path].info
         if info is None:
-            raise FlowlessError(f"{job.path}: it was written and cannot be read: {found[job.path].reason}. Is the disk sound?")
+            raise FlowlessError(f"{job.path}: it was written but cannot be read back: {found[job.path].reason}. Check the disk.")
         videos.append(
             VideoRecord(id=name, path=name, label=CLASSES.index(label), frames=info.frames, info=info, stamp=found[job.path].stamp)
         )

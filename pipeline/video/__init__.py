@@ -1,1 +1,1 @@
-"""Reading video files: one place that opens them, and the frames, exactly."""
+"""Readers of video files and of folders of pictures, and an encoder."""

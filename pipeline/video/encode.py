@@ -1,4 +1,4 @@
-"""Frames to a video file, for generated data and for tests."""
+"""Encodes frames to a video file, for generated data and for tests."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from flowless.errors import FlowlessError
 from flowless.files import whole_file
 
-#: Encoder -> options without which the same frames are not always the same bytes: x264's macroblock tree rounds by where its
-#: buffers lie in memory, on processors with AVX-512.
-_STEADY = {"libx264": {"x264-params": "mbtree=0"}}
+#: Encoder -> options needed for deterministic output: on processors with AVX-512, the rounding of x264's macroblock tree depends on the
+#: memory alignment of its buffers.
+_DETERMINISTIC = {"libx264": {"x264-params": "mbtree=0"}}
 
 
 def write_video(
@@ -32,10 +32,10 @@ def write_video(
     timestamps: Iterable[int] | None = None,
     rotation: int = 0,
 ) -> None:
-    """Encode frames into a file whose container its suffix chooses; the same frames give the same bytes.
+    """Encode frames to a file; its suffix selects the container. The same frames give the same bytes.
 
     Args:
-        path: The file to write; it appears whole or not at all.
+        path: The file to write, atomically.
         frames: uint8 `[H, W, 3]` each, RGB, all of one size; at least one.
         fps: Frames per second.
         codec: FFmpeg's name of an encoder, such as `libx264`, `libx265`, `libvpx-vp9`, `libsvtav1`, `mpeg4`.
@@ -49,11 +49,11 @@ def write_video(
     """
     with whole_file(path) as draft:
         try:
-            # Bit-exact writing leaves out the date and the library's version.
+            # "bitexact" leaves out the date and the library's version.
             with av.open(os.fspath(draft), "w", container_options={"fflags": "+bitexact"}) as container:
-                stream: VideoStream = container.add_stream(codec, rate=fps, options={**_STEADY.get(codec, {}), **(options or {})})  # type: ignore[assignment]
+                stream: VideoStream = container.add_stream(codec, rate=fps, options={**_DETERMINISTIC.get(codec, {}), **(options or {})})  # type: ignore[assignment]
                 stream.pix_fmt = pixel_format
-                # x264's bytes depend on the number of threads; generators run one process a core instead.
+                # x264's output depends on the number of threads; generators run one process per core instead.
                 stream.thread_count = 1
                 tick = Fraction(1, 1000) if timestamps is not None else 1 / Fraction(fps)
                 stream.codec_context.time_base = tick

@@ -1,4 +1,4 @@
-"""A folder of numbered pictures as a video: Jester, Something-Something V1 and many private data sets keep one folder a video."""
+"""Reads a folder of numbered pictures as a video, the format of Jester, Something-Something V1 and many private data sets."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from flowless.errors import FlowlessError
 from flowless.files import printable
 from flowless.pipeline.video.container import Limits, Unreadable, wrap_io_errors
 from flowless.pipeline.video.info import CompactInts, VideoInfo
-from flowless.pipeline.video.picture import stacked
+from flowless.pipeline.video.rgb_conversion import stacked
 
-#: Suffixes, in small letters, of pictures.
+#: Lower-case suffixes of pictures.
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 _FIX = "Number the pictures of one video in one folder, such as 00001.jpg, 00002.jpg."
 
 
 def pictures_in(folder: str | os.PathLike[str]) -> list[Path]:
-    """Return the pictures that lie in a folder itself, in no order; hidden ones are left out."""
+    """Return the pictures directly in a folder, unordered and without hidden files."""
     with wrap_io_errors(folder), os.scandir(folder) as entries:
         return [Path(entry.path) for entry in entries if not entry.name.startswith(".") and _is_picture(entry.name) and entry.is_file()]
 
 
 class FrameFolder:
-    """A folder of numbered pictures, read as `VideoReader` reads a file: the same methods, the same frames.
+    """A folder of numbered pictures as a video, with the interface of `VideoReader`.
 
     Args:
-        path: The folder. Each picture's number is the last one in its name; the smallest comes first.
-        rate: Pictures a second, for looking up times; None where they are not needed.
+        path: The folder. A picture's number is the last number in its name; frames are ordered by it.
+        rate: Frames per second, for `VideoInfo.frame_at`; None if times are not needed.
 
     Raises:
-        Unreadable: There is no such folder, no numbered picture in it, two have one number, or some have other suffixes than the rest.
+        Unreadable: The folder is missing or has no numbered pictures, two pictures have the same number, or their suffixes differ.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, rate: float | Fraction | None = None) -> None:
@@ -66,11 +66,11 @@ class FrameFolder:
             raise Unreadable(path, f"its pictures are of several kinds ({', '.join(kinds)})", _FIX)
         numbers = sorted(numbered)
         self._pictures = [numbered[number] for number in numbers]
-        self._missing = tuple(place + 1 for place, (one, other) in enumerate(pairwise(numbers)) if other != one + 1)
+        self._missing = tuple(number + 1 for number, (one, other) in enumerate(pairwise(numbers)) if other != one + 1)
         self._info: VideoInfo | None = None
 
     def close(self) -> None:
-        """Do nothing: pictures are open only while they are read."""
+        """Do nothing: a picture is open only while it is read."""
 
     def __enter__(self) -> Self:
         """Return the reader."""
@@ -86,7 +86,7 @@ class FrameFolder:
 
     @property
     def info(self) -> VideoInfo:
-        """What is known of the video; `missing` says after which frames numbers are left out.
+        """The video's properties; `missing` lists the frames after which numbers are missing.
 
         Raises:
             Unreadable: The first picture cannot be read.
@@ -107,22 +107,22 @@ class FrameFolder:
         return self._info
 
     def prove(self) -> VideoInfo:
-        """Read every picture; return `info`.
+        """Read every picture, to check them; return `info`.
 
         Raises:
             Unreadable: A picture cannot be read.
         """
-        sizes = {self._read(place).shape for place in range(self.count)}
+        sizes = {self._read(number).shape for number in range(self.count)}
         self._info = replace(self.info, proved=True, steady=len(sizes) == 1)
         return self._info
 
     def frames(self, ordinals: Iterable[int]) -> Generator[tuple[int, NDArray[np.uint8]], None, None]:
-        """Yield `(ordinal, frame)` for each different ordinal, ascending: uint8 `[H, W, 3]`, RGB, upright.
+        """Yield `(ordinal, frame)` for each distinct ordinal, ascending: uint8 `[H, W, 3]`, RGB, upright.
 
-        A picture of another size than the first is scaled to it (bicubic).
+        A picture that differs in size from the first is resized to the first's size (bicubic).
 
         Raises:
-            FlowlessError: A picture cannot be read, or there is none of that ordinal.
+            FlowlessError: A picture cannot be read, or there is no frame with that ordinal.
         """
         for ordinal, _ in self._wanted(ordinals):
             frame = self._read(ordinal)
@@ -132,15 +132,15 @@ class FrameFolder:
             yield ordinal, frame
 
     def stack(self, ordinals: Sequence[int] | NDArray[np.integer]) -> NDArray[np.uint8]:
-        """Return frames uint8 `[K, H, W, 3]` in the order asked for, which may repeat; the errors are those of `frames`."""
-        asked = [int(ordinal) for ordinal in ordinals]
-        return stacked(self.frames(asked), asked, (self.info.height, self.info.width))
+        """Return frames uint8 `[K, H, W, 3]` in the given order, with repetitions; raises as `frames` does."""
+        wanted = [int(ordinal) for ordinal in ordinals]
+        return stacked(self.frames(wanted), wanted, (self.info.height, self.info.width))
 
     def paths(self, ordinals: Iterable[int]) -> list[Path]:
-        """Return the picture of each different ordinal, ascending.
+        """Return the picture file of each distinct ordinal, ascending.
 
         Raises:
-            FlowlessError: There is none of that ordinal.
+            FlowlessError: There is no frame with that ordinal.
         """
         return [path for _, path in self._wanted(ordinals)]
 
@@ -148,17 +148,17 @@ class FrameFolder:
         wanted = sorted(set(ordinals))
         if wanted and not 0 <= wanted[0] <= wanted[-1] < self.count:
             raise FlowlessError(
-                f"{printable(self.path)}: frames {wanted[0]} to {wanted[-1]} were asked for, but the folder has {self.count} pictures "
+                f"{printable(self.path)}: frames {wanted[0]} to {wanted[-1]} were requested, but the folder has {self.count} pictures "
                 f"(0 to {self.count - 1}). If it has changed since it was indexed, run `flowless scan` again."
             )
         return [(ordinal, self._pictures[ordinal]) for ordinal in wanted]
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
-        """Yield every frame, as `frames` does."""
+        """Yield every frame; see `frames`."""
         return (frame for _, frame in self.frames(range(self.count)))
 
-    def _read(self, place: int) -> NDArray[np.uint8]:
-        picture = self._pictures[place]
+    def _read(self, number: int) -> NDArray[np.uint8]:
+        picture = self._pictures[number]
         try:
             with wrap_io_errors(picture), Image.open(picture) as image:
                 Limits.from_environment().refuse(picture, "pixels", image.width * image.height)
@@ -170,9 +170,9 @@ class FrameFolder:
 
 
 def _upright(image: Image.Image) -> NDArray[np.uint8]:
-    if image.mode.startswith("I"):  # 16 bits a pixel: Pillow would cut them off at 255
+    if image.mode.startswith("I"):  # 16 bits per pixel: Pillow's conversion would clip at 255
         image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
-    with suppress(Exception):  # what stands beside the pixels may be damaged; they are not
+    with suppress(Exception):  # damaged metadata does not affect the pixels
         image = ImageOps.exif_transpose(image)
     return np.asarray(image.convert("RGB"))
 

@@ -1,4 +1,4 @@
-"""What is known of a video: the one type in which its facts go from the reader to the index and back."""
+"""VideoInfo: the properties of a video, as read from the file and stored in the index."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from numpy.typing import DTypeLike, NDArray
 
 from flowless.errors import FlowlessError
 
-#: Places that a sentence names at most.
-_NAMED = 3
-#: Lists up to this long are spelt out in a file.
-_SPELT_OUT = 16
+#: Gaps that a message lists at most.
+_MAX_LISTED = 3
+#: Longest list that is stored uncompressed.
+_MAX_PLAIN = 16
 
 
 class Orientation(NamedTuple):
-    """How a stored picture is turned for showing: first mirrored, then turned."""
+    """Transformation from a stored to a displayed picture: mirrored first, then rotated."""
 
     rotation: int = 0
     """Clockwise degrees: 0, 90, 180 or 270."""
     mirrored: bool = False
-    """Whether left and right change places, before the turn."""
+    """Whether the picture is flipped left to right before the rotation."""
 
     def apply(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return a view of the stored picture `[H, W, 3]` as it is shown."""
+        """Return the displayed picture as a view of the stored one `[H, W, 3]`."""
         return np.rot90(image[:, ::-1] if self.mirrored else image, -(self.rotation // 90))
 
 
 class CompactInts(Sequence[int]):
-    """A sequence of whole numbers, kept as its compressed differences: time stamps of a video take a few dozen bytes.
+    """A sequence of integers, stored as compressed differences: a video's time stamps take a few dozen bytes.
 
     Args:
-        values: The numbers, each within 64 bits, as are their differences.
+        values: The integers; they and their differences must fit into 64 bits.
     """
 
     __slots__ = ("_data", "_length")
@@ -56,14 +56,14 @@ class CompactInts(Sequence[int]):
         return self._length
 
     @overload
-    def __getitem__(self, place: SupportsIndex) -> int: ...
+    def __getitem__(self, index: SupportsIndex) -> int: ...
 
     @overload
-    def __getitem__(self, place: slice) -> tuple[int, ...]: ...
+    def __getitem__(self, index: slice) -> tuple[int, ...]: ...
 
-    def __getitem__(self, place: SupportsIndex | slice) -> int | tuple[int, ...]:
-        found = np.asarray(self)[place]
-        return tuple(found.tolist()) if isinstance(place, slice) else int(found)
+    def __getitem__(self, index: SupportsIndex | slice) -> int | tuple[int, ...]:
+        found = np.asarray(self)[index]
+        return tuple(found.tolist()) if isinstance(index, slice) else int(found)
 
     def __iter__(self) -> Iterator[int]:
         return iter(np.asarray(self).tolist())
@@ -80,24 +80,24 @@ class CompactInts(Sequence[int]):
         return f"CompactInts({list(self)})"
 
     def to_json(self) -> list[int] | str:
-        """Return a short list as it is, a long one as text."""
-        return list(self) if self._length <= _SPELT_OUT else base64.b85encode(self._data).decode()
+        """Return a short sequence as a list, a long one as base-85 text."""
+        return list(self) if self._length <= _MAX_PLAIN else base64.b85encode(self._data).decode()
 
     @classmethod
     def from_json(cls, value: object) -> CompactInts:
-        """Read what `to_json` gave; raise ValueError where it is something else."""
+        """Read the output of `to_json`; raise ValueError for anything else."""
         if isinstance(value, list):
             return cls(value)
         if not isinstance(value, str):
-            raise ValueError(f"{value!r:.40} is no list of numbers")
+            raise ValueError(f"{value!r:.40} is not a list of integers")
         made = cls()
         try:
             made._data = base64.b85decode(value)
             size = len(zlib.decompress(made._data))
         except zlib.error as error:
-            raise ValueError(f"{value!r:.40} is no compressed list of numbers") from error
+            raise ValueError(f"{value!r:.40} is not a compressed list of integers") from error
         if size % 8:
-            raise ValueError(f"{value!r:.40} is no list of whole numbers")
+            raise ValueError(f"{value!r:.40} is not a compressed list of 64-bit integers")
         made._length = size // 8
         return made
 
@@ -107,66 +107,66 @@ _NONE = CompactInts()
 
 @dataclass(frozen=True, kw_only=True)
 class VideoInfo:
-    """What is known of a video besides its pictures. Frames are counted from 0 in the order in which they are shown."""
+    """Properties of a video. Frames are counted from 0 in display order."""
 
     frames: int
-    """Frames that are shown."""
+    """Number of displayed frames."""
     fps: float
-    """Average frames per second, for people; 0 where the file has no time stamps and states no rate."""
+    """Average frames per second, for display and `seconds`; 0 where the file has neither time stamps nor a rate."""
     width: int
-    """Columns as shown, after rotation, in pixels."""
+    """Columns of the displayed (rotated) frame, in pixels."""
     height: int
-    """Rows as shown, after rotation, in pixels."""
+    """Rows of the displayed (rotated) frame, in pixels."""
     rotation: int = 0
-    """Clockwise degrees by which the stored picture is turned for showing, after mirroring: 0, 90, 180 or 270."""
+    """Clockwise rotation of the stored picture for display, after mirroring: 0, 90, 180 or 270 degrees."""
     mirrored: bool = False
-    """Whether the stored picture's left and right change places for showing."""
+    """Whether the stored picture is flipped left to right for display."""
     codec: str = ""
-    """FFmpeg's name of the codec; of a folder, the kind of its pictures."""
+    """FFmpeg's name of the codec; for a folder, the format of its pictures."""
     folder: bool = False
     """Whether it is a folder of numbered pictures rather than a file."""
     pixel_format: str = ""
-    """FFmpeg's name of the stored pixels' format."""
+    """FFmpeg's name of the pixel format."""
     variable_rate: bool = False
-    """Whether the time between frames changes by more than rounding."""
+    """Whether the interval between frames varies by more than rounding."""
     time_base: Fraction = Fraction(1)
     """Seconds in a tick."""
     pts: CompactInts = _NONE
     """Each frame's time stamp in ticks of `time_base`, never descending; empty where the file has none."""
     key_frames: CompactInts = _NONE
-    """Frames that decoding can start from; empty where it has to start at the beginning."""
+    """Ordinals of frames that decoding can start from; empty where it must start at the beginning."""
     key_bytes: CompactInts = _NONE
-    """Place of each key frame in the file, where the container (MPEG-TS, MPEG-PS) is searched by place and not by time."""
+    """Byte position of each key frame, for containers in which seeking by time fails (MPEG-TS, MPEG-PS)."""
     proved: bool = False
-    """Whether every frame was decoded, rather than counted in the packets."""
+    """Whether the frames were counted by decoding all of them, rather than by counting packets."""
     steady: bool = True
-    """Whether all pictures have one size, as far as they were decoded."""
+    """Whether all decoded pictures have the same size."""
     missing: tuple[int, ...] = ()
-    """The container's count of packets has a gap after that many frames: packets are lost, or recordings were joined. Numbers left out,
-    of a folder of pictures. The frames that are there decode."""
+    """Numbers of frames after which the container's packet counter has a gap: packets are lost, or recordings were joined; for a folder,
+    after which picture numbers are missing. The frames that exist decode."""
 
     @property
-    def jumps(self) -> bool:
-        """Whether a frame is known by its time stamp, so that decoding may begin at the key frame before it."""
+    def seekable(self) -> bool:
+        """Whether time stamps identify frames, so that decoding can start at the key frame before a wanted frame."""
         return bool(self.key_frames)
 
     @property
     def seconds(self) -> float:
-        """How long it lasts: from the first frame to the last, and the last as long as the others on average."""
+        """Duration in seconds, the last frame counted with the average interval; 0 where `fps` is 0."""
         return self.frames / self.fps if self.fps else 0.0
 
     @property
     def gaps(self) -> str:
-        """What is missing of it, such as "packets are missing after frame 49, or recordings were joined there"; else empty."""
+        """Describe `missing`, such as "packets are missing after frame 49, or recordings were joined there"; "" where nothing is."""
         if not self.missing:
             return ""
-        places = [str(place - 1) for place in self.missing[:_NAMED]]
-        more = f" and {len(self.missing) - _NAMED} more" if len(self.missing) > _NAMED else ""
-        where = f"after frame{'s' if len(self.missing) > 1 else ''} {', '.join(places)}{more}"
+        frames = [str(count - 1) for count in self.missing[:_MAX_LISTED]]
+        more = f" and {len(self.missing) - _MAX_LISTED} more" if len(self.missing) > _MAX_LISTED else ""
+        where = f"after frame{'s' if len(self.missing) > 1 else ''} {', '.join(frames)}{more}"
         return f"pictures are missing {where}" if self.folder else f"packets are missing {where}, or recordings were joined there"
 
     def frame_at(self, seconds: float) -> int:
-        """Return the first frame shown at `seconds` after the first frame or later; `frames` where there is none.
+        """Return the first frame that is displayed at or after `seconds` from the first frame; `frames` where there is none.
 
         Raises:
             FlowlessError: The file has no time stamps.
@@ -174,22 +174,22 @@ class VideoInfo:
         if seconds <= 0:
             return 0
         if not self.pts:
-            why = "its pictures have no rate: name one with --rate" if self.folder else "its frames have no time stamps"
-            raise FlowlessError(f"a time of {seconds:g} s cannot be found in it, since {why}.")
+            why = "its pictures have no frame rate: pass --rate" if self.folder else "its frames have no time stamps"
+            raise FlowlessError(f"the frame at {seconds:g} s cannot be found, since {why}.")
         times = np.asarray(self.pts)
-        # Decimal seconds rarely fall on a tick, and stamps are rounded to one. A tick as long as a frame (AVI) rounds nothing.
-        grace = Fraction(1, 2) if len(times) < 2 or np.median(np.diff(times)) > 1 else Fraction(1, 100)
-        ticks = Fraction(seconds) / self.time_base - grace
+        # Tolerate half a tick: decimal seconds rarely fall on one, and time stamps are rounded to one. Ticks of a frame (AVI) are exact.
+        tolerance = Fraction(1, 2) if len(times) < 2 or np.median(np.diff(times)) > 1 else Fraction(1, 100)
+        ticks = Fraction(seconds) / self.time_base - tolerance
         return int(np.searchsorted(times - times[0], float(ticks), side="left"))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the facts as JSON values, without those that are as usual."""
+        """Return the fields that differ from their defaults, as JSON values."""
         values = {item.name: getattr(self, item.name) for item in fields(self) if getattr(self, item.name) != item.default}
         return {name: _to_json(value) for name, value in values.items()}
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> VideoInfo:
-        """Read what `to_dict` gave; raise ValueError, TypeError or KeyError where it is something else."""
+        """Read the output of `to_dict`; raise ValueError, TypeError or KeyError for anything else."""
         values = dict(document)
         for name in ("pts", "key_frames", "key_bytes"):
             if name in values:
@@ -200,9 +200,9 @@ class VideoInfo:
             values["missing"] = tuple(values["missing"])
         made = cls(**values)
         if any(not isinstance(getattr(made, name), int) for name in ("frames", "width", "height", "rotation")):
-            raise ValueError(f"frames, width, height or rotation of {values!r:.80} is no whole number")
+            raise ValueError(f"frames, width, height or rotation of {values!r:.80} is not an integer")
         if len(made.pts) not in {0, made.frames} or len(made.key_bytes) not in {0, len(made.key_frames)}:
-            raise ValueError("its lists of time stamps or key frames are not as long as they must be")
+            raise ValueError("the lengths of its time stamps or key frames do not match")
         if made.key_frames and (len(made.pts) != made.frames or made.key_frames[-1] >= made.frames):
             raise ValueError("its key frames are not among its frames")
         return made
@@ -215,9 +215,9 @@ def _to_json(value: Any) -> Any:
 
 
 def varies(pts: Sequence[int] | NDArray[np.int64]) -> bool:
-    """Return whether the time between frames changes by more than rounding to the container's ticks.
+    """Return whether the interval between frames varies by more than the rounding to the container's ticks.
 
-    One difference of two rounded stamps is off by up to one tick; a hundredth of the mean on top forgives drift.
+    The difference of two rounded time stamps is off by up to one tick; another 1 % of the mean allows for drift.
     """
     if len(pts) < 3:
         return False

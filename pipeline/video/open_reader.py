@@ -1,4 +1,4 @@
-"""Opening whatever holds a video: a file, or a folder of numbered pictures."""
+"""Opens a video file or a folder of numbered pictures with the matching reader."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def open_reader(
     Args:
         path: The file or folder.
         threads: Threads that the codec of a file may use.
-        known: A file's `info` from an earlier look.
-        rate: A folder's pictures a second, where times are looked up.
+        known: The file's `info` from an earlier scan, so that its packets need not be read again.
+        rate: Frames per second of a folder, for `VideoInfo.frame_at`.
 
     Raises:
-        Unreadable: It is neither, or cannot be read.
+        Unreadable: `path` is neither, or cannot be read.
     """
-    if os.path.isdir(path):  # noqa: PTH112  a name that is too long is no folder; pathlib raises
+    if os.path.isdir(path):  # noqa: PTH112  pathlib raises where a name is too long
         return FrameFolder(path, rate=rate)
     return VideoReader(path, threads=threads, known=known)

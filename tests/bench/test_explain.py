@@ -78,10 +78,10 @@ def bundle(folder: Path, checkpoint: Path) -> Path:
     return folder / "bundle"
 
 
-def test_a_bundle_explains_as_its_checkpoint(checkpoint, bundle, video, told_alike):
+def test_a_bundle_explains_as_its_checkpoint(checkpoint, bundle, video, assert_same_introspection):
     """Every system's graph is held against its checkpoint where it is exported anyway, in tests/export."""
     mine, theirs = (explain(open_looker(model), video) for model in (checkpoint, bundle))
-    told_alike(mine.seen, theirs.seen)
+    assert_same_introspection(mine.seen, theirs.seen)
     assert [item.label for item in mine.top] == [item.label for item in theirs.top]
     assert mine.places.tolist() == theirs.places.tolist()
     assert "ONNX Runtime" in theirs.source

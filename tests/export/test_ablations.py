@@ -40,7 +40,9 @@ def lively(name: str, options: dict[str, Any]) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "options", "system", "branches"), VARIANTS)
-def test_as_a_graph(tmp_path: Path, told_alike, name: str, options: dict[str, Any], system: str, branches: list[str]) -> None:
+def test_as_a_graph(
+    tmp_path: Path, assert_same_introspection, name: str, options: dict[str, Any], system: str, branches: list[str]
+) -> None:
     import onnxruntime
     import torch
 
@@ -76,14 +78,14 @@ def test_as_a_graph(tmp_path: Path, told_alike, name: str, options: dict[str, An
             np.testing.assert_allclose(found[outputs.cue].ravel(), seen.cue.values.ravel(), atol=1e-3 * np.abs(seen.cue.values).max())
         assert (seen.cue is None) == (not system)
         assert len(theirs.branches) == len(branches)
-        told_alike(Seen(scores=seen.scores, branches=seen.branches, cue=None), theirs)
+        assert_same_introspection(Seen(scores=seen.scores, branches=seen.branches, cue=None), theirs)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"), [("da-tsm-r18", {"da_input": "rgb-difference"}), (DISENTANGLING, {"branches": "changes", "changes_input": "rgb"})]
 )
-def test_a_bundle_without_a_cue(tmp_path: Path, explained_alike, name: str, options: dict[str, Any]) -> None:
+def test_a_bundle_without_a_cue(tmp_path: Path, assert_bundle_introspects_alike, name: str, options: dict[str, Any]) -> None:
     """The export's own gate, and the same seen in the checkpoint and in the bundle."""
     from flowless.export.bundle_writer import export_bundle
     from flowless.train.checkpoints import Checkpoint
@@ -92,4 +94,4 @@ def test_a_bundle_without_a_cue(tmp_path: Path, explained_alike, name: str, opti
     checkpoint = Checkpoint(model=model, name=name, spec=model.spec, labels=tuple("abcd"), recipe={}, versions={}, metrics={})
     manifest = export_bundle(checkpoint, tmp_path / "bundle")
     assert manifest.parity["max_abs_diff"] < manifest.parity["allowed"]
-    explained_alike(checkpoint, tmp_path / "bundle")
+    assert_bundle_introspects_alike(checkpoint, tmp_path / "bundle")

@@ -170,7 +170,7 @@ def test_what_is_no_faster_is_not_kept(learnt_bundle, calibration, monkeypatch):
 
         return {name: Timing.of([pace[name] / 1e3]) for name in runners}
 
-    monkeypatch.setattr(verify, "time_in_turn", race)
+    monkeypatch.setattr(verify, "time_interleaved", race)
     build(learnt_bundle, target="onnxruntime")
     before = contents(learnt_bundle)
     with pytest.raises(EngineRefused, match="no faster here than fp32: 9 ms a clip, fp32 3 ms") as caught:

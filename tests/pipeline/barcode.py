@@ -1,4 +1,4 @@
-"""Videos whose every frame says its own number: ten bars, white for one, over a background that moves."""
+"""Videos whose frames contain their own number as a bar code of ten bits, over a moving background."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WIDTH, HEIGHT = BITS * BAR, 96
 
 
 def draw(number: int) -> np.ndarray:
-    """Return frame `number`, uint8 [96, 160, 3]: bars on top, below them a texture that slides and a block that jumps."""
+    """Return frame `number`, uint8 [96, 160, 3]: bars on top, below them a moving texture and a block at changing positions."""
     rows, columns = np.mgrid[0:HEIGHT, 0:WIDTH]
     texture = 110 + 60 * np.sin((columns + 3 * number) / 7.0) * np.cos((rows - number) / 5.0)
     frame = np.repeat(texture[:, :, None], 3, axis=2)
@@ -28,7 +28,7 @@ def draw(number: int) -> np.ndarray:
 
 
 def read(frame: np.ndarray) -> int:
-    """Return the number that an upright frame carries."""
+    """Return the number in the bar code of an upright frame."""
     assert frame.shape == (HEIGHT, WIDTH, 3), frame.shape
     bars = frame[8:24].reshape(16, BITS, BAR, 3)[:, :, 4:12].mean(axis=(0, 2, 3))
     assert not np.any((bars > 90) & (bars < 165)), f"unreadable bars {bars}"
@@ -37,7 +37,7 @@ def read(frame: np.ndarray) -> int:
 
 @dataclass(frozen=True)
 class Kind:
-    """A way of encoding."""
+    """An encoding: container, codec and options."""
 
     name: str
     suffix: str
@@ -48,9 +48,9 @@ class Kind:
 
     def write(self, folder: Path, numbers: Iterable[int] | None = None) -> Path:
         path = folder / f"{self.name}{self.suffix}"
-        turns = self.more.get("rotation", 0) // 90
-        # Stored turned the other way, so that it is upright after the turn that the file asks for.
-        images = (np.rot90(draw(number), turns) for number in numbers or range(self.frames))
+        quarter_turns = self.more.get("rotation", 0) // 90
+        # Stored with the inverse rotation, so that the displayed frame is upright.
+        images = (np.rot90(draw(number), quarter_turns) for number in numbers or range(self.frames))
         write_video(path, images, codec=self.codec, options=self.options, **self.more)
         return path
 

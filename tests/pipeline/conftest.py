@@ -1,4 +1,4 @@
-"""Bar-code videos, each encoded once a session."""
+"""Fixture of bar-code videos, each encoded once per session."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-# Helpers lie beside the tests, which are no package.
+# The helper modules are beside the tests, which are not a package.
 sys.path.insert(0, str(Path(__file__).parent))
 
 

@@ -1,4 +1,4 @@
-"""A folder of numbered pictures is a video: scanned, read, recognised and loaded like one, without a video file."""
+"""Folders of numbered pictures as videos: scan, reader, clips and loader."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def pictures(folder: Path, numbers, *, name: str = "{:05d}.png") -> Path:
     return folder
 
 
-def test_scanned_read_and_loaded(tmp_path):
+def test_scan_read_and_load(tmp_path):
     for label, begin in (("wave", 1), ("run", 100)):
         for video in range(2):
             pictures(tmp_path / "set" / label / str(video), range(begin, begin + 12))
@@ -43,7 +43,7 @@ def test_scanned_read_and_loaded(tmp_path):
         assert [(ordinal, barcode.read(frame)) for ordinal, frame in video.frames([11, 3, 3])] == [(3, 4), (11, 12)]
         assert [barcode.read(frame) for frame in video.stack([5, 2, 5])] == [6, 3, 6]
         assert video.stack([]).shape == (0, 96, 160, 3)
-        with pytest.raises(FlowlessError, match=r"frames 3 to 12 were asked for, but the folder has 12 pictures"):
+        with pytest.raises(FlowlessError, match=r"frames 3 to 12 were requested, but the folder has 12 pictures"):
             list(video.frames([3, 12]))
     path = index.path_of(index.videos[2])
     clip = load_clip(path, SPEC)
@@ -51,12 +51,12 @@ def test_scanned_read_and_loaded(tmp_path):
     loader = pytest.importorskip("flowless.pipeline.loading.loader")
     loaded = loader.ClipLoader(index, SPEC, batch_size=2)
     batches = list(loaded)
-    assert loaded.decoded_by == {"pyav": 4}, "an evaluation's clips are the light runtime's"
+    assert loaded.decoded_by == {"pyav": 4}, "evaluation clips must equal the runtime's"
     assert [name for batch in batches for name in batch.ids] == [video.id for video in index.videos]
     assert np.array_equal(batches[1].clips[0].numpy(), clip)
 
 
-def test_parts_in_seconds_at_the_rate_that_is_given(tmp_path):
+def test_parts_in_seconds_need_a_rate(tmp_path):
     pictures(tmp_path / "film", range(24))
     table = tmp_path / "parts.csv"
     table.write_text("path,label,start,end\nfilm,a,0,1\nfilm,b,1,2\n")
@@ -64,7 +64,7 @@ def test_parts_in_seconds_at_the_rate_that_is_given(tmp_path):
     assert [(video.first_frame, video.frames) for video in videos] == [(0, 12), (12, 12)]
     refused = scan(table, format="csv", out=tmp_path / "none.jsonl", workers=1).refused
     assert [item.reason for item in refused] == [
-        f"line {line}: a time of 1 s cannot be found in it, since its pictures have no rate: name one with --rate" for line in (2, 3)
+        f"line {line}: the frame at 1 s cannot be found, since its pictures have no frame rate: pass --rate" for line in (2, 3)
     ]
     with pytest.raises(FlowlessError, match="rate is 0"):
         scan(table, format="csv", out=tmp_path / "none.jsonl", rate=0)
@@ -73,14 +73,13 @@ def test_parts_in_seconds_at_the_rate_that_is_given(tmp_path):
 @pytest.mark.parametrize(
     ("name", "numbers"), [("{}.jpg", (1, 2, 9, 10, 11)), ("img_{:05d}.JPG", range(7)), ("v2 frame{:d} .jpeg", range(3, 9))], ids=str
 )
-def test_numbers_are_numbers(tmp_path, name, numbers):
+def test_frames_are_ordered_by_number(tmp_path, name, numbers):
     with FrameFolder(pictures(tmp_path / "film", numbers, name=name)) as video:
-        # JPEG changes the bars by a few levels.
         assert [barcode.read(frame) for frame in video] == list(numbers)
         assert video.info.missing == ((2,) if name == "{}.jpg" else ())
 
 
-def test_strange_folders(tmp_path, capsys):
+def test_gaps_duplicates_and_mixed_folders(tmp_path, capsys):
     root = tmp_path / "set"
     pictures(root / "a" / "gap", (1, 2, 5))
     twice = pictures(root / "a" / "twice", (1, 2))
@@ -103,10 +102,10 @@ def test_strange_folders(tmp_path, capsys):
     assert "its picture 00002.png: it cannot be read" in reasons["a/broken"]
     assert "a/gap" in "".join(capsys.readouterr().out.split())
     with index.open(index.videos[1]) as video:
-        assert [barcode.read(frame) for frame in video] == [1, 2, 3], "the third at the size of the first"
+        assert [barcode.read(frame) for frame in video] == [1, 2, 3], "the third is resized to the first"
 
 
-def test_pictures_beside_videos_are_no_video(tmp_path, barcodes):
+def test_pictures_beside_videos_are_ignored(tmp_path, barcodes):
     (tmp_path / "a").mkdir()
     film = barcodes(barcode.KINDS[0])
     (tmp_path / "a" / film.name).symlink_to(film)
@@ -114,16 +113,16 @@ def test_pictures_beside_videos_are_no_video(tmp_path, barcodes):
     assert [video.path for video in scan(tmp_path, out=tmp_path / "i.jsonl", workers=1).videos] == [f"a/{film.name}"]
 
 
-def test_a_phones_pictures_are_upright(tmp_path):
+def test_exif_orientation(tmp_path):
     (tmp_path / "film").mkdir()
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned clockwise by 90 degrees for showing
+    exif[0x0112] = 6  # to be rotated clockwise by 90 degrees for display
     Image.fromarray(np.rot90(barcode.draw(5))).save(tmp_path / "film" / "1.png", exif=exif)
     with FrameFolder(tmp_path / "film") as video:
         assert [barcode.read(frame) for frame in video] == [5]
 
 
-def test_sixteen_bits_and_damaged_notes(tmp_path):
+def test_16_bit_pictures_and_damaged_exif(tmp_path):
     folder = tmp_path / "film"
     folder.mkdir()
     Image.fromarray(np.full((8, 8), 30000, np.uint16)).save(folder / "1.png")
@@ -136,8 +135,8 @@ def test_sixteen_bits_and_damaged_notes(tmp_path):
             assert [barcode.read(frame) for frame in video] == [5]
 
 
-def folders(tmp_path: Path) -> DatasetIndex:
-    """Index three folders of JPEGs, one of PNGs, one whose pictures differ in size, and a video of a kind that DALI decodes."""
+def index_of_folders(tmp_path: Path) -> DatasetIndex:
+    """Index three folders of JPEGs, one of PNGs, one with pictures of different sizes, and a video that DALI can decode."""
     for number in range(3):
         pictures(tmp_path / "set" / "run" / f"jpeg{number}", range(10 * number, 10 * number + 12 + number), name="{:05d}.jpg")
     pictures(tmp_path / "set" / "wave" / "png", range(20))
@@ -149,10 +148,10 @@ def folders(tmp_path: Path) -> DatasetIndex:
 
 @pytest.mark.parametrize(("crop", "side"), [("centre", None), ("three", None), ("three", 48)])
 @pytest.mark.parametrize("rule", ["centre", "train"])
-def test_dalis_image_decoder_gives_pillows_pictures(tmp_path, rule, crop, side):
+def test_dalis_image_decoder_matches_pillow(tmp_path, rule, crop, side):
     loading = pytest.importorskip("flowless.pipeline.loading.loader")
     graph = pytest.importorskip("flowless.pipeline.loading.dali_graph")
-    index = folders(tmp_path)
+    index = index_of_folders(tmp_path)
     spec = replace(SPEC, crop=crop, crop_side=side)
     found = {}
     for decoder, counts in (("pyav", {"pyav": 6}), ("dali", {"dali": 5, "pyav": 1}), ("auto", None)):
@@ -177,16 +176,16 @@ def test_dalis_image_decoder_gives_pillows_pictures(tmp_path, rule, crop, side):
 
 
 @pytest.mark.parametrize(("crops", "side"), [(1, None), (3, None), (3, 224)])
-def test_the_gpu_graph_is_one_that_dali_knows(crops, side):
-    graph = pytest.importorskip("flowless.pipeline.loading.picture_graph")
+def test_the_gpu_graph_is_valid(crops, side):
+    graph = pytest.importorskip("flowless.pipeline.loading.dali_image_graph")
     written = graph._graph(crops, side, gpu=True, batch_size=2, num_threads=1, device_id=None, prefetch_queue_depth=1).serialize()
     assert b"mixed" in written
 
 
 @pytest.mark.gpu
-def test_the_gpu_decodes_the_same_pictures(tmp_path):
+def test_the_gpu_gives_the_same_pixels(tmp_path):
     loading = pytest.importorskip("flowless.pipeline.loading.loader")
-    index = folders(tmp_path)
+    index = index_of_folders(tmp_path)
     index = replace(index, videos=tuple(video for video in index.videos if video.info.folder))
     found = {}
     for device in ("cpu", "gpu"):
@@ -197,12 +196,12 @@ def test_the_gpu_decodes_the_same_pictures(tmp_path):
     assert np.abs(found["gpu"] - found["cpu"]).mean() < 2
 
 
-def test_a_picture_that_dali_gives_up(tmp_path, capsys):
+def test_a_picture_that_dali_cannot_decode(tmp_path, capsys):
     loading = pytest.importorskip("flowless.pipeline.loading.loader")
-    index = folders(tmp_path)
+    index = index_of_folders(tmp_path)
     broken = tmp_path / "set" / "run" / "jpeg1" / "00014.jpg"
     broken.write_bytes(broken.read_bytes()[:300])
-    # As if it had been scanned like this, so that nobody knows before it is decoded.
+    # Update the stamps, so that the damage is found only by decoding.
     index = replace(index, videos=tuple(replace(video, stamp=stamp_of(index.path_of(video))) for video in index.videos))
     spec = replace(SPEC, segments=12, frames_per_segment=1)
     options = loading.LoaderOptions(decoder="dali", max_bad_share=0.5)
@@ -211,10 +210,10 @@ def test_a_picture_that_dali_gives_up(tmp_path, capsys):
         assert sum(len(batch.ids) for batch in loaded) == 5
         assert [item.path for item in loaded.bad_videos] == ["run/jpeg1"]
     assert "its picture 00014.jpg" in loaded.bad_videos[0].reason
-    assert capsys.readouterr().err.count("DALI cannot decode a video of a batch; PyAV takes the batch.") == 1
+    assert capsys.readouterr().err.count("DALI cannot decode a video of a batch; PyAV decodes the batch.") == 1
 
 
-def test_a_folder_that_has_changed_is_read_by_pillow(tmp_path):
+def test_a_changed_folder_is_read_by_pillow(tmp_path):
     loading = pytest.importorskip("flowless.pipeline.loading.loader")
     pictures(tmp_path / "set" / "run" / "film", range(12))
     index = scan(tmp_path / "set", out=tmp_path / "index.jsonl", workers=1)
@@ -227,7 +226,7 @@ def test_a_folder_that_has_changed_is_read_by_pillow(tmp_path):
     assert loaded.decoded_by == {"pyav": 1}
 
 
-def test_a_folder_that_was_not_read_whole_is_not_left_to_dali(tmp_path):
+def test_dali_needs_a_scan_of_all_pictures(tmp_path):
     loading = pytest.importorskip("flowless.pipeline.loading.loader")
     pictures(tmp_path / "set" / "run" / "film", range(12))
     index = scan(tmp_path / "set", out=tmp_path / "index.jsonl", workers=1, decode=False)

@@ -1,4 +1,4 @@
-"""The index file: what is written is read again, and what is no index is told."""
+"""The index file: saving, loading, and errors of invalid files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def small(tmp_path: Path) -> DatasetIndex:
     return DatasetIndex(root=tmp_path / "data", labels=("clap", "wave"), videos=(video,), refused=refused)
 
 
-def test_what_is_written_is_read_again_from_wherever_it_lies(small: DatasetIndex, tmp_path: Path) -> None:
+def test_save_and_load(small: DatasetIndex, tmp_path: Path) -> None:
     small.save(tmp_path / "elsewhere" / "index.jsonl")
     assert DatasetIndex.load(tmp_path / "elsewhere" / "index.jsonl") == small
 
@@ -30,13 +30,13 @@ def test_what_is_written_is_read_again_from_wherever_it_lies(small: DatasetIndex
     ("text", "reason"),
     [("", "the file is empty"), ("a video\n", "not a readable index"), ("{}\n", "not the header"), ("[]\n", "not the header")],
 )
-def test_what_is_no_index_is_told(text: str, reason: str, tmp_path: Path) -> None:
+def test_files_that_are_not_an_index(text: str, reason: str, tmp_path: Path) -> None:
     (tmp_path / "index.jsonl").write_text(text)
     with pytest.raises(FlowlessError, match=rf"index\.jsonl.*{reason}"):
         DatasetIndex.load(tmp_path / "index.jsonl")
 
 
-def test_a_line_that_is_no_video_is_shown(small: DatasetIndex, tmp_path: Path) -> None:
+def test_a_line_that_is_not_a_record(small: DatasetIndex, tmp_path: Path) -> None:
     small.save(tmp_path / "index.jsonl")
     with (tmp_path / "index.jsonl").open("a") as stream:
         stream.write('["wave/a.mp4"]\n')
@@ -44,14 +44,14 @@ def test_a_line_that_is_no_video_is_shown(small: DatasetIndex, tmp_path: Path) -
         DatasetIndex.load(tmp_path / "index.jsonl")
 
 
-def test_an_index_is_called_by_its_file(small: DatasetIndex, tmp_path: Path) -> None:
+def test_name_is_the_file(small: DatasetIndex, tmp_path: Path) -> None:
     small.save(tmp_path / "index.jsonl")
     read = DatasetIndex.load(tmp_path / "index.jsonl")
     assert (small.name, read.name) == ("the index", str(tmp_path / "index.jsonl"))
     assert read == small
 
 
-def test_a_label_that_the_index_does_not_know_is_refused(small: DatasetIndex, tmp_path: Path) -> None:
+def test_label_out_of_range(small: DatasetIndex, tmp_path: Path) -> None:
     wrong = replace(small, videos=(replace(small.videos[0], label=2),))
     wrong.save(tmp_path / "index.jsonl")
     with pytest.raises(FlowlessError, match=r"wave/a\.mp4 has label 2.*2 labels"):
@@ -63,7 +63,7 @@ def test_a_label_that_the_index_does_not_know_is_refused(small: DatasetIndex, tm
     [{"time_base": "1/0"}, {"pts": [2**70]}, {"frames": "x"}, {"pts": "c"}, {"pts": "c%0Z"}, {"key_frames": 3}, {"new": 1}],
     ids=str,
 )
-def test_facts_that_are_none_are_told(small: DatasetIndex, tmp_path: Path, changes: dict[str, object]) -> None:
+def test_invalid_video_info(small: DatasetIndex, tmp_path: Path, changes: dict[str, object]) -> None:
     small.save(tmp_path / "index.jsonl")
     header, line = (json.loads(text) for text in (tmp_path / "index.jsonl").read_text().splitlines())
     line["info"] |= changes

@@ -1,4 +1,4 @@
-"""ClipLoader: every video once, the same sample whatever makes it, bad videos told, and no more in memory than said."""
+"""ClipLoader: epochs, reproducible samples, unreadable videos, choice of decoder, and bounded prefetching."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> DatasetIndex:
 
 @pytest.fixture
 def damaged(index: DatasetIndex, tmp_path: Path) -> Callable[..., DatasetIndex]:
-    """Return a function that copies the videos and spoils those of the given places in the index."""
+    """Return a function that copies the videos and damages those at the given positions in the index."""
 
-    def spoil(*places: int) -> DatasetIndex:
+    def damage(*places: int) -> DatasetIndex:
         for number, video in enumerate(index.videos):
             copy = tmp_path / video.path
             copy.parent.mkdir(exist_ok=True)
-            copy.write_bytes(b"not a film" if number in places else index.path_of(video).read_bytes())
+            copy.write_bytes(b"not a video" if number in places else index.path_of(video).read_bytes())
         return replace(index, root=tmp_path)
 
-    return spoil
+    return damage
 
 
 def loader(index: DatasetIndex, *, rule: Rule | None = None, batch_size: int = 4, spec: ClipSpec = SPEC, **options) -> ClipLoader:
@@ -70,7 +70,7 @@ def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
 
 
 @pytest.mark.parametrize(("rule", "views"), [*CLIPS.items()])
-def test_evaluation_gives_every_video_once_as_the_runtime_sees_it(index: DatasetIndex, rule: Rule, views: int) -> None:
+def test_evaluation_gives_every_video_once_with_the_runtimes_pixels(index: DatasetIndex, rule: Rule, views: int) -> None:
     made = loader(index, rule=rule, batch_size=8)
     batches = list(made)
     assert len(batches) == len(made) == 4
@@ -90,51 +90,51 @@ def test_evaluation_gives_every_video_once_as_the_runtime_sees_it(index: Dataset
     ("name", "views"),
     [("three-crop", 3), ("full-resolution", 2), ("thirty-view", 30), ("thirty-draw", 30), ("six-view", 6), ("thirty-consecutive", 30)],
 )
-def test_protocols_give_the_views_that_the_runtime_sees(name: str, views: int, tmp_path: Path) -> None:
+def test_protocols_match_the_runtime(name: str, views: int, tmp_path: Path) -> None:
     """Portrait, landscape and square, of odd sizes."""
     rng, spec = np.random.default_rng(1), protocol_spec(SQUARE if name == "thirty-draw" else SPEC, name)
     for number, (height, width) in enumerate(((60, 46), (46, 62), (50, 50))):
         (tmp_path / f"kind {number}").mkdir()
         coarse = rng.integers(0, 256, (20, 9, 11, 3)).astype(np.uint8).repeat(8, 1).repeat(8, 2)
         write_video(tmp_path / f"kind {number}" / "film.mp4", coarse[:, :height, :width])
-    films = scan(tmp_path, out=tmp_path / "index.jsonl", workers=1)
-    (batch,) = loader(films, spec=spec, batch_size=3)
+    dataset = scan(tmp_path, out=tmp_path / "index.jsonl", workers=1)
+    (batch,) = loader(dataset, spec=spec, batch_size=3)
     assert batch.clips.shape == (3, views, *spec.shape)
-    for video, clip in zip(films.videos, batch.clips.numpy(), strict=True):
-        difference = np.abs(clip.astype(int) - load_clip(films.path_of(video), spec))
+    for video, clip in zip(dataset.videos, batch.clips.numpy(), strict=True):
+        difference = np.abs(clip.astype(int) - load_clip(dataset.path_of(video), spec))
         assert difference[..., 1:-1, 1:-1, :].max() <= TOLERANCE_MAX
         assert difference.max() <= TOLERANCE_EDGE
         assert difference.mean() <= TOLERANCE_MEAN
 
 
-def test_thirty_draws_by_dali_are_those_by_pillow(tmp_path: Path) -> None:
-    """VP9, which DALI decodes on the CPU: the same draws, crops and second resize; only colours are converted otherwise."""
+def test_thirty_draws_by_dali_match_pillow(tmp_path: Path) -> None:
+    """VP9, which DALI decodes on the CPU: the same draws, crops and second resize; only the colour conversion differs."""
     rng, spec = np.random.default_rng(1), protocol_spec(SQUARE, "thirty-draw")
     (tmp_path / "kind").mkdir()
     coarse = rng.integers(0, 256, (20, 9, 11, 3)).astype(np.uint8).repeat(8, 1).repeat(8, 2)
     options = {"crf": "10", "deadline": "realtime", "cpu-used": "8"}
     write_video(tmp_path / "kind" / "film.webm", coarse[:, :46, :62], codec="libvpx-vp9", options=options)
-    films = scan(tmp_path, out=tmp_path / "index.jsonl", workers=1)
-    by_dali = loader(films, spec=spec, batch_size=1, decoder="dali")
+    dataset = scan(tmp_path, out=tmp_path / "index.jsonl", workers=1)
+    by_dali = loader(dataset, spec=spec, batch_size=1, decoder="dali")
     (clip,) = (batch.clips.numpy().astype(int) for batch in by_dali)
     assert by_dali.decoded_by == {"dali": 1}
-    expected = load_clip(films.path_of(films.videos[0]), spec)
+    expected = load_clip(dataset.path_of(dataset.videos[0]), spec)
     assert clip[0].shape == expected.shape == (30, *spec.shape)
     assert np.abs(clip[0] - expected).mean() < 4
-    assert min(np.abs(clip[0][view] - expected[(view + 1) % 30]).mean() for view in range(30)) > 12, "another view is another"
+    assert min(np.abs(clip[0][view] - expected[(view + 1) % 30]).mean() for view in range(30)) > 12, "views must differ"
 
 
-def test_training_crops_once_whatever_the_evaluation_does(index: DatasetIndex) -> None:
+def test_training_ignores_the_evaluations_crops(index: DatasetIndex) -> None:
     made = {side: next(iter(loader(index, rule="train", spec=replace(SQUARE, crop="three", crop_side=side)))) for side in (None, 36)}
     assert made[None].clips.shape == (4, 1, *SQUARE.shape)
     assert torch.equal(made[None].clips, made[36].clips)
 
 
-def test_the_rule_is_the_specs_own_unless_named(index: DatasetIndex) -> None:
+def test_the_default_rule_is_the_specs(index: DatasetIndex) -> None:
     assert next(iter(loader(index, spec=replace(SPEC, sampling="two-clip")))).clips.shape[1] == 2
 
 
-def test_a_part_of_a_video_stays_in_its_part(index: DatasetIndex) -> None:
+def test_clips_of_a_part_use_only_its_frames(index: DatasetIndex) -> None:
     video = index.videos[3]
     parts = tuple(replace(video, id=f"{video.path}#{a}-{b}", first_frame=a, frames=b - a) for a, b in ((0, 9), (9, 20)))
     batch = next(iter(loader(replace(index, videos=parts), rule="centre")))
@@ -157,8 +157,8 @@ def test_training_shuffles_by_seed_and_epoch_and_drops_the_last(index: DatasetIn
     assert loader(index, rule="train", shuffle=False).plan() == [list(range(at, at + 4)) for at in range(0, 24, 4)]
 
 
-def test_a_sample_depends_on_seed_epoch_and_video_alone(index: DatasetIndex) -> None:
-    """Not on threads, batch size, rank, order or what was loaded before."""
+def test_a_sample_depends_only_on_seed_epoch_and_video(index: DatasetIndex) -> None:
+    """Not on threads, batch size, rank, order or earlier iterations."""
     jitter = Augmentation(flip=True, brightness=0.3)
     common = {"rule": "train", "augmentation": jitter, "seed": 3, "drop_last": False}
     reference = clips_by_id(list(loader(index, threads=1, **common)))
@@ -176,7 +176,7 @@ def test_a_sample_depends_on_seed_epoch_and_video_alone(index: DatasetIndex) -> 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_processes_share_an_epoch(index: DatasetIndex, world: int) -> None:
-    """26 videos. Evaluation loses and doubles none; training keeps all processes in step."""
+    """26 videos: evaluation gives each exactly once; in training all processes have the same number of batches."""
     shown = [ids(list(loader(index, rule="centre", rank=rank, world=world))) for rank in range(world)]
     assert sorted(name for part in shown for name in part) == sorted(video.id for video in index.videos)
     training = [loader(index, rule="train", rank=rank, world=world) for rank in range(world)]
@@ -188,7 +188,7 @@ def test_processes_share_an_epoch(index: DatasetIndex, world: int) -> None:
     }
 
 
-def test_an_epoch_goes_on_in_its_middle(index: DatasetIndex) -> None:
+def test_resuming_within_an_epoch(index: DatasetIndex) -> None:
     made = loader(index, rule="train", augmentation=Augmentation(flip=True))
     made.set_epoch(2)
     whole = list(made)
@@ -196,7 +196,7 @@ def test_an_epoch_goes_on_in_its_middle(index: DatasetIndex) -> None:
     rest = list(made)
     assert ids(rest) == ids(whole[4:])
     assert same(clips_by_id(rest), clips_by_id(whole[4:]))
-    assert len(list(made)) == 6, "only the next loop begins in the middle"
+    assert len(list(made)) == 6, "only the next iteration starts within the epoch"
 
 
 def test_a_flip_may_change_the_label(index: DatasetIndex) -> None:
@@ -225,70 +225,70 @@ def test_dense_training_takes_one_random_view(index: DatasetIndex, rule: Rule) -
 
 
 def test_consecutive_training_shows_consecutive_frames(tmp_path: Path) -> None:
-    """Frame k of the film is grey of 4 k: the clip's frames can be read off, in training at another start in every epoch."""
+    """Frame k is grey of level 4 k, which identifies it; in training, the start differs between epochs."""
     (tmp_path / "kind").mkdir()
-    film = np.broadcast_to((4 * np.arange(50, dtype=np.uint8))[:, None, None, None], (50, 36, 36, 3))
+    frames = np.broadcast_to((4 * np.arange(50, dtype=np.uint8))[:, None, None, None], (50, 36, 36, 3))
     for number in range(4):
-        write_video(tmp_path / "kind" / f"{number}.mp4", film, options={"crf": "1"})
-    films = scan(tmp_path, out=tmp_path / "index.jsonl", workers=1)
+        write_video(tmp_path / "kind" / f"{number}.mp4", frames, options={"crf": "1"})
+    dataset = scan(tmp_path, out=tmp_path / "index.jsonl", workers=1)
 
     def shown(made: ClipLoader) -> np.ndarray:
         (batch,) = made
         return np.rint(batch.clips.numpy().mean((-3, -2, -1)) / 4).astype(int).reshape(len(batch.ids), -1)
 
-    training, starts = loader(films, rule="consecutive", training=True), set()
+    training, starts = loader(dataset, rule="consecutive", training=True), set()
     for epoch in range(6):
         training.set_epoch(epoch)
         numbers = shown(training)
         assert (np.diff(numbers, axis=1) == 1).all()
         starts |= set(numbers[:, 0].tolist())
     assert len(starts) > 10
-    assert shown(loader(films, rule="consecutive")).tolist() == [list(range(21, 29))] * 4, "the middle: (50 - 8) / 2"
+    assert shown(loader(dataset, rule="consecutive")).tolist() == [list(range(21, 29))] * 4, "the middle: (50 - 8) / 2"
 
 
-def test_another_video_stands_in_for_a_bad_one(index: DatasetIndex, damaged: Callable[..., DatasetIndex]) -> None:
-    spoilt = damaged(2, 11)
-    made = loader(spoilt, rule="train", drop_last=False, max_bad_share=0.2, threads=3)
+def test_an_unreadable_video_is_replaced_in_training(index: DatasetIndex, damaged: Callable[..., DatasetIndex]) -> None:
+    with_damage = damaged(2, 11)
+    made = loader(with_damage, rule="train", drop_last=False, max_bad_share=0.2, threads=3)
     first = list(made)
-    assert [item.path for item in made.bad_videos] == sorted(spoilt.videos[number].path for number in (2, 11))
+    assert [item.path for item in made.bad_videos] == sorted(with_damage.videos[number].path for number in (2, 11))
     assert all(item.path in item.reason for item in made.bad_videos)
     shown = ids(first)
-    assert len(shown) == 26, "a batch stays full"
-    bad = {spoilt.videos[number].id for number in (2, 11)}
+    assert len(shown) == 26, "batches stay full"
+    bad = {with_damage.videos[number].id for number in (2, 11)}
     assert not bad & set(shown)
-    asked = [spoilt.videos[number] for batch in made.plan() for number in batch]
-    moved = [(video.id, name) for video, name in zip(asked, shown, strict=True) if video.id != name]
+    planned = [with_damage.videos[number] for batch in made.plan() for number in batch]
+    moved = [(video.id, name) for video, name in zip(planned, shown, strict=True) if video.id != name]
     assert {was for was, _ in moved} == bad
     label_of = {video.id: video.label for video in index.videos}
     assert [label_of[name] for name in shown] == [label for batch in first for label in batch.labels.tolist()]
-    again = list(loader(spoilt, rule="train", drop_last=False, max_bad_share=0.2, threads=1))
+    again = list(loader(with_damage, rule="train", drop_last=False, max_bad_share=0.2, threads=1))
     assert ids(again) == shown
     made.set_epoch(1)
-    other = dict(zip((spoilt.videos[n].id for batch in made.plan() for n in batch), ids(list(made)), strict=True))
-    assert [other[was] for was, _ in moved] != [now for _, now in moved], "another epoch, other stand-ins"
+    other = dict(zip((with_damage.videos[n].id for batch in made.plan() for n in batch), ids(list(made)), strict=True))
+    assert [other[was] for was, _ in moved] != [now for _, now in moved], "replacements differ between epochs"
     assert len(made.bad_videos) == 2
 
 
-def test_an_evaluation_leaves_bad_videos_out_and_tells(damaged: Callable[..., DatasetIndex]) -> None:
-    spoilt = damaged(0, 5)
-    made = loader(spoilt, rule="centre", max_bad_share=0.1)
+def test_evaluation_leaves_unreadable_videos_out(damaged: Callable[..., DatasetIndex]) -> None:
+    with_damage = damaged(0, 5)
+    made = loader(with_damage, rule="centre", max_bad_share=0.1)
     batches = list(made)
     assert [len(batch.ids) for batch in batches] == [3, 3, 4, 4, 4, 4, 2]
-    assert ids(batches) == [video.id for number, video in enumerate(spoilt.videos) if number not in {0, 5}]
-    assert [item.path for item in made.bad_videos] == [spoilt.videos[number].path for number in (0, 5)]
+    assert ids(batches) == [video.id for number, video in enumerate(with_damage.videos) if number not in {0, 5}]
+    assert [item.path for item in made.bad_videos] == [with_damage.videos[number].path for number in (0, 5)]
 
 
-def test_too_many_bad_videos_stop_the_epoch(damaged: Callable[..., DatasetIndex]) -> None:
-    spoilt = damaged(1, 3, 5)
+def test_too_many_unreadable_videos_stop_the_epoch(damaged: Callable[..., DatasetIndex]) -> None:
+    with_damage = damaged(1, 3, 5)
     for rule in ("train", "centre"):
-        with pytest.raises(FlowlessError, match=r"of 26 videos cannot be read, more than the share of 0\.05.*flowless scan"):
-            list(loader(spoilt, rule=rule))
+        with pytest.raises(FlowlessError, match=r"of 26 videos cannot be read, more than the fraction 0\.05.*flowless scan"):
+            list(loader(with_damage, rule=rule))
     with pytest.raises(FlowlessError, match="8 videos in a row cannot be read"):
         list(loader(damaged(*range(26)), rule="train", max_bad_share=1))
     assert list(loader(damaged(*range(26)), rule="centre", max_bad_share=1)) == []
 
 
-def test_dali_decodes_what_it_can_and_pyav_the_rest(tmp_path: Path, index: DatasetIndex, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dali_and_pyav_share_the_videos(tmp_path: Path, index: DatasetIndex, capsys: pytest.CaptureFixture[str]) -> None:
     """VP9 by DALI's CPU decoder beside H.264 by PyAV; then with a VP9 file that is cut off."""
     frames = np.stack([np.roll(np.kron(np.eye(6), np.ones((8, 8)))[..., None] * [200, 120, 60], 2 * i, 1) for i in range(20)]).astype(
         np.uint8
@@ -296,8 +296,8 @@ def test_dali_decodes_what_it_can_and_pyav_the_rest(tmp_path: Path, index: Datas
     for label in ("down", "up"):
         (tmp_path / label).mkdir()
         for number in range(2):
-            film = frames[:: 1 if label == "down" else -1]
-            write_video(tmp_path / label / f"{number}.webm", film, codec="libvpx-vp9", options={"deadline": "realtime", "cpu-used": "8"})
+            ordered = frames[:: 1 if label == "down" else -1]
+            write_video(tmp_path / label / f"{number}.webm", ordered, codec="libvpx-vp9", options={"deadline": "realtime", "cpu-used": "8"})
         write_video(tmp_path / label / "h264.mp4", frames)
     mixed = scan(tmp_path, out=tmp_path / "index.jsonl", workers=1)
     assert len(mixed.videos) == 6
@@ -306,15 +306,15 @@ def test_dali_decodes_what_it_can_and_pyav_the_rest(tmp_path: Path, index: Datas
     for name, clip in by_dali.items():
         difference = np.abs(clip.astype(int) - by_pyav[name])
         assert difference.mean() < 3
-        assert difference.any() == name.endswith("webm"), "H.264 takes PyAV's way in both"
+        assert difference.any() == name.endswith("webm"), "PyAV decodes H.264 in both"
     both = loader(mixed, rule="centre", decoder="dali")
     for _ in range(2):
         assert sum(len(batch.ids) for batch in both) == 6
-        assert both.decoded_by == {"dali": 4, "pyav": 2}, "counted anew in every loop"
+        assert both.decoded_by == {"dali": 4, "pyav": 2}, "counted per iteration"
     cut = tmp_path / "up" / "1.webm"
     whole = cut.read_bytes()
     cut.write_bytes(whole[: len(whole) // 3])
-    # As if it had been scanned like this, so that nobody knows before it is decoded.
+    # Update the stamps, so that the damage is found only by decoding.
     mixed = replace(mixed, videos=tuple(replace(video, stamp=stamp_of(mixed.path_of(video))) for video in mixed.videos))
     alone = replace(mixed, videos=tuple(video for video in mixed.videos if video.info.codec == "vp9"))
     for some in (mixed, alone):
@@ -322,14 +322,14 @@ def test_dali_decodes_what_it_can_and_pyav_the_rest(tmp_path: Path, index: Datas
         for _ in range(2):
             assert sorted(ids(list(made))) == sorted({video.id for video in some.videos} - {"up/1.webm"})
             assert [item.path for item in made.bad_videos] == ["up/1.webm"]
-            # PyAV takes the batch with the file that DALI gave up, and keeps it.
+            # PyAV decodes the batch on which DALI failed, in this and later epochs.
             assert made.decoded_by == {"pyav": len(some.videos) - 1}
-        assert capsys.readouterr().err.count("DALI cannot decode") == 1, "the second loop knows whom to ask"
+        assert capsys.readouterr().err.count("DALI cannot decode") == 1, "the second epoch does not try DALI again"
     with pytest.raises(FlowlessError, match=r"can decode no video of the index: h264: on the CPU, DALI decodes mjpeg, vp8, vp9"):
         loader(index, decoder="dali")
 
 
-def test_a_file_that_has_changed_is_not_left_to_dali(tmp_path: Path) -> None:
+def test_a_changed_file_is_not_decoded_by_dali(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     frames = np.random.default_rng(0).integers(0, 255, (12, 48, 64, 3), np.uint8)
     options = {"deadline": "realtime", "cpu-used": "8"}
@@ -342,7 +342,7 @@ def test_a_file_that_has_changed_is_not_left_to_dali(tmp_path: Path) -> None:
     assert np.array_equal(batch.clips[0].numpy(), load_clip(old.path_of(old.videos[0]), made.spec))
 
 
-def test_a_loop_that_is_left_ends_its_threads(index: DatasetIndex) -> None:
+def test_an_abandoned_iteration_ends_its_threads(index: DatasetIndex) -> None:
     made = loader(index, rule="train", batch_size=2)
     loop = iter(made)
     next(loop)
@@ -350,13 +350,13 @@ def test_a_loop_that_is_left_ends_its_threads(index: DatasetIndex) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("flowless-loader")]
     older = iter(made)
     next(older)
-    assert len(list(made)) == 13, "a new loop begins at the first batch"
-    with pytest.raises(RuntimeError, match="a newer loop"):
+    assert len(list(made)) == 13, "a new iteration starts at the first batch"
+    with pytest.raises(RuntimeError, match="another iteration"):
         list(older)
 
 
-def test_memory_is_bounded(index: DatasetIndex, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While nobody takes batches, decoding stops: prefetch finished, one at the queue's door, one decoded ahead."""
+def test_prefetching_is_bounded(index: DatasetIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While no batches are taken, decoding stops after `prefetch` finished batches, one waiting for the queue, and one decoded ahead."""
     made = loader(index, rule="train", batch_size=2, prefetch=2, threads=2)
     drawn, draw = [], made._source.draw
     monkeypatch.setattr(made._source, "draw", lambda number, epoch: (drawn.append(number), draw(number, epoch))[1])
@@ -367,14 +367,14 @@ def test_memory_is_bounded(index: DatasetIndex, monkeypatch: pytest.MonkeyPatch)
     assert len(list(loop)) == 12
 
 
-def test_mistakes_are_told(index: DatasetIndex, tmp_path: Path) -> None:
+def test_invalid_arguments(index: DatasetIndex, tmp_path: Path) -> None:
     with pytest.raises(FlowlessError, match="no videos"):
         loader(replace(index, videos=()))
-    with pytest.raises(FlowlessError, match=r"26 videos for 1 x 40 a batch.*at most 26"):
+    with pytest.raises(FlowlessError, match=r"26 videos for batches of 1 x 40.*at most 26"):
         loader(index, rule="train", batch_size=40)
     with pytest.raises(FlowlessError, match="batch_size is 0"):
         loader(index, batch_size=0)
-    with pytest.raises(FlowlessError, match="cannot evaluate"):
+    with pytest.raises(FlowlessError, match="cannot be used for evaluation"):
         loader(index, rule="train", training=False)
     gone = replace(index, root=tmp_path / "elsewhere")
     with pytest.raises(FlowlessError, match=r"cannot be read.*elsewhere"):

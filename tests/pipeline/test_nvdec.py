@@ -1,4 +1,4 @@
-"""What NVDEC decodes is asked of the driver; what it refuses, and everything where it is not there, PyAV decodes."""
+"""NVDEC's capabilities, queried from a fake driver; PyAV decodes what NVDEC does not support, and everything without NVDEC."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from flowless.pipeline.loading import nvdec
 from flowless.pipeline.loading.nvdec import Caps, Stream, layout_of
 from flowless.pipeline.video.info import CompactInts, VideoInfo
 
-#: The driver's word on an NVIDIA GeForce RTX 3050, as `nvdecinfo` prints it (github.com/philipl/nv-video-info, pull request 7).
+#: The capabilities of an NVIDIA GeForce RTX 3050, as `nvdecinfo` prints it (github.com/philipl/nv-video-info, pull request 7).
 H264 = Caps(supported=True, min_width=48, min_height=16, max_width=4096, max_height=4096, max_macroblocks=65536)
 MPEG4 = Caps(supported=True, min_width=48, min_height=16, max_width=2032, max_height=2032, max_macroblocks=8192)
-#: HEVC's smallest picture, which the films of the GPU suite ran into.
+#: HEVC has a minimum size, above that of some videos of the GPU suite.
 HEVC = Caps(supported=True, min_width=144, min_height=144, max_width=8192, max_height=8192, max_macroblocks=262144)
 
 
 @pytest.mark.parametrize(
-    ("caps", "width", "height", "says"),
+    ("caps", "width", "height", "reason"),
     [
         (H264, 320, 240, None),
         (H264, 48, 16, None),
@@ -46,8 +46,8 @@ HEVC = Caps(supported=True, min_width=144, min_height=144, max_width=8192, max_h
         (Caps(supported=False), 320, 240, "not decoded"),
     ],
 )
-def test_sizes(caps: Caps, width: int, height: int, says: str | None) -> None:
-    assert caps.refuses(width, height) == says
+def test_supported_frame_sizes(caps: Caps, width: int, height: int, reason: str | None) -> None:
+    assert caps.refuses(width, height) == reason
 
 
 @pytest.mark.parametrize(
@@ -68,12 +68,12 @@ def test_sizes(caps: Caps, width: int, height: int, says: str | None) -> None:
         ("none such", None),
     ],
 )
-def test_layouts(pixel_format: str, layout: tuple[str, int] | None) -> None:
+def test_layout_of_pixel_formats(pixel_format: str, layout: tuple[str, int] | None) -> None:
     assert layout_of(pixel_format) == layout
 
 
-#: A driver that says what NVIDIA's application note says of Turing, GA100 and Hopper (NVDEC Application Note 13.0, table 1): no AV1,
-#: H.264 in 8 bits of 4:2:0 alone, HEVC in 4:4:4 too. Its struct is the SDK's own where the header is installed.
+#: A fake driver with the capabilities of Turing, GA100 and Hopper (NVDEC Application Note 13.0, table 1): no AV1, H.264 in 8-bit 4:2:0
+#: only, HEVC in 4:4:4 too. It uses the SDK's struct where the header is installed.
 DRIVER = """
 #if defined(__has_include)
 #if __has_include(<ffnvcodec/dynlink_cuviddec.h>)
@@ -112,7 +112,7 @@ int cuvidGetDecoderCaps(CUVIDDECODECAPS *caps) {
 
 @pytest.fixture
 def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ctypes.CDLL]:
-    """Such a driver, compiled, in the place of NVIDIA's; nothing needs a GPU's context then."""
+    """Compile the fake driver and use it instead of NVIDIA's, without a GPU context."""
     if shutil.which("gcc") is None or sys.platform != "linux":
         pytest.skip("needs gcc on Linux")
     (tmp_path / "driver.c").write_text(DRIVER)
@@ -125,37 +125,37 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ctypes.C
     nvdec.caps.cache_clear()
 
 
-def test_every_field_of_the_struct_arrives(driver: ctypes.CDLL) -> None:
+def test_caps_of_a_fake_driver(driver: ctypes.CDLL) -> None:
     assert driver.size() == ctypes.sizeof(nvdec.DecodeCaps)
     assert nvdec.why_no_nvdec() is None
     found = nvdec.caps("hevc", "4:2:0", 8)
     assert found == Caps(supported=True, min_width=144, min_height=142, max_width=8192, max_height=8176, max_macroblocks=65536)
     assert nvdec.caps("av1", "4:2:0", 8) == Caps(supported=False)
-    assert nvdec.caps("hevc", "4:2:0", 10).supported, "DALI has ten bits written as NV12"
-    assert not nvdec.caps("hevc", "4:4:4", 10).supported, "it cannot be written as NV12, which is all that DALI asks for"
-    with pytest.raises(FlowlessError, match=r"does not say what it decodes \(cuvidGetDecoderCaps: CUDA error 1\)"):
+    assert nvdec.caps("hevc", "4:2:0", 10).supported, "DALI requests NV12 for ten bits too"
+    assert not nvdec.caps("hevc", "4:4:4", 10).supported, "it has no NV12 output, the only format that DALI requests"
+    with pytest.raises(FlowlessError, match=r"does not report what it decodes \(cuvidGetDecoderCaps: CUDA error 1\)"):
         nvdec.caps("h264", "4:2:0", 17)
 
 
 @pytest.mark.parametrize(
-    ("stream", "says"),
+    ("stream", "reason"),
     [
         (Stream(codec="h264", pixel_format="yuv420p", width=320, height=240), None),
         (Stream(codec="h264", width=320, height=240), None),
         (Stream(codec="h264", pixel_format="yuv420p10le", width=320, height=240), "h264 4:2:0 10 bits: not decoded"),
         (Stream(codec="h264", pixel_format="yuv422p", width=320, height=240), "h264 4:2:2 8 bits: not decoded"),
-        (Stream(codec="h264", pixel_format="gbrp", width=320, height=240), "h264 gbrp: no chroma format that NVDEC knows"),
+        (Stream(codec="h264", pixel_format="gbrp", width=320, height=240), "h264 gbrp: no chroma format that NVDEC supports"),
         (Stream(codec="av1", pixel_format="yuv420p", width=320, height=240), "av1 4:2:0 8 bits: not decoded"),
         (Stream(codec="hevc", pixel_format="yuv444p", width=320, height=240), None),
         (Stream(codec="hevc", width=320, height=128), "hevc 4:2:0 8 bits: 320x128 is smaller than 144x142"),
-        (Stream(codec="mpeg2video", width=320, height=240), "mpeg2video: DALI does not hand it to NVDEC"),
+        (Stream(codec="mpeg2video", width=320, height=240), "mpeg2video: DALI does not decode it with NVDEC"),
     ],
 )
-def test_who_decodes(driver: ctypes.CDLL, stream: Stream, says: str | None) -> None:
-    assert nvdec.why_not(stream) == says
+def test_why_not(driver: ctypes.CDLL, stream: Stream, reason: str | None) -> None:
+    assert nvdec.why_not(stream) == reason
 
 
-def an_index(*videos: VideoRecord) -> DatasetIndex:
+def index_of(*videos: VideoRecord) -> DatasetIndex:
     named = tuple(replace(video, id=str(place), path=f"{place}.mp4") for place, video in enumerate(videos))
     return DatasetIndex(root=Path(), labels=("a",), videos=named)
 
@@ -170,33 +170,33 @@ def record(**changes: Any) -> VideoRecord:
 VIDEO = record()
 
 
-def test_what_the_gpu_refuses_is_pyavs_and_counted(driver: ctypes.CDLL) -> None:
+def test_pyav_decodes_what_nvdec_does_not(driver: ctypes.CDLL) -> None:
     pytest.importorskip("nvidia.dali")
     from flowless.pipeline.loading.frame_source import decoders_for
 
     av1, avi = record(codec="av1"), record(key_frames=CompactInts())
     sizes = {"codec": "hevc", "width": 130, "height": 320}
-    index = an_index(VIDEO, av1, VIDEO, avi, av1, record(**sizes, rotation=90), record(**sizes))
+    index = index_of(VIDEO, av1, VIDEO, avi, av1, record(**sizes, rotation=90), record(**sizes))
     found = decoders_for(index, device="gpu", decoder="auto")
     assert found.by_dali == {0, 2}
     assert found.frames == "both"
-    assert found.left == {
+    assert found.reasons == {
         "av1 4:2:0 8 bits: not decoded": 2,
-        "its time stamps do not name frames, and only PyAV counts them": 1,
+        "its time stamps do not identify frames, and only PyAV counts frames": 1,
         "hevc 4:2:0 8 bits: 320x130 is smaller than 144x142": 1,
         "hevc 4:2:0 8 bits: 130x320 is smaller than 144x142": 1,
     }
-    assert decoders_for(an_index(VIDEO), device="gpu", decoder="auto").frames == "dali"
-    assert decoders_for(an_index(av1), device="gpu", decoder="auto").frames == "pyav"
+    assert decoders_for(index_of(VIDEO), device="gpu", decoder="auto").frames == "dali"
+    assert decoders_for(index_of(av1), device="gpu", decoder="auto").frames == "pyav"
     assert not decoders_for(index, device="gpu", decoder="pyav").by_dali
     with pytest.raises(
         FlowlessError, match=r"can decode no video of the index: av1 4:2:0 8 bits: not decoded\. Use decoder 'auto' or 'pyav'"
     ):
-        decoders_for(an_index(av1), device="gpu", decoder="dali")
+        decoders_for(index_of(av1), device="gpu", decoder="dali")
 
 
-def test_without_the_drivers_library_pyav_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a container that was given the GPU's computing and not its decoders."""
+def test_pyav_decodes_without_libnvcuvid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container with the compute but not the video capability of the driver."""
     pytest.importorskip("nvidia.dali")
     from flowless.pipeline.loading.frame_source import decoders_for
 
@@ -205,8 +205,8 @@ def test_without_the_drivers_library_pyav_decodes(monkeypatch: pytest.MonkeyPatc
     assert nvdec.why_no_nvdec() == "No NVIDIA GPU can be used here (no driver, or no device)."
     monkeypatch.setattr(cuda_driver, "primary_context", lambda number: contextlib.nullcontext())
     assert "the driver's libnvcuvid.so.1 does not load" in (nvdec.why_no_nvdec() or "")
-    found = decoders_for(an_index(VIDEO, VIDEO), device="gpu", decoder="auto")
+    found = decoders_for(index_of(VIDEO, VIDEO), device="gpu", decoder="auto")
     assert (found.frames, found.by_dali) == ("pyav", frozenset())
-    assert [("libnvcuvid.so.1 does not load" in reason, count) for reason, count in found.left.items()] == [(True, 2)]
+    assert [("libnvcuvid.so.1 does not load" in reason, count) for reason, count in found.reasons.items()] == [(True, 2)]
     with pytest.raises(FlowlessError, match=r"libnvcuvid\.so\.1 does not load.*Use decoder 'auto' or 'pyav'"):
-        decoders_for(an_index(VIDEO), device="gpu", decoder="dali")
+        decoders_for(index_of(VIDEO), device="gpu", decoder="dali")

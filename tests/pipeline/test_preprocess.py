@@ -1,4 +1,4 @@
-"""The one resize rule, written a second time with Pillow alone, and whole clips."""
+"""Resizing and cropping, compared with an independent implementation in Pillow, and evaluation clips."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from PIL import Image
 from video_files import all_frames
 
 from flowless.errors import FlowlessError
-from flowless.pipeline.clip import preprocess
 from flowless.pipeline.clip.preprocess import crop_corners, load_clip, load_views, resize_and_crop, resized_size
 from flowless.pipeline.clip.sampling import clip_indices
 from flowless.pipeline.clip.spec import ClipSpec
@@ -30,17 +29,17 @@ FULL_THREE = ClipSpec(height=256, width=256, crop="three")
     [
         ((640, 480), (341, 256)),  # 341.33 rounds down
         ((480, 640), (256, 341)),
-        ((340, 256), (340, 256)),  # short side right already
+        ((340, 256), (340, 256)),  # the short side already has that length
         ((1920, 1080), (455, 256)),  # 455.1
         ((426, 240), (454, 256)),  # 454.4
         ((100, 100), (256, 256)),
     ],
 )
-def test_sizes(size, expected):
+def test_resized_size(size, expected):
     assert resized_size(*size, short_side=256) == expected
 
 
-def test_halves_round_to_even():
+def test_centre_crop_rounds_half_to_even():
     assert crop_corners(341, 256, SPEC) == ((58, 16),)  # 58.5
     assert crop_corners(343, 256, SPEC) == ((60, 16),)  # 59.5
     assert crop_corners(224, 224, SPEC) == ((0, 0),)
@@ -60,7 +59,7 @@ def test_halves_round_to_even():
         ((259, 256), ((0, 0), (0, 0), (0, 0))),  # 3 // 4 = 0
     ],
 )
-def test_three_crops_lie_at_both_ends_and_in_the_middle(size, expected):
+def test_three_crops_are_at_both_ends_and_in_the_middle(size, expected):
     width, height = size
     assert crop_corners(width, height, FULL_THREE) == expected
 
@@ -75,7 +74,7 @@ def test_three_crops_smaller_than_the_short_side():
 
 @given(width=st.integers(40, 300), height=st.integers(40, 300), seed=st.integers(0, 99))
 @example(width=57, height=58, seed=0)
-def test_three_crops_equal_pillow(width, height, seed):
+def test_three_crops_match_pillow(width, height, seed):
     frames = np.random.default_rng(seed).integers(0, 256, (2, height, width, 3), np.uint8)
     short = min(width, height)
     size = (int(56 * width / short), int(56 * height / short)) if short != 56 else (width, height)
@@ -97,8 +96,8 @@ SHRUNK = replace(SMALL, height=40, width=40, crop="three", crop_side=56)
 
 @given(width=st.integers(40, 300), height=st.integers(40, 300), seed=st.integers(0, 99), side=st.sampled_from([56, 50]))
 @example(width=56, height=90, seed=0, side=56)
-def test_shrunk_crops_equal_pillow(width, height, seed, side):
-    """STM, section 4.2: scale the short side, take three square crops, then resize those: three steps, by Pillow alone."""
+def test_shrunk_crops_match_pillow(width, height, seed, side):
+    """STM, section 4.2: scale the short side, take three square crops, then resize those."""
     frames = np.random.default_rng(seed).integers(0, 256, (2, height, width, 3), np.uint8)
     short = min(width, height)
     size = (int(56 * width / short), int(56 * height / short))
@@ -116,14 +115,14 @@ def test_shrunk_crops_equal_pillow(width, height, seed, side):
         assert np.array_equal(found[2 * number : 2 * number + 2], expected)
 
 
-def test_a_crop_as_large_as_the_networks_frame_is_not_resized_again():
+def test_a_crop_of_the_input_size_is_not_resized_again():
     frames = np.random.default_rng(0).integers(0, 256, (1, 56, 90, 3), np.uint8)
     plain = replace(SMALL, height=56, width=56, crop="three")
     assert np.array_equal(resize_and_crop(frames, replace(plain, crop_side=56)), resize_and_crop(frames, plain))
 
 
 @given(width=st.integers(40, 300), height=st.integers(40, 300), seed=st.integers(0, 99))
-def test_equals_pillow(width, height, seed):
+def test_centre_crop_matches_pillow(width, height, seed):
     frames = np.random.default_rng(seed).integers(0, 256, (2, height, width, 3), np.uint8)
     short, long = sorted((width, height))
     size = (int(56 * width / short), int(56 * height / short)) if short != 56 else (width, height)
@@ -134,7 +133,7 @@ def test_equals_pillow(width, height, seed):
     assert np.array_equal(resize_and_crop(frames, SMALL), expected)
 
 
-def test_a_frame_of_the_right_size_is_cropped_only():
+def test_a_frame_of_the_right_size_is_not_resized():
     frames = np.random.default_rng(0).integers(0, 256, (1, 256, 340, 3), np.uint8)
     assert np.array_equal(resize_and_crop(frames, SPEC), frames[:, 16:240, 58:282])
 
@@ -149,7 +148,7 @@ def test_reduction_is_antialiased():
     "frames",
     [np.zeros((2, 0, 5, 3), np.uint8), np.zeros((2, 8, 8), np.uint8), np.zeros((2, 8, 8, 3), np.float32), np.zeros((2, 8, 8, 4), np.uint8)],
 )
-def test_what_are_no_frames(frames):
+def test_invalid_frames(frames):
     with pytest.raises(FlowlessError, match=r"they must be uint8 \[K, H, W, 3\]"):
         resize_and_crop(frames, SMALL)
 
@@ -169,7 +168,7 @@ def test_a_clip_is_the_sampled_frames_resized(sampling, threads, barcodes):
 
 @pytest.mark.parametrize("sampling", ["centre", "two-clip", "dense", "ten-draw", "ten-consecutive"])
 @pytest.mark.parametrize("crop_side", [None, 56])
-def test_views_go_by_crop_and_then_by_clip(sampling, crop_side, barcodes):
+def test_views_are_ordered_by_crop_then_clip(sampling, crop_side, barcodes):
     spec = replace(THREE, sampling=sampling, crop_side=crop_side)
     path = barcodes(barcode.KINDS[0])
     full = resize_and_crop(np.stack(list(all_frames(path))), spec).reshape(3, 100, 48, 48, 3)
@@ -181,8 +180,8 @@ def test_views_go_by_crop_and_then_by_clip(sampling, crop_side, barcodes):
 
 
 @pytest.mark.parametrize("crop_side", [None, 56])
-def test_views_are_cut_when_asked_for(crop_side, barcodes):
-    """Thirty views share at most 100 frames, each held once and no larger than its crops together."""
+def test_views_share_resized_frames(crop_side, barcodes):
+    """Thirty views share at most 100 frames, each stored once and no larger than the bounding box of its crops."""
     spec = replace(THREE, sampling="dense", crop_side=crop_side)
     path = barcodes(barcode.KINDS[0])
     with VideoReader(path) as video:
@@ -192,7 +191,7 @@ def test_views_are_cut_when_asked_for(crop_side, barcodes):
     assert len(views) == 30
     across = across if crop_side is None else 3 * 48
     assert sum(frame.pixels.nbytes for frame in views.frames) <= 100 * 48 * across * 3 < views.cut().nbytes / 3
-    assert all(frame.pixels.base is None for frame in views.frames), "no larger array stays in memory behind it"
+    assert all(frame.pixels.base is None for frame in views.frames), "no reference to a larger array"
     parts = list(views.parts(8))
     assert [len(part) for part in parts] == [8, 8, 8, 6]
     assert np.array_equal(np.concatenate(parts), views.cut())
@@ -213,15 +212,14 @@ def test_a_video_shorter_than_a_clip_repeats_its_frames(clips):
     assert np.array_equal(clip[0, 0], full[[0, 1, 2, 2]])
 
 
-def test_each_frame_is_resized_once(barcodes, monkeypatch):
-    resized = []
-    inner = preprocess._small
-    monkeypatch.setattr(preprocess, "_small", lambda frame, spec: resized.append(1) or inner(frame, spec))
-    load_clip(barcodes(barcode.KINDS[0]), replace(THREE, sampling="dense"))
-    assert len(resized) <= 100
+def test_each_frame_is_resized_once(barcodes):
+    spec = replace(THREE, sampling="dense")
+    seconds = []
+    load_clip(barcodes(barcode.KINDS[0]), spec, resizing=seconds)
+    assert len(seconds) == len(np.unique(clip_indices(100, segments=8, frames_per_segment=4, rule="dense")))
 
 
 @pytest.mark.parametrize("part", [{"first_frame": 100}, {"first_frame": -1}, {"num_frames": 0}])
-def test_a_part_that_is_not_there(part, barcodes):
-    with pytest.raises(FlowlessError, match=r"h264_b_pyramid\.mp4: a part of .* was asked for"):
+def test_a_part_out_of_range(part, barcodes):
+    with pytest.raises(FlowlessError, match=r"h264_b_pyramid\.mp4: a part of .* was requested"):
         load_clip(barcodes(barcode.KINDS[0]), SMALL, **part)

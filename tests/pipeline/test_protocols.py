@@ -1,4 +1,4 @@
-"""Test protocols: what each asks of a model's ClipSpec, and that nothing else of it changes."""
+"""Test protocols: the fields of a ClipSpec that each sets, and that the others are kept."""
 
 from __future__ import annotations
 
@@ -39,24 +39,24 @@ SPEC = ClipSpec(segments=16, frames_per_segment=3, mean=(0.1, 0.2, 0.3))
     [SPEC, replace(SPEC, sampling="dense", crop="three"), replace(SPEC, sampling="ten-draw", crop_side=250, average="softmax")],
     ids=["centre", "dense three", "draws"],
 )
-def test_what_each_is(name, sampling, crop, side, views, crop_side, average, before):
+def test_protocol_spec(name, sampling, crop, side, views, crop_side, average, before):
     spec = protocol_spec(before, name)
     wanted = {"sampling": sampling, "crop": crop, "height": side, "width": side, "crop_side": crop_side}
-    assert spec == replace(SPEC, average=average or before.average, **wanted), "what a protocol leaves open is the model's"
+    assert spec == replace(SPEC, average=average or before.average, **wanted), "other fields are the model's"
     assert spec.views == views
 
 
-def test_no_protocol_is_left_untested():
-    marks: Any = test_what_each_is.pytestmark  # pyright: ignore[reportFunctionMemberAccess]
+def test_all_protocols_are_tested():
+    marks: Any = test_protocol_spec.pytestmark  # pyright: ignore[reportFunctionMemberAccess]
     assert {case[0] for mark in marks for case in mark.args[1] if isinstance(case, tuple)} == set(PROTOCOLS)
 
 
-def test_full_resolution_is_the_short_side_of_any_model():
+def test_full_resolution_uses_the_models_short_side():
     spec = protocol_spec(ClipSpec(height=96, width=112, short_side=128), "full-resolution")
     assert (spec.height, spec.width, spec.short_side) == (128, 128, 128)
 
 
-def test_names():
+def test_protocol_name():
     larger = {"full-resolution", "thirty-view", "three-view", "six-view", "three-consecutive", "thirty-consecutive"}
     assert set(SAME_SIZE) | larger | {"centre"} == set(PROTOCOLS)
     assert not set(SAME_SIZE) & larger
@@ -67,24 +67,24 @@ def test_names():
         protocol_spec(SPEC, "ten-crop")
 
 
-def test_draws_of_a_frame_that_is_no_square_or_as_large_as_the_short_side():
+def test_thirty_draw_needs_a_square_frame():
     oblong = ClipSpec(height=96, width=112, short_side=128)
     with pytest.raises(FlowlessError, match="views is 'thirty-draw', which shrinks square crops; the model's frame is 96 x 112"):
         protocol_spec(oblong, "thirty-draw")
-    assert protocol_name(protocol_spec(oblong, "three-crop")) == "three-crop", "whose name is found all the same"
+    assert protocol_name(protocol_spec(oblong, "three-crop")) == "three-crop", "names of other protocols are found"
     small = ClipSpec(height=48, width=48, short_side=48)
-    assert protocol_spec(small, "thirty-draw").crop_side is None, "nothing to shrink"
+    assert protocol_spec(small, "thirty-draw").crop_side is None, "the crop has the input size"
     assert protocol_name(protocol_spec(small, "thirty-draw")) == "thirty-draw"
 
 
-def test_a_recipe_names_its_papers_protocol():
+def test_paper_views():
     assert paper_views({"name": "stm-r50/jester", "test_views": "thirty-draw"}) == "thirty-draw"
     for recipe in ({}, {"name": "tsn-r50/jester", "test_views": None}, {"test_views": "ten-crop"}, {"fused": {}}):
         with pytest.raises(FlowlessError, match=r"views is 'paper', but .* names no test protocol.*one-view"):
             paper_views(recipe)
 
 
-def test_a_spec_travels_with_its_average_and_crop_side():
+def test_average_and_crop_side_are_stored_and_validated():
     spec = replace(SPEC, average="softmax", crop_side=250)
     assert ClipSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
     older = {name: value for name, value in SPEC.to_dict().items() if name not in {"average", "crop_side"}}
@@ -103,10 +103,10 @@ def test_a_spec_travels_with_its_average_and_crop_side():
         replace(SPEC, crop_side=257)
 
 
-def test_a_spec_travels_with_its_crop():
+def test_crop_is_stored_and_validated():
     three = replace(SPEC, crop="three")
     assert ClipSpec.from_dict(three.to_dict()) == three
-    assert SPEC.to_dict()["crop"] == "centre", "as manifests and checkpoints have had it"
+    assert SPEC.to_dict()["crop"] == "centre", "the value in existing manifests and checkpoints"
     assert ClipSpec.from_dict(SPEC.to_dict()) == SPEC
     with pytest.raises(FlowlessError, match="crop is 'ten'; it must be one of centre, three"):
         ClipSpec.from_dict({**SPEC.to_dict(), "crop": "ten"})

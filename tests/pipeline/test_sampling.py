@@ -1,4 +1,4 @@
-"""Sampling: indices worked out by hand from the published formulas, and what must hold for every video."""
+"""Sampling: indices computed by hand from the published formulas, and properties for all videos."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def starts(n: int, m: int, rule: str, *, segments: int = 8, rng=None) -> list[li
     return clip_indices(n, segments=segments, frames_per_segment=m, rule=rule, rng=rng)[:, :, 0].tolist()  # type: ignore[arg-type]
 
 
-def test_centre_equals_the_published_indices_less_one():
+def test_centre_matches_the_published_indices():
     assert starts(300, 4, "centre") == [CENTRE_300_BY_4]
     assert starts(300, 1, "centre") == [CENTRE_300_BY_1]
 
 
-def test_a_group_is_adjacent_frames():
+def test_a_stack_has_adjacent_frames():
     clip = clip_indices(300, segments=8, frames_per_segment=4, rule="centre")
     assert clip.shape == (1, 8, 4)
     assert clip.dtype == np.int64
@@ -53,7 +53,7 @@ def test_centre_of_short_videos(n, m, expected):
     assert starts(n, m, "centre") == [expected]
 
 
-def test_past_the_end_the_last_frame_repeats():
+def test_the_last_frame_repeats_past_the_end():
     assert clip_indices(2, segments=2, frames_per_segment=4, rule="centre").tolist() == [[[0, 1, 1, 1], [0, 1, 1, 1]]]
     assert clip_indices(1, segments=2, frames_per_segment=3, rule="centre").tolist() == [[[0, 0, 0], [0, 0, 0]]]
 
@@ -82,20 +82,20 @@ def test_dense_test_views():
     ],
 )
 def test_ten_dense_clips_of_four_adjacent_frames(n, first):
-    """Groups begin at (8 k + start) mod n; the published code counts from 1."""
+    """Stacks start at (8 k + start) mod n; the published code counts from 1."""
     clips = clip_indices(n, segments=8, frames_per_segment=4, rule="dense")
     assert clips.tolist() == [[[start + 8 * k + j for j in range(4)] for k in range(8)] for start in first]
 
 
-def test_dense_groups_stop_at_the_last_frame():
-    # n = 42: (8 k) mod 42 = 0 8 16 24 32 40 6 14; the group at 40 has two frames and repeats its last.
+def test_dense_stacks_stop_at_the_last_frame():
+    # n = 42: (8 k) mod 42 = 0 8 16 24 32 40 6 14; the stack at 40 has two frames and repeats the last.
     clips = clip_indices(42, segments=8, frames_per_segment=4, rule="dense")
     assert clips[0, :, 0].tolist() == [0, 8, 16, 24, 32, 40, 6, 14]
     assert clips[0, 5].tolist() == [40, 41, 41, 41]
     assert (clips == clips[0]).all()
 
 
-def test_dense_wraps_round_short_videos():
+def test_dense_wraps_in_short_videos():
     # pos = 1, so all ten views begin at 0; (8 k) mod 20
     assert starts(20, 1, "dense") == [[0, 8, 16, 4, 12, 0, 8, 16]] * DENSE_VIEWS
 
@@ -106,23 +106,23 @@ def test_dense_training_takes_one_view_and_never_the_last_start():
     assert len(starts(300, 1, "dense", rng=sample_rng(0, 0, "v"))) == 1
 
 
-def test_train_places_each_segment_by_itself():
+def test_train_draws_each_segment_independently():
     # average = (300 - 4 + 1) // 8 = 37: segment k from 37 k to 37 k + 36
     draws = np.array([starts(300, 4, "train", rng=sample_rng(1, epoch, "v"))[0] for epoch in range(2000)])
     low, high = draws.min(axis=0), draws.max(axis=0)
     assert low.tolist() == [37 * k for k in range(8)]
     assert high.tolist() == [37 * k + 36 for k in range(8)]
-    assert len(np.unique(draws[:, 0] * 37 + draws[:, 1] - 37)) > 700, "segments must not move together"
+    assert len(np.unique(draws[:, 0] * 37 + draws[:, 1] - 37)) > 700, "segments must be independent"
 
 
-def test_train_on_videos_of_less_than_a_frame_a_segment():
+def test_train_on_short_videos():
     # n = 10, m = 4: average = 7 // 8 = 0 and n > N: sorted draws from 0 to 6
     draws = np.array([starts(10, 4, "train", rng=sample_rng(2, epoch, "v"))[0] for epoch in range(300)])
     assert (np.diff(draws, axis=1) >= 0).all()
     assert set(draws.ravel()) == set(range(7))
-    # n <= N: the beginning
+    # n <= N: all at frame 0
     assert starts(8, 4, "train", rng=sample_rng(0, 0, "v")) == [[0] * 8]
-    # n > N but shorter than a group, where the published code fails
+    # n > N but shorter than a stack, where the published code fails
     assert starts(5, 8, "train", segments=2, rng=sample_rng(0, 0, "v")) == [[0, 0]]
 
 
@@ -133,7 +133,7 @@ def test_train_on_videos_of_less_than_a_frame_a_segment():
     rule=st.sampled_from(get_args(Rule)),
     seed=st.integers(0, 2**40),
 )
-def test_every_clip_is_inside_its_video_and_repeats(n, segments, m, rule, seed):
+def test_indices_are_in_range_and_reproducible(n, segments, m, rule, seed):
     def draw():
         return clip_indices(n, segments=segments, frames_per_segment=m, rule=rule, rng=sample_rng(seed, 3, "some/video"))
 
@@ -148,14 +148,14 @@ def test_every_clip_is_inside_its_video_and_repeats(n, segments, m, rule, seed):
     assert np.array_equal(clip, draw())
 
 
-def test_a_sample_depends_on_seed_epoch_and_video_alone():
+def test_a_sample_depends_only_on_seed_epoch_and_video():
     def draw(*key):
         return starts(300, 4, "train", rng=sample_rng(*key))
 
     first = draw(1, 2, "a")
     assert first == draw(1, 2, "a")
     assert first not in (draw(2, 2, "a"), draw(1, 3, "a"), draw(1, 2, "b"))
-    # The same on every machine and in every release: a changed sample is a changed training run.
+    # Pinned across machines and releases, so that training runs are reproducible.
     assert sample_rng(1, 2, "a").integers(10**6, size=4).tolist() == PINNED
 
 
@@ -163,7 +163,7 @@ PINNED = [237110, 667626, 755327, 711361]
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "reason"),
     [
         ({"num_frames": 0}, "num_frames is 0"),
         ({"segments": 0}, "segments is 0"),
@@ -173,7 +173,7 @@ PINNED = [237110, 667626, 755327, 711361]
         ({"rule": "train"}, "rng=sample_rng"),
     ],
 )
-def test_what_cannot_be_is_said(change, words):
+def test_invalid_arguments(change, reason):
     arguments = {"num_frames": 10, "segments": 8, "frames_per_segment": 4, "rule": "centre"} | change
-    with pytest.raises(FlowlessError, match=words):
+    with pytest.raises(FlowlessError, match=reason):
         clip_indices(arguments.pop("num_frames"), **arguments)

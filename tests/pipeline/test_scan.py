@@ -1,4 +1,4 @@
-"""Scanning: every file is looked at once, a bad one is listed, an interruption costs nothing."""
+"""The scan: source formats, refused files, labels, resuming, crashes, and the command."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def tree(tree_once, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_folder_per_class(tree, tmp_path, workers):
+def test_folder_per_class(tree, tmp_path, workers):
     out = tmp_path / "indices" / "train.jsonl"
     report = run_scan(tree, out=out, options=ScanOptions(workers=workers))
     index = DatasetIndex.load(out)
@@ -81,20 +81,20 @@ def test_a_folder_per_class(tree, tmp_path, workers):
     }
     assert report.ignored == ("README.md", "clap/notes.txt")
     assert report.resumed == 0
-    assert [path.name for path in out.parent.iterdir()] == ["train.jsonl"], "no journal, no draft stays behind"
+    assert [path.name for path in out.parent.iterdir()] == ["train.jsonl"], "no journal or draft is left"
 
 
-def test_links_to_class_folders_and_files_are_followed(tree, tmp_path):
+def test_links_are_followed(tree, tmp_path):
     linked = tmp_path / "linked"
     (linked / "one").mkdir(parents=True)
     (linked / "one" / "x.mp4").symlink_to(tree / "wave" / "a.mp4")
     (linked / "two").symlink_to(tree / "clap")
-    (tree / "clap" / "round").symlink_to(tree / "clap")  # a link to itself must not go round for ever
+    (tree / "clap" / "round").symlink_to(tree / "clap")  # a link to a parent folder must not cause an infinite loop
     index = scan(linked, out=tmp_path / "i.jsonl", workers=1)
     assert [record.id for record in index.videos] == ["one/x.mp4", "two/d.webm", "two/deep/c.mp4"]
 
 
-def test_a_table_with_parts_in_seconds(tree, tmp_path):
+def test_csv_with_parts(tree, tmp_path):
     table = tree / "list.csv"
     table.write_text(
         "path, label, start, end\n"
@@ -121,44 +121,44 @@ def test_a_table_with_parts_in_seconds(tree, tmp_path):
     reasons = [item.reason for item in index.refused]
     assert reasons == [
         "line 6: it has no label",
-        "line 7: start is 'later'; it must be seconds from 0 on, or nothing",
+        "line 7: start is 'later'; it must be seconds, at least 0, or empty",
         "line 8: end is 2 s, which is not after start, 3 s",
         "line 9: listed already in line 4",
-        "line 5: no frame is shown from 5 s to 6 s; the video lasts 0.12 s",
+        "line 5: it has no frame from 5 s to 6 s; the video lasts 0.12 s",
         "line 11: there is no such file",
     ]
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "reason"),
     [
-        ("a.mp4,wave\n", "first line names the columns"),
+        ("a.mp4,wave\n", "first line has the columns"),
         ("path,label,begin\nx,y,1\n", "'begin'"),
-        ("", "first line names the columns"),
-        ("path,label\n", "it names no video"),
+        ("", "first line has the columns"),
+        ("path,label\n", "it lists no video"),
     ],
 )
-def test_tables_that_are_none(text, words, tmp_path):
+def test_invalid_tables(text, reason, tmp_path):
     table = tmp_path / "list.csv"
     table.write_text(text)
-    with pytest.raises(FlowlessError, match=words) as caught:
+    with pytest.raises(FlowlessError, match=reason) as caught:
         list_source(table, format="csv")
     assert str(table) in str(caught.value)
 
 
-def test_sources_that_are_none(tmp_path):
+def test_invalid_sources(tmp_path):
     (tmp_path / "flat").mkdir()
     (tmp_path / "flat" / "a.mp4").touch()
     (tmp_path / "binary.csv").write_bytes(bytes(range(128, 256)))
-    for source, kind, words in (
+    for source, kind, reason in (
         (tmp_path / "nothing", "folder", "there is no such file or folder"),
         (tmp_path / "binary.csv", "folder", "--format csv"),
         (tmp_path / "flat", "folder", r"SOURCE/<class>/<video>"),
         (tmp_path / "binary.csv", "csv", "UTF-8"),
-        (tmp_path / "flat", "csv", "it is no file"),
+        (tmp_path / "flat", "csv", "it is not a regular file"),
         (tmp_path / "flat", "kinetics", f"it must be one of {', '.join(FORMATS)}"),
     ):
-        with pytest.raises(FlowlessError, match=words):
+        with pytest.raises(FlowlessError, match=reason):
             list_source(source, format=kind)
 
 
@@ -169,23 +169,23 @@ def test_labels_of_another_index(tree, tmp_path):
     assert index.labels == ("clap", "wave")
     assert len(index.videos) == 4
     (reason,) = (item.reason for item in index.refused if item.path == "jump/new.mp4")
-    assert reason == f"its label 'jump' is not among the 2 of {tmp_path / 'train.jsonl'}"
+    assert reason == f"its label 'jump' is not among the 2 labels of {tmp_path / 'train.jsonl'}"
 
 
-def test_label_files(tmp_path):
+def test_read_labels(tmp_path):
     path = tmp_path / "labels"
     for text, names in (("b\na\n\n", ("b", "a")), ('["x", "y z"]', ("x", "y z")), ("0\n1\n10\n", ("0", "1", "10"))):
         path.write_text(text)
         assert read_labels(path) == names
-    for text, words in (("a\nb\na\n", r"\['a'\] appear more than once"), ("\n", "it has no labels"), ("[1, 2]", "no text")):
+    for text, reason in (("a\nb\na\n", r"\['a'\] appear more than once"), ("\n", "it has no labels"), ("[1, 2]", "not strings")):
         path.write_text(text)
-        with pytest.raises(FlowlessError, match=words):
+        with pytest.raises(FlowlessError, match=reason):
             read_labels(path)
     with pytest.raises(FlowlessError, match="cannot be read"):
         read_labels(tmp_path / "none")
 
 
-def test_labels_that_are_numbers_go_by_number(tmp_path):
+def test_numeric_labels_are_sorted_by_number(tmp_path):
     for name in ("10", "9", "100"):
         (tmp_path / "set" / name).mkdir(parents=True)
         (tmp_path / "set" / name / "x.mp4").touch()
@@ -194,7 +194,7 @@ def test_labels_that_are_numbers_go_by_number(tmp_path):
     assert len(index.refused) == 3
 
 
-def test_an_interrupted_scan_goes_on_where_it_stopped(tree, tmp_path, monkeypatch):
+def test_an_interrupted_scan_is_resumed(tree, tmp_path, monkeypatch):
     out = tmp_path / "i.jsonl"
     inner = scan_module.run_jobs
 
@@ -211,29 +211,29 @@ def test_an_interrupted_scan_goes_on_where_it_stopped(tree, tmp_path, monkeypatc
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["i.jsonl.journal"]
     journal = tmp_path / "i.jsonl.journal"
     journal.write_text(journal.read_text() + '{"key": ["torn')
-    touched = tree / "clap" / "d.webm"  # the first one, noted already
+    touched = tree / "clap" / "d.webm"  # the first file, already in the journal
     os.utime(touched, ns=(1, 1))
 
-    looked = []
-    look = scan_jobs.look
-    monkeypatch.setattr(scan_jobs, "look", lambda job: looked.append(Path(job.path).name) or look(job))
+    inspected = []
+    inspect_file = scan_jobs.inspect_file
+    monkeypatch.setattr(scan_jobs, "inspect_file", lambda job: inspected.append(Path(job.path).name) or inspect_file(job))
     report = run_scan(tree, out=out, options=ScanOptions(workers=1))
     assert report.resumed == 3
-    assert sorted(looked) == ["a.mp4", "b.MKV", "d.webm", "gone.mp4"]
+    assert sorted(inspected) == ["a.mp4", "b.MKV", "d.webm", "gone.mp4"]
     assert not journal.exists()
     clean = run_scan(tree, out=tmp_path / "clean.jsonl", options=ScanOptions(workers=1))
     assert (clean.index.videos, clean.index.refused) == (report.index.videos, report.index.refused)
 
 
-def test_another_question_is_not_answered_from_the_journal(tree, tmp_path, monkeypatch):
+def test_the_journal_is_not_reused_with_other_options(tree, tmp_path, monkeypatch):
     out = tmp_path / "i.jsonl"
 
     def fails(self, path):
-        raise FlowlessError("no room")
+        raise FlowlessError("disk full")
 
     with monkeypatch.context() as patch:
         patch.setattr(DatasetIndex, "save", fails)
-        with pytest.raises(FlowlessError, match="no room"):
+        with pytest.raises(FlowlessError, match="disk full"):
             run_scan(tree, out=out, options=ScanOptions(workers=1))
     assert not out.exists()
     assert run_scan(tree, out=out, options=ScanOptions(workers=1, decode=False)).resumed == 0
@@ -243,13 +243,13 @@ def test_another_question_is_not_answered_from_the_journal(tree, tmp_path, monke
 def test_ctrl_c_keeps_the_journal_and_no_index(tmp_path, workers):
     short, long = video(tmp_path / "short.mp4", 40), video(tmp_path / "long.mp4", 3000)
     for number in range(1000):
-        # The long ones, which come last, take minutes, however late this process sees that the scan has come to them.
+        # The long videos, which come last, take minutes, so the scan is still running when it is interrupted.
         link = tmp_path / "set" / "class" / f"{number:04d}.mp4"
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(short if number < 40 else long)
     out, journal = tmp_path / "i.jsonl", tmp_path / "i.jsonl.journal"
-    words = [sys.executable, "-m", "flowless", "scan", str(tmp_path / "set"), "--out", str(out), "--workers", workers]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, process_group=0)
+    command = [sys.executable, "-m", "flowless", "scan", str(tmp_path / "set"), "--out", str(out), "--workers", workers]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, process_group=0)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and (not journal.exists() or journal.read_text().count("\n") < 20):
         time.sleep(0.01)
@@ -257,7 +257,7 @@ def test_ctrl_c_keeps_the_journal_and_no_index(tmp_path, workers):
     _, log = process.communicate(timeout=60)
     assert process.returncode == 130, log
     assert "Traceback" not in log
-    assert "Go on with the same command" in log
+    assert "Run the same command again" in log
     assert not out.exists()
     assert journal.exists()
     for link in (tmp_path / "set").rglob("*.mp4"):
@@ -271,27 +271,27 @@ def test_ctrl_c_keeps_the_journal_and_no_index(tmp_path, workers):
 def crash(job: Job):
     if "bad" in job.path:
         os.kill(os.getpid(), signal.SIGKILL)
-    return scan_jobs.Found(reason="looked")
+    return scan_jobs.Inspection(reason="inspected")
 
 
-def test_a_decoder_that_crashes_takes_only_its_file_along(monkeypatch):
-    monkeypatch.setattr(scan_jobs, "look_in_time", crash)
+def test_a_crashing_decoder_affects_only_its_file(monkeypatch):
+    monkeypatch.setattr(scan_jobs, "inspect_with_timeout", crash)
     jobs = [Job(path=f"{'bad' if number == 7 else 'good'}{number}", parts=(), decode=True) for number in range(20)]
     found = {job.path: finding.reason for job, finding in run_jobs(jobs, workers=2)}
     assert len(found) == 20
-    assert found.pop("bad7") == "the decoder crashed on it, or did not come to an end"
-    assert set(found.values()) == {"looked"}
+    assert found.pop("bad7") == "the decoder crashed or hung"
+    assert set(found.values()) == {"inspected"}
 
 
-def test_what_nobody_foresaw_is_a_reason_too(monkeypatch):
+def test_an_unexpected_error_becomes_a_reason(monkeypatch):
     def fails(*args, **kwargs):
         raise RuntimeError("surprise")
 
     monkeypatch.setattr(scan_jobs, "open_reader", fails)
-    assert scan_jobs.look(Job(path=__file__, parts=(), decode=True)).reason == "looking at it failed (RuntimeError: surprise)"
+    assert scan_jobs.inspect_file(Job(path=__file__, parts=(), decode=True)).reason == "inspecting it failed (RuntimeError: surprise)"
 
 
-def test_the_command(tree, tmp_path, capsys):
+def test_scan_command(tree, tmp_path, capsys):
     out = tmp_path / "i.jsonl"
     assert scan_command([str(tree), "--out", str(out), "--workers", "1", "--json"]) == 0
     captured = capsys.readouterr()
@@ -307,20 +307,20 @@ def test_the_command(tree, tmp_path, capsys):
     assert "the file is empty" in printed
 
 
-def test_the_command_says_when_nothing_can_be_used(tmp_path):
+def test_scan_command_without_usable_videos(tmp_path):
     (tmp_path / "set" / "a").mkdir(parents=True)
     (tmp_path / "set" / "a" / "x.mp4").touch()
-    with pytest.raises(FlowlessError, match="no video of it can be used"):
+    with pytest.raises(FlowlessError, match="it has no usable video"):
         scan_command([str(tmp_path / "set"), "--out", str(tmp_path / "i.jsonl")])
     assert DatasetIndex.load(tmp_path / "i.jsonl").refused[0].reason == "the file is empty"
 
 
-def test_workers_must_be_some(tree, tmp_path):
+def test_workers_must_be_positive(tree, tmp_path):
     with pytest.raises(FlowlessError, match="workers is 0"):
         scan(tree, out=tmp_path / "i.jsonl", workers=0)
 
 
-def test_damaged_real_clip_is_refused_and_the_rest_goes_on(clips, tmp_path):
+def test_a_damaged_real_clip_is_refused(clips, tmp_path):
     folder = tmp_path / "set" / "things"
     folder.mkdir(parents=True)
     for name in ("corrupted.mp4", "rotated_90.mov", "unordered.mov"):
@@ -335,8 +335,8 @@ def test_damaged_real_clip_is_refused_and_the_rest_goes_on(clips, tmp_path):
     assert np.array_equal(frames_of(loaded.path_of(loaded.videos[1]), [2]), frames_of(clips / "unordered.mov", [2]))
 
 
-def test_a_full_disk_is_told_and_nothing_half_written_stays(tree, tmp_path):
-    """The system itself refuses: no file may grow beyond a few bytes."""
+def test_a_full_disk_leaves_no_files(tree, tmp_path):
+    """The system limits the file size to a few bytes."""
     program = (
         "import resource, signal, sys\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
@@ -351,20 +351,20 @@ def test_a_full_disk_is_told_and_nothing_half_written_stays(tree, tmp_path):
     assert not (tmp_path / "out" / "index.jsonl").exists()
 
 
-def test_what_is_no_index_is_not_replaced_by_one(tree, tmp_path):
-    film = tmp_path / "film.mp4"
-    film.write_bytes(b"a film")
-    with pytest.raises(FlowlessError, match=r"film\.mp4: exists and is no index, so it is left alone"):
-        scan(tree, out=film, workers=1)
-    assert film.read_bytes() == b"a film"
+def test_only_an_index_is_replaced(tree, tmp_path):
+    other = tmp_path / "film.mp4"
+    other.write_bytes(b"a film")
+    with pytest.raises(FlowlessError, match=r"film\.mp4: exists and is not an index, so it is not replaced"):
+        scan(tree, out=other, workers=1)
+    assert other.read_bytes() == b"a film"
     index = scan(tree, out=tmp_path / "index.jsonl", workers=1)
     assert scan(tree, out=tmp_path / "index.jsonl", workers=1) == index
     (tmp_path / "index.jsonl").write_text('{"format": "flowless-index", "version": 1}\n')
     assert scan(tree, out=tmp_path / "index.jsonl", workers=1) == index
 
 
-def test_a_script_needs_no_guard(tmp_path, barcodes):
-    """Worker processes would run it again from its beginning, and refuse every file."""
+def test_a_script_needs_no_main_guard(tmp_path, barcodes):
+    """Spawned workers must not run the script again."""
     for number in range(3):
         (tmp_path / "set" / "a").mkdir(parents=True, exist_ok=True)
         (tmp_path / "set" / "a" / f"{number}.mp4").symlink_to(barcodes(barcode.KINDS[0]))

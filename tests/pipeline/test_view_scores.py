@@ -1,4 +1,4 @@
-"""The score of a video from its views' scores: logits or softmax, all at once or one after another, and no overflow."""
+"""Video scores from view scores: average of logits or softmax, incremental, and without overflow."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from flowless.pipeline.clip.spec import Average
 from flowless.pipeline.clip.view_scores import ViewAverage, average_views
 
-#: The audit's proof: by logits class 0 wins (means 3, 2, 0), by softmax class 1.
-PROOF = np.array([[9, 0, 0], [0, 3, 0], [0, 3, 0]], np.float32)
+#: By the mean logits (3, 2, 0) class 0 is best, by the mean softmax class 1.
+SCORES = np.array([[9, 0, 0], [0, 3, 0], [0, 3, 0]], np.float32)
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
@@ -19,24 +19,24 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     return raised / raised.sum(-1, keepdims=True)
 
 
-def test_the_two_averages_pick_other_classes():
-    assert average_views(PROOF, "logits").tolist() == [3, 2, 0]
-    found = average_views(PROOF, "softmax")
+def test_logits_and_softmax_can_differ():
+    assert average_views(SCORES, "logits").tolist() == [3, 2, 0]
+    found = average_views(SCORES, "softmax")
     assert found.argmax() == 1
-    np.testing.assert_allclose(np.exp(found), softmax(PROOF).mean(0), rtol=1e-6)
-    np.testing.assert_allclose(softmax(found), softmax(PROOF).mean(0), rtol=1e-6)
+    np.testing.assert_allclose(np.exp(found), softmax(SCORES).mean(0), rtol=1e-6)
+    np.testing.assert_allclose(softmax(found), softmax(SCORES).mean(0), rtol=1e-6)
     assert found.dtype == np.float32
 
 
 @pytest.mark.parametrize("average", get_args(Average))
-def test_one_view_stays_as_it_is(average):
-    assert average_views(PROOF[:1], average).tolist() == [9, 0, 0]
+def test_one_view_is_unchanged(average):
+    assert average_views(SCORES[:1], average).tolist() == [9, 0, 0]
     batch = np.random.default_rng(0).normal(size=(4, 1, 5)).astype(np.float32)
     assert np.array_equal(average_views(batch, average), batch[:, 0])
 
 
 @pytest.mark.parametrize("average", get_args(Average))
-def test_in_parts_as_at_once(average):
+def test_incremental_average(average):
     scores = np.random.default_rng(1).normal(0, 4, (6, 30, 7)).astype(np.float32)
     parts = ViewAverage(average)
     for start, stop in ((0, 1), (1, 1), (1, 9), (9, 30)):
@@ -47,9 +47,9 @@ def test_in_parts_as_at_once(average):
     np.testing.assert_allclose(average_views(scores, average), expected, atol=1e-5)
 
 
-def test_a_class_that_no_view_believes_in_keeps_a_finite_score():
+def test_large_logits_give_finite_scores():
     scores = np.array([[1000, 0, -1000], [1000, 0, -1000]], np.float32)
     found = average_views(scores, "softmax")
-    assert np.isfinite(found).all(), "metrics refuse scores that are no numbers"
+    assert np.isfinite(found).all(), "metrics reject NaN"
     assert found.tolist() == [0, -1000, -2000]
-    assert np.isnan(average_views([[np.nan, 0.0], [1.0, 0.0]], "softmax")).any(), "a broken engine is not hidden"
+    assert np.isnan(average_views([[np.nan, 0.0], [1.0, 0.0]], "softmax")).any(), "NaN must not be hidden"

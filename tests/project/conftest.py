@@ -1,4 +1,4 @@
-"""A Python that has flowless and the base install's libraries, and nothing else: made from links, without a network."""
+"""Fixture that runs Python with only flowless and the base install's libraries, made from links without a network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def _link_base_install(folder: Path) -> Path:
-    """Link the libraries of requirements/base.txt, and flowless, into `folder`; return it."""
+    """Link flowless and the libraries of requirements/base.txt into `folder`; return it."""
     folder.mkdir(parents=True)
     (folder / "flowless").symlink_to(ROOT / "flowless", target_is_directory=True)
     pinned = (ROOT / "requirements" / "base.txt").read_text(encoding="utf-8")
@@ -34,13 +34,13 @@ def _link_base_install(folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def run_bare(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sequence[str]], subprocess.CompletedProcess[str]]:
-    """Return what runs Python with the given words, seeing only the base install and the standard library."""
+    """Return a function that runs Python with the given arguments, the base install and the standard library."""
     site = _link_base_install(tmp_path_factory.mktemp("bare") / "site")
     clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
 
-    def run(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
-        # -S leaves out this environment's own libraries; the links alone are found.
-        command = [sys.executable, "-S", *map(str, words)]
+    def run(args: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        # -S leaves out this environment's site-packages, so only the links are found.
+        command = [sys.executable, "-S", *map(str, args)]
         return subprocess.run(command, env={**clean, "PYTHONPATH": str(site)}, capture_output=True, text=True, check=False, cwd=site)
 
     return run

@@ -1,4 +1,4 @@
-"""The base install alone (numpy, PyAV, Pillow, rich, tyro, OpenVINO) must import, help and predict."""
+"""The base install (numpy, PyAV, Pillow, rich, tyro, OpenVINO) imports its modules, names missing extras, and runs the doctor."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-#: Modules that a runtime install lives on; each must import where PyTorch, DALI, ONNX and the rest are not installed.
+#: Modules that must import without PyTorch, DALI, ONNX and the other optional libraries.
 LIGHT = (
     *("cli", "console", "errors", "files", "machine", "timing"),
     *(
@@ -47,7 +47,7 @@ Run = Callable[[Sequence[str]], subprocess.CompletedProcess[str]]
 
 
 @pytest.mark.parametrize("module", ["torch", "nvidia.dali", "onnx", "onnxruntime", "timm", "lightning"])
-def test_the_bare_install_is_bare(run_bare: Run, module: str) -> None:
+def test_optional_libraries_are_missing(run_bare: Run, module: str) -> None:
     done = run_bare(["-c", f"import {module}"])
     assert "ModuleNotFoundError" in done.stderr
 
@@ -57,7 +57,7 @@ def test_light_modules_import(run_bare: Run) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_what_needs_more_says_which_extra(run_bare: Run, tmp_path: Path) -> None:
+def test_a_missing_library_names_its_extra(run_bare: Run, tmp_path: Path) -> None:
     checkpoint = tmp_path / "best.safetensors"
     checkpoint.write_bytes(b"x")
     done = run_bare(["-m", "flowless", "export", str(checkpoint), "--out", str(tmp_path / "bundle")])
@@ -66,7 +66,7 @@ def test_what_needs_more_says_which_extra(run_bare: Run, tmp_path: Path) -> None
     assert "Traceback" not in done.stderr
 
 
-def test_the_doctor_works_bare(run_bare: Run) -> None:
+def test_doctor_runs(run_bare: Run) -> None:
     done = run_bare(["-m", "flowless", "doctor", "--json"])
     assert done.returncode == 0, done.stderr
     assert "pip install 'flowless[train]'" in done.stdout

@@ -1,4 +1,4 @@
-"""One CUDA for all pinned libraries: a process holds one major version of its libraries, torch's, and what wants another does not load."""
+"""All pinned libraries use one major version of CUDA: a process loads the libraries of PyTorch's, and others fail to load."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 PINNED = Path(__file__).parents[2] / "requirements" / "all.txt"
-#: `nvidia-cudnn-cu13`, `tensorrt-rtx-cu13-libs`, `nvidia-dali-cuda130`: the name says for which CUDA it is.
+#: `nvidia-cudnn-cu13`, `tensorrt-rtx-cu13-libs`, `nvidia-dali-cuda130`: the name has the CUDA version.
 NAMED = re.compile(r"^(?P<name>[a-z0-9-]+-cu(?:da)?(?P<major>1\d)\d?(?:-[a-z]+)?)==", re.MULTILINE)
-#: Distributions of CUDA itself, whose own version is CUDA's.
+#: Distributions of CUDA itself, whose version is CUDA's.
 TOOLKIT = re.compile(r"^(?P<name>cuda-toolkit|nvidia-cuda-[a-z]+)==(?P<major>\d+)\.", re.MULTILINE)
 VERSIONED = re.compile(r"(?P<stem>.+\.so)\.(?P<version>\d+)")
 
 
-def needed(path: Path) -> list[str]:
-    """Names of the shared libraries that a 64-bit little-endian ELF file asks the loader for (its DT_NEEDED entries)."""
+def needed_libraries(path: Path) -> list[str]:
+    """Return the DT_NEEDED entries (required shared libraries) of a 64-bit little-endian ELF file."""
     with path.open("rb") as file:
         if file.read(6) != b"\x7fELF\x02\x01":
             return []
@@ -48,7 +48,7 @@ def needed(path: Path) -> list[str]:
 
 
 def shared_objects() -> Iterator[tuple[str, Path]]:
-    """Every shared library of the environment, with the distribution that brought it."""
+    """Yield every shared library of the environment, with its distribution."""
     for distribution in distributions():
         for file in distribution.files or ():
             if re.search(r"\.so(\.\d+)*$", file.name):
@@ -60,13 +60,13 @@ def pinned_majors() -> dict[str, int]:
     return {found["name"]: int(found["major"]) for pattern in (NAMED, TOOLKIT) for found in pattern.finditer(text)}
 
 
-def test_the_pins_are_for_one_cuda() -> None:
+def test_pins_have_one_cuda_version() -> None:
     majors = pinned_majors()
     assert {"cuda-toolkit", "nvidia-cuda-runtime", "nvidia-cudnn-cu13", "nvidia-dali-cuda130", "tensorrt-rtx-cu13-libs"} <= set(majors)
     assert len(set(majors.values())) == 1, majors
 
 
-def test_the_installed_libraries_are_built_for_the_cuda_of_the_pins() -> None:
+def test_installed_libraries_match_the_pinned_cuda() -> None:
     import torch
 
     majors = {"torch": int(str(torch.version.cuda).partition(".")[0])}
@@ -78,16 +78,16 @@ def test_the_installed_libraries_are_built_for_the_cuda_of_the_pins() -> None:
     assert len(set(majors.values())) == 1, majors
 
 
-def test_cuda_libraries_that_are_linked_to_are_there() -> None:
-    """Where a library asks for `libcublas.so.12` and the environment has `libcublas.so.13`, it does not load."""
+def test_linked_cuda_libraries_are_installed() -> None:
+    """A library that needs `libcublas.so.12` does not load where the environment has `libcublas.so.13`."""
     found = list(shared_objects())
-    there: dict[str, set[str]] = {}
+    installed: dict[str, set[str]] = {}
     for name, path in found:
         if name.startswith("nvidia-") and (match := VERSIONED.match(path.name)):
-            there.setdefault(match["stem"], set()).add(match["version"])
-    assert {"libcudart.so", "libcublas.so", "libcudnn.so"} <= set(there)
-    asked = [(name, path, match) for name, path in found for item in needed(path) if (match := VERSIONED.fullmatch(item))]
-    of_cuda = [(name, path, match) for name, path, match in asked if match["stem"] in there]
+            installed.setdefault(match["stem"], set()).add(match["version"])
+    assert {"libcudart.so", "libcublas.so", "libcudnn.so"} <= set(installed)
+    wanted = [(name, path, match) for name, path in found for item in needed_libraries(path) if (match := VERSIONED.fullmatch(item))]
+    of_cuda = [(name, path, match) for name, path, match in wanted if match["stem"] in installed]
     assert {"torch", "onnxruntime-gpu"} <= {name for name, _, _ in of_cuda}
-    wrong = [f"{name}: {path.name} wants {match[0]}" for name, path, match in of_cuda if match["version"] not in there[match["stem"]]]
-    assert not wrong, f"{wrong}; the environment has {there}"
+    wrong = [f"{name}: {path.name} wants {match[0]}" for name, path, match in of_cuda if match["version"] not in installed[match["stem"]]]
+    assert not wrong, f"{wrong}; the environment has {installed}"

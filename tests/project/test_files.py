@@ -1,4 +1,4 @@
-"""A file appears whole or not at all."""
+"""Atomic writing of files and folders, and its errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def leftovers(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_file_appears_whole(tmp_path: Path) -> None:
+def test_whole_file_is_atomic(tmp_path: Path) -> None:
     with whole_file(tmp_path / "new" / "a.json") as draft:
         draft.write_text("x")
         assert not (tmp_path / "new" / "a.json").exists()
@@ -25,7 +25,7 @@ def test_a_file_appears_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("bug"), KeyboardInterrupt()])
-def test_a_failure_keeps_the_older_file_and_leaves_no_debris(tmp_path: Path, error: BaseException) -> None:
+def test_a_failure_keeps_the_existing_file_and_leaves_no_drafts(tmp_path: Path, error: BaseException) -> None:
     target = tmp_path / "a.txt"
     target.write_text("older")
     with pytest.raises(type(error)), whole_file(target) as draft:
@@ -35,14 +35,14 @@ def test_a_failure_keeps_the_older_file_and_leaves_no_debris(tmp_path: Path, err
     assert leftovers(tmp_path) == ["a.txt"]
 
 
-def test_a_full_disk_is_told_by_the_files_name(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_with_the_files_name(tmp_path: Path) -> None:
     full = OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(FlowlessError, match=r"model\.onnx.*disk is full"), whole_file(tmp_path / "model.onnx"):
         raise full
     assert leftovers(tmp_path) == []
 
 
-def test_a_really_full_device_is_told(tmp_path: Path) -> None:
+def test_a_full_device_is_reported(tmp_path: Path) -> None:
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("no /dev/full here")
@@ -51,7 +51,7 @@ def test_a_really_full_device_is_told(tmp_path: Path) -> None:
     assert leftovers(tmp_path) == []
 
 
-def test_a_folder_replaces_the_older_one_only_when_complete(tmp_path: Path) -> None:
+def test_whole_folder_is_atomic(tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     with whole_folder(bundle) as draft:
         (draft / "a").write_text("1")
@@ -66,7 +66,7 @@ def test_a_folder_replaces_the_older_one_only_when_complete(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("whole", [whole_file, whole_folder])
-def test_a_place_that_cannot_be_is_told(tmp_path: Path, whole) -> None:
+def test_impossible_paths_are_refused(tmp_path: Path, whole) -> None:
     (tmp_path / "file").write_text("kept")
     with pytest.raises(FlowlessError, match=r"file/a\.json: cannot write there"), whole(tmp_path / "file" / "a.json"):
         pass
@@ -75,7 +75,7 @@ def test_a_place_that_cannot_be_is_told(tmp_path: Path, whole) -> None:
     assert leftovers(tmp_path) == ["file"]
 
 
-def test_a_file_in_a_folders_place_is_told(tmp_path: Path) -> None:
+def test_a_folder_is_not_replaced_by_a_file(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(FlowlessError, match=r"folder: cannot write there \(Is a directory\)"), whole_file(tmp_path / "folder") as draft:
         draft.write_text("x")
@@ -83,7 +83,7 @@ def test_a_file_in_a_folders_place_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("whole", [whole_file, whole_folder])
-def test_what_the_block_cannot_read_elsewhere_is_not_the_targets_fault(tmp_path: Path, whole) -> None:
+def test_permission_errors_name_the_file_that_caused_them(tmp_path: Path, whole) -> None:
     def forbidden(path: Path | None) -> PermissionError:
         return PermissionError(errno.EACCES, "Permission denied", *([] if path is None else [str(path)]))
 
@@ -94,13 +94,13 @@ def test_what_the_block_cannot_read_elsewhere_is_not_the_targets_fault(tmp_path:
         assert "model.onnx" not in str(caught.value)
     with pytest.raises(FlowlessError, match=r"model\.onnx: cannot write there"), whole(target) as draft:
         raise forbidden(draft if whole is whole_file else draft / "inside" / "a.bin")
-    # A library's error names no file.
+    # An error that names no file.
     with pytest.raises(FlowlessError, match=r"model\.onnx: cannot write there"), whole(target):
         raise forbidden(None)
     assert leftovers(tmp_path / "out") == []
 
 
-def test_a_place_is_refused_before_the_work(tmp_path: Path) -> None:
+def test_refuse_unwritable(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("kept")
     for path in (tmp_path / "folder", tmp_path / "file" / "a.json", tmp_path / ("long" * 100) / "a.json"):
@@ -112,12 +112,12 @@ def test_a_place_is_refused_before_the_work(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "kept"
 
 
-def must_not_run(*_: object, **__: object) -> None:
-    pytest.fail("the work was begun")
+def fail_if_called(*_: object, **__: object) -> None:
+    pytest.fail("the work was started")
 
 
 @pytest.mark.parametrize(
-    ("module", "work", "words"),
+    ("module", "work", "args"),
     [
         ("pipeline.commands:scan", "pipeline.dataset.scan:list_source", ["videos", "--out"]),
         ("export.explain.explain_command:main", "export.explain.introspection:open_looker", ["bundle", "a.mp4", "--out"]),
@@ -130,24 +130,24 @@ def must_not_run(*_: object, **__: object) -> None:
         ("bench.motion.motion:main", "bench.motion.motion:usable_cores", ["--out"]),
     ],
 )
-def test_commands_refuse_a_place_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, work: str, words) -> None:
+def test_commands_check_the_output_path_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, work: str, args) -> None:
     suffix = {"export.explain.explain_command:main": ".html", "train.commands.evaluate:main": ".png"}.get(module, ".json")
     place = tmp_path / f"folder{suffix}"
     place.mkdir()
     name, _, function = work.partition(":")
-    monkeypatch.setattr(importlib.import_module(f"flowless.{name}"), function, must_not_run)
+    monkeypatch.setattr(importlib.import_module(f"flowless.{name}"), function, fail_if_called)
     name, _, function = module.partition(":")
     with pytest.raises(FlowlessError, match="cannot write there"):
-        getattr(importlib.import_module(f"flowless.{name}"), function)([*words, str(place)])
+        getattr(importlib.import_module(f"flowless.{name}"), function)([*args, str(place)])
     assert leftovers(tmp_path) == [place.name]
 
 
-def test_what_the_block_cannot_find_is_not_the_places_fault(tmp_path: Path) -> None:
+def test_missing_input_files_are_not_wrapped(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), whole_file(tmp_path / "a.json"):
         (tmp_path / "missing").read_text()
 
 
-def test_json_and_fingerprint(tmp_path: Path) -> None:
+def test_write_json_and_sha256(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"label": "é"})
     assert (tmp_path / "a.json").read_text(encoding="utf-8") == '{\n  "label": "é"\n}\n'
     (tmp_path / "empty").touch()

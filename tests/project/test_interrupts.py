@@ -1,4 +1,4 @@
-"""Ctrl-C that PyAV loses: it is raised after all, and nothing else changes."""
+"""Ctrl-C: raised again where PyAV swallows it, stop requests, and worker processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from flowless.pipeline.video.container import Unreadable, wrap_io_errors
 
 
 def ctrl_c_at_the_last_packet(path) -> int:
-    """Read a video of 20 packets from a pipe, and interrupt while its end is awaited; return how many packets came."""
+    """Read a video of 20 packets from a pipe, and interrupt while waiting for its end; return the number of packets read."""
     video = path.with_suffix(".ivf")
     with av.open(str(video), "w") as container:
         stream = container.add_stream("libvpx", rate=10, width=64, height=64, pix_fmt="yuv420p")
@@ -36,8 +36,8 @@ def ctrl_c_at_the_last_packet(path) -> int:
         with path.open("wb", buffering=0) as pipe:
             pipe.write(video.read_bytes())
             opened.wait(30)
-            time.sleep(0.2)  # until the other thread has read all that there is
-            # In this thread, so that the reading is not cut short: the system may deliver a process's signal to any thread.
+            time.sleep(0.2)  # until the other thread has read all data
+            # To this thread, so that the read in the other thread is not interrupted: a process's signal may go to any thread.
             signal.pthread_kill(threading.get_ident(), signal.SIGINT)
 
     writer = threading.Thread(target=write)
@@ -51,23 +51,23 @@ def ctrl_c_at_the_last_packet(path) -> int:
         writer.join()
 
 
-def test_pyav_loses_it(tmp_path):
-    """Red when PyAV loses it no more: then `flowless.interrupts` can go."""
+def test_pyav_swallows_ctrl_c(tmp_path):
+    """Fails when PyAV is fixed: then `flowless.interrupts` is no longer needed for it."""
     assert ctrl_c_at_the_last_packet(tmp_path / "pipe") == 20
 
 
-def test_what_pyav_loses_is_raised(tmp_path):
+def test_a_swallowed_ctrl_c_is_raised(tmp_path):
     with note_ctrl_c(), pytest.raises(KeyboardInterrupt):
         ctrl_c_at_the_last_packet(tmp_path / "pipe")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_command_that_lost_it_says_that_it_stopped(tmp_path, capsys):
+def test_a_command_that_swallowed_ctrl_c_exits_with_130(tmp_path, capsys):
     assert run_command(lambda: ctrl_c_at_the_last_packet(tmp_path / "pipe")) == 130
     assert "stopped" in capsys.readouterr().err
 
 
-def test_what_is_lost_in_a_failure_is_raised(tmp_path):
+def test_ctrl_c_during_an_error_is_raised(tmp_path):
     with note_ctrl_c(), pytest.raises(KeyboardInterrupt), wrap_io_errors("a.mp4"):
         try:
             signal.raise_signal(signal.SIGINT)
@@ -75,17 +75,17 @@ def test_what_is_lost_in_a_failure_is_raised(tmp_path):
             raise av.error.InvalidDataError(1, "damaged") from None
 
 
-def test_one_that_was_not_lost_stays_as_it_is():
+def test_a_raised_ctrl_c_stays_raised():
     with note_ctrl_c(), pytest.raises(KeyboardInterrupt), raise_lost_ctrl_c():
         signal.raise_signal(signal.SIGINT)
 
 
-def test_without_ctrl_c_a_failure_is_the_file_s_own():
+def test_without_ctrl_c_the_error_is_kept():
     with note_ctrl_c(), pytest.raises(Unreadable), wrap_io_errors("a.mp4"):
         raise av.error.InvalidDataError(1, "damaged")
 
 
-def test_an_earlier_one_is_not_raised_again():
+def test_an_earlier_ctrl_c_is_not_raised_again():
     with note_ctrl_c():
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
@@ -93,14 +93,14 @@ def test_an_earlier_one_is_not_raised_again():
             pass
 
 
-def test_a_request_to_stop_is_noted_once_and_then_raised(capfd):
+def test_stop_request(capfd):
     request = StopRequest("stopping after this step")
     with note_ctrl_c(), request.noted():
         assert not request.made
         signal.raise_signal(signal.SIGINT)
         assert request.made
         assert "stopping after this step" in capfd.readouterr().err
-        with raise_lost_ctrl_c():  # a request is no Ctrl-C that was lost
+        with raise_lost_ctrl_c():  # a stop request does not count as swallowed
             pass
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
@@ -109,8 +109,8 @@ def test_a_request_to_stop_is_noted_once_and_then_raised(capfd):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-@pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda *_: None], ids=["ignored", "answered"])
-def test_another_answer_to_ctrl_c_stays(handler):
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda *_: None], ids=["ignored", "handled"])
+def test_other_handlers_are_kept(handler):
     before = signal.signal(signal.SIGINT, handler)
     try:
         with note_ctrl_c(), raise_lost_ctrl_c(), StopRequest("stopping").noted():
@@ -121,21 +121,21 @@ def test_another_answer_to_ctrl_c_stays(handler):
         signal.signal(signal.SIGINT, before)
 
 
-def test_in_another_thread_nothing_is_set():
+def test_other_threads_set_no_handler():
     seen = []
 
-    def look():
+    def record_handler():
         with note_ctrl_c():
             seen.append(signal.getsignal(signal.SIGINT))
 
-    thread = threading.Thread(target=look)
+    thread = threading.Thread(target=record_handler)
     thread.start()
     thread.join()
     assert seen == [signal.default_int_handler]
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
-def test_workers_are_started_with_it_blocked():
+def test_workers_start_with_sigint_blocked():
     with WorkerPool(1) as pool:
         status = pool.submit(Path("/proc/self/status").read_text).result()
     blocked = next(line.split()[1] for line in status.splitlines() if line.startswith("SigBlk"))
@@ -151,10 +151,10 @@ def imports_numpy(process: str) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
-def test_workers_that_are_just_starting_leave_it_to_the_command(tmp_path):
-    """Ctrl-C reaches them too, and while they still import they would answer it with a traceback each."""
-    words = [sys.executable, "-m", "flowless", "shapes", str(tmp_path / "shapes"), "--workers", "2"]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, process_group=0)
+def test_starting_workers_ignore_ctrl_c(tmp_path):
+    """Ctrl-C reaches them too; during their imports it would print a traceback each."""
+    command = [sys.executable, "-m", "flowless", "shapes", str(tmp_path / "shapes"), "--workers", "2"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, process_group=0)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not any(imports_numpy(child) for child in children.read_text().split()):
@@ -166,7 +166,7 @@ def test_workers_that_are_just_starting_leave_it_to_the_command(tmp_path):
     assert not (tmp_path / "shapes").exists()
 
 
-def test_ctrl_c_while_the_command_is_imported():
+def test_ctrl_c_during_imports():
     code = """
 import sys
 class Pressed:

@@ -1,4 +1,4 @@
-"""What a process asks of the machine."""
+"""Memory allocation settings of the process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from flowless.machine import keep_freed_memory
 
-#: Frees and takes again three arrays of 20 MB, as a training step does its feature maps; prints the pages that the system handed out.
+#: Frees and allocates three arrays of 20 MB repeatedly, as training steps do with feature maps; prints the number of page faults.
 STEPS = """
 import resource, sys
 import numpy as np
@@ -27,13 +27,13 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc alone has mallopt")
-def test_memory_that_was_freed_is_not_asked_for_again() -> None:
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc has mallopt")
+def test_keep_freed_memory_avoids_page_faults() -> None:
     faults = [int(subprocess.check_output([sys.executable, "-c", STEPS, how], text=True)) for how in ("default", "kept")]
     assert faults[0] > 1000
     assert faults[1] < faults[0] / 10
 
 
-def test_a_system_without_mallopt_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keep_freed_memory_without_mallopt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flowless.machine.ctypes.CDLL", lambda name: object())
     assert not keep_freed_memory()

@@ -1,10 +1,10 @@
-"""The arithmetic of the measuring, with a clock that we hold."""
+"""Timing with a fake clock."""
 
 from __future__ import annotations
 
 import pytest
 
-from flowless.timing import Timing, time_in_turn
+from flowless.timing import Timing, time_interleaved
 
 
 def test_percentiles_and_rates() -> None:
@@ -13,7 +13,7 @@ def test_percentiles_and_rates() -> None:
     assert timing.per_second(4) == pytest.approx(4 / 0.051)
 
 
-def test_runners_take_turns_and_warm_ups_are_not_counted() -> None:
+def test_interleaving_warm_up_and_stride() -> None:
     now = 0.0
     calls: list[str] = []
 
@@ -22,17 +22,17 @@ def test_runners_take_turns_and_warm_ups_are_not_counted() -> None:
         calls.append(name)
         now += seconds
 
-    timings = time_in_turn({"a": lambda: runner("a", 0.010), "b": lambda: runner("b", 0.030)}, runs=3, warm_up=1, clock=lambda: now)
+    timings = time_interleaved({"a": lambda: runner("a", 0.010), "b": lambda: runner("b", 0.030)}, runs=3, warmup=1, clock=lambda: now)
     assert "".join(calls) == "ab" + "ab" * 3
     assert timings["a"].p50_ms == pytest.approx(10)
     assert timings["b"].p50_ms == pytest.approx(30)
     assert timings["a"].runs == 3
     calls.clear()
-    timings = time_in_turn({"a": lambda: runner("a", 0.010), "b": lambda: runner("b", 0.030)}, runs=2, settle=1, clock=lambda: now)
-    assert "".join(calls) == "ab" + "aabb" * 2, "each timed call follows an untimed one of its own"
+    timings = time_interleaved({"a": lambda: runner("a", 0.010), "b": lambda: runner("b", 0.030)}, runs=2, warmup_each=1, clock=lambda: now)
+    assert "".join(calls) == "ab" + "aabb" * 2, "each timed call follows an untimed call of the same runner"
     assert timings["b"].p50_ms == pytest.approx(30)
     calls.clear()
     runners = {"a": lambda: runner("a", 0.010), "b": lambda: runner("b", 0.030)}
-    timings = time_in_turn(runners, runs=4, warm_up=0, every={"b": 3}, clock=lambda: now)
-    assert "".join(calls) == "abaaab", "a long one takes its turn in every third round"
+    timings = time_interleaved(runners, runs=4, warmup=0, stride={"b": 3}, clock=lambda: now)
+    assert "".join(calls) == "abaaab", "a runner with stride 3 runs in every third round"
     assert (timings["a"].runs, timings["b"].runs) == (4, 2)

@@ -11,7 +11,7 @@ import torch
 
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.spec import ClipSpec
-from flowless.pipeline.loading.augment import Augmentation, always_alike, training_view
+from flowless.pipeline.loading.augment import Augmentation, training_view, view_is_deterministic
 from flowless.pipeline.loading.loader import Batch
 from flowless.pipeline.synthetic.scene import PAIRS, scene_frames
 from flowless.train.commands.train import train
@@ -192,7 +192,7 @@ def test_whether_a_crop_moves(width, height, scales, alike):
     chances = [np.random.default_rng(seed) for seed in range(60)]
     views = {training_view(chance, width=width, height=height, spec=SPEC, augmentation=augmentation) for chance in chances}
     assert (len(views) == 1) == alike
-    assert always_alike(width, height, spec=SPEC, augmentation=augmentation) == alike
+    assert view_is_deterministic(width, height, spec=SPEC, augmentation=augmentation) == alike
 
 
 def test_wrong_words_are_told():

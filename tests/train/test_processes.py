@@ -73,7 +73,7 @@ def test_a_loader_that_gives_up_ends_all(tmp_path, shapes, train_index, rank, po
     bad = with_bad(train_index, int(order[rank::2][position]), tmp_path)
     said = ends(started(tmp_path, bad, shapes / "val.index.jsonl"))
     for text in said:
-        assert "videos cannot be read, more than the share of 0.05" in text
+        assert "videos cannot be read, more than the fraction 0.05" in text
     assert f"process {rank} of 2, counted from 0, gave up: 1 of 24" in said[1 - rank]
     assert "process" not in said[rank].partition("cannot be read")[0]
 

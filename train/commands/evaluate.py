@@ -14,7 +14,7 @@ from rich.table import Table
 from flowless.console import emit
 from flowless.files import refuse_unwritable
 from flowless.pipeline.dataset.index import DatasetIndex, Refused
-from flowless.pipeline.dataset.tables import refused_table
+from flowless.pipeline.dataset.refused_table import refused_table
 from flowless.train.evaluation.evaluation import EvaluationOptions
 
 #: Classes up to which the whole confusion matrix is printed.

@@ -14,7 +14,7 @@ from rich.table import Table
 from flowless.console import emit, log
 from flowless.machine import keep_freed_memory
 from flowless.pipeline.dataset.index import DatasetIndex
-from flowless.pipeline.dataset.tables import refused_table
+from flowless.pipeline.dataset.refused_table import refused_table
 from flowless.train.models.options import BACKBONES, OPTIONS
 from flowless.train.recipes import DATA_NAMES, Recipe, find_recipe
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowless.errors import FlowlessError
-from flowless.pipeline.clip.protocols import ALIASES, PROTOCOLS, AskedViews, paper_views, protocol_name, protocol_spec
+from flowless.pipeline.clip.protocols import ALIASES, PROTOCOLS, ViewsOption, paper_views, protocol_name, protocol_spec
 from flowless.pipeline.clip.spec import Average, ClipSpec
 from flowless.pipeline.dataset.index import Refused
 from flowless.train.evaluation import metrics
@@ -20,7 +20,7 @@ from flowless.train.evaluation import metrics
 class EvaluationOptions:
     """How an evaluation runs."""
 
-    views: AskedViews | None = None
+    views: ViewsOption | None = None
     """Test protocol: paper (of a checkpoint: the one that its recipe names), or a name. Of the model's own frame size: one-view (or
     centre), two-clip, dense (10 clips), consecutive, three-crop, three-crop-two-clip. As large as the resized frame's short side (256):
     full-resolution (2 clips), and of 3 crops three-view, six-view (2 clips), thirty-view (10 dense clips), three-consecutive,

@@ -82,11 +82,11 @@ def check_shares(index: DatasetIndex, world: int) -> None:
 
 def check_views(index: DatasetIndex, recipe: Recipe) -> None:
     """Refuse Twins Training where both views of every clip would be the same pixels: it compares a clip with itself then."""
-    from flowless.pipeline.loading.augment import always_alike
+    from flowless.pipeline.loading.augment import view_is_deterministic
 
     sizes = {(video.info.width, video.info.height) for video in index.videos}
     augmentation = _augmentation(recipe)
-    if recipe.objective == "twins" and all(always_alike(*size, spec=recipe.spec, augmentation=augmentation) for size in sizes):
+    if recipe.objective == "twins" and all(view_is_deterministic(*size, spec=recipe.spec, augmentation=augmentation) for size in sizes):
         raise FlowlessError(
             f"recipe {recipe.name}: objective is twins, but both views of every clip would be the same pixels: scales is "
             f"{', '.join(map(str, recipe.scales))} of square frames, flip is off, colour_jitter and grey are 0. Change one, such as "

@@ -1,4 +1,4 @@
-"""From a decoded picture to upright RGB of one size."""
+"""Converts decoded frames to upright RGB of one size."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from flowless.pipeline.video.info import Orientation
 
 
 def orientation_of(frame: VideoFrame) -> Orientation:
-    """Read the display matrix of a decoded frame, as FFmpeg's autorotation does; turns that are no quarter turns are rounded.
+    """Read the display matrix of a decoded frame as FFmpeg's autorotation does; angles are rounded to multiples of 90 degrees.
 
-    The matrix takes stored columns to (a, b) and stored rows to (c, d), x to the right and y downwards.
+    The matrix maps the direction of stored columns to (a, b) and of stored rows to (c, d), x to the right and y downwards.
     """
     try:
-        # Not `frame.side_data`, which the frame holds and which holds the frame: the decoder's pictures would wait for the collector.
+        # Not `frame.side_data`: it and the frame refer to each other, so the picture would be freed only by the garbage collector.
         matrix = SideDataContainer(frame).get(Type.DISPLAYMATRIX)  # pyright: ignore[reportArgumentType, reportCallIssue]
-    except ValueError:  # PyAV does not know all kinds of data that FFmpeg puts beside a frame, and then shows none
+    except ValueError:  # PyAV fails where a frame has side data of a type that it does not know
         return Orientation(round(-frame.rotation / 90) % 4 * 90)
     if matrix is None:
         return Orientation()
     (a, b, _), (c, d, _), _ = np.frombuffer(memoryview(matrix), np.int32)[:9].reshape(3, 3).astype(np.float64)
     mirrored = bool(a * d - b * c < 0)
-    # Mirrored first: the stored columns run the other way then.
+    # Mirrored first: the direction of the stored columns is reversed.
     x, y = (-a, -b) if mirrored else (a, b)
     return Orientation(round(np.degrees(np.arctan2(y, x)) / 90) % 4 * 90, mirrored)
 
 
 def upright_size(frame: VideoFrame) -> tuple[int, int]:
-    """Return rows and columns of a decoded frame as it is shown."""
+    """Return rows and columns of a decoded frame as displayed."""
     return (frame.width, frame.height) if orientation_of(frame).rotation % 180 else (frame.height, frame.width)
 
 
-#: What FFmpeg's autorotation does to a stored picture.
-_TURNS = {
+#: FFmpeg's filters for each orientation, as its autorotation inserts them.
+_ORIENTATION_FILTERS = {
     Orientation(0, False): "",
     Orientation(90, False): "transpose=clock,",
     Orientation(180, False): "hflip,vflip,",
@@ -49,21 +49,21 @@ _TURNS = {
     Orientation(180, True): "vflip,",
     Orientation(270, True): "transpose=cclock_flip,",
 }
-#: Formats whose pixels become RGB one by one: swscale's fast way, with nothing between them, whichever way the picture is turned, if
-#: it has no half pixels at its edges and is not made of two fields.
-_ONE_BY_ONE = frozenset({"yuv420p", "yuvj420p", "rgb24", "bgr24", "rgba", "bgra", "gray"})
+#: Formats that swscale converts without interpolating chroma, so that conversion and rotation commute, where the picture's sides are even
+#: and it is not interlaced.
+_PIXELWISE = frozenset({"yuv420p", "yuvj420p", "rgb24", "bgr24", "rgba", "bgra", "gray"})
 
 
 class Converter:
-    """Decoded frame to upright RGB: the pixels of `ffmpeg -pix_fmt rgb24`; keeps swscale's tables from one frame to the next.
+    """Converts a decoded frame to upright RGB, with the pixels of `ffmpeg -pix_fmt rgb24`; reuses swscale's tables between frames.
 
-    Colour: YUV becomes RGB by the matrix and range that the stream states, BT.601 and limited range where it states none, which
-    is FFmpeg's own rule. The conversion is swscale's fast one, within 3 levels of exact arithmetic (4 from ten bits; it
-    rounds down: half a level to a level on average). Non-square pixels stay as they are stored.
+    YUV is converted with the matrix and range that the stream specifies, or else BT.601 and limited range, which
+    is FFmpeg's default. The conversion is swscale's fast one, within 3 levels of exact arithmetic (4 from ten bits; it
+    rounds down: half a level to a level on average). Non-square pixels are not rescaled.
 
     Args:
-        size: Rows and columns of every picture. One whose own size differs is scaled to it (bicubic), as FFmpeg does where the size of a
-            stream's pictures changes on the way.
+        size: Rows and columns of the output. Frames of another size are resized (bicubic), as FFmpeg does where the size changes within
+            a stream.
     """
 
     def __init__(self, size: tuple[int, int]) -> None:
@@ -73,17 +73,17 @@ class Converter:
         self._made_for: tuple[object, ...] = ()
 
     def __call__(self, frame: VideoFrame) -> NDArray[np.uint8]:
-        """Return uint8 `[H, W, 3]`, an array of its own."""
+        """Return uint8 `[H, W, 3]`, a copy."""
         orientation = orientation_of(frame)
         stored = self.size[::-1] if orientation.rotation % 180 else self.size
-        plain = frame.format.name in _ONE_BY_ONE and not (frame.height % 2 or frame.width % 2 or frame.interlaced_frame)
+        plain = frame.format.name in _PIXELWISE and not (frame.height % 2 or frame.width % 2 or frame.interlaced_frame)
         if plain and (frame.height, frame.width) == stored:
             picture = self._reformatter.reformat(frame, format="rgb24", threads=1)
             return orientation.apply(_pixels(picture)).copy()
         return _pixels(self._by_filters(frame, orientation)).copy()
 
     def _by_filters(self, frame: VideoFrame, orientation: Orientation) -> VideoFrame:
-        """Turn, scale and convert a frame by FFmpeg's filters, in the order in which its command line does."""
+        """Rotate, resize and convert a frame with FFmpeg's filters, in the order of its command line tool."""
         wanted = (frame.format.name, frame.width, frame.height, frame.colorspace, frame.color_range, orientation)
         if self._graph is None or wanted != self._made_for:
             self._graph, self._made_for = _filters(frame, orientation, self.size), wanted
@@ -92,7 +92,7 @@ class Converter:
 
 
 def stacked(frames: Iterable[tuple[int, NDArray[np.uint8]]], ordinals: Sequence[int], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Return frames uint8 `[K, H, W, 3]` in the order of `ordinals`, which may repeat, of frames that come with theirs."""
+    """Stack `(ordinal, frame)` pairs to uint8 `[K, H, W, 3]` in the order of `ordinals`, which may repeat."""
     found = dict(frames)
     return np.stack([found[ordinal] for ordinal in ordinals]) if ordinals else np.empty((0, *size, 3), np.uint8)
 
@@ -102,8 +102,8 @@ def _filters(frame: VideoFrame, orientation: Orientation, size: tuple[int, int])
     graph.threads = 1
     colour = f"colorspace={int(frame.colorspace)}:range={int(frame.color_range)}"
     source = f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:time_base=1/25:{colour}"
-    same = upright_size(frame) == size  # then FFmpeg itself puts a conversion where it wants one
-    steps = _TURNS[orientation] + ("" if same else f"scale=w={size[1]}:h={size[0]}:flags=bicubic,") + "format=rgb24"
+    same = upright_size(frame) == size  # FFmpeg inserts the conversion by itself
+    steps = _ORIENTATION_FILTERS[orientation] + ("" if same else f"scale=w={size[1]}:h={size[0]}:flags=bicubic,") + "format=rgb24"
     nodes = [graph.add("buffer", source)]
     for step in steps.split(","):
         name, _, options = step.partition("=")
@@ -114,6 +114,6 @@ def _filters(frame: VideoFrame, orientation: Orientation, size: tuple[int, int])
 
 def _pixels(picture: VideoFrame) -> NDArray[np.uint8]:
     plane = picture.planes[0]
-    # Rows may end in padding.
+    # Rows may be padded.
     rows = np.frombuffer(memoryview(plane), np.uint8).reshape(picture.height, plane.line_size)[:, : 3 * picture.width]
     return rows.reshape(picture.height, picture.width, 3)

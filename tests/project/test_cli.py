@@ -1,4 +1,4 @@
-"""The command's manners: help is instant and teaches, mistakes are told in one paragraph, exit codes mean something."""
+"""The `flowless` command: help, usage errors, exit codes and output."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"  {name} " in text for name in COMMANDS)
 
 
-def test_no_words_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_arguments_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert "usage" in capsys.readouterr().out
 
 
-def test_an_unknown_command_lists_the_known(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_command_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trian"]) == 2
     message = capsys.readouterr().err
     assert "trian" in message
@@ -36,7 +36,7 @@ def test_an_unknown_command_lists_the_known(capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_each_command_teaches_without_heavy_imports(name: str) -> None:
+def test_help_of_each_command_without_heavy_imports(name: str) -> None:
     program = (
         "import sys\n"
         "from flowless.cli import main\n"
@@ -63,9 +63,9 @@ def _raise(error: BaseException) -> None:
 )
 def test_exit_codes(error: BaseException, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(lambda: _raise(error)) == code
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert str(error) in told.err
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert str(error) in captured.err
 
 
 def test_a_missing_library_names_its_extra(capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,7 +73,7 @@ def test_a_missing_library_names_its_extra(capsys: pytest.CaptureFixture[str]) -
     assert "flowless[train]" in capsys.readouterr().err.replace("\n", "")
 
 
-def test_a_narrow_terminal_cuts_nothing_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_narrow_terminal_truncates_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     printed = io.StringIO()
     monkeypatch.setattr(console, "_out", Console(file=printed, width=20))
     table = Table("add")
@@ -83,6 +83,6 @@ def test_a_narrow_terminal_cuts_nothing_off(monkeypatch: pytest.MonkeyPatch) -> 
     assert "a-name-longer-than-the-line" in re.sub(r"[^a-z-]", "", printed.getvalue())
 
 
-def test_our_own_bug_is_not_dressed_up_as_the_users() -> None:
+def test_a_missing_module_of_flowless_is_not_reported_as_a_missing_extra() -> None:
     with pytest.raises(ModuleNotFoundError):
         run_command(lambda: _raise(ModuleNotFoundError("No module named 'flowless.missing'", name="flowless.missing")))

@@ -1,30 +1,30 @@
-"""What an H.264 stream says in its header (ITU-T H.264, sections 7.3.2.1.1 and annex E) and PyAV does not pass on."""
+"""Reads the reordering limit from an H.264 sequence parameter set (ITU-T H.264, section 7.3.2.1.1 and annex E)."""
 
 from __future__ import annotations
 
-#: Profiles whose headers describe the colour format (the condition on `profile_idc` in section 7.3.2.1.1).
+#: Profiles whose parameter sets have a chroma format (the condition on `profile_idc` in section 7.3.2.1.1).
 _HIGH = frozenset({44, 83, 86, 100, 110, 118, 122, 128, 134, 135, 138, 139, 244})
 
 
-def most_reordered(header: bytes | None) -> int | None:
-    """Return how many frames a frame may be decoded before it is shown, by a stream's header (`max_num_reorder_frames`).
+def max_reorder_frames(header: bytes | None) -> int | None:
+    """Return `max_num_reorder_frames` of a stream: how many frames may precede a frame in decode order and follow it in display order.
 
-    Where the header does not say, FFmpeg's decoder guesses by what it has seen, and loses a frame where it learns that it guessed too low.
+    Without that value, FFmpeg's decoder estimates the reordering from the first packets, and drops a frame when it raises the estimate.
 
     Args:
-        header: The codec's `extradata`, as MP4 (`avcC`) or a bare stream has it.
+        header: The codec's `extradata`, in MP4 format (`avcC`) or as an Annex B byte stream.
 
     Returns:
-        The number, 0 to 16; None where there is no header, it does not say, or it cannot be read.
+        The number, 0 to 16; None where the header is missing, unreadable, or without the value.
     """
     try:
-        return _restriction(_Bits(_sequence(header or b"")))
-    except IndexError:  # it ends before
+        return _parse_sps(_Bits(_first_sps(header or b"")))
+    except IndexError:  # truncated
         return None
 
 
 class _Bits:
-    """Reads numbers from bits."""
+    """A reader of bit fields and Exp-Golomb codes."""
 
     def __init__(self, data: bytes) -> None:
         self._bits = "".join(f"{byte:08b}" for byte in data)
@@ -37,20 +37,20 @@ class _Bits:
         return int(self._bits[self._at - count : self._at] or "0", 2)
 
     def skip(self, kinds: str) -> None:
-        """Read numbers that say nothing here: `u` a bit, `v` an Exp-Golomb code."""
+        """Skip fields: `u` is one bit, `v` an Exp-Golomb code."""
         for kind in kinds:
             self.number() if kind == "v" else self.take()
 
     def number(self) -> int:
-        """Read an Exp-Golomb code, ue(v); of se(v) only the length counts here."""
+        """Read an Exp-Golomb code as ue(v); an se(v) has the same length."""
         zeros = 0
         while not self.take():
             zeros += 1
         return (1 << zeros) - 1 + self.take(zeros)
 
 
-def _sequence(header: bytes) -> bytes:
-    """Return the first sequence parameter set, from its profile on."""
+def _first_sps(header: bytes) -> bytes:
+    """Return the first sequence parameter set, without its NAL unit header and emulation prevention bytes."""
     if header[0] == 1:
         unit = header[8 : 8 + int.from_bytes(header[6:8], "big")]
     else:
@@ -58,17 +58,17 @@ def _sequence(header: bytes) -> bytes:
     return unit[1:].replace(b"\0\0\3", b"\0\0")
 
 
-def _restriction(bits: _Bits) -> int | None:
+def _parse_sps(bits: _Bits) -> int | None:
     profile = bits.take(24) >> 16
     bits.number()
     if profile in _HIGH:
-        full_colour = bits.number() == 3
-        bits.take(full_colour)
+        is_444 = bits.number() == 3
+        bits.take(is_444)
         bits.skip("vvu")
         if bits.take():
-            for place in range(12 if full_colour else 8):
+            for index in range(12 if is_444 else 8):
                 if bits.take():
-                    _skip_scaling(bits, 16 if place < 6 else 64)
+                    _skip_scaling_list(bits, 16 if index < 6 else 64)
     bits.number()
     order = bits.number()
     if order == 0:
@@ -79,14 +79,14 @@ def _restriction(bits: _Bits) -> int | None:
             bits.number()
     bits.skip("vuvv")
     if not bits.take():
-        bits.take()  # of fields
+        bits.take()  # mb_adaptive_frame_field_flag
     bits.take()
     if bits.take():
         bits.skip("vvvv")
-    return _usability(bits) if bits.take() else None
+    return _parse_vui(bits) if bits.take() else None
 
 
-def _usability(bits: _Bits) -> int | None:
+def _parse_vui(bits: _Bits) -> int | None:
     if bits.take() and bits.take(8) == 255:
         bits.take(32)
     if bits.take():
@@ -97,7 +97,7 @@ def _usability(bits: _Bits) -> int | None:
         bits.skip("vv")
     if bits.take():
         bits.take(65)
-    buffers = [_skip_buffers(bits) for _ in range(2) if bits.take()]
+    buffers = [_skip_hrd(bits) for _ in range(2) if bits.take()]
     if buffers:
         bits.take()
     bits.take()
@@ -107,7 +107,7 @@ def _usability(bits: _Bits) -> int | None:
     return bits.number()
 
 
-def _skip_scaling(bits: _Bits, size: int) -> None:
+def _skip_scaling_list(bits: _Bits, size: int) -> None:
     last = following = 8
     for _ in range(size):
         if following:
@@ -116,7 +116,7 @@ def _skip_scaling(bits: _Bits, size: int) -> None:
         last = following or last
 
 
-def _skip_buffers(bits: _Bits) -> None:
+def _skip_hrd(bits: _Bits) -> None:
     count = bits.number() + 1
     bits.take(8)
     for _ in range(count):

@@ -1,4 +1,4 @@
-"""What a data set may name twice, wrongly or unreadably: tables, links, indexes edited by hand, places to write to."""
+"""Conflicting and invalid entries of data sets, edited indexes, and output paths that cannot be written."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from flowless.pipeline.dataset.scan_journal import Journal
 
 
 @pytest.fixture
-def film(tmp_path: Path, barcodes) -> Path:
+def video_path(tmp_path: Path, barcodes) -> Path:
     (tmp_path / "set").mkdir()
     return Path(shutil.copy(barcodes(barcode.KINDS[0]), tmp_path / "set" / "film.mp4"))
 
 
-def scanned(film: Path, text: str | bytes) -> DatasetIndex:
-    table = film.with_name("list.csv")
+def scanned(video_path: Path, text: str | bytes) -> DatasetIndex:
+    table = video_path.with_name("list.csv")
     table.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return scan(table, format="csv", out=film.with_name("index.jsonl"), workers=1)
+    return scan(table, format="csv", out=video_path.with_name("index.jsonl"), workers=1)
 
 
 def test_one_file_with_two_labels(tmp_path, barcodes):
-    film = barcodes(barcode.KINDS[0])
+    source = barcodes(barcode.KINDS[0])
     for label in ("a", "b"):
         (tmp_path / "set" / label).mkdir(parents=True)
-    shutil.copy(film, tmp_path / "set" / "a" / "film.mp4")
+    shutil.copy(source, tmp_path / "set" / "a" / "film.mp4")
     (tmp_path / "set" / "b" / "again.mp4").symlink_to(tmp_path / "set" / "a" / "film.mp4")
     (tmp_path / "set" / "a" / "again.mp4").symlink_to(tmp_path / "set" / "a" / "film.mp4")
     index = scan(tmp_path / "set", out=tmp_path / "folder.jsonl", workers=1)
@@ -56,8 +56,10 @@ def test_one_file_with_two_labels(tmp_path, barcodes):
     ]
 
 
-def test_the_same_frames_with_two_labels(film):
-    index = scanned(film, "path,label,start,end\nfilm.mp4,a,,\nfilm.mp4,b,0,\nfilm.mp4,c,0,99\nfilm.mp4,a,1,2\nfilm.mp4,b,1.0000001,2\n")
+def test_the_same_frames_with_two_labels(video_path):
+    index = scanned(
+        video_path, "path,label,start,end\nfilm.mp4,a,,\nfilm.mp4,b,0,\nfilm.mp4,c,0,99\nfilm.mp4,a,1,2\nfilm.mp4,b,1.0000001,2\n"
+    )
     assert [video.id for video in index.videos] == ["film.mp4", "film.mp4#1-2"]
     assert [item.reason for item in index.refused] == [
         "line 3: it is the same file as film.mp4 of line 2, which has another label, 'a'",
@@ -66,21 +68,23 @@ def test_the_same_frames_with_two_labels(film):
     ]
 
 
-def test_ids_are_different(film):
-    index = scanned(film, "path,label,start,end\nfilm.mp4,a,1.0000001,1.5\nfilm.mp4,a,1.0000002,1.5\n../set/film.mp4,a,,\nfilm.mp4,a,,\n")
+def test_ids_are_unique(video_path):
+    index = scanned(
+        video_path, "path,label,start,end\nfilm.mp4,a,1.0000001,1.5\nfilm.mp4,a,1.0000002,1.5\n../set/film.mp4,a,,\nfilm.mp4,a,,\n"
+    )
     assert [video.id for video in index.videos] == ["film.mp4#1.0000001-1.5", "film.mp4#1.0000002-1.5", "film.mp4"]
     assert [item.reason for item in index.refused] == ["line 5: listed already in line 4"]
 
 
-def test_a_step_up_behind_a_link(tmp_path, film):
+def test_parent_folder_of_a_link(tmp_path, video_path):
     (tmp_path / "set" / "real" / "sub").mkdir(parents=True)
     (tmp_path / "set" / "link").symlink_to(tmp_path / "set" / "real" / "sub")
-    shutil.copy(film, tmp_path / "set" / "real" / "film.mp4")
+    shutil.copy(video_path, tmp_path / "set" / "real" / "film.mp4")
     barcode.KINDS[0].write(tmp_path, range(10))
-    shutil.move(tmp_path / f"{barcode.KINDS[0].name}.mp4", film)
+    shutil.move(tmp_path / f"{barcode.KINDS[0].name}.mp4", video_path)
     behind = tmp_path / "set" / "link" / ".." / "film.mp4"
     assert info_of(behind).frames == len(all_frames(behind)) == 100
-    index = scanned(film, "path,label\nlink/../film.mp4,a\nfilm.mp4,a\n")
+    index = scanned(video_path, "path,label\nlink/../film.mp4,a\nfilm.mp4,a\n")
     assert [(video.id, video.frames) for video in index.videos] == [("link/../film.mp4", 100), ("film.mp4", 10)]
     assert index.path_of(index.videos[0]).samefile(behind)
 
@@ -88,31 +92,31 @@ def test_a_step_up_behind_a_link(tmp_path, film):
 @pytest.mark.parametrize(
     "text", ['path,label\nfilm.mp4,"a\nx.mp4,b\n', "path,label,label\nfilm.mp4,a,b\n"], ids=["open quote", "twice a column"]
 )
-def test_tables_that_are_none(film, text):
-    with pytest.raises(FlowlessError, match=r"a quote left open|its first line names the columns"):
-        scanned(film, text)
+def test_invalid_tables(video_path, text):
+    with pytest.raises(FlowlessError, match=r"a quote left open|its first line has the columns"):
+        scanned(video_path, text)
 
 
-def test_a_nul_in_a_table(film):
-    index = scanned(film, b"path,label\na\0b.mp4,a\nfilm.mp4,a\n")
+def test_nul_in_a_table(video_path):
+    index = scanned(video_path, b"path,label\na\0b.mp4,a\nfilm.mp4,a\n")
     assert [video.id for video in index.videos] == ["film.mp4"]
     assert [item.reason for item in index.refused] == ["line 2: its path holds a NUL"]
 
 
-def test_a_pipe_is_no_table(tmp_path):
+def test_a_pipe_is_not_a_table(tmp_path):
     os.mkfifo(tmp_path / "list.csv")
-    with pytest.raises(FlowlessError, match="it is no file"):
+    with pytest.raises(FlowlessError, match="it is not a regular file"):
         scan(tmp_path / "list.csv", format="csv", out=tmp_path / "index.jsonl")
 
 
-def test_a_class_whose_lines_are_all_refused(film):
-    table = film.with_name("list.csv")
+def test_a_class_without_valid_lines(video_path):
+    table = video_path.with_name("list.csv")
     table.write_text("path,label,start,end\nfilm.mp4,a,,\nfilm.mp4,b,nan,\n")
-    with pytest.raises(FlowlessError, match="not one usable video of 'b'"):
-        scan_command([str(table), "--format", "csv", "--out", str(film.with_name("i.jsonl"))])
+    with pytest.raises(FlowlessError, match="no usable video of 'b'"):
+        scan_command([str(table), "--format", "csv", "--out", str(video_path.with_name("i.jsonl"))])
 
 
-def test_times_in_an_avi_are_those_of_its_frames(tmp_path):
+def test_frame_at_in_an_avi(tmp_path):
     path = barcode.Kind("film", ".avi", "mpeg4", {"g": "12", "q": "3"}).write(tmp_path)
     info = info_of(path, decode=True)
     assert [info.frame_at(seconds) for seconds in (0.48, 0.5, 0.52, 3.96, 3.98)] == [12, 13, 13, 99, 100]
@@ -120,12 +124,12 @@ def test_times_in_an_avi_are_those_of_its_frames(tmp_path):
         assert info.frame_at(number / 25) == number
 
 
-def test_devices_pipes_and_links_to_write_to(tmp_path):
+def test_writing_to_devices_pipes_and_links(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for way in (refuse_unwritable, lambda path: whole_file(path).__enter__()):
-        with pytest.raises(FlowlessError, match="it is no regular file but a device or a pipe"):
+        with pytest.raises(FlowlessError, match="not a regular file but a device or a pipe"):
             way(tmp_path / "pipe")
-        with pytest.raises(FlowlessError, match="/dev/null: it is no regular file"):
+        with pytest.raises(FlowlessError, match="/dev/null: not a regular file"):
             way("/dev/null")
     (tmp_path / "link.json").symlink_to(tmp_path / "real.json")
     with whole_file(tmp_path / "link.json") as draft:
@@ -134,10 +138,10 @@ def test_devices_pipes_and_links_to_write_to(tmp_path):
     assert (tmp_path / "real.json").read_text() == "new"
 
 
-def test_a_journal_whose_name_is_too_long(film):
-    film.with_name("list.csv").write_text("path,label\nfilm.mp4,a\n")
+def test_too_long_journal_name(video_path):
+    video_path.with_name("list.csv").write_text("path,label\nfilm.mp4,a\n")
     with pytest.raises(FlowlessError, match="cannot write there"):
-        scan(film.with_name("list.csv"), format="csv", out=film.with_name("x" * 245 + ".jsonl"))
+        scan(video_path.with_name("list.csv"), format="csv", out=video_path.with_name("x" * 245 + ".jsonl"))
 
 
 @pytest.mark.parametrize(
@@ -148,9 +152,9 @@ def test_a_journal_whose_name_is_too_long(film):
     ],
     ids=str,
 )  # fmt: skip
-def test_an_index_that_was_edited(film, change):
-    scanned(film, "path,label\nfilm.mp4,a\n")
-    path = film.with_name("index.jsonl")
+def test_edited_index(video_path, change):
+    scanned(video_path, "path,label\nfilm.mp4,a\n")
+    path = video_path.with_name("index.jsonl")
     header, line = path.read_text().splitlines()
     record = json.loads(line)
     record |= {key: record[key] | value if isinstance(value, dict) else value for key, value in change.items()}
@@ -159,19 +163,19 @@ def test_an_index_that_was_edited(film, change):
         DatasetIndex.load(path)
 
 
-def test_an_index_that_lacks_lines_or_has_a_label_twice(film):
-    scanned(film, "path,label,start,end\nfilm.mp4,a,0,1\nfilm.mp4,b,1,2\n")
-    path = film.with_name("index.jsonl")
+def test_incomplete_index_and_repeated_label(video_path):
+    scanned(video_path, "path,label,start,end\nfilm.mp4,a,0,1\nfilm.mp4,b,1,2\n")
+    path = video_path.with_name("index.jsonl")
     lines = path.read_text().splitlines()
     path.write_text("\n".join(lines[:2]) + "\n")
     with pytest.raises(FlowlessError, match="it holds 1 of its 2 videos; it is cut off"):
         DatasetIndex.load(path)
     path.write_text("\n".join([lines[0].replace('"b"', '"a"'), *lines[1:]]) + "\n")
-    with pytest.raises(FlowlessError, match="its labels are no different names"):
+    with pytest.raises(FlowlessError, match="its labels are not distinct strings"):
         DatasetIndex.load(path)
 
 
-def test_a_picture_that_was_written_over_is_a_change(tmp_path):
+def test_an_overwritten_picture_is_detected(tmp_path):
     folder = tmp_path / "set" / "a" / "film"
     folder.mkdir(parents=True)
     for number in range(8):
@@ -180,13 +184,13 @@ def test_a_picture_that_was_written_over_is_a_change(tmp_path):
     (record,) = index.videos
     job = Job(path=str(folder), parts=((None, None),), decode=True)
     with Journal.open(tmp_path / "journal") as journal:
-        from flowless.pipeline.dataset.scan_jobs import look
+        from flowless.pipeline.dataset.scan_jobs import inspect_file
 
-        journal.note(job, look(job))
+        journal.note(job, inspect_file(job))
     with Journal.open(tmp_path / "journal") as journal:
         assert journal.finding(job) is not None
-    assert record.known(folder)
+    assert record.info_if_unchanged(folder)
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "3.png")
-    assert record.known(folder) is None
+    assert record.info_if_unchanged(folder) is None
     with Journal.open(tmp_path / "journal") as journal:
         assert journal.finding(job) is None

@@ -1,4 +1,4 @@
-"""A command's threads sleep while they wait, unless the user says otherwise; whoever imports the library is left alone."""
+"""The OpenMP wait policy: commands set it before PyTorch is imported, the user's setting is kept, and the library sets nothing."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from flowless.waiting import let_waiting_threads_sleep
+from flowless.thread_waiting import let_waiting_threads_sleep
 
 ROOT = Path(__file__).parents[2]
-#: Set none of what decides how threads wait, as on a user's machine.
+#: The environment without the variables of the wait policy.
 PLAIN = {name: value for name, value in os.environ.items() if name not in {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}}
-#: Runs a program as a user does, and says at its end what it had set, and whether PyTorch had been loaded before.
+#: Runs a program as `__main__`; prints at exit the wait policy, and whether PyTorch has been imported.
 AS_MAIN = """
 import atexit, os, runpy, sys
 kind, name = sys.argv[1:3]
@@ -25,26 +25,29 @@ sys.argv = [name, *(["train"] if name in {"flowless", "flowless.cli"} else []), 
 """
 
 
-def libgomp_of(words: list[str], **variables: str) -> dict[str, str]:
-    """Run a command that loads PyTorch; return what its OpenMP library says that it has read."""
+def libgomp_settings(args: list[str], **variables: str) -> dict[str, str]:
+    """Run a program that imports PyTorch; return the settings that its OpenMP library prints."""
     environment = {**PLAIN, "OMP_DISPLAY_ENV": "VERBOSE", **variables}
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=True, env=environment, cwd=ROOT)
+    done = subprocess.run([sys.executable, *args], capture_output=True, text=True, check=True, env=environment, cwd=ROOT)
     return dict(re.findall(r"(\w+) = '(.*)'", done.stderr))
 
 
-def test_pytorchs_threads_sleep_in_a_command() -> None:
-    read = libgomp_of(["-m", "flowless", "doctor", "--json"])
+def test_a_command_sets_passive_waiting() -> None:
+    read = libgomp_settings(["-m", "flowless", "doctor", "--json"])
     assert read["OMP_WAIT_POLICY"] == "PASSIVE"
     assert read["GOMP_SPINCOUNT"] == "0"
 
 
 @pytest.mark.parametrize(("name", "value", "spins"), [("OMP_WAIT_POLICY", "ACTIVE", "30000000000"), ("GOMP_SPINCOUNT", "5000", "5000")])
-def test_what_the_user_has_set_stays(name: str, value: str, spins: str) -> None:
-    assert libgomp_of(["-m", "flowless", "doctor", "--json"], **{name: value})["GOMP_SPINCOUNT"] == spins
+def test_the_users_setting_is_kept(name: str, value: str, spins: str) -> None:
+    assert libgomp_settings(["-m", "flowless", "doctor", "--json"], **{name: value})["GOMP_SPINCOUNT"] == spins
 
 
-def test_the_library_alone_sets_nothing() -> None:
-    assert libgomp_of(["-c", "import flowless, flowless.cli, flowless.waiting, torch; flowless.load"])["GOMP_SPINCOUNT"] == "300000"
+def test_importing_the_library_sets_nothing() -> None:
+    assert (
+        libgomp_settings(["-c", "import flowless, flowless.cli, flowless.thread_waiting, torch; flowless.load"])["GOMP_SPINCOUNT"]
+        == "300000"
+    )
 
 
 @pytest.mark.parametrize(
@@ -57,18 +60,18 @@ def test_the_library_alone_sets_nothing() -> None:
         ("module", "flowless.bench.gpu.command"),
     ],
 )
-def test_every_program_sets_it_before_pytorch_is_loaded(kind: str, name: str) -> None:
+def test_every_program_sets_it_before_importing_pytorch(kind: str, name: str) -> None:
     done = subprocess.run([sys.executable, "-c", AS_MAIN, kind, name], capture_output=True, text=True, check=False, env=PLAIN, cwd=ROOT)
     assert done.stdout.splitlines()[-1] == "policy PASSIVE False", done.stderr
 
 
-def test_the_tests_themselves_set_it_before_pytorch_is_loaded() -> None:
+def test_the_tests_set_it_before_importing_pytorch() -> None:
     program = "import sys, os; import tests.conftest; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=PLAIN, cwd=ROOT)
     assert done.stdout.split() == ["PASSIVE", "False"]
 
 
-def test_an_empty_variable_is_not_a_wish() -> None:
+def test_an_empty_variable_counts_as_unset() -> None:
     environment = {"OMP_WAIT_POLICY": ""}
     let_waiting_threads_sleep(environment)
     assert environment == {"OMP_WAIT_POLICY": "PASSIVE"}

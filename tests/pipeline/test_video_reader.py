@@ -1,4 +1,4 @@
-"""Decoding: every way of asking gives the full decode's frames, whatever the codec and container."""
+"""VideoReader: selected frames equal those of a full decode, for all codecs and containers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ import pytest
 from video_files import all_frames, frames_of, info_of
 
 from flowless.errors import FlowlessError
-from flowless.pipeline.video import jumps
+from flowless.pipeline.clip.preprocess import load_clip
+from flowless.pipeline.clip.spec import ClipSpec
+from flowless.pipeline.video import reader, seeking
+from flowless.pipeline.video.container import open_video
 from flowless.pipeline.video.info import CompactInts
 from flowless.pipeline.video.reader import VideoReader
 from flowless.pipeline.video.timeline import Timeline
@@ -33,8 +36,8 @@ REAL = [
 ]
 
 
-def questions(frames: int) -> list[list[int]]:
-    """Return what is asked of a video: single frames, clips, jumps, any order, repeats."""
+def selections(frames: int) -> list[list[int]]:
+    """Return lists of ordinals: single frames, clips, distant frames, unordered and repeated."""
     rng = np.random.default_rng(frames)
     clip = (np.arange(8)[:, None] * (frames // 8) + np.arange(4)).clip(0, frames - 1).ravel().tolist()
     mixed = [rng.integers(frames, size=size).tolist() for size in (1, 2, 5, 9)]
@@ -42,23 +45,23 @@ def questions(frames: int) -> list[list[int]]:
 
 
 @by_kind
-def test_bar_codes_read_as_asked(kind, barcodes):
+def test_selected_frames_match_the_full_decode(kind, barcodes):
     path = barcodes(kind)
     full = list(all_frames(path))
     assert [barcode.read(frame) for frame in full] == list(range(kind.frames))
     for info in (None, info_of(path)):
-        for asked in questions(kind.frames):
-            got = frames_of(path, asked, known=info)
-            assert [barcode.read(frame) for frame in got] == asked
-            assert all(np.array_equal(frame, full[ordinal]) for frame, ordinal in zip(got, asked, strict=True))
+        for wanted in selections(kind.frames):
+            got = frames_of(path, wanted, known=info)
+            assert [barcode.read(frame) for frame in got] == wanted
+            assert all(np.array_equal(frame, full[ordinal]) for frame, ordinal in zip(got, wanted, strict=True))
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_real_clips_equal_their_full_decode(name, clips):
+def test_selected_frames_of_real_clips(name, clips):
     check_against_full_decode(clips / name)
 
 
-def test_gestures_equal_their_full_decode(clips):
+def test_selected_frames_of_gestures(clips):
     paths = sorted((clips / "gestures").glob("*.mkv"))
     assert paths
     for path in paths:
@@ -71,20 +74,29 @@ def check_against_full_decode(path: Path) -> None:
     assert info.frames == len(full)
     assert full[0].shape == (info.height, info.width, 3)
     for known in (None, info):
-        for asked in questions(len(full))[1:]:
-            for frame, ordinal in zip(frames_of(path, asked, known=known), asked, strict=True):
+        for wanted in selections(len(full))[1:]:
+            for frame, ordinal in zip(frames_of(path, wanted, known=known), wanted, strict=True):
                 assert np.array_equal(frame, full[ordinal]), f"{path.name}: frame {ordinal}"
 
 
-def test_two_threads_give_the_same_frames(barcodes):
+def test_threads_do_not_change_frames(barcodes):
     path = barcodes(barcode.KINDS[0])
     assert np.array_equal(frames_of(path, [3, 50, 99], threads=2), frames_of(path, [3, 50, 99]))
 
 
-def packets_fed(monkeypatch, path: Path, asked: list[int], **options) -> tuple[int, int]:
-    """Return how many packets decoding takes off the file, and how often it had to begin again in order."""
-    fed, in_order = [], []
-    inner, sequential = VideoReader._packets_from, VideoReader._in_order
+def test_a_clip_opens_its_file_once(barcodes, monkeypatch):
+    """Small files are read once: the packets from which the timeline is read are kept for decoding."""
+    opened = []
+    monkeypatch.setattr(reader, "open_video", lambda path, **options: opened.append(path) or open_video(path, **options))
+    path = barcodes(barcode.KINDS[0])
+    load_clip(path, ClipSpec(height=48, width=48, short_side=56))
+    assert opened == [str(path)]
+
+
+def packets_fed(monkeypatch, path: Path, wanted: list[int], **options) -> tuple[int, int]:
+    """Return the number of packets read to decode `wanted`, and how often sequential decoding was started."""
+    fed, sequential_starts = [], []
+    inner, decode_sequentially = VideoReader._packets_from, VideoReader._decode_sequentially
 
     def counted(*args, **kwargs):
         for packet in inner(*args, **kwargs):
@@ -92,49 +104,50 @@ def packets_fed(monkeypatch, path: Path, asked: list[int], **options) -> tuple[i
             yield packet
 
     def noted(*args, **kwargs):
-        in_order.append(1)
-        return sequential(*args, **kwargs)
+        sequential_starts.append(1)
+        return decode_sequentially(*args, **kwargs)
 
     with VideoReader(path, **options) as video:
-        assert video.info.jumps  # decodes one frame in order, for its size
+        assert video.info.seekable  # decodes the first frame, for its size
         monkeypatch.setattr(VideoReader, "_packets_from", counted)
-        monkeypatch.setattr(VideoReader, "_in_order", noted)
-        video.stack(asked)
-    return len(fed), len(in_order)
+        monkeypatch.setattr(VideoReader, "_decode_sequentially", noted)
+        video.stack(wanted)
+    return len(fed), len(sequential_starts)
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["alone", "with info"])
-def test_decoding_starts_at_the_key_frame_and_stops_at_the_last_wanted_packet(known, barcodes, monkeypatch):
+def test_decoding_is_limited_to_the_needed_packets(known, barcodes, monkeypatch):
     kind = next(kind for kind in barcode.KINDS if kind.name == "long")
     path = barcodes(kind)
     info = info_of(path) if known else None
-    # Key frames every 50. Frame 610 is 10 after one; with 3 B-frames its packet lies within 4 of its place.
-    fed, in_order = packets_fed(monkeypatch, path, [610], known=info)
+    # A key frame every 50 frames: frame 610 is 10 after one, and with 3 B-frames its packet is within 4 positions of it.
+    fed, sequential_starts = packets_fed(monkeypatch, path, [610], known=info)
     assert fed <= 15
-    assert in_order == 0
+    assert sequential_starts == 0
 
 
-def test_far_frames_are_reached_by_jumps(barcodes, monkeypatch):
+def test_distant_frames_are_reached_by_seeking(barcodes, monkeypatch):
     path = barcodes(next(kind for kind in barcode.KINDS if kind.name == "long"))
-    fed, in_order = packets_fed(monkeypatch, path, [5, 305, 655])
+    fed, sequential_starts = packets_fed(monkeypatch, path, [5, 305, 655])
     assert fed <= 3 * 10
-    assert in_order == 0
+    assert sequential_starts == 0
 
 
-def test_unreferenced_frames_are_left_out_only_where_that_is_safe(barcodes):
+def test_nonreference_frames_are_skipped_only_where_safe(barcodes):
     safe = {}
     for kind in barcode.KINDS:
-        with VideoReader(barcodes(kind)) as video:
-            safe[kind.name] = jumps.drops_unreferenced(video._video)
+        video = open_video(barcodes(kind))
+        with video.container:
+            safe[kind.name] = seeking.can_skip_nonref(video)
     assert safe["h264_b_pyramid"]
     assert safe["hevc_open_gop"]
-    # A frame that its own temporal layer does not need may still be needed by a higher layer.
+    # A frame that no frame of its temporal layer refers to may still be a reference for a higher layer.
     assert not safe["hevc_layers"]
     assert not any(safe[name] for name in ("av1", "mpeg4", "vp9_hidden_frames", "vp8_hidden_frames", "mjpeg"))
 
 
-def test_a_time_line_that_lies_is_found_out(barcodes):
-    """What decodes counts, not what was promised: an info whose time stamps are another file's still gives right frames."""
+def test_a_wrong_timeline_is_detected(barcodes):
+    """Frames are correct even with `known` time stamps of another file."""
     from dataclasses import replace
 
     path = barcodes(barcode.KINDS[0])
@@ -143,21 +156,21 @@ def test_a_time_line_that_lies_is_found_out(barcodes):
     assert [barcode.read(frame) for frame in frames_of(path, [7, 60], known=shifted)] == [7, 60]
 
 
-def test_a_frame_out_of_turn_is_found_out():
+def test_frames_out_of_order_are_detected():
     line = Timeline(count=4, pts=np.arange(4), key_frames=np.array([0]), key_bytes=np.empty(0, np.int64))
-    run = jumps.Run(0, [3])
+    run = seeking.DecodeRun(0, [3])
     for stamps, came in (([0, 1, 2, 3], 4), ([0, 2, 3], 3), ([0, 2, 1, 3], 2), ([0, 0, 1], 1), ([0, 5], 1)):
         frames = [av.VideoFrame(16, 16) for _ in stamps]
         for frame, stamp in zip(frames, stamps, strict=True):
             frame.pts = stamp
-        found = jumps.check_order(frames, line, run, gaps=True)
+        found = seeking.check_order(frames, line, run, gaps=True)
         assert [ordinal for ordinal, _ in itertools.islice(found, came)] == stamps[:came]
-        with pytest.raises(StopIteration if came == len(stamps) else jumps.UnexpectedFrame):
+        with pytest.raises(StopIteration if came == len(stamps) else seeking.UnexpectedFrame):
             next(found)
 
 
-def test_hidden_vp8_frames_are_no_frames(tmp_path, barcodes):
-    """Old WebM files hold VP8 frames that are decoded and never shown, in packets of their own."""
+def test_hidden_vp8_frames_are_not_counted(tmp_path, barcodes):
+    """Old WebM files have separate packets of VP8 frames that are decoded but never displayed."""
     source = barcodes(next(kind for kind in barcode.KINDS if kind.name.startswith("vp8")))
     hidden = tmp_path / "hidden.webm"
     with av.open(str(source)) as before, av.open(str(hidden), "w") as after:
@@ -176,20 +189,20 @@ def test_hidden_vp8_frames_are_no_frames(tmp_path, barcodes):
     assert [barcode.read(frame) for frame in frames_of(hidden, [10, 11, 41, 97])] == [10, 12, 43, 99]
 
 
-def test_no_frames_asked_for(barcodes):
+def test_empty_selection(barcodes):
     assert frames_of(barcodes(barcode.KINDS[0]), []).shape == (0, barcode.HEIGHT, barcode.WIDTH, 3)
 
 
 @pytest.mark.parametrize("name", ["h264_b_pyramid", "mpeg4"])
-def test_frames_that_are_not_there(name, barcodes):
+def test_ordinals_out_of_range(name, barcodes):
     path = barcodes(next(kind for kind in barcode.KINDS if kind.name == name))
-    with pytest.raises(FlowlessError, match=r"frame 100 was asked for, but the video has 100 frames"):
+    with pytest.raises(FlowlessError, match=r"frame 100 was requested, but the video has 100 frames"):
         frames_of(path, [3, 100])
-    with pytest.raises(FlowlessError, match=r"frame -1 was asked for"):
+    with pytest.raises(FlowlessError, match=r"frame -1 was requested"):
         frames_of(path, [-1])
 
 
-def test_frames_that_are_not_taken_hinder_no_others(barcodes):
+def test_an_abandoned_iterator_does_not_affect_the_next(barcodes):
     with VideoReader(barcodes(barcode.KINDS[0])) as video:
         frames = video.frames([1, 50])
         assert next(frames)[0] == 1
@@ -199,19 +212,19 @@ def test_frames_that_are_not_taken_hinder_no_others(barcodes):
         assert [barcode.read(frame) for frame in video] == list(range(100))
 
 
-def test_damage_is_an_error_that_names_the_file(clips):
+def test_damage_is_reported(clips):
     path = clips / "corrupted.mp4"
     with pytest.raises(FlowlessError, match=r"corrupted\.mp4: the stream is damaged near frame 28"):
         list(all_frames(path))
     with pytest.raises(FlowlessError, match=r"corrupted\.mp4: .*damaged"):
         frames_of(path, [0, 49])
-    # What lies before the damage is as good as ever.
+    # Frames before the damage are correct.
     with VideoReader(path) as video:
         assert np.array_equal(frames_of(path, [3])[0], next(itertools.islice(video, 3, None)))
 
 
-def test_what_was_read_is_let_go_of_at_once(barcodes):
-    """Frames of 4K that wait for the garbage collector are gigabytes."""
+def test_frames_are_freed_without_the_garbage_collector(barcodes):
+    """4K frames that wait for the garbage collector would take gigabytes."""
 
     def held() -> int:
         return sum(issubclass(type(thing), (av.VideoFrame, av.Packet, av.VideoCodecContext)) for thing in gc.get_objects())

@@ -1,4 +1,4 @@
-"""Videos of the kinds that readers get wrong, made from bar codes with PyAV; each frame carries its number."""
+"""Makes videos with unusual structure, which readers often get wrong, from bar codes with PyAV."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from av.filter import Graph
 
 from flowless.pipeline.video.encode import write_video
 
-#: Eight display matrices, stored columns to (a, b) and rows to (c, d), and what FFmpeg's autorotation does for each.
+#: Display matrix (a, b, c, d), which maps stored columns to (a, b) and rows to (c, d) -> filters of FFmpeg's autorotation.
 ORIENTATIONS = {
     (1, 0, 0, 1): [],
     (0, 1, -1, 0): [("transpose", "clock")],
@@ -26,11 +26,11 @@ ORIENTATIONS = {
     (0, -1, -1, 0): [("transpose", "clock_flip")],
 }
 
-TICKS = 3600  # of a frame, at 25 frames a second and 90 000 ticks
+TICKS = 3600  # per frame, at 25 frames and 90 000 ticks per second
 
 
 def oriented(path: Path, matrix: tuple[int, int, int, int], *, frames: int = 6, pixel_format: str = "yuv420p") -> Path:
-    """Write a video that is shown through a display matrix; its frames lie upright in the file."""
+    """Write a video with a display matrix; its stored frames are upright."""
     a, b, c, d = (65536 * value for value in matrix)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25, width=barcode.WIDTH, height=barcode.HEIGHT, pix_fmt=pixel_format)
@@ -42,14 +42,14 @@ def oriented(path: Path, matrix: tuple[int, int, int, int], *, frames: int = 6, 
 
 
 def autorotated(path: Path, filters: list[tuple[str, str]]) -> list[np.ndarray]:
-    """Decode a file with PyAV and turn each frame by FFmpeg's own filters."""
+    """Decode a file with PyAV, applying FFmpeg's filters to each frame."""
     shown = []
     with av.open(str(path)) as container:
         for frame in container.decode(video=0):
             graph = Graph()
             last = graph.add_buffer(template=container.streams.video[0])
-            for name, words in filters:
-                step = graph.add(name, words) if words else graph.add(name)
+            for name, options in filters:
+                step = graph.add(name, options) if options else graph.add(name)
                 last.link_to(step)
                 last = step
             graph.link_nodes(last, graph.add("format", "rgb24"), graph.add("buffersink")).configure()
@@ -61,14 +61,14 @@ def autorotated(path: Path, filters: list[tuple[str, str]]) -> list[np.ndarray]:
 
 
 def transport(path: Path, numbers: Iterable[int], *, draw: Callable[[int], np.ndarray] = barcode.draw, **more: object) -> Path:
-    """Write frames as H.264 in a transport stream: key frames every 25, B-frames between."""
+    """Write frames as H.264 with B-frames and a key frame every 25 frames, usually into a transport stream."""
     options = {"g": "25", "bf": "2", "b-pyramid": "none", "sc_threshold": "0"}
     write_video(path, (draw(number) for number in numbers), options=options, **more)  # pyright: ignore[reportArgumentType]
     return path
 
 
 def shifted(source: Path, target: Path, *, by: int) -> Path:
-    """Copy a transport stream's packets with time stamps later by so many ticks of 1/90 000 s."""
+    """Copy a transport stream with all time stamps increased by `by` ticks of 1/90 000 s."""
     with av.open(str(source)) as before, av.open(str(target), "w") as after:
         stream = after.add_stream_from_template(before.streams.video[0])
         for packet in before.demux(video=0):
@@ -82,13 +82,13 @@ def shifted(source: Path, target: Path, *, by: int) -> Path:
 
 
 def joined(path: Path, *parts: Path) -> Path:
-    """Write files one behind the other, as `cat` does."""
+    """Concatenate files, as `cat` does."""
     path.write_bytes(b"".join(part.read_bytes() for part in parts))
     return path
 
 
-def counted_on(*parts: Path) -> bytes:
-    """Return transport streams one behind the other whose count of packets goes on, as if nothing were missing between them."""
+def joined_with_continuous_counters(*parts: Path) -> bytes:
+    """Return concatenated transport streams with continuous packet counters, as if no packet were missing between them."""
     data, last = bytearray(b"".join(part.read_bytes() for part in parts)), {}
     for place in range(0, len(data), 188):
         program = int.from_bytes(data[place + 1 : place + 3], "big") & 0x1FFF
@@ -99,7 +99,7 @@ def counted_on(*parts: Path) -> bytes:
 
 
 def without(source: Path, target: Path, places: Iterable[int]) -> Path:
-    """Copy a file without some of its packets, counted in the order of decoding."""
+    """Copy a file without some of its packets, given by their position in decode order."""
     left_out = set(places)
     with av.open(str(source)) as before, av.open(str(target), "w") as after:
         stream = after.add_stream_from_template(before.streams.video[0])
@@ -111,7 +111,7 @@ def without(source: Path, target: Path, places: Iterable[int]) -> Path:
 
 
 def restamped(source: Path, target: Path, by: Callable[[int], int]) -> Path:
-    """Copy a file's packets with times of showing that differ by so many milliseconds, by their place in the order of decoding."""
+    """Copy a file, adding `by(position in decode order)` milliseconds to each packet's PTS."""
     with av.open(str(source)) as before, av.open(str(target), "w") as after:
         stream = after.add_stream_from_template(before.streams.video[0])
         for place, packet in enumerate(packet for packet in before.demux(video=0) if packet.size):
@@ -123,15 +123,15 @@ def restamped(source: Path, target: Path, by: Callable[[int], int]) -> Path:
     return target
 
 
-def lacking(source: Path, target: Path, place: int) -> Path:
-    """Copy a transport stream without one of its packets of 188 bytes."""
+def without_transport_packet(source: Path, target: Path, place: int) -> Path:
+    """Copy a transport stream without one of its 188-byte packets."""
     data = source.read_bytes()
     target.write_bytes(data[: 188 * place] + data[188 * (place + 1) :])
     return target
 
 
-def resized_on_the_way(path: Path, *, codec: str = "libvpx") -> Path:
-    """Write 20 frames of 160 x 96 and then 20 of 80 x 48 into one stream whose key frames say the size."""
+def with_changing_size(path: Path, *, codec: str = "libvpx") -> Path:
+    """Write 20 frames of 160 x 96 and then 20 of 80 x 48 into one stream whose key frames contain the size."""
     options = {"deadline": "realtime", "cpu-used": "8", "lag-in-frames": "0"}
     halves = [path.with_name(f"{path.stem}-{number}.webm") for number in range(2)]
     write_video(halves[0], (barcode.draw(number) for number in range(20)), codec=codec, options=options)
@@ -151,7 +151,7 @@ def resized_on_the_way(path: Path, *, codec: str = "libvpx") -> Path:
 
 
 def with_gaps(path: Path) -> Path:
-    """Write an AVI of 30 frames a second in which 20 of every 30 are stored: the muxer fills the gaps with null frames."""
+    """Write an AVI at 30 frames per second that stores 20 of every 30 frames: the muxer fills the gaps with null frames."""
     kept = [number for number in range(60) if number % 3 < 2]
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mjpeg", rate=30, width=barcode.WIDTH, height=barcode.HEIGHT, pix_fmt="yuvj420p")
@@ -164,19 +164,19 @@ def with_gaps(path: Path) -> Path:
 
 
 def decoded(path: Path) -> Iterator[av.VideoFrame]:
-    """Yield what FFmpeg's decoder gives, in its order."""
+    """Yield the frames of FFmpeg's decoder, in its order."""
     with av.open(str(path), metadata_errors="replace") as container:
         yield from container.decode(video=0)
 
 
 def packets(path: Path) -> list[av.Packet]:
-    """Return a file's packets of pictures, in the order of decoding."""
+    """Return a file's video packets, in decode order."""
     with av.open(str(path)) as container:
         return [packet for packet in container.demux(video=0) if packet.size]
 
 
 def with_packed_b_frames(path: Path, *, frames: int = 41) -> Path:
-    """Write MPEG-4 in AVI as DivX 5 did: a B-frame lies in the packet of the frame that it needs, and a placeholder in its own."""
+    """Write MPEG-4 in AVI as DivX 5 did: each B-frame is in the packet of its reference frame, and its own packet has a placeholder."""
     plain = path.with_name(f"{path.stem}-plain.avi")
     write_video(plain, (barcode.draw(number) for number in range(frames)), codec="mpeg4", options={"bf": "1", "g": "20", "q": "3"})
     with av.open(str(plain)) as before:
@@ -205,8 +205,8 @@ def with_packed_b_frames(path: Path, *, frames: int = 41) -> Path:
     return path
 
 
-def without_times_of_showing(path: Path) -> Path:
-    """Write H.264 with B-frames into MP4 as if each packet were shown when it is decoded."""
+def with_pts_equal_to_dts(path: Path) -> Path:
+    """Write H.264 with B-frames into MP4, with PTS replaced by DTS."""
     whole = transport(path.with_name(f"{path.stem}-whole.mp4"), range(50))
     with av.open(str(whole)) as before, av.open(str(path), "w") as after:
         stream = after.add_stream_from_template(before.streams.video[0])
@@ -217,8 +217,8 @@ def without_times_of_showing(path: Path) -> Path:
     return path
 
 
-def shown_before_their_turn(path: Path) -> Path:
-    """Write H.264 into FLV whose second half is to be shown before most of the first, by its time stamps and not by its pictures."""
+def with_wrong_pts_order(path: Path) -> Path:
+    """Write H.264 into FLV with time stamps that display the second half before most of the first, unlike the stream itself."""
     whole = path.with_name(f"{path.stem}-whole.flv")
     write_video(whole, (barcode.draw(number) for number in range(100)), options={"g": "25", "bf": "0", "sc_threshold": "0"})
     with av.open(str(whole)) as before, av.open(str(path), "w") as after:
@@ -232,14 +232,14 @@ def shown_before_their_turn(path: Path) -> Path:
     return path
 
 
-def with_a_picture_that_is_not_coded(path: Path, *, padding: bytes = b"") -> Path:
-    """Write MPEG-4 in MP4 in which a packet says that nothing is coded: no frame comes of it."""
+def with_uncoded_picture(path: Path, *, padding: bytes = b"") -> Path:
+    """Write MPEG-4 in MP4 with a packet whose `vop_coded` bit is 0, which gives no frame."""
     whole = path.with_name(f"{path.stem}-whole.mp4")
     write_video(whole, (barcode.draw(number) for number in range(40)), codec="mpeg4", options={"g": "10", "q": "3"})
     with av.open(str(whole)) as before, av.open(str(path), "w") as after:
         stream = after.add_stream_from_template(before.streams.video[0])
         for number, packet in enumerate(packet for packet in before.demux(video=0) if packet.size):
-            # A P-picture at 5/25 s; its bit `vop_coded` is 0, and the rest fills a byte.
+            # A P-picture at 5/25 s with `vop_coded` = 0, padded to a byte.
             nothing = int("01" + "0" + "1" + "00101" + "1" + "0" + "01111", 2).to_bytes(2, "big")
             copy = av.Packet(b"\x00\x00\x01\xb6" + nothing + padding if number == 5 else bytes(packet))
             copy.stream, copy.pts, copy.dts, copy.time_base = stream, packet.pts, packet.dts, packet.time_base
@@ -248,8 +248,8 @@ def with_a_picture_that_is_not_coded(path: Path, *, padding: bytes = b"") -> Pat
     return path
 
 
-def with_an_empty_sample(path: Path, number: int) -> Path:
-    """Write 12 frames, each a key frame, into MP4, and take the bytes of one of them away; its place in the list of samples stays."""
+def with_empty_sample(path: Path, number: int) -> Path:
+    """Write 12 key frames into MP4 and remove the bytes of one; its entry in the sample table stays."""
     write_video(path, (barcode.draw(frame) for frame in range(12)), options={"g": "1"})
     data = bytearray(path.read_bytes())
     table, mdat = data.index(b"stsz") + 16, data.index(b"mdat") - 4
@@ -264,23 +264,23 @@ def with_an_empty_sample(path: Path, number: int) -> Path:
     return path
 
 
-def with_a_packet_that_gives_no_frame(path: Path, *, frames: int = 20) -> Path:
-    """Write AV1 in Matroska whose last packet holds a delimiter and padding in the place of its picture."""
+def with_packet_without_frame(path: Path, *, frames: int = 20) -> Path:
+    """Write AV1 in Matroska whose last packet has a delimiter and padding instead of a picture."""
     options = {"preset": "12", "crf": "40", "svtav1-params": "keyint=10"}
     write_video(path, (barcode.draw(number) for number in range(frames)), codec="libsvtav1", options=options)
     with av.open(str(path)) as container:
         last = [bytes(packet) for packet in container.demux(video=0) if packet.size][-1]
-    left = len(last) - 5
+    padding = len(last) - 5
     data = path.read_bytes()
-    assert 0 < left < 2**14
+    assert 0 < padding < 2**14
     assert data.count(last) == 1
-    nothing = b"\x12\x00" + bytes([0x7A, left & 0x7F | 0x80, left >> 7]) + bytes(left)
+    nothing = b"\x12\x00" + bytes([0x7A, padding & 0x7F | 0x80, padding >> 7]) + bytes(padding)
     path.write_bytes(data.replace(last, nothing))
     return path
 
 
 def with_false_key_frames(path: Path, codec: str) -> Path:
-    """Write a file that calls frames key frames which are made from the one before."""
+    """Write a file that marks predicted frames as key frames."""
     options = {"g": "40", "bf": "0", "sc_threshold": "0", "x265-params": "keyint=40:bframes=0:scenecut=0:log-level=none"}
     options = {key: value for key, value in options.items() if (key == "x265-params") == (codec == "libx265")}
     whole = path.with_name(f"{path.stem}-whole{path.suffix}")
@@ -294,10 +294,10 @@ def with_false_key_frames(path: Path, codec: str) -> Path:
     return path
 
 
-def without_usability(sequence: bytes) -> bytes:
-    """Return x264's H.264 header, a sequence parameter set, as long as before and without its last part, which limits reordering."""
+def without_vui(sequence: bytes) -> bytes:
+    """Return x264's sequence parameter set without the VUI, which limits reordering, padded to the same length."""
     bits = "".join(f"{byte:08b}" for byte in sequence.replace(b"\0\0\3", b"\0\0"))
-    at = 32  # kind, profile, constraints, level
+    at = 32  # NAL unit type, profile, constraints, level
 
     def number() -> int:
         nonlocal at
@@ -305,7 +305,7 @@ def without_usability(sequence: bytes) -> bytes:
         at += 2 * zeros + 1
         return int(bits[at - zeros - 1 : at], 2) - 1
 
-    assert [number() for _ in range(4)] == [0, 1, 0, 0], "4:2:0 of eight bits"
+    assert [number() for _ in range(4)] == [0, 1, 0, 0], "8-bit 4:2:0"
     at += 2
     number()
     if number() == 0:
@@ -314,16 +314,16 @@ def without_usability(sequence: bytes) -> bytes:
     at += 1
     for _ in range(2):
         number()
-    assert bits[at : at + 2] == "11", "no fields"
-    assert bits[at + 2 : at + 4] == "01", "not cropped, and then what is left out"
+    assert bits[at : at + 2] == "11", "frame_mbs_only_flag, not interlaced"
+    assert bits[at + 2 : at + 4] == "01", "no cropping, then the VUI flag"
     kept = bits[: at + 3] + "01"
     kept += "0" * (-len(kept) % 8)
     short = int(kept, 2).to_bytes(len(kept) // 8, "big")
     return short + bytes(len(sequence) - len(short))
 
 
-def beginning_to_reorder(path: Path, *, before: int, after: int, limited: bool = False) -> Path:
-    """Write H.264 whose header may limit reordering or not: 25 frames with so many B-frames in a row, then 75 with so many."""
+def with_increasing_reordering(path: Path, *, before: int, after: int, limited: bool = False) -> Path:
+    """Write H.264: 25 frames with `before` consecutive B-frames, then 75 with `after`; the reordering limit is kept if `limited`."""
     parts = []
     for number, (numbers, between) in enumerate(((range(25), before), (range(25, 100), after))):
         part = path.with_name(f"{path.stem}-{number}.ts")
@@ -335,7 +335,7 @@ def beginning_to_reorder(path: Path, *, before: int, after: int, limited: bool =
         parts.append(part.with_name(f"{part.stem}-plain.ts"))
         data = part.read_bytes()
         assert sequence in data
-        parts[-1].write_bytes(data.replace(sequence, sequence if limited else without_usability(sequence)))
+        parts[-1].write_bytes(data.replace(sequence, sequence if limited else without_vui(sequence)))
     later = shifted(parts[1], path.with_name(f"{path.stem}-later.ts"), by=25 * TICKS)
-    path.write_bytes(counted_on(parts[0], later))
+    path.write_bytes(joined_with_continuous_counters(parts[0], later))
     return path

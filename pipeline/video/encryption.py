@@ -1,4 +1,4 @@
-"""Which files hold pictures that only the holder of a key can decode, where FFmpeg does not say so itself."""
+"""Detects encrypted files (DRM), which FFmpeg opens without an error."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import uuid
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-#: Codec tags of encrypted pictures in MP4: MPEG's Common Encryption, and Apple's FairPlay.
+#: Codec tags of encrypted video in MP4: Common Encryption (CENC) and Apple's FairPlay.
 _CODEC_TAGS = frozenset({"encv", "drmi"})
-#: Objects of an ASF file's header that say how it is encrypted (ASF specification, sections 3.14 to 3.16).
+#: GUIDs of the encryption objects in an ASF header (ASF specification, sections 3.14 to 3.16).
 _ASF_OBJECTS = tuple(
     uuid.UUID(text).bytes_le
     for text in (
@@ -19,14 +19,14 @@ _ASF_OBJECTS = tuple(
         "43058533-6981-49e6-9b74-ad12cb86d58c",
     )
 )
-#: Bytes at the beginning of a file that are searched.
+#: Bytes that are read from the beginning of a file.
 _HEAD = 2**20
-#: Lengths of a transport stream's packets: plain, and of camcorders and discs, which begin with a time.
+#: Packet sizes of a transport stream: plain, and with a time stamp before each packet (camcorders and discs).
 _TRANSPORT_PACKETS = (188, 192)
 
 
 def says_encrypted(container: InputContainer, stream: VideoStream, path: str | os.PathLike[str]) -> bool:
-    """Return whether a file says that its pictures are encrypted: MP4, Matroska and WebM, ASF (Windows Media)."""
+    """Return whether a container's header marks the video stream as encrypted: MP4, Matroska and WebM, ASF (Windows Media)."""
     if stream.codec_context.codec_tag in _CODEC_TAGS or "enc_key_id" in stream.metadata:
         return True
     if container.format.name != "asf":
@@ -37,10 +37,10 @@ def says_encrypted(container: InputContainer, stream: VideoStream, path: str | o
 
 
 def is_scrambled(path: str | os.PathLike[str]) -> bool:
-    """Return whether most packets of a transport stream that carry something are scrambled, as pay television's are."""
+    """Return whether most packets of a transport stream are scrambled, as in pay television."""
     head = _head_of(path)
     for size in _TRANSPORT_PACKETS:
-        headers = [head[place : place + 4] for place in range(size - 188, len(head) - 4, size)]
+        headers = [head[position : position + 4] for position in range(size - 188, len(head) - 4, size)]
         if headers and all(header[0] == 0x47 for header in headers):
             return sum(header[3] >> 6 > 0 for header in headers) > len(headers) / 2
     return False

@@ -1,4 +1,4 @@
-"""Files whose pictures are encrypted, made from plain ones: what says so is added, or for transport streams done."""
+"""Makes encrypted files from plain ones: adds the header elements of encryption, or scrambles the packets of transport streams."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def box(kind: bytes, data: bytes) -> bytes:
 
 
 def common_encryption(data: bytes, path: Sequence[bytes] = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", b"avc1")) -> bytes:
-    """Return an MP4's boxes with the sample entry at the end of a path called encrypted, as Common Encryption does."""
+    """Return an MP4's boxes with the sample entry at the end of `path` marked as encrypted (Common Encryption)."""
     made, place = b"", 0
     if path[0] == b"avc1":
         made, place = data[:8], 8  # of stsd: version and count
@@ -33,7 +33,7 @@ def common_encryption(data: bytes, path: Sequence[bytes] = (b"moov", b"trak", b"
 
 
 def element(name: str, data: bytes) -> bytes:
-    """Return an element of Matroska; its size takes eight bytes."""
+    """Return a Matroska element with an 8-byte size."""
     return bytes.fromhex(name) + (len(data) | 1 << 56).to_bytes(8, "big") + data
 
 
@@ -42,7 +42,7 @@ CONTENT_ENCODINGS = element("6D80", element("6240", element("5032", b"\1") + ele
 
 
 def matroska(data: bytes, path: Sequence[str] = ("18538067", "1654AE6B", "AE")) -> bytes:
-    """Return a Matroska file whose first track is called encrypted: the element at the end of a path gets one more."""
+    """Return a Matroska file whose first track is marked as encrypted, by an element appended to the one at the end of `path`."""
     place = 0
     while True:
         begin = place + 9 - data[place].bit_length()
@@ -57,15 +57,15 @@ def matroska(data: bytes, path: Sequence[str] = ("18538067", "1654AE6B", "AE")) 
 
 
 def windows_media(data: bytes) -> bytes:
-    """Return an ASF file with the object of the header that says how it is encrypted."""
+    """Return an ASF file with an encryption object in its header."""
     size, objects = struct.unpack("<QI", data[16:28])
-    said = b"".join(struct.pack("<I", len(part)) + part for part in (bytes(8), b"DRM\0", b"key\0", b"url\0"))
-    added = uuid.UUID("2211b3fb-bd23-11d2-b4b7-00a0c955fc6e").bytes_le + struct.pack("<Q", 24 + len(said)) + said
+    fields = b"".join(struct.pack("<I", len(part)) + part for part in (bytes(8), b"DRM\0", b"key\0", b"url\0"))
+    added = uuid.UUID("2211b3fb-bd23-11d2-b4b7-00a0c955fc6e").bytes_le + struct.pack("<Q", 24 + len(fields)) + fields
     return data[:16] + struct.pack("<QI", size + len(added), objects + 1) + data[28:size] + added + data[size:]
 
 
 def scrambled(data: bytes) -> bytes:
-    """Return a transport stream whose pictures are scrambled."""
+    """Return a transport stream with scrambled video packets."""
     made, noise = bytearray(data), np.random.default_rng(0)
     for place in range(0, len(made), 188):
         if int.from_bytes(made[place + 1 : place + 3], "big") & 0x1FFF == 0x100:
@@ -76,7 +76,7 @@ def scrambled(data: bytes) -> bytes:
 
 
 def scrambled_disc(data: bytes) -> bytes:
-    """Return the same as discs hold it: four bytes before each packet."""
+    """Return a scrambled transport stream in the format of discs, with four bytes before each packet."""
     plain = scrambled(data)
     return b"".join(bytes(4) + plain[place : place + 188] for place in range(0, len(plain), 188))
 

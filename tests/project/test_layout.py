@@ -1,4 +1,4 @@
-"""The layout: small files, imports that go one way, nothing left out of the wheel."""
+"""The layout: sizes of files and functions, imports between packages, and the contents of the wheel."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LIBRARIES = set(sys.stdlib_module_names) | {
     *("av", "numpy", "torch", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "timm", "lightning"),
     *("nvidia", "PIL", "rich", "tyro", "safetensors", "triton", "polygraphy", "modelopt"),
 }
-#: Folder -> folders that it may import from: train evaluates engines too; bench sees all.
+#: Package -> packages that it may import. (train evaluates engines too.)
 MAY_IMPORT = {
     "pipeline": set(),
     "engines": {"pipeline"},
@@ -31,13 +31,13 @@ MAY_IMPORT = {
 
 
 def sources() -> list[Path]:
-    """Every Python file of the project, by git where there is git."""
+    """Return every Python file of the project."""
     folders = [ROOT / folder for folder in (*PACKAGES, "scripts", "tests")]
     return sorted([*(ROOT / "flowless").glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))])
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_files_and_functions_are_small(path: Path) -> None:
+def test_sizes_of_files_and_functions(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= MAX_LINES
     long = [
@@ -54,7 +54,7 @@ def test_no_module_is_named_after_a_library() -> None:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_imports_go_one_way(package: str) -> None:
+def test_imports_between_packages(package: str) -> None:
     wrong = []
     for path in (ROOT / package).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -71,26 +71,26 @@ def test_imports_go_one_way(package: str) -> None:
     assert not wrong
 
 
-def test_the_checkout_alone_resolves_flowless() -> None:
-    """Static tools see no import hooks: `flowless/` links to the folders beside it."""
+def test_the_checkout_resolves_flowless() -> None:
+    """Static tools do not follow import hooks, so `flowless/` has links to the packages."""
     for package in PACKAGES:
         assert (ROOT / "flowless" / package).resolve() == ROOT / package
 
 
 def wheel_packages() -> set[str]:
-    """Every package but the benchmarks: of bench/ the wheel has the command and the demo."""
+    """Return the packages of the wheel: all but the benchmarks; of bench/ it has the command and the demo."""
     there = {path.parent.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("__init__.py")}
     shipped = {folder for folder in there if folder.parts[0] != "bench" or folder.parts[1:] in {(), ("demo",)}}
     return {"flowless"} | {"flowless." + ".".join(folder.parts) for folder in shipped}
 
 
-def test_packages_listed_are_the_packages_there() -> None:
+def test_pyproject_lists_all_packages() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
     assert set(listed) == wheel_packages()
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_the_tree(tmp_path: Path) -> None:
+def test_wheel_contents(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path / "dist"), str(_copy(tmp_path))],
         check=True,
@@ -106,7 +106,7 @@ def test_the_wheel_holds_the_tree(tmp_path: Path) -> None:
 
 
 def _copy(tmp_path: Path) -> Path:
-    """Copy what a wheel is made from, so that building leaves nothing in the work tree."""
+    """Copy the sources of a wheel, so that building leaves no files in the work tree."""
     import shutil
 
     target = tmp_path / "source"
@@ -118,8 +118,8 @@ def _copy(tmp_path: Path) -> Path:
     return target
 
 
-def test_the_tests_of_a_file_share_a_process(request: pytest.FixtureRequest) -> None:
-    """Otherwise each process makes a file's fixtures again; a pytest that pytest-xdist does not know groups nothing, and says nothing."""
+def test_tests_of_a_file_share_a_process(request: pytest.FixtureRequest) -> None:
+    """Otherwise each process makes a file's fixtures again; an incompatible pytest and pytest-xdist ignore the groups without a warning."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
-        pytest.skip("one process runs all tests")
-    assert request.node.nodeid.endswith("@tests/project/test_tree.py")
+        pytest.skip("needs several test processes")
+    assert request.node.nodeid.endswith("@tests/project/test_layout.py")

@@ -1,4 +1,4 @@
-"""Pages as people get them: one HTML file, in the project's style, that refers to nothing outside itself."""
+"""Self-contained HTML pages in the project's style, rendered from Jinja templates."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _STYLE = Path(__file__).with_name("page.css")
 
 
 def rendered(template: Path, **values: Any) -> str:
-    """Return the page of a template.
+    """Render a template with the project's style sheet.
 
     Args:
-        template: Its file, which lies beside the module that fills it.
-        values: What it names; text is escaped unless it is marked as `Markup`.
+        template: The template's file.
+        values: Its variables; text is escaped unless it is `Markup`.
     """
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
@@ -26,6 +26,6 @@ def rendered(template: Path, **values: Any) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a page, whole or not at all."""
+    """Write a page atomically."""
     with whole_file(path) as draft:
-        draft.write_text(text, encoding="utf-8", errors="backslashreplace")  # a file name may hold bytes that are no text
+        draft.write_text(text, encoding="utf-8", errors="backslashreplace")  # a file name may hold bytes that are not UTF-8

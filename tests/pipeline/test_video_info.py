@@ -1,4 +1,4 @@
-"""Probing: what real and generated files are, and a clear word for those that are none."""
+"""VideoInfo of real and generated files, and the errors of files that are not videos."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ KINDS = {kind.name + kind.suffix: kind for kind in barcode.KINDS}
         ("arm_wrestling.mp4", 280, 28.0, (340, 256), 0, "h264", False, (0, 187, 230, 268)),
         ("av1_video.mkv", 125, 25.0, (640, 360), 0, "av1", False, (0,)),
         ("h265_video.mp4", 10, 10.0, (128, 128), 0, "hevc", False, (0, 2, 4, 6, 8)),
-        # Two video streams: FFmpeg's own choice is the larger one.
+        # Two video streams: FFmpeg selects the larger one.
         ("nasa_13013.mp4", 390, 30000 / 1001, (480, 270), 0, "h264", False, (0, 240)),
         ("rotated_90.mov", 3, 30.0, (320, 568), 90, "h264", False, (0,)),
-        # Its time stamps are milliseconds, 33 and 34 apart: rounding, no variable rate.
+        # Its time stamps are milliseconds, 33 and 34 apart by rounding.
         ("flipping_a_pancake.mkv", 310, 30.0, (426, 240), 0, "h264", False, (0, 150, 300)),
-        # One gap of two frames' time.
+        # One interval is twice as long.
         ("short_32_frames.mp4", 32, 29.0625, (340, 256), 0, "h264", True, (0,)),
         ("unordered.mov", 4, 32.0, (50, 50), 0, "h264", False, (0,)),
     ],
 )
 @pytest.mark.parametrize("decode", [False, True])
-def test_real_files(name, frames, fps, size, rotation, codec, varies, keys, decode, clips):
+def test_properties_of_real_files(name, frames, fps, size, rotation, codec, varies, keys, decode, clips):
     info = info_of(clips / name, decode=decode)
     assert info.frames == frames == len(info.pts)
     assert info.fps == pytest.approx(fps, rel=1e-3)
@@ -49,7 +49,7 @@ def test_real_files(name, frames, fps, size, rotation, codec, varies, keys, deco
 
 
 @pytest.mark.parametrize("name", sorted(KINDS))
-def test_packets_and_decoding_tell_the_same(name, barcodes):
+def test_packets_and_decoding_agree(name, barcodes):
     quick, proved = info_of(barcodes(KINDS[name])), info_of(barcodes(KINDS[name]), decode=True)
     assert quick.frames == proved.frames == KINDS[name].frames
     assert (quick.pts, quick.key_frames) == (proved.pts, proved.key_frames)
@@ -58,14 +58,14 @@ def test_packets_and_decoding_tell_the_same(name, barcodes):
     assert quick.variable_rate == ("timestamps" in KINDS[name].more)
 
 
-def test_avi_has_no_time_stamps_to_trust(barcodes):
+def test_avi_is_not_seekable(barcodes):
     info = info_of(barcodes(KINDS["mpeg4.avi"]))
-    assert not info.jumps
+    assert not info.seekable
     assert info.proved
     assert info.fps == 25
 
 
-def test_seconds_to_frames(barcodes):
+def test_frame_at(barcodes):
     for name in ("h264_b_pyramid.mp4", "mpeg4.avi"):
         info = info_of(barcodes(KINDS[name]))
         assert [info.frame_at(seconds) for seconds in (0.0, 0.04, 1.0, 3.96, 99.0)] == [0, 1, 25, 99, 100]
@@ -75,7 +75,7 @@ def test_seconds_to_frames(barcodes):
     assert varying.frame_at(times[9] / 1000 + 0.1) == 10
 
 
-def test_a_rate_varies_by_more_than_rounding():
+def test_variable_rate_ignores_rounding():
     assert not varies(tuple(round(number * 1000 / 30) for number in range(200)))
     assert not varies(tuple(round(number * 1000 / 29.97) for number in range(200)))
     assert not varies((0, 40))
@@ -88,8 +88,8 @@ def whole(tmp_path: Path, suffix: str = ".mp4", **more) -> Path:
     return path
 
 
-def boxes_reversed(data: bytes) -> bytes:
-    """Put an MP4's index (`moov`) before its pictures (`mdat`), as for the web; the index then points to the right places."""
+def index_first(data: bytes) -> bytes:
+    """Return an MP4 with its index (`moov`) moved before its data (`mdat`), as for streaming, with adjusted offsets."""
     boxes = {}
     place = 0
     while place < len(data):
@@ -100,26 +100,26 @@ def boxes_reversed(data: bytes) -> bytes:
     table = moov.index(b"stco") + 8
     (entries,) = struct.unpack(">I", moov[table : table + 4])
     for entry in range(entries):
-        spot = table + 4 + 4 * entry
-        (offset,) = struct.unpack(">I", moov[spot : spot + 4])
-        moov[spot : spot + 4] = struct.pack(">I", offset + len(moov))
+        position = table + 4 + 4 * entry
+        (offset,) = struct.unpack(">I", moov[position : position + 4])
+        moov[position : position + 4] = struct.pack(">I", offset + len(moov))
     return boxes[b"ftyp"] + bytes(moov) + boxes.get(b"free", b"") + boxes[b"mdat"]
 
 
-def test_cut_off_files(tmp_path):
+def test_truncated_files(tmp_path):
     data = whole(tmp_path).read_bytes()
     index_last = tmp_path / "index_last.mp4"
     index_last.write_bytes(data[: len(data) // 2])
     with pytest.raises(FlowlessError, match=r"index_last\.mp4: .*damaged or cut off"):
         info_of(index_last)
 
-    turned = boxes_reversed(data)
-    (tmp_path / "whole_web.mp4").write_bytes(turned)
+    reordered = index_first(data)
+    (tmp_path / "whole_web.mp4").write_bytes(reordered)
     assert info_of(tmp_path / "whole_web.mp4", decode=True).frames == 60
-    index_first = tmp_path / "index_first.mp4"
-    index_first.write_bytes(turned[: len(turned) * 2 // 3])
+    truncated = tmp_path / "index_first.mp4"
+    truncated.write_bytes(reordered[: len(reordered) * 2 // 3])
     with pytest.raises(FlowlessError, match=r"index_first\.mp4: it is cut off after \d+ frames"):
-        info_of(index_first)
+        info_of(truncated)
 
     data = whole(tmp_path, ".mkv").read_bytes()
     matroska = tmp_path / "half.mkv"
@@ -128,15 +128,15 @@ def test_cut_off_files(tmp_path):
         info_of(matroska)
 
 
-def test_damage_inside_is_found_by_decoding(tmp_path, clips):
+def test_damage_is_found_by_decoding(tmp_path, clips):
     assert info_of(clips / "corrupted.mp4").frames == 50  # the packets are all there
     with pytest.raises(FlowlessError, match=r"corrupted\.mp4: the stream is damaged near frame 28"):
         info_of(clips / "corrupted.mp4", decode=True)
 
 
 @pytest.mark.parametrize("count", [12, 3000])
-def test_flipped_bytes(count, tmp_path):
-    """Decoders hide small damage as well as they can, and go on: no such picture may pass for the real one."""
+def test_damaged_bytes(count, tmp_path):
+    """Decoders conceal small damage: a concealed frame must not be returned as a correct one."""
     whole_data = whole(tmp_path).read_bytes()
     good = list(all_frames(tmp_path / "whole.mp4"))
     damaged = tmp_path / "flipped.mp4"
@@ -150,7 +150,7 @@ def test_flipped_bytes(count, tmp_path):
         with pytest.raises(FlowlessError, match=r"flipped\.mp4: the stream is damaged near frame \d+") as caught:
             info_of(damaged, decode=True)
         frame = int(str(caught.value).split("near frame ")[1].split(".")[0])
-        # A later frame of the same group of pictures may be made from the damaged one: it is refused, or it is right.
+        # A later frame of the same group of pictures may refer to the damaged one: it must be refused, or be correct.
         later = min(frame // 20 * 20 + 19, 59)
         try:
             got = frames_of(damaged, [later])[0]
@@ -180,7 +180,7 @@ def audio_only(path: Path, cover: bool = False) -> Path:
     return path
 
 
-def test_files_that_are_no_videos(tmp_path):
+def test_files_that_are_not_videos(tmp_path):
     empty, text = tmp_path / "empty.mp4", tmp_path / "text.mp4"
     empty.touch()
     text.write_text("not a video\n" * 50)
@@ -192,19 +192,19 @@ def test_files_that_are_no_videos(tmp_path):
         audio_only(tmp_path / "sound.m4a"): "no video stream, only audio",
         audio_only(tmp_path / "cover.mp4", cover=True): "no video stream, only audio",
     }
-    for path, words in cases.items():
-        with pytest.raises(FlowlessError, match=words) as caught:
+    for path, reason in cases.items():
+        with pytest.raises(FlowlessError, match=reason) as caught:
             info_of(path)
         assert str(caught.value).startswith(f"{path}: ")
 
 
-def test_unreadable_crosses_processes():
+def test_unreadable_can_be_pickled():
     error = pickle.loads(pickle.dumps(Unreadable("a.mp4", "the file is empty")))
     assert (error.path, error.reason) == ("a.mp4", "the file is empty")
     assert "a.mp4: the file is empty" in str(error)
 
 
-def test_writing_what_cannot_be_written(tmp_path):
+def test_write_video_errors(tmp_path):
     path = tmp_path / "x.mp4"
     with pytest.raises(FlowlessError, match=r"x\.mp4: there are no frames"):
         write_video(path, [])
@@ -217,12 +217,12 @@ def test_writing_what_cannot_be_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_same_frames_give_the_same_file(tmp_path):
+def test_write_video_is_deterministic(tmp_path):
     first, second = whole(tmp_path).read_bytes(), whole(tmp_path).read_bytes()
     assert first == second
 
 
-def test_a_last_frame_that_stays_long_is_no_damage(tmp_path):
+def test_a_long_last_frame_is_not_damage(tmp_path):
     times = [0, 40, 80, 120, 5000]
     for suffix in (".mp4", ".mkv"):
         path = tmp_path / f"slides{suffix}"
@@ -233,7 +233,7 @@ def test_a_last_frame_that_stays_long_is_no_damage(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["avi", "mkv", "mp4", "mov"])
-def test_a_title_that_is_no_utf8_costs_no_video(tmp_path, suffix):
+def test_a_title_that_is_not_utf8(tmp_path, suffix):
     path = tmp_path / f"clip.{suffix}"
     with av.open(str(path), "w") as container:
         container.metadata["title"] = "TITLE"

@@ -1,4 +1,4 @@
-"""Hold every way of reading a file to the same frames."""
+"""Checks that all ways of reading a video give the same frames."""
 
 from __future__ import annotations
 
@@ -17,22 +17,25 @@ from flowless.pipeline.dataset.scan import scan
 SPEC = ClipSpec(segments=4, frames_per_segment=2, height=40, width=40, short_side=48)
 
 
-def check(path: Path, wanted: list[int] | list[np.ndarray]) -> DatasetIndex:
-    """Hold every way of reading a file to its frames, given as numbers in the picture or as the pictures; return its index."""
+def check_all_readers(path: Path, wanted: list[int] | list[np.ndarray]) -> DatasetIndex:
+    """Check full decode, selected frames, properties, scan, clip and loader of a file; return its index.
+
+    `wanted` are the expected frames, as images or as the numbers in their bar codes.
+    """
     full = all_frames(path)
     assert len(full) == len(wanted)
-    for frame, right in zip(full, wanted, strict=True):
-        if isinstance(right, np.ndarray):
-            assert np.array_equal(frame, right)
+    for frame, expected in zip(full, wanted, strict=True):
+        if isinstance(expected, np.ndarray):
+            assert np.array_equal(frame, expected)
         else:
-            assert barcode.read(frame) == right
+            assert barcode.read(frame) == expected
     count = len(full)
     proved, quick = info_of(path, decode=True), info_of(path)
     assert proved.frames == quick.frames == count
     assert (proved.height, proved.width, 3) == full[0].shape
     for known in (None, proved, quick):
-        for asked in ([count - 1], [count // 2, 0], list(range(0, count, 7)), list(range(count))):
-            for ordinal, frame in zip(asked, frames_of(path, asked, known=known), strict=True):
+        for ordinals in ([count - 1], [count // 2, 0], list(range(0, count, 7)), list(range(count))):
+            for ordinal, frame in zip(ordinals, frames_of(path, ordinals, known=known), strict=True):
                 assert np.array_equal(frame, full[ordinal]), (ordinal, known is None)
     folder = path.parent / f"{path.name}-set"
     (folder / "a").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Colour: RGB against an independent conversion of the decoded planes in float64."""
+"""Colour conversion, compared with an independent conversion of the decoded planes in float64."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import pytest
 from av.video.frame import VideoFrame
 from video_files import frames_of
 
-#: Kr and Kb of each matrix, by FFmpeg's number of it: ITU-R BT.709-6, BT.601-7, BT.2020-2.
+#: FFmpeg's number of a matrix -> its Kr and Kb: ITU-R BT.709-6, BT.601-7, BT.2020-2.
 MATRIX = {1: (0.2126, 0.0722), 2: (0.299, 0.114), 5: (0.299, 0.114), 6: (0.299, 0.114), 9: (0.2627, 0.0593)}
 UNSTATED, FULL = 2, 2
-#: Levels by which the fast conversion may differ from exact arithmetic.
+#: Bits -> largest difference of swscale's fast conversion from exact arithmetic, in levels.
 TOLERANCE = {8: 3.0, 10: 4.0}
 
 
 def reference(frame: VideoFrame) -> np.ndarray:
-    """Convert a 4:2:0 frame exactly, each chroma sample standing for its 2x2 pixels; float64 [H, W, 3], 0 to 255."""
+    """Convert a 4:2:0 frame exactly, repeating each chroma sample for its 2x2 pixels; float64 [H, W, 3], 0 to 255."""
     bits = frame.format.components[0].bits
     planes = []
     for plane in frame.planes:
@@ -42,15 +42,15 @@ def decoded(path: Path, number: int) -> VideoFrame:
 
 
 @pytest.mark.parametrize("name", ["bt709_full_range.mp4", "arm_wrestling.mp4", "av1_video.mkv", "gestures/book.mkv"])
-def test_eight_bits(name, clips):
+def test_8_bit_clips(name, clips):
     for number in (0, 17):
         wrong = np.abs(frames_of(clips / name, [number])[0] - reference(decoded(clips / name, number)))
         assert wrong.max() <= TOLERANCE[8]
         assert wrong.mean() < 1.6  # half a level of rounding, and swscale's rounding down
 
 
-def test_ten_bits(clips):
-    """Ten bits take another path through swscale, which interpolates chroma: compare where chroma is flat all around."""
+def test_10_bit_clips(clips):
+    """For 10 bits, swscale interpolates chroma: compare where the chroma around a pixel is constant."""
     path = clips / "h264_10bits.mp4"
     frame = decoded(path, 5)
     assert frame.format.name == "yuv420p10le"
@@ -59,7 +59,7 @@ def test_ten_bits(clips):
 
 @pytest.mark.parametrize("matrix", [1, 6, 9, UNSTATED])
 @pytest.mark.parametrize(("pixels", "wide"), [("yuv420p", 1), ("yuv420p", 2), ("yuv420p10le", 1), ("yuv420p10le", 2)])
-def test_every_matrix_and_range_that_a_stream_states(matrix, pixels, wide, tmp_path):
+def test_matrices_and_ranges(matrix, pixels, wide, tmp_path):
     path = tmp_path / "patches.mkv"
     write_patches(path, matrix, pixels, wide)
     frame = decoded(path, 0)
@@ -75,7 +75,7 @@ def assert_equal_where_flat(image: np.ndarray, frame: VideoFrame, *, share: floa
         samples = (
             np.frombuffer(memoryview(plane), np.uint8 if bits == 8 else np.uint16).reshape(plane.height, -1)[:, : plane.width].astype(int)
         )
-        padded = np.pad(samples, 2, mode="edge")  # as far as a bicubic filter reaches
+        padded = np.pad(samples, 2, mode="edge")  # the radius of a bicubic filter
         around = np.stack([padded[y : y + plane.height, x : x + plane.width] for y in range(5) for x in range(5)])
         still = (around.max(axis=0) - around.min(axis=0)) <= 1
         flat &= still.repeat(2, 0).repeat(2, 1)[: frame.height, : frame.width]
@@ -84,7 +84,7 @@ def assert_equal_where_flat(image: np.ndarray, frame: VideoFrame, *, share: floa
 
 
 def write_patches(path: Path, matrix: int, pixels: str, wide: int) -> None:
-    """Write one losslessly coded frame of 8 x 6 patches of 16 pixels, whose planes cover the range, and say so in the stream."""
+    """Write one lossless frame of 8 x 6 patches of 16 pixels that cover the range; set matrix and range in the stream."""
     bits = 10 if "10" in pixels else 8
     rng = np.random.default_rng(matrix)
     low, high = (0, 255) if wide == FULL else (16, 235)

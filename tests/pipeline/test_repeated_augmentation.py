@@ -1,4 +1,4 @@
-"""Several pictures of one clip: drawn apart, from one decode of the same frames, each with the label that its flip makes."""
+"""Repeated augmentation (`Augmentation.draws`): several augmented views of one clip from one decode, each with its own label."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIDES = {name: TWIN[name] for name in ("left", "clockwise")}
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> DatasetIndex:
-    """24 videos of 12 frames, 36 x 36: as large as the network's picture."""
+    """24 videos of 12 frames of 36 x 36, the network's input size."""
     folder = tmp_path_factory.mktemp("draws") / "shapes"
     generate(folder, options=ShapesOptions(train_videos=24, val_videos=0, frames=12, size=36), workers=1)
     return DatasetIndex.load(folder / "train.index.jsonl")
@@ -47,25 +47,25 @@ def labels_by_id(made: list[Batch]) -> dict[str, list[int]]:
     return {name: row for batch in made for name, row in zip(batch.ids, batch.labels.tolist(), strict=True)}
 
 
-def test_the_same_frames_from_one_decode(index: DatasetIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_draws_use_one_decode(index: DatasetIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded, frames = [], VideoReader.frames
     monkeypatch.setattr(VideoReader, "frames", lambda video, ordinals: (decoded.append(video.path), frames(video, ordinals))[1])
     made = batches(index)
     assert made[0].clips.shape == (4, 2, *SPEC.shape)
     assert made[0].labels.shape == (4, 2)
-    assert len(decoded) == len(set(decoded)) == 24, "once a video, not once a picture"
-    # Without anything to draw the pictures are one and the same, so their frames are.
+    assert len(decoded) == len(set(decoded)) == 24, "once per video, not once per draw"
+    # Without random augmentation, all draws are identical.
     assert all((first == second).all() for first, second in by_id(made).values())
 
 
-def test_pictures_of_a_clip_differ_and_the_first_is_the_one_drawn_alone(index: DatasetIndex) -> None:
+def test_draws_differ_and_the_first_equals_a_single_draw(index: DatasetIndex) -> None:
     chance = {"scales": (1.0, 0.7), "flip": True, "brightness": 0.3, "grey": 0.5}
     twins, alone = by_id(batches(index, **chance)), by_id(batches(index, draws=1, **chance))
     assert all((twins[name][0] == alone[name][0]).all() for name in alone)
     assert all(np.abs(first - second).max() > 10 for first, second in twins.values())
 
 
-def test_they_depend_on_seed_epoch_and_video_alone(index: DatasetIndex) -> None:
+def test_draws_depend_only_on_seed_epoch_and_video(index: DatasetIndex) -> None:
     chance = {"scales": (1.0, 0.7), "flip": True, "brightness": 0.3, "grey": 0.5}
     first, again = by_id(batches(index, **chance)), by_id(batches(index, batch_size=5, threads=3, **chance))
     assert first.keys() == again.keys()
@@ -74,7 +74,7 @@ def test_they_depend_on_seed_epoch_and_video_alone(index: DatasetIndex) -> None:
     assert all((other[name][draw] != first[name][draw]).any() for name in first for draw in range(2))
 
 
-def test_each_flip_makes_its_own_label(index: DatasetIndex) -> None:
+def test_each_draw_has_the_label_of_its_flip(index: DatasetIndex) -> None:
     plain, was = by_id(batches(index, draws=1)), labels_by_id(batches(index, draws=1))
     made = batches(index, flip=True, flip_labels=SIDES)
     mirrored = {**SIDES, **{b: a for a, b in SIDES.items()}}
@@ -87,10 +87,10 @@ def test_each_flip_makes_its_own_label(index: DatasetIndex) -> None:
             assert np.abs(upright - plain[name][0]).max() <= 1
             assert index.labels[label] == (mirrored.get(usual, usual) if is_turned else usual)
         flips.add(turned)
-    assert len(flips) == 4, "each of the two is mirrored by a chance of its own"
+    assert len(flips) == 4, "the two draws are flipped independently"
 
 
-def test_colours_are_drawn_for_each_picture(index: DatasetIndex) -> None:
+def test_colours_differ_between_draws(index: DatasetIndex) -> None:
     ratios = []
     for first, second in by_id(batches(index, brightness=0.4)).values():
         ratios.append(first.mean() / second.mean())

@@ -1,4 +1,4 @@
-"""Files that are no videos, ask for too much, or have odd names."""
+"""Files that are not videos, exceed the limits, or have unusual names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import av
 import barcode
-import encryption
+import encrypted_files
 import pytest
 from video_files import info_of
 
@@ -23,13 +23,13 @@ from flowless.pipeline.video.reader import VideoReader
 SPEC = ClipSpec(segments=4, frames_per_segment=2, height=40, width=40, short_side=48)
 
 
-def test_what_is_no_file_is_not_waited_for(tmp_path):
+def test_a_pipe_is_refused(tmp_path):
     os.mkfifo(tmp_path / "camera.mp4")
-    with pytest.raises(Unreadable, match=r"camera\.mp4: it is no regular file"):
+    with pytest.raises(Unreadable, match=r"camera\.mp4: it is not a regular file"):
         VideoReader(tmp_path / "camera.mp4")
 
 
-def test_a_list_of_files_is_no_video(tmp_path, barcodes):
+def test_a_playlist_is_refused(tmp_path, barcodes):
     film = barcodes(barcode.KINDS[0])
     (tmp_path / "film.mp4").symlink_to(film)
     (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile film.mp4\n")
@@ -38,20 +38,20 @@ def test_a_list_of_files_is_no_video(tmp_path, barcodes):
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".webm", ".wmv", ".ts", ".m2ts"])
-def test_encrypted_pictures_are_called_encrypted(tmp_path, suffix):
+def test_encrypted_files_are_refused(tmp_path, suffix):
     codec = {".wmv": "mpeg4", ".webm": "libvpx"}.get(suffix, "libx264")
     plain = tmp_path / f"plain{suffix.replace('.wmv', '.asf').replace('.m2ts', '.ts')}"
     write_video(plain, map(barcode.draw, range(10)), codec=codec)
     assert info_of(plain).frames == 10
     path = tmp_path / f"drm{suffix}"
-    path.write_bytes(encryption.ENCRYPTED[suffix](plain.read_bytes()))
-    with pytest.raises(Unreadable, match=rf"drm{suffix}: its pictures are encrypted"):
+    path.write_bytes(encrypted_files.ENCRYPTED[suffix](plain.read_bytes()))
+    with pytest.raises(Unreadable, match=rf"drm{suffix}: it is encrypted"):
         VideoReader(path)
 
 
 @pytest.mark.parametrize("address", ["https://example.com/a.mp4", "rtsp://10.0.0.1/live", "s3://bucket/a.mp4"])
-def test_an_address_is_called_one(address):
-    with pytest.raises(Unreadable, match="it is an address, and videos are read from files"):
+def test_a_url_is_refused(address):
+    with pytest.raises(Unreadable, match="it is a URL, and videos are read from files"):
         load_clip(Path(address), SPEC)
 
 
@@ -59,7 +59,7 @@ NAMES = ["12:30:00.mp4", "a\u2028b.mp4", "tab\there.mp4", "[1] a%03d.mp4", "line
 
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
-def test_file_names(tmp_path, barcodes, name, monkeypatch):
+def test_unusual_file_names(tmp_path, barcodes, name, monkeypatch):
     folder = tmp_path / "pick:up"
     (folder / "class").mkdir(parents=True)
     (folder / "class" / name).write_bytes(barcodes(barcode.KINDS[0]).read_bytes())
@@ -72,7 +72,7 @@ def test_file_names(tmp_path, barcodes, name, monkeypatch):
     assert load_clip(index.path_of(record), SPEC).shape == (1, *SPEC.shape)
 
 
-def test_labels_in_either_form_of_unicode_are_one(tmp_path, barcodes):
+def test_labels_in_different_unicode_forms(tmp_path, barcodes):
     for split, label in (("train", "Caf\u00e9"), ("val", "Cafe\u0301")):
         (tmp_path / split / label).mkdir(parents=True)
         (tmp_path / split / label / "a.mp4").write_bytes(barcodes(barcode.KINDS[0]).read_bytes())
@@ -86,7 +86,7 @@ def test_labels_in_either_form_of_unicode_are_one(tmp_path, barcodes):
     assert video.frames == 100
 
 
-def test_names_that_are_too_long(tmp_path, barcodes):
+def test_too_long_names(tmp_path, barcodes):
     name = "x" * 300 + ".mp4"
     with pytest.raises(Unreadable, match="there is no such file"):
         load_clip(tmp_path / name, SPEC)
@@ -98,7 +98,7 @@ def test_names_that_are_too_long(tmp_path, barcodes):
     assert [item.reason for item in index.refused] == ["line 2: there is no such file"]
 
 
-def test_what_a_file_may_ask_for_is_bounded(tmp_path, monkeypatch):
+def test_limits(tmp_path, monkeypatch):
     path = tmp_path / "film.mkv"
     with av.open(str(path), "w") as container:
         streams = [container.add_stream("libx264", rate=25, width=160, height=96, pix_fmt="yuv420p") for _ in range(3)]
@@ -109,10 +109,10 @@ def test_what_a_file_may_ask_for_is_bounded(tmp_path, monkeypatch):
             container.mux(stream.encode(None))
     assert info_of(path).frames == 5
     for name, value, reason in (
-        ("PIXELS", "15000", "15,360 pixels, more than 15,000. If that is right, set FLOWLESS_MAX_PIXELS"),
+        ("PIXELS", "15000", "15,360 pixels, more than 15,000. Raise the limit with FLOWLESS_MAX_PIXELS"),
         ("FRAMES", "4", "5 frames, more than 4"),
         ("STREAMS", "2", "3 streams, more than 2"),
-        ("PIXELS", "many", "FLOWLESS_MAX_PIXELS is 'many'; it must be a whole number above 0"),
+        ("PIXELS", "many", "FLOWLESS_MAX_PIXELS is 'many'; it must be an integer of at least 1"),
     ):
         with monkeypatch.context() as patch, pytest.raises(FlowlessError, match=reason):
             patch.setenv(f"FLOWLESS_MAX_{name}", value)
