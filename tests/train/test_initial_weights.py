@@ -230,7 +230,7 @@ def test_two_sources_of_initial_weights_are_refused():
     with pytest.raises(FlowlessError, match=r"--from.*pretrained_path are both given"):
         find_recipe("tsn-r18/custom", start_from="a.safetensors", pretrained_path="b.pth")
     for changes in ({"start_from": "a.safetensors"}, {"pretrained": False}):
-        with pytest.raises(FlowlessError, match="weights is 'a1_in1k', but no ImageNet weights are loaded"):
+        with pytest.raises(FlowlessError, match="weights is 'a1_in1k', but training does not start from ImageNet weights"):
             find_recipe("tsn-r18/custom", weights="a1_in1k", **changes)
 
 

@@ -34,7 +34,7 @@ def parameter_groups(
     """Sort a model's parameters into the groups of PAN's official code.
 
     The groups first_conv_* hold PA's filters; the first convolution of a backbone, and linear layers inside a backbone, are in normal_*
-    like all other layers. PWTP's layers have groups of their own. The group channelwise holds STM's channel-wise kernels over time
+    like all other layers. PWTP's layers have separate groups. The group channelwise holds STM's channel-wise kernels over time
     (CSTM's temporal weights and CMM's 3x3 filters), without weight decay: they start at 1, as a batch norm's weights do, and select the
     segment that a channel takes; decay would pull that selection to zero. As ordinary convolutions (STM, Table 10) they are in normal_*, as
     is CSTM's 3x3 of either type.

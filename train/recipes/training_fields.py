@@ -52,7 +52,7 @@ class TrainingFields:
     objective: ObjectiveName = "scores"
     """scores: cross entropy. twins: Twins Training, which adds a loss that pulls the scores of two augmentations of each clip together; a
     step takes the memory and time of twice the batch. twins also changes defaults to the paper's augmentation: colour_jitter to 0.4, grey
-    to 0.2, and scales of 1.0 alone to 1.0 and 0.875."""
+    to 0.2, and scales of only 1.0 to 1.0 and 0.875."""
     twins_lambda: float = 0.01
     """With objective twins: weight of the correlation loss beside the cross entropy."""
     twins_beta: float = 0.0039

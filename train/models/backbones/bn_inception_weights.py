@@ -33,7 +33,7 @@ def published_network(path: Path, *, spec: ClipSpec) -> BNInception:
 
     The published convolutions have biases, which are folded into the batch norms' means. The published network takes BGR minus a mean,
     ours RGB normalised by the ClipSpec; the first convolution is converted so that its output is the same (except for a border of
-    three pixels, where the zero padding stands for another colour).
+    three pixels, where zero padding is another colour in either normalisation).
 
     Args:
         path: A file of named tensors.
