@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,7 +44,12 @@ def make(name, *, spec=SPEC, seed=1, **options):
     return model.eval()
 
 
-PA_VARIANTS = ({"pa_encoding": "e2"}, {"pa_depth": 0}, {"pa_depth": 2, "pa_encoding": "e2"}, {"eps_inside": True})
+PA_VARIANTS: tuple[dict[str, Any], ...] = (
+    {"pa_encoding": "e2"},
+    {"pa_depth": 0},
+    {"pa_depth": 2, "pa_encoding": "e2"},
+    {"eps_inside": True},
+)
 
 
 def test_the_rgb_branch_has_no_options_of_pa():
