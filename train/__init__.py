@@ -1,8 +1,8 @@
-"""Models, losses, recipes, checkpoints, evaluation: the PyTorch stage.
+"""Models, recipes, training, checkpoints and evaluation: the PyTorch stage.
 
-`models` holds the recognisers, `pa` the Persistence of Appearance operator with its kernels, `recipes` what decides how a model is
-trained, `loop` the training itself, `checkpoints` its files, `evaluation` accuracy, `commands` the subcommands. `recipes` and what
-evaluates a bundle need no PyTorch.
+`models` holds the recognisers, `pa` the Persistence of Appearance op with its Triton kernels, `recipes` the settings of a training by
+name, `loop` the training itself, `checkpoints` its files, `evaluation` the accuracy of checkpoints and bundles, `commands` the
+subcommands. `recipes` and the evaluation of bundles import no PyTorch.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from flowless.train.models import build_model
     from flowless.train.recipes import find_recipe
 
-_WHERE = {"build_model": "models", "find_recipe": "recipes", "load_checkpoint": "checkpoints", "load_official": "checkpoints"}
+_PACKAGES = {"build_model": "models", "find_recipe": "recipes", "load_checkpoint": "checkpoints", "load_official": "checkpoints"}
 __all__ = ["build_model", "find_recipe", "load_checkpoint", "load_official"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is asked for: a recipe needs no PyTorch."""
-    if name in _WHERE:
+    """Import a public name at its first use, so that recipes can be read without PyTorch."""
+    if name in _PACKAGES:
         from importlib import import_module
 
-        return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
+        return getattr(import_module(f"{__name__}.{_PACKAGES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

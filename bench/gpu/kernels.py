@@ -16,7 +16,7 @@ from flowless.bench.gpu.ledger import Ledger, NotHere
 from flowless.bench.gpu.machine import tool
 from flowless.bench.gpu.persistence import ARITHMETIC, Case, cases
 from flowless.files import sha256_of, whole_file
-from flowless.train.pa.forms import TOLERANCES, motion_shape, persistence_by_pixels
+from flowless.train.pa.convolution_forms import TOLERANCES, motion_shape, persistence_by_pixels
 
 #: Makes maps `out` of frames and weight, all dense, on the current stream.
 Launch = Callable[[Tensor, Tensor, Tensor], None]

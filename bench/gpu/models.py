@@ -50,7 +50,7 @@ def models(ledger: Ledger) -> None:
 
 def _measure(ledger: Ledger, name: str, device: torch.device, *, left: int) -> None:
     from flowless.train.models import build_model
-    from flowless.train.models.backbones.backbone import pixels_together
+    from flowless.train.models.backbones.timm_backbones import to_channels_last
     from flowless.train.models.flops import count
 
     spec = _spec(ledger, name)
@@ -58,7 +58,7 @@ def _measure(ledger: Ledger, name: str, device: torch.device, *, left: int) -> N
     started = time.monotonic()
     model = build_model(name, classes=174, spec=spec, width=0.25 if ledger.settings.rehearsal else 1.0)
     macs = count(model).macs
-    model = pixels_together(model).eval().to(device)
+    model = to_channels_last(model).eval().to(device)
     ledger.fact(built_seconds={**ledger.facts.get("built_seconds", {}), name: round(time.monotonic() - started, 1)})
     kinds = {"bf16": torch.bfloat16} | ({"fp16": torch.float16} if name == _BOTH and device.type == "cuda" else {})
     seconds = ledger.share(_MEASUREMENTS * len(kinds) * left * 2)

@@ -14,7 +14,7 @@ from flowless.bench.gpu.kernels import plugin_entry, plugin_launch
 from flowless.bench.gpu.ledger import Ledger
 from flowless.bench.gpu.persistence import chosen
 from flowless.train.pa import persistence as pa
-from flowless.train.pa.forms import motion_shape, persistence_by_phases, persistence_by_pixels
+from flowless.train.pa.convolution_forms import motion_shape, persistence_by_phases, persistence_by_pixels
 
 #: Seconds that torch.compile takes for one form.
 _COMPILE_SECONDS = 6.0
@@ -68,7 +68,7 @@ def _op(ledger: Ledger, frames: _Frames, body: str) -> None:
     for name, x, w, full in forms:
         # The body is asked for within the trial: one that is demanded may not serve these types.
         with chosen(body, float32=full), ledger.trial(f"{name} by {body}"):
-            _time(ledger, frames, name, lambda x=x, w=w: op(x, w, pa.EPS), body=pa.body(x, w), demanded=body != "plain")
+            _time(ledger, frames, name, lambda x=x, w=w: op(x, w, pa.EPS), body=pa.implementation(x, w), demanded=body != "plain")
 
 
 def _gradients(ledger: Ledger, frames: _Frames, body: str) -> None:
@@ -83,7 +83,7 @@ def _gradients(ledger: Ledger, frames: _Frames, body: str) -> None:
 
         what = f"forward and weight's gradient, {name}"
         with chosen(body, float32=True), ledger.trial(f"{what} by {body}"):
-            both = " and ".join(dict.fromkeys((pa.body(x, weight), pa.body(x, weight, backward=True))))
+            both = " and ".join(dict.fromkeys((pa.implementation(x, weight), pa.implementation(x, weight, backward=True))))
             _time(ledger, frames, what, back, body=both, demanded=body != "plain")
 
 

@@ -14,7 +14,7 @@ from flowless.bench.gpu.clock import device_ms, full_float32, need_device, peak_
 from flowless.bench.gpu.ledger import Ledger, NotHere
 from flowless.bench.gpu.machine import tera_per_second
 from flowless.train.pa import persistence as pa
-from flowless.train.pa.forms import TOLERANCES, motion_shape, persistence_by_pixels
+from flowless.train.pa.convolution_forms import TOLERANCES, motion_shape, persistence_by_pixels
 
 #: What enters the product -> the types of frames and weight.
 ARITHMETIC = {
@@ -90,7 +90,7 @@ def _serves(body: str, device: torch.device, ledger: Ledger) -> bool:
     probe = torch.zeros((1, 2, 3, 8, 8), device=device)
     with ledger.trial(body), chosen(body, float32=True):
         try:
-            pa.body(probe, torch.zeros((8, 3, 7, 7), device=device))
+            pa.implementation(probe, torch.zeros((8, 3, 7, 7), device=device))
         except pa.FlowlessError as error:
             raise NotHere(str(error)) from error
         return True

@@ -74,15 +74,15 @@ def _drawn(split: Split, options: ShapesOptions, pool: WorkerPool, device: torch
 
 def _trained(recipe: Recipe, films: _Films, options: ShapesOptions, seed: int) -> tuple[Any, float]:
     """Train as the recipe says; return the model and the last epoch's mean loss."""
-    from flowless.train.loop.optim import build_optimizer, set_rate
+    from flowless.train.loop.optimizer import build_optimizer, set_rate
     from flowless.train.models import build_model
-    from flowless.train.models.backbones.backbone import pixels_together
+    from flowless.train.models.backbones.timm_backbones import to_channels_last
 
     device, spec = films.frames.device, recipe.spec
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     model = build_model(recipe.model, classes=len(CLASSES), spec=spec, width=recipe.width, dropout=recipe.dropout)
-    model = pixels_together(model).to(device).train()
+    model = to_channels_last(model).to(device).train()
     optimizer = build_optimizer(model, recipe)
     steps = len(films.labels) // recipe.batch_size
     total = torch.zeros((), device=device)

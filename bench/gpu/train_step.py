@@ -108,15 +108,15 @@ def _run(ledger: Ledger, way: Way, device: torch.device, *, seconds: float) -> l
 
 
 def _stepper(ledger: Ledger, way: Way, device: torch.device, how: tuple[int, Callable[[Any], Any]]) -> Callable[[], torch.Tensor]:
-    from flowless.train.loop.optim import build_optimizer, set_rate
+    from flowless.train.loop.optimizer import build_optimizer, set_rate
     from flowless.train.models import build_model
-    from flowless.train.models.backbones.backbone import pixels_together
+    from flowless.train.models.backbones.timm_backbones import to_channels_last
     from flowless.train.recipes import find_recipe
 
     (batch, wrap), spec = how, spec_of(ledger.settings)
     name, width = ("pan-lite-r18", 0.25) if ledger.settings.rehearsal else ("pan-lite-r50", 1.0)
     torch.manual_seed(0)
-    model = pixels_together(build_model(name, classes=174, spec=spec, width=width, dropout=0.0)).to(device).train()
+    model = to_channels_last(build_model(name, classes=174, spec=spec, width=width, dropout=0.0)).to(device).train()
     clips = torch.randint(0, 256, (batch, *spec.shape), dtype=torch.uint8, device=device)
     labels = torch.arange(batch, device=device) % 174
     optimizer = build_optimizer(model, find_recipe(f"{name}/something-v1", pretrained=False))

@@ -59,8 +59,8 @@ def _rate(loader: Any, model: torch.nn.Module, device: torch.device, seconds: fl
 
 def _model(ledger: Ledger, device: torch.device) -> torch.nn.Module:
     from flowless.train.models import build_model
-    from flowless.train.models.backbones.backbone import pixels_together
+    from flowless.train.models.backbones.timm_backbones import to_channels_last
 
     name, width = ("pan-lite-r18", 0.25) if ledger.settings.rehearsal else ("pan-lite-r50", 1.0)
     ledger.fact(model=name, precision="bf16")
-    return pixels_together(build_model(name, classes=174, spec=spec_of(ledger.settings), width=width)).eval().to(device)
+    return to_channels_last(build_model(name, classes=174, spec=spec_of(ledger.settings), width=width)).eval().to(device)

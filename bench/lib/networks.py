@@ -15,8 +15,8 @@ from flowless.errors import FlowlessError
 from flowless.machine import usable_cores
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.models import Recognizer, build_model
-from flowless.train.models.options import kept_options
-from flowless.train.models.plan import CONFIG
+from flowless.train.models.model_config import CONFIG
+from flowless.train.models.options import split_options
 
 #: Clips that the statistics of the normalisation layers are taken from, and clips that the last layer is fitted to.
 _MEASURED, _FITTED = 4, 12
@@ -64,7 +64,7 @@ def lively_model(name: str, *, spec: ClipSpec, seed: int = 0, **config: Any) -> 
 
 def config_of(manifest: Manifest) -> dict[str, Any]:
     """Return what `build_model` makes a bundle's network with, besides its name and ClipSpec; refuse a bundle that does not say."""
-    own, rest = kept_options(manifest.model, manifest.config)
+    own, rest = split_options(manifest.model, manifest.config)
     if rest.get("classes") != len(manifest.labels) or not rest.keys() <= set(CONFIG):
         raise FlowlessError(f"{manifest.folder}: does not say how large its network is, so PyTorch cannot run it. Export the model again.")
     return {**rest, **own}

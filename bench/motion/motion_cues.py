@@ -28,8 +28,8 @@ from flowless.train.models import AppearanceRecognizer, DisentanglingRecognizer,
 from flowless.train.models.backbones.bn_inception import STEM, Unit
 from flowless.train.models.flops import pa_macs, pa_parameters, projection_macs
 from flowless.train.models.layers.displacement import Displacement
+from flowless.train.models.layers.stm_block import ChannelwiseMotion
 from flowless.train.models.layers.temporal_projection import PixelwiseTemporalProjection, enopr
-from flowless.train.models.stm import ChannelwiseMotion
 
 #: Steps in which an untrained PWTP is fitted to the frames that are shown: its loss has fallen to a twentieth by then.
 STEPS = 40

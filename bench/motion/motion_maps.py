@@ -16,7 +16,7 @@ from flowless.export.graph.export_graph import export_onnx, inlined, read_graph
 from flowless.export.targets.openvino_layout import differences_first
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.models import MotionRecognizer
-from flowless.train.models.plan import SCRATCH_STD
+from flowless.train.models.model_config import SCRATCH_STD
 from flowless.train.pa.persistence import PersistenceOfAppearance
 
 #: The paper's clip for counting PA: 8 stacks of 6 frames of 224 x 224 give 40 maps.

@@ -332,7 +332,7 @@ def table(document: Mapping[str, Any]) -> Table:
 
 def _check(train: DatasetIndex, test: DatasetIndex, settings: Real) -> None:
     """Refuse indexes that cannot be used, before anything is trained."""
-    from flowless.train.loop.data import check_training_index, relabel
+    from flowless.train.loop.index_checks import check_training_index, relabel
 
     check_training_index(train, batch_size=settings.batch_size)
     relabel(test, train.labels)

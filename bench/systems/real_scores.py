@@ -15,10 +15,10 @@ from flowless.errors import FlowlessError
 from flowless.pipeline.dataset.index import DatasetIndex
 from flowless.train.checkpoints import load_checkpoint
 from flowless.train.evaluation import metrics
-from flowless.train.evaluation.evaluate import score_videos
-from flowless.train.evaluation.evaluation import EvaluationOptions
-from flowless.train.loop.data import relabel
-from flowless.train.models.backbones.backbone import pixels_together
+from flowless.train.evaluation.options import EvaluationOptions
+from flowless.train.evaluation.score_videos import score_videos
+from flowless.train.loop.index_checks import relabel
+from flowless.train.models.backbones.timm_backbones import to_channels_last
 
 #: The orders in which a clip's frames are shown.
 ORDERS = ("forwards", "reversed", "shuffled")
@@ -98,7 +98,7 @@ def score_orders(checkpoints: Sequence[Path], test: DatasetIndex) -> tuple[list[
     bad = 0
     for spec in dict.fromkeys(model.spec for model in models):
         own = [place for place, model in enumerate(models) if model.spec == spec]
-        networks = [pixels_together(models[place].model.eval()) for place in own]
+        networks = [to_channels_last(models[place].model.eval()) for place in own]
         rng = np.random.default_rng(SHUFFLE_SEED)
 
         def score(clips: NDArray[np.uint8], *, networks: Any = networks, rng: np.random.Generator = rng) -> NDArray[np.float32]:
@@ -106,13 +106,13 @@ def score_orders(checkpoints: Sequence[Path], test: DatasetIndex) -> tuple[list[
             return torch.cat([network(part).float() for network in networks for part in shown], dim=1).numpy()
 
         with torch.inference_mode():
-            rows, kept, refused = score_videos(score, index, spec, options=EvaluationOptions())
-        labels = np.array([record.label for record in kept], np.int64)
-        rows = rows.reshape(len(kept), len(own), len(ORDERS), -1)
+            scored = score_videos(score, index, spec, options=EvaluationOptions())
+        rows = scored.scores.reshape(len(scored.ids), len(own), len(ORDERS), -1)
         for number, place in enumerate(own):
             scores = {order: rows[:, number, at] for at, order in enumerate(ORDERS)}
-            found[place] = Scored(scores=scores, labels=labels, names=models[0].labels, clip=(spec.segments, spec.frames_per_segment))
-        bad = max(bad, len(refused))
+            clip = (spec.segments, spec.frames_per_segment)
+            found[place] = Scored(scores=scores, labels=scored.labels, names=models[0].labels, clip=clip)
+        bad = max(bad, len(scored.bad_videos))
     return [found[place] for place in range(len(models))], bad
 
 

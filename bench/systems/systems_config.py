@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from flowless.train.recipes.training import ObjectiveName
+from flowless.train.recipes.training_fields import ObjectiveName
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from flowless.pipeline.dataset.index import DatasetIndex
 from flowless.pipeline.synthetic.scene import PAIRS
 from flowless.train.evaluation.evaluate import evaluate
-from flowless.train.evaluation.evaluation import EvaluationOptions
+from flowless.train.evaluation.options import EvaluationOptions
 
 
 def pair_accuracies(checkpoint: Path, val: DatasetIndex) -> dict[str, float]:

@@ -104,7 +104,7 @@ def untrained(name: str, race: Race, work: Path, *, labels: tuple[str, ...]) -> 
 
     run = Run(next(system for system in SYSTEMS if system.name == name), 0)
     recipe = run.recipe(race)
-    parts = {"width": recipe.width, "blocks": recipe.blocks, "dropout": recipe.dropout, **recipe.options.of_the_model}
+    parts = {"width": recipe.width, "blocks": recipe.blocks, "dropout": recipe.dropout, **recipe.options.model_options}
     model = build_model(recipe.model, classes=len(labels), spec=recipe.spec, **parts)
     path = run.folder(race, work).with_name(f"{name}-untrained") / "last.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -118,7 +118,7 @@ def cue_of(model: Recognizer, clip: Tensor) -> Cue | None:
 
 def first_stm_block(model: Recognizer) -> str | None:
     """Return the path of the first STM block's CMM, such as `backbone.layer1.0.conv2.motion`; None where there is none."""
-    from flowless.train.models.stm import ChannelwiseMotion
+    from flowless.train.models.layers.stm_block import ChannelwiseMotion
 
     return next((path for path, module in model.named_modules() if isinstance(module, ChannelwiseMotion)), None)
 

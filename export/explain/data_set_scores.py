@@ -17,8 +17,8 @@ from flowless.machine import usable_cores
 from flowless.pipeline.clip.spec import Average, ClipSpec
 from flowless.pipeline.clip.view_scores import average_views
 from flowless.pipeline.dataset.index import DatasetIndex, Refused, VideoRecord
-from flowless.train.evaluation.evaluate import read_views
-from flowless.train.loop.data import relabel
+from flowless.train.evaluation.score_videos import read_views
+from flowless.train.loop.index_checks import relabel
 
 if TYPE_CHECKING:
     from flowless.pipeline.clip.preprocess import ClipViews

@@ -157,8 +157,8 @@ def _added(proto: onnx.ModelProto, name: str) -> list[str]:
 def _find_cue(model: torch.nn.Module, proto: onnx.ModelProto, nodes: list[tuple[NodeProto, set[str]]]) -> tuple[str, str]:
     """Return the kind of the cue and its tensor; two empty strings for a model without one."""
     from flowless.train.models.layers.displacement import Displacement
+    from flowless.train.models.layers.stm_block import ChannelwiseMotion
     from flowless.train.models.layers.temporal_projection import PixelwiseTemporalProjection
-    from flowless.train.models.stm import ChannelwiseMotion
 
     for path, module in model.named_modules():
         if isinstance(module, Displacement | PixelwiseTemporalProjection):

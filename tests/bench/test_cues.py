@@ -14,7 +14,7 @@ from flowless.export.explain.cue_pictures import centred_colours, heat, paint, r
 from flowless.export.explain.cues import Cue, cue_of, timescale_names
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.models import build_model
-from flowless.train.models.layers.vap import VariousTimescaleAggregationPooling
+from flowless.train.models.layers.heads import VariousTimescaleAggregationPooling
 
 SPEC = ClipSpec(segments=4, frames_per_segment=4, height=64, width=80, short_side=80)
 #: Where the square is in the first frame, and how many pixels down and to the right it moves in a frame.

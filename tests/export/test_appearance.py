@@ -47,7 +47,7 @@ def appearance_of(model: Any) -> Any:
             self.model = model
 
         def forward(self, clip: torch.Tensor) -> torch.Tensor:
-            return self.model._seen_in_pixels(clip.float())
+            return self.model._input_of_pixels(clip.float())
 
     return Appearance().eval()
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flowless.train.pa import forms
-from flowless.train.pa.persistence import EPS, PersistenceOfAppearance, body
+from flowless.train.pa import convolution_forms as forms
+from flowless.train.pa.persistence import EPS, PersistenceOfAppearance, implementation
 
 pytestmark = pytest.mark.gpu
 op = torch.ops.flowless.persistence
@@ -39,7 +39,7 @@ def test_colours_last_need_no_copy() -> None:
     """A decoder's memory, [.., H, W, C], seen as [.., C, H, W]: the same maps, and no second set of frames in memory."""
     stored = pixels(4, 5, 96, 128, 3)
     seen = stored.movedim(-1, -3)
-    assert body(seen, filters()) == "triton"
+    assert implementation(seen, filters()) == "triton"
     expected = op(seen.contiguous(), filters(), EPS)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -52,7 +52,7 @@ def test_the_faster_body_is_taken() -> None:
     weight, bytes_ = filters(), pixels(1, 2, 3, 32, 32)
     for frames, maps in ((bytes_, "triton"), (bytes_.half(), "triton"), (bytes_.float(), "torch")):
         kernel = weight.to(frames.dtype) if frames.is_floating_point() else weight
-        assert (body(frames, kernel), body(frames, kernel, backward=True)) == (maps, "torch")
+        assert (implementation(frames, kernel), implementation(frames, kernel, backward=True)) == (maps, "torch")
 
 
 def test_a_part_of_a_larger_tensor() -> None:
@@ -94,7 +94,7 @@ def test_autocast_leaves_it_in_float32(kind: torch.dtype) -> None:
 def test_float64_by_pytorch_passes_gradcheck() -> None:
     frames = torch.randn(1, 3, 3, 9, 10, dtype=torch.float64, device="cuda", requires_grad=True)
     weight = torch.randn(8, 3, 7, 7, dtype=torch.float64, device="cuda", requires_grad=True)
-    assert body(frames, weight) == "torch"
+    assert implementation(frames, weight) == "torch"
     assert torch.autograd.gradcheck(lambda x, w: op(x, w, 1e-3), (frames, weight))
 
 

@@ -1,4 +1,4 @@
-"""Helpers lie beside the tests, which are no package."""
+"""Make the helper modules in this folder importable: the tests are not a package."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""The disentangling recogniser once more, in NumPy float64, from the papers' formulas: slow and plain on purpose."""
+"""A reference implementation of the disentangling recogniser in NumPy float64, from the papers' formulas; simple rather than fast."""
 
 from __future__ import annotations
 
 import numpy as np
 
-#: Ioffe and Szegedy 2015, Figure 5, typed in apart from the code's: 1x1, 3x3 reduce, 3x3, double reduce, double, pooled.
+#: Ioffe and Szegedy 2015, Figure 5, copied from the paper independently of the code: 1x1, 3x3 reduce, 3x3, double reduce, double, pool.
 TABLE = {
     "3a": (64, 64, 64, 64, 96, 32),
     "3b": (64, 64, 96, 64, 96, 64),
@@ -20,7 +20,7 @@ TABLE = {
 
 
 def cost_volume(before, after, window):
-    """C_t of section 3.3: cosines `[K, 2D+1, 2D+1, H, W]` of features `[K, C, H, W]`, and which of them lie in the frame."""
+    """C_t of section 3.3: cosines `[K, 2D+1, 2D+1, H, W]` of features `[K, C, H, W]`, and which of them are inside the frame."""
     lengths = [np.sqrt((x**2).sum(1) + 1e-6) for x in (before, after)]
     height, width = before.shape[-2:]
     volume = np.zeros((len(before), 2 * window + 1, 2 * window + 1, height, width))
@@ -48,7 +48,7 @@ def displacement(before, after, window, temperature):
 
 
 def warp(features, moved):
-    """W(F_t, V_t) of section 3.4: at p, the four cells around p - V(p), those outside the frame zero."""
+    """W(F_t, V_t) of section 3.4: at p, bilinear interpolation of the four cells around p - V(p), those outside the frame zero."""
     out = np.zeros_like(features)
     height, width = features.shape[-2:]
     for k in range(len(features)):
@@ -64,14 +64,14 @@ def warp(features, moved):
 
 
 def pooled_in_time(x, frames):
-    """The larger of each two neighbouring frames `[K * frames, C, H, W]`; a last one without a neighbour stays."""
+    """The maximum over each pair of neighbouring frames `[K * frames, C, H, W]`; a last one without a neighbour is kept."""
     clips = x.reshape(-1, frames, *x.shape[1:])
     out = [clips[:, t : t + 2].max(1) for t in range(0, frames, 2)]
     return np.stack(out, 1).reshape(-1, *x.shape[1:]), len(out)
 
 
 def windows(x, stride, margin):
-    """The nine values under each 3x3 window that begins in the frame or its margin, NaN where there is none."""
+    """The nine values under each 3x3 window that begins in the frame or its margin, NaN outside the frame."""
     rows, columns = (-(-x.shape[2] // stride), -(-x.shape[3] // stride))
     x = np.pad(x, ((0, 0), (0, 0), (margin, 3), (margin, 3)), constant_values=np.nan)
     ends = (stride * (rows - 1) + 1, stride * (columns - 1) + 1)
@@ -84,7 +84,7 @@ def halved(x):
 
 
 def body(x, state, prefix, plain, frames=None):
-    """BN-Inception from pool1 to 5b, `[K, 64, H, W]` to `[K, D]`; with `frames`, time is pooled behind pool2, 3c and 4e.
+    """BN-Inception from pool1 to 5b, `[K, 64, H, W]` to `[K, D]`; with `frames`, frames are pooled after pool2, 3c and 4e.
 
     `state` holds float64 arrays, `plain` the shared reference with conv2d and batch_norm.
     """
@@ -125,9 +125,9 @@ def body(x, state, prefix, plain, frames=None):
 def scores(
     clip, state, spec, plain, *, window, temperature, stride, branches=("appearance", "motion", "changes"), changed="warped-features"
 ):
-    """Appearance's, motion's and changes' scores `[branches, B, classes]` of uint8 clips `[B, N, m, H, W, 3]`.
+    """The branches' scores `[branches, B, classes]` of uint8 clips `[B, N, m, H, W, 3]`.
 
-    `changed` is what changes sees: features or rgb, of two frames as they are or the first of them warped.
+    `changed` is the option `changes_input`.
     """
     frames = (clip.astype(np.float64) / 255 - np.array(spec.mean)) / np.array(spec.std)
     frames = frames.transpose(0, 1, 2, 5, 3, 4).reshape(-1, 3, *clip.shape[3:5])

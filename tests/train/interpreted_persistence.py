@@ -1,7 +1,7 @@
 """Tests of the PA op's Triton kernels in Triton's interpreter, on the CPU.
 
-Triton reads TRITON_INTERPRET when it is imported, which other tests of a run may have done. So this file is not collected:
-`test_persistence_triton.py` runs it in a process of its own.
+Triton reads TRITON_INTERPRET when it is imported, and other tests may have imported it before. So pytest does not collect this file:
+`test_persistence_triton.py` runs it in a separate process.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from flowless.train.pa import forms
+from flowless.train.pa import convolution_forms as forms
 from flowless.train.pa import triton_backward as backward_kernels
 from flowless.train.pa import triton_forward as kernels
 from flowless.train.pa.persistence import EPS, OFFICIAL_EPS
@@ -31,7 +31,7 @@ def cases():
 
 
 INSIDE = pytest.mark.parametrize("inside", [False, True], ids=["under the root", "eps inside"])
-#: Types and places of eps: each type, each place of float32 and of uint8.
+#: Combinations of dtype and `eps_inside`: every dtype, and both places of eps with float32 and uint8.
 COMBINED = [("float32", False), ("float32", True), ("float16", False), ("bfloat16", True), ("uint8", False), ("uint8", True)]
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "uint8"])
 
@@ -42,7 +42,7 @@ def cast(case, dtype):
 
 
 def assert_close(ours, wanted, dtype):
-    """Within the tolerance of the type, or the smallest step of it."""
+    """Compare within the tolerance of the dtype, or its smallest subnormal number."""
     wanted = torch.as_tensor(wanted)
     finest = torch.finfo(ours.dtype).tiny * torch.finfo(ours.dtype).eps
     assert ours.shape == wanted.shape
@@ -50,11 +50,11 @@ def assert_close(ours, wanted, dtype):
 
 
 def each_type(tried, everything):
-    """Cases in every type, the places of eps in turn; those named by `everything` in every combination. uint8 holds pixels alone."""
+    """Return cases in every dtype with alternating places of eps; those named in `everything` in all of COMBINED. uint8 needs pixels."""
     rows = []
-    for place, case in enumerate(tried):
-        turn = [(dtype, bool((place + at) % 2)) for at, dtype in enumerate(("float32", "float16", "bfloat16", "uint8"))]
-        for dtype, inside in COMBINED if case.name in everything else turn:
+    for number, case in enumerate(tried):
+        alternating = [(dtype, bool((number + at) % 2)) for at, dtype in enumerate(("float32", "float16", "bfloat16", "uint8"))]
+        for dtype, inside in COMBINED if case.name in everything else alternating:
             if dtype != "uint8" or case.pixels:
                 rows.append(pytest.param(case, dtype, inside, id=f"{case.name}, {dtype}{', eps inside' * inside}"))
     return rows
@@ -71,7 +71,7 @@ def test_maps(reference, case, dtype, inside):
 
 
 @DTYPES
-def test_video_memory_is_read_where_it_lies(reference, dtype):
+def test_frames_with_any_strides(reference, dtype):
     clip = torch.randint(0, 256, (2, 2, 3, 9, 35, 3), generator=torch.Generator().manual_seed(1)).to(getattr(torch, dtype))
     # Every second clip, a part of the rows and columns, channels last: nothing is contiguous.
     x = clip[::2, :, :, 1:, 2:].movedim(-1, -3)
@@ -80,37 +80,37 @@ def test_video_memory_is_read_where_it_lies(reference, dtype):
     assert_close(kernels.forward(x, w, EPS), wanted, dtype)
 
 
-def test_a_batch_beyond_32_bits_is_read_where_it_lies(reference):
-    # The third stack begins behind element 2^31. The memory between is never touched, so the system never gives it.
+def test_offsets_beyond_32_bits(reference):
+    # The third stack begins beyond element 2^31. The memory in between is never touched, so the system does not allocate it.
     step = 2**30 + 64
     x = torch.empty(2 * step + 2 * 60, dtype=torch.uint8).as_strided((3, 2, 3, 4, 5), (step, 60, 20, 5, 1))
     x.copy_(torch.randint(0, 256, x.shape, dtype=torch.uint8))
     w = torch.randn(8, 3, 7, 7)
     wanted = reference.persistence(x.numpy(), w.double().numpy(), np.zeros(8), EPS)
-    assert kernels.takes(x, w)
+    assert kernels.supports(x, w)
     assert_close(kernels.forward(x, w, EPS), wanted, "uint8")
     upstream = torch.randn(3, 1, 4, 5)
     out, _, wanted_w = gradients(x, w, eps=EPS, inside=False, upstream=upstream)
     assert_close(backward_kernels.backward((upstream / out).float(), x, w, 0.0, need_x=False)[1], wanted_w, "uint8")
 
 
-def test_uint8_loses_nothing_of_a_difference():
+def test_differences_of_uint8_are_exact():
     x = torch.randint(0, 256, (1, 2, 3, 8, 20), dtype=torch.uint8)
     w = torch.randint(-8, 9, (8, 3, 7, 7)).float()
     wanted = forms.persistence_by_pixels(x.double(), w.double(), 0.0)
-    # Differences, weights and their sums are whole numbers: only the root rounds.
+    # Differences, weights and their sums are integers: only the root rounds.
     torch.testing.assert_close(kernels.forward(x, w, 0.0).double(), wanted, rtol=2e-7, atol=0)
 
 
 def gradients(x, w, *, eps, inside, upstream):
-    """Return maps and gradients by autograd through the plain formula in float64, of the same inputs."""
+    """Return the maps and gradients of the same inputs by autograd through the formula in float64."""
     x, w = x.double().requires_grad_(), w.double().requires_grad_()
     out = forms.persistence_by_pixels(x, w, eps, eps_inside=inside)
     return out.detach(), *torch.autograd.grad(out, (x, w), upstream.double())
 
 
 SOME = {"random", "one pixel large", "odd sides", "large magnitude"}
-#: Of the larger ones five rows, as wide as they are: tiles of both kernels meet in a row, and the interpreter takes half as long.
+#: The larger case is cut to five rows at its full width: tiles of both kernels still meet in a row, and the interpreter takes half as long.
 GRADIENT_CASES = [case._replace(frames=case.frames[..., :5, :]) if case.name == "random" else case for case in cases() if case.name in SOME]
 
 
@@ -137,7 +137,7 @@ def test_frames_gradient_where_tiles_meet():
     assert_close(grad_w, wanted_w, "float32")
 
 
-def test_number_of_parts_changes_no_gradient_but_its_rounding(monkeypatch):
+def test_the_number_of_parts_changes_only_rounding(monkeypatch):
     x, w, ratio = torch.randn(1, 3, 3, 5, 20), torch.randn(8, 3, 7, 7), torch.randn(1, 2, 5, 20)
     _, each_tile = backward_kernels.backward(ratio, x, w, 0.0, need_x=False)
     monkeypatch.setattr(backward_kernels, "PARTS", 3)
@@ -172,7 +172,7 @@ def test_identical_frames_have_finite_gradients(monkeypatch, inside):
         assert torch.isfinite(gradient).all()
 
 
-def test_what_the_kernels_are_not_for_is_told(monkeypatch):
+def test_unsupported_tensors_are_refused(monkeypatch):
     from flowless.errors import FlowlessError
 
     monkeypatch.setenv("FLOWLESS_PA", "triton")
@@ -182,7 +182,7 @@ def test_what_the_kernels_are_not_for_is_told(monkeypatch):
         op(torch.zeros(1, 2, 3, 8, 8), torch.zeros(4, 3, 7, 7), EPS)
 
 
-def test_nothing_in_gives_nothing_out():
+def test_an_empty_batch():
     x, w = torch.zeros(0, 3, 3, 8, 8), torch.randn(8, 3, 7, 7)
     assert kernels.forward(x, w, EPS).shape == (0, 2, 8, 8)
     grad_x, grad_w = backward_kernels.backward(torch.zeros(0, 2, 8, 8), x, w, 0.0, need_x=True)

@@ -1,7 +1,7 @@
-"""How the recorded answers of the official PAN code were made, and how to make them again.
+"""Record logits of the official PAN code, for test_official.py.
 
-The recording holds names and shapes of the official tensors, and what the official code answered. Weights and clips are
-not in it: they follow from this recipe, in NumPy's frozen random numbers. To record again, with a clone of the code
+The recording holds names and shapes of the official tensors, and the official code's logits. Weights and clips are not in it: this
+module generates them with NumPy's legacy random numbers, which never change. To record again, with a clone of the code
 (github.com/zhang-can/PAN-PyTorch, commit 2d96513):
 
     python tests/train/official_recipe.py PAN-PyTorch
@@ -21,14 +21,14 @@ import torch
 RECORDED = Path(__file__).with_name("recorded") / "official_pan.json"
 #: Our name of the model -> official modality, frames of a segment.
 MODALITIES = {"pan-lite": ("Lite", 4), "pan-full-rgb": ("RGB", 1), "pan-full-pa": ("PA", 4)}
-#: What is recorded: model, depth.
+#: Recorded cases: model and depth.
 CASES = (("pan-lite", "resnet18"), ("pan-full-rgb", "resnet18"), ("pan-full-pa", "resnet18"), ("pan-lite", "resnet50"))
 CLASSES = 5
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def weights(shapes: dict[str, list[int]], *, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Make tensors of such a size that logits are a few units, for official names and shapes, in the names' order."""
+    """Generate tensors for official names and shapes, in the order of the names, with which logits are a few units."""
     rng = np.random.RandomState(seed)
     made = {}
     for name, shape in shapes.items():
@@ -48,9 +48,9 @@ def weights(shapes: dict[str, list[int]], *, seed: int = 0) -> dict[str, torch.T
 
 
 def clip(frames: int, *, height: int = 64, width: int = 48, seed: int = 1) -> np.ndarray:
-    """Make two clips of moving blocks, uint8 `[2, 8, frames, height, width, 3]`.
+    """Generate two clips of moving blocks, uint8 `[2, 8, frames, height, width, 3]`.
 
-    Every other segment of the second clip repeats its first frame: there PA is nothing but its eps.
+    Every other segment of the second clip repeats its first frame: there PA is only its eps.
     """
     rng = np.random.RandomState(seed)
     coarse = rng.randint(0, 256, (2, 8, 1, -(-height // 8), -(-width // 8) + 1, 3)).astype(np.uint8)
@@ -85,15 +85,15 @@ def build(code: Any, model: str, base: str, *, segments: int = 8, classes: int =
     return network
 
 
-def answer(network: torch.nn.Module, model: str) -> torch.Tensor:
-    """Return the official logits `[2, classes]` of the recipe's clips, by the official memory order."""
+def official_logits(network: torch.nn.Module, model: str) -> torch.Tensor:
+    """Return the official network's logits `[2, classes]` for the generated clips, in the official memory order."""
     frames = official_frames(clip(MODALITIES[model][1]))
     with torch.inference_mode():
         return network(frames.flatten(1, 3))
 
 
 def record(clone: Path) -> dict[str, Any]:
-    """Ask the official code for everything that is recorded."""
+    """Run the official code on every case."""
     from flowless.bench.speed.official import load_official
 
     code = load_official(clone)
@@ -102,7 +102,7 @@ def record(clone: Path) -> dict[str, Any]:
         network = build(code, model, base)
         shapes = {name: list(value.shape) for name, value in network.state_dict().items()}
         network.load_state_dict(weights(shapes))
-        cases.append({"model": model, "base": base, "shapes": shapes, "logits": answer(network, model).tolist()})
+        cases.append({"model": model, "base": base, "shapes": shapes, "logits": official_logits(network, model).tolist()})
     motion = code.persistence(frames=4)
     shapes = {f"PA.{name}": list(value.shape) for name, value in motion.state_dict().items()}
     motion.load_state_dict({name.removeprefix("PA."): value for name, value in weights(shapes).items()})
@@ -113,7 +113,7 @@ def record(clone: Path) -> dict[str, Any]:
         "code": f"github.com/zhang-can/PAN-PyTorch {code.commit[:7]}, its norm over the channels as PyTorch had it in 2020",
         "torch": torch.__version__.partition("+")[0],
         "cases": cases,
-        # Of the still clip's first two segments, [2, 3, 12, 9]: one stands still, one moves.
+        # Of the second clip's first two segments, [2, 3, 12, 9]: one is static, one moves.
         "maps": maps.tolist(),
     }
 

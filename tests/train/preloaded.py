@@ -1,4 +1,4 @@
-"""Commands in processes that begin with the training's libraries loaded, which takes most of a short run."""
+"""Run `flowless` commands in processes forked after the training libraries are imported, since importing takes most of a short run."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Command:
     def __init__(self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None) -> None:
         folder.mkdir(parents=True)
         self._output = [folder / name for name in ("stdout", "stderr")]
-        # The server has those of its own start, not those that a test has changed since.
+        # The fork server has the environment of its start, without the changes that a test has made since.
         variables = {**os.environ, **(environment or {})}
         self._process = _context.Process(target=_run, args=(list(arguments), [str(path) for path in self._output], variables))
         self._process.start()
 
     @property
     def pid(self) -> int | None:
-        """The process's number."""
+        """The process id."""
         return self._process.pid
 
     def poll(self) -> int | None:
@@ -40,7 +40,7 @@ class Command:
         os.kill(self._process.pid, number)
 
     def wait(self, seconds: float = 240) -> subprocess.CompletedProcess[str]:
-        """Wait for the end; return exit code and what was printed."""
+        """Wait for the process to end; return its exit code and output."""
         self._process.join(seconds)
         if self._process.exitcode is None:
             self._process.kill()

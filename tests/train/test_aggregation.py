@@ -12,11 +12,11 @@ import torch
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.checkpoints import load_checkpoint, save_checkpoint
-from flowless.train.checkpoints.start import start_from
-from flowless.train.loop.optim import parameter_groups
+from flowless.train.checkpoints.transfer import transfer_weights
+from flowless.train.loop.optimizer import parameter_groups
 from flowless.train.models import build_model
 from flowless.train.models.flops import size_of
-from flowless.train.models.layers.vap import AverageHead, TimescalePooling, aggregation_head, start_heads
+from flowless.train.models.layers.heads import AverageHead, TimescalePooling, aggregation_head, init_heads
 from flowless.train.models.options import AggregationOptions
 from flowless.train.recipes import Recipe, find_recipe
 
@@ -50,7 +50,7 @@ def make(name="pan-rgb-r18", *, spec=SPEC, **options: Any):
         ("1", 3, (1,)),
     ],
 )
-def test_timescales_are_the_references(reference, aggregation, segments, scales):
+def test_timescale_heads_equal_the_reference(reference, aggregation, segments, scales):
     head = head_of(aggregation, segments=segments)
     features = torch.randn(3, segments, 24, dtype=torch.double)
     weight, bias = (head.get_parameter(f"pred.{name}").detach().numpy() for name in ("weight", "bias"))
@@ -58,12 +58,12 @@ def test_timescales_are_the_references(reference, aggregation, segments, scales)
     wanted = reference.timescale_head(features.numpy(), weight, bias, scales)
     np.testing.assert_allclose(head(features).detach(), wanted, atol=1e-12)
     assert np.abs(wanted).max() > 0.1
-    # By hand: what the segments 0, s, 2s, … hold most of is the first vector of timescale s.
+    # The first vector of timescale s is the maximum over the segments 0, s, 2s, …
     first = features[:, :: scales[-1]].amax(1)
     np.testing.assert_array_equal(reference.pooled_at(features.numpy(), scales[-1])[:, 0], first)
 
 
-def test_the_average_is_of_the_segments_scores(reference):
+def test_the_average_head_equals_the_reference(reference):
     head = head_of("average", segments=5)
     assert isinstance(head, AverageHead)
     features = torch.randn(3, 5, 24, dtype=torch.double)
@@ -114,29 +114,33 @@ def test_every_branch_has_the_head(name, aggregation):
 
 
 @pytest.mark.parametrize("aggregation", ["vip", "average", "2"])
-def test_heads_start_and_learn_as_vap_does(aggregation):
+def test_heads_are_initialised_and_grouped_as_vap(aggregation):
     model = make(aggregation=aggregation)
-    start_heads(model.heads, std=0.001)
+    init_heads(model.heads, std=0.001)
     assert model.get_parameter("head.pred.weight").std().item() == pytest.approx(0.001, rel=0.15)
     groups = {group["name"]: len(group["params"]) for group in parameter_groups(model)}
     assert (groups["lr5_weight"], groups["lr10_bias"]) == (1, 1)
 
 
 @pytest.mark.parametrize(
-    ("options", "segments", "told"),
+    ("options", "segments", "message"),
     [
         ({"aggregation": "4"}, 4, "aggregation is 4, and segments is 4; a timescale must divide the segments and be below them: 1, 2"),
         ({"aggregation": "8"}, 4, "aggregation is 8, and segments is 4"),
         ({"aggregation": "4"}, 6, "aggregation is 4, and segments is 6; .*: 1, 2"),
-        ({"aggregation": "1"}, 1, "there is none, take average"),
+        ({"aggregation": "1"}, 1, "there is no such timescale, take average"),
         ({"aggregation": "vip"}, 6, "VIP: segments is 6"),
         ({"aggregation": "16"}, 32, "aggregation is '16'; it must be one of vap, vip, average, 1, 2, 4, 8"),
-        ({"aggregation": "vip", "vap_expansion": 2}, 4, "vap_expansion is 2, but a head with aggregation vip weighs no timescales"),
+        (
+            {"aggregation": "vip", "vap_expansion": 2},
+            4,
+            "vap_expansion is 2, but a head with aggregation vip learns no weights of timescales",
+        ),
         ({"vap_expansion": 17}, 4, "vap_expansion is 17; it must be a whole number from 1 to 16"),
     ],
 )
-def test_what_cannot_be(options, segments, told):
-    with pytest.raises(FlowlessError, match=told):
+def test_invalid_heads_are_refused(options, segments, message):
+    with pytest.raises(FlowlessError, match=message):
         make(spec=replace(SPEC, segments=segments), **options)
 
 
@@ -151,7 +155,7 @@ def save(path, model, *, labels=LABELS):
     return save_checkpoint(path, model, model_name="pan-rgb-r18", recipe={}, spec=SPEC, labels=labels, metrics={})
 
 
-def test_a_checkpoint_keeps_its_head_and_an_older_one_has_vap(tmp_path):
+def test_checkpoints_with_and_without_the_options(tmp_path):
     cases: tuple[dict[str, Any], ...] = ({"aggregation": "vip"}, {"aggregation": "2"}, {"vap_expansion": 2})
     for options in cases:
         loaded = load_checkpoint(save(tmp_path / "new.safetensors", make(**options))).model
@@ -161,10 +165,10 @@ def test_a_checkpoint_keeps_its_head_and_an_older_one_has_vap(tmp_path):
     assert load_checkpoint(save(tmp_path / "old.safetensors", model)).model.config["aggregation"] == "vap"
 
 
-def test_another_head_starts_from_the_same_backbone(tmp_path):
+def test_weights_transfer_to_another_head(tmp_path):
     path = save(tmp_path / "vap.safetensors", make())
-    start = start_from(make(aggregation="vip"), load_checkpoint(path), path=path, labels=LABELS)
+    start = transfer_weights(make(aggregation="vip"), load_checkpoint(path), path=path, labels=LABELS)
     assert start.other_shape == ("head.pred.weight",)
     assert start.unused == ("head.TES.0.weight", "head.TES.2.weight")
     assert "head.pred.bias" in start.taken
-    assert start_from(make(aggregation="2"), load_checkpoint(path), path=path, labels=LABELS).other_shape == ()
+    assert transfer_weights(make(aggregation="2"), load_checkpoint(path), path=path, labels=LABELS).other_shape == ()

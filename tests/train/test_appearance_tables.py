@@ -1,8 +1,8 @@
-"""What the paper on dynamic appearance says its models cost, and what ours cost: Tables 1, 2, 4, 6, 7 and 8.
+"""The sizes of the Dynamic Appearance models against its paper: Tables 1, 2, 4, 6, 7 and 8.
 
-Its unit is FLOPs that are multiplications with additions (MAC), but for the transformer. PWTP is counted as its convolution,
-the products of Eq. 3 and the MLP's weights (`projection_macs`): that meets Table 8 to within 1 %. Nearer still, to every
-printed digit but configuration 1's, comes half of Eq. 3's products and two a value of batch norm; why half is not said.
+The paper's FLOPs are multiply-accumulate operations (MAC), except for the transformer's. PWTP is counted as its convolution, the products
+of Eq. 3 and the MLP's weights (`projection_macs`), which agrees with Table 8 to within 1 %. Counting half of Eq. 3's products and two
+operations per value of batch norm agrees in every printed digit, except in configuration 1; the paper does not explain the half.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def parameters(module):
     return sum(value.numel() for value in module.parameters())
 
 
-def added(segments, frames, side, **options):
-    """GMAC of PWTP for a clip."""
+def pwtp_gmacs(segments, frames, side, **options):
+    """Return the GMAC of PWTP for a clip."""
     return segments * projection_macs(PixelwiseTemporalProjection(frames, **options), height=side, width=side) / 1e9
 
 
@@ -45,7 +45,7 @@ TABLE_8 = {
 
 @pytest.mark.parametrize(("config", "row"), TABLE_8.items())
 def test_table_8(config, row):
-    """One segment of T = 8 frames of 224 x 224, D = 1; the MLP's output counts, and so do biases and norms as parameters."""
+    """One segment of T = 8 frames of 224 x 224, D = 1; the MLP's output layer counts, and biases and norms count as parameters."""
     beta, blocks, expansion, thousands, millions = row
     assert MLP_SHAPES[config] == MLPShape(bottleneck=beta, blocks=blocks, expansion=expansion)
     module = PixelwiseTemporalProjection(8, mlp=MLP_SHAPES[config])
@@ -54,8 +54,8 @@ def test_table_8(config, row):
     half_pairs = 784 * 28 * 24 // 2
     norms = 784 * 2 * blocks * 28 * expansion
     if config == 1:
-        # The paper's rows do not add up: a block of r = 4 is configuration 4 less 1, 23.3 - 16.9 = 6.4 K, but also 1 less 6,
-        # 16.9 - 10.0 = 6.9 K. Both give 16.64 K for this row, 1.5 % less than printed. Its FLOPs are as much too high.
+        # The paper's rows are inconsistent: a block with r = 4 is configuration 4 minus 1, 23.3 - 16.9 = 6.4 K, but also 1 minus 6,
+        # 16.9 - 10.0 = 6.9 K. With 16.64 K for this row, 1.5 % less than printed, both agree. Its FLOPs are too high in the same way.
         assert parameters(module) == 16_644
         assert parameters(module) / 1e3 == pytest.approx(thousands, rel=0.016)
         assert (macs - half_pairs + norms) / 1e6 == pytest.approx(45.1, abs=0.05)
@@ -66,7 +66,7 @@ def test_table_8(config, row):
 
 @pytest.mark.parametrize("changes", [{"da_mlp": config} for config in range(1, 8)] + [{"da_kernel": 11, "da_stride": 4, "da_channels": 12}])
 def test_options_reach_the_projection(changes):
-    """A model asked for a configuration of Table 8, or a convolution of Table 4a, has its parameters and operations."""
+    """A model with options of Table 8 or Table 4a has the projection's parameters and MACs of that row."""
     wanted = PixelwiseTemporalProjection(
         8,
         kernel=changes.get("da_kernel", 9),
@@ -85,7 +85,7 @@ def test_options_reach_the_projection(changes):
 
 
 def test_table_6_other_inputs():
-    """No parameters and, but for RGB difference's wider first convolution, no operations beside TSM's: the table has none either."""
+    """The other inputs have TSM's parameters and MACs, except for the wider first convolution of RGB difference, as in the table."""
     shape = spec(8, 6, 224)
     tsm = size_of("tsm-r50", classes=CLASSES, spec=spec(8, 1, 224))
     assert size_of("da-tsm-r50", classes=CLASSES, spec=shape, da_input="rgb") == tsm
@@ -96,19 +96,19 @@ def test_table_6_other_inputs():
 
 
 def test_table_6_pwtp_alone():
-    """8 segments of 6 frames (48 frames; appendix B) of 224 x 224: 0.23 G. 7.13 K are printed, 7,100 counted."""
+    """8 segments of 6 frames (48 frames; appendix B) of 224 x 224: 0.23 G. The paper has 7.13 K parameters; 7,100 are counted."""
     module = PixelwiseTemporalProjection(6)
     assert parameters(module) == 7_100
     assert parameters(module) / 1e3 == pytest.approx(7.13, rel=0.01)
-    assert round(added(8, 6, 224), 2) == 0.23
+    assert round(pwtp_gmacs(8, 6, 224), 2) == 0.23
 
 
 def test_table_2_pwtp_alone():
     """Kinetics, 30 views of 256 x 256: 16 x 8 adds 25 G to TSM and to X3D-M."""
-    assert round(30 * added(16, 8, 256)) == 25
+    assert round(30 * pwtp_gmacs(16, 8, 256)) == 25
 
 
-# The model, its clip, the paper's G and millions of parameters.
+# The model, its clip, the paper's GMAC and millions of parameters.
 TABLE_1 = [
     ("da-tsm-r50", (8, 4, 256), 43.1, 23.8),
     ("da-x3d-xs", (4, 8, 160), 0.8, 3.34),
@@ -123,7 +123,7 @@ def test_table_1_parameters(name, shape, paper, millions):
 
 
 def test_table_1_tsm():
-    """Also Table 7: 42.9 G for RGB, 43.1 G for dynamic appearance, of 256 x 256."""
+    """Also Table 7: 42.9 G for RGB and 43.1 G for dynamic appearance, at 256 x 256."""
     rgb = size_of("tsm-r50", classes=CLASSES, spec=spec(8, 1, 256)).macs / 1e9
     ours = size_of("da-tsm-r50", classes=CLASSES, spec=spec(8, 4, 256)).macs / 1e9
     assert rgb == pytest.approx(42.9, rel=0.01)
@@ -131,65 +131,65 @@ def test_table_1_tsm():
     assert ours - rgb == pytest.approx(43.1 - 42.9, abs=0.01)
 
 
-def backbone(name, segments, side):
-    """GMAC of a model without PWTP's part, as `count` counts it: without Eq. 3."""
+def backbone_gmacs(name, segments, side):
+    """Return the GMAC of a model without PWTP; `count` leaves out Eq. 3, so it is added back."""
     shape = spec(segments, 2, side)
     pairs = segments * (side // 8) ** 2 * 24 / 1e9
-    return size_of(name, classes=CLASSES, spec=shape).macs / 1e9 - added(segments, 2, side) + pairs
+    return size_of(name, classes=CLASSES, spec=shape).macs / 1e9 - pwtp_gmacs(segments, 2, side) + pairs
 
 
 def test_x3d_as_its_own_paper_counts_it():
-    """X3D paper, Tables 3 and 4: XS 0.60 G, M 4.73 G at 224; 3.79 M with 400 classes. Table 1 here has 6.3 G at 256."""
-    assert backbone("da-x3d-xs", 4, 160) == pytest.approx(0.604, abs=1e-3)
-    assert backbone("da-x3d-m", 16, 224) == pytest.approx(4.73, abs=5e-3)
-    # The X3D paper itself has 6.2 G at 256, and that is what the layers sum up to.
-    assert backbone("da-x3d-m", 16, 256) == pytest.approx(6.18, abs=5e-3)
+    """X3D paper, Tables 3 and 4: XS 0.60 G, M 4.73 G at 224; 3.79 M with 400 classes. Dynamic Appearance's Table 1 has 6.3 G at 256."""
+    assert backbone_gmacs("da-x3d-xs", 4, 160) == pytest.approx(0.604, abs=1e-3)
+    assert backbone_gmacs("da-x3d-m", 16, 224) == pytest.approx(4.73, abs=5e-3)
+    # The X3D paper has 6.2 G at 256, which is the sum over the layers.
+    assert backbone_gmacs("da-x3d-m", 16, 256) == pytest.approx(6.18, abs=5e-3)
     model = build_model("da-x3d-m", classes=400, spec=spec(16, 3, 224))
     assert (parameters(model) - parameters(model.get_submodule("projection"))) / 1e6 == pytest.approx(3.79, abs=0.005)
 
 
-def first_convolution(segments, frames, side):
-    """GMAC of X3D's first convolution (1 x 3 x 3, 3 to 24 channels, stride 2) over all T frames of every segment."""
+def first_convolution_gmacs(segments, frames, side):
+    """Return the GMAC of X3D's first convolution (1 x 3 x 3, 3 to 24 channels, stride 2) over all T frames of every segment."""
     stem = build_model("da-x3d-xs", classes=CLASSES, spec=spec(4, 2, 32)).get_submodule("backbone.stem.0")
     return segments * frames * (side // 2) ** 2 * stem.get_parameter("weight").numel() / 1e9
 
 
-# T, D, the paper's G: X3D-XS with PWTP, 4 segments of 160 x 160.
+# T, D, the paper's GMAC: X3D-XS with PWTP, 4 segments of 160 x 160.
 TABLE_4B = [(4, 1, 0.71), (4, 2, 0.71), (8, 1, 0.82), (8, 3, 0.83), (16, 1, 1.12)]
-# Kernel, stride, channels, the paper's G, for T = 8, D = 1.
+# Kernel, stride, channels, the paper's GMAC, for T = 8, D = 1.
 TABLE_4A = [(7, 1, 12, 2.60), (7, 1, 24, 4.06), (7, 4, 24, 0.95), (9, 8, 24, 0.82), (11, 8, 24, 0.86)]
 
 
 @pytest.mark.parametrize(("frames", "subspace", "paper"), TABLE_4B)
 def test_table_4b(frames, subspace, paper):
-    """The tables with X3D hold X3D, PWTP and, besides, X3D's first convolution over every frame that PWTP sees.
+    """The paper's numbers with X3D are the sum of X3D, PWTP, and X3D's first convolution over every frame that PWTP sees.
 
-    The method does not need it (X3D sees one frame a segment, which the first term holds), but its 648 weights at a quarter of the
-    pixels, 16.6 M for each T, are the whole of what is left over in every row of Tables 4a, 4b and 1. (T - 1 times are too few.)
-    Table 2 does not have them, nor do Tables 6, 7 and 8, which have no X3D. D = 3 alone is printed 0.01 higher.
+    The method does not need the last (X3D sees one image per segment, which is in the first term), but its 648 weights at a quarter of the
+    pixels, 16.6 M for each of T frames, are exactly the remainder in every row of Tables 4a, 4b and 1. (T - 1 frames are too few.) It is
+    neither in Table 2 nor in Tables 6, 7 and 8, which have no X3D. Only D = 3 is printed 0.01 higher.
     """
-    ours = backbone("da-x3d-xs", 4, 160) + added(4, frames, 160, subspace=subspace) + first_convolution(4, frames, 160)
+    ours = backbone_gmacs("da-x3d-xs", 4, 160) + pwtp_gmacs(4, frames, 160, subspace=subspace) + first_convolution_gmacs(4, frames, 160)
     assert ours == pytest.approx(paper, abs=0.005 if subspace < 3 else 0.01)
 
 
 @pytest.mark.parametrize(("kernel", "stride", "channels", "paper"), TABLE_4A)
 def test_table_4a(kernel, stride, channels, paper):
-    ours = backbone("da-x3d-xs", 4, 160) + added(4, 8, 160, kernel=kernel, stride=stride, channels=channels)
-    assert ours + first_convolution(4, 8, 160) == pytest.approx(paper, rel=0.0065)
+    ours = backbone_gmacs("da-x3d-xs", 4, 160) + pwtp_gmacs(4, 8, 160, kernel=kernel, stride=stride, channels=channels)
+    assert ours + first_convolution_gmacs(4, 8, 160) == pytest.approx(paper, rel=0.0065)
 
 
 def test_table_1_x3d():
-    """As Table 4; neither XS nor M has a number that was fitted."""
-    assert round(backbone("da-x3d-xs", 4, 160) + added(4, 8, 160) + first_convolution(4, 8, 160), 1) == 0.8
-    assert round(backbone("da-x3d-m", 16, 256) + added(16, 3, 256) + first_convolution(16, 3, 256), 1) == 7.0
+    """As in Table 4; no number was fitted to these rows."""
+    assert round(backbone_gmacs("da-x3d-xs", 4, 160) + pwtp_gmacs(4, 8, 160) + first_convolution_gmacs(4, 8, 160), 1) == 0.8
+    assert round(backbone_gmacs("da-x3d-m", 16, 256) + pwtp_gmacs(16, 3, 256) + first_convolution_gmacs(16, 3, 256), 1) == 7.0
 
 
 def test_tables_1_and_2_transformer():
-    """269 G (808 for three views) is no MAC of any size of frame: it is twice the linear layers' MAC of 8 frames of 224 x 224.
+    """The paper's 269 G (808 for three views) is not a number of MACs, but twice the linear layers' MACs for 8 frames of 224 x 224.
 
-    With a class token in each, multiplications and additions counted apart and attention's own products not at all, so the
-    number does not tell whether frames attend to each other. Here all patches do, without class token. (The number is as well the
-    MAC of 16 such frames. Of 256 x 256 it would be 352 G; and MAC with attention's products are 141 G where frames are alone.)
+    It includes a class token per frame, counts multiplications and additions separately, and leaves out the products inside attention,
+    so it does not show whether frames attend to each other. In this code all patches do, without class token. (269 G are also the MACs of
+    16 such frames. At 256 x 256 it would be 352 G; MACs with attention inside each frame only are 141 G.)
     """
     projections = 8 * projection_macs(PixelwiseTemporalProjection(4), height=224, width=224)
     macs = size_of("da-vit-b", classes=CLASSES, spec=spec(8, 4, 224)).macs - projections
@@ -200,6 +200,6 @@ def test_tables_1_and_2_transformer():
     class_tokens = layers * 12 * features**2 * 8
     assert 2 * (linear + class_tokens) / 1e9 == pytest.approx(269, rel=0.01)
     assert 3 * 2 * (linear + class_tokens) / 1e9 == pytest.approx(808, rel=0.01)
-    # PWTP adds 1 G at 8 x 4, by the same table, and 1 in 808 for three views of 8 x 8.
-    assert 2 * (linear + class_tokens) / 1e9 + added(8, 4, 224) == pytest.approx(270, rel=0.01)
-    assert round(3 * added(8, 8, 224)) == 1
+    # PWTP adds 1 G at 8 x 4 in the same table, and 1 G for three views of 8 x 8.
+    assert 2 * (linear + class_tokens) / 1e9 + pwtp_gmacs(8, 4, 224) == pytest.approx(270, rel=0.01)
+    assert round(3 * pwtp_gmacs(8, 8, 224)) == 1

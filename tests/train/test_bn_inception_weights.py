@@ -1,8 +1,9 @@
-"""BN-Inception's published weights: a file in their layout gives the network that they were learnt in."""
+"""BN-Inception's published weights: a file in their layout gives a network with the published network's outputs."""
 
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,10 +40,20 @@ def unit_as_published(x: np.ndarray, weights: dict[str, Tensor], name: str, plai
     return np.maximum(plain.batch_norm(x, values, f"{name}_bn"), 0)
 
 
-def test_the_published_network(tmp_path, reference):
-    weights = published(0)
-    torch.save({"state_dict": weights}, tmp_path / "bn_inception.pth")
-    network = published_network(tmp_path / "bn_inception.pth", spec=SPEC).double().eval()
+@pytest.fixture(scope="module")
+def weights() -> dict[str, Tensor]:
+    return published(0)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory, weights) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "bn_inception.pth"
+    torch.save({"state_dict": weights}, path)
+    return path
+
+
+def test_published_weights_give_the_published_network(reference, weights, file):
+    network = published_network(file, spec=SPEC).double().eval()
     pixels = np.random.default_rng(1).integers(0, 256, (2, 3, 32, 32)).astype(np.float64)  # RGB
     theirs = pixels[:, ::-1] - np.array([104.0, 117.0, 128.0])[:, None, None]
     ours = (pixels / 255 - np.array(SPEC.mean)[:, None, None]) / np.array(SPEC.std)[:, None, None]
@@ -50,7 +61,7 @@ def test_the_published_network(tmp_path, reference):
     with torch.inference_mode():
         low = network.conv1(torch.from_numpy(ours))
         np.testing.assert_allclose(low[:, :, 2:-2, 2:-2], wanted[:, :, 2:-2, 2:-2], rtol=1e-4, atol=1e-4)
-        # A layer in the middle: bias and batch norm.
+        # A layer in the middle, with bias and batch norm.
         x = np.random.default_rng(2).standard_normal((1, 192, 6, 6))
         double = network.body.stages[1].get_submodule("0.paths.2.0")
         np.testing.assert_allclose(
@@ -58,7 +69,7 @@ def test_the_published_network(tmp_path, reference):
         )
 
 
-def test_names():
+def test_published_names():
     names = list(published_names())
     assert len(names) == len(set(names)) == 69
     assert names[:5] == ["conv1_7x7_s2", "conv2_3x3_reduce", "conv2_3x3", "inception_3a_1x1", "inception_3a_3x3_reduce"]
@@ -66,10 +77,8 @@ def test_names():
     assert not {"inception_3c_1x1", "inception_3c_pool_proj", "inception_4e_1x1", "inception_4e_pool_proj"} & set(names)
 
 
-def test_every_branch_starts_from_them(tmp_path):
-    weights = published(3)
-    torch.save(weights, tmp_path / "bn.pth")
-    model = build_model("disentangling-bninception", classes=5, spec=SPEC, pretrained_path=tmp_path / "bn.pth")
+def test_every_branch_starts_from_the_published_weights(weights, file):
+    model = build_model("disentangling-bninception", classes=5, spec=SPEC, pretrained_path=file)
     state = model.state_dict()
     first = state["low.conv.weight"]
     for branch, channels in (("motion", 2), ("changes", 64)):
@@ -79,15 +88,13 @@ def test_every_branch_starts_from_them(tmp_path):
         assert torch.equal(state[f"{place}.stages.3.1.paths.0.conv.weight"], weights["inception_5b_1x1.weight"])
 
 
-def test_branches_alone_start_from_them(tmp_path):
-    weights = published(5)
-    torch.save(weights, tmp_path / "bn.pth")
-    make = partial(build_model, "disentangling-bninception", classes=5, spec=SPEC, pretrained_path=tmp_path / "bn.pth")
-    first = published_network(tmp_path / "bn.pth", spec=SPEC).conv1.state_dict()
+def test_single_branches_start_from_the_published_weights(weights, file):
+    make = partial(build_model, "disentangling-bninception", classes=5, spec=SPEC, pretrained_path=file)
+    first = published_network(file, spec=SPEC).conv1.state_dict()
     variants: list[Any] = [{"branches": "changes", "changes_input": "rgb"}, {"branches": "motion+changes", "changes_input": "warped-rgb"}]
     for options in variants:
         state = make(**options).state_dict()
-        # Differences of frames have a frame's colours: the published layer as it is.
+        # Differences of RGB frames use the published first layer unchanged.
         assert all(torch.equal(state[f"changes.network.conv1.{name}"], value) for name, value in first.items())
         assert ("low.conv.weight" in state) == ("motion" in options["branches"])
         assert torch.equal(state["changes.network.body.stages.3.1.paths.0.conv.weight"], weights["inception_5b_1x1.weight"])
@@ -96,17 +103,16 @@ def test_branches_alone_start_from_them(tmp_path):
     torch.testing.assert_close(state["motion.network.conv1.conv.weight"], first["conv.weight"].mean(1, keepdim=True).expand(-1, 2, -1, -1))
 
 
-def test_what_is_refused(tmp_path):
+def test_other_weights_are_refused(tmp_path, weights, file):
     name = "disentangling-bninception"
     with pytest.raises(FlowlessError, match=r"no ImageNet weights of BN-Inception.*pretrained_path"):
         build_model(name, classes=5, spec=SPEC, pretrained=True)
-    torch.save(published(4), tmp_path / "bn.pth")
     with pytest.raises(FlowlessError, match=r"width is 0\.5"):
-        build_model(name, classes=5, spec=SPEC, width=0.5, pretrained_path=tmp_path / "bn.pth")
+        build_model(name, classes=5, spec=SPEC, width=0.5, pretrained_path=file)
     for change in ({"conv2_3x3.weight": torch.zeros(1)}, {"inception_4c_3x3_bn.bias": torch.zeros(3)}):
-        torch.save(published(4) | change, tmp_path / "other.pth")
+        torch.save(weights | change, tmp_path / "other.pth")
         with pytest.raises(FlowlessError, match=r"other\.pth: does not hold the published weights"):
-            build_model(name, classes=5, spec=SPEC, pretrained_path=tmp_path / "other.pth")
+            published_network(tmp_path / "other.pth", spec=SPEC)
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "resnet.pth")
     with pytest.raises(FlowlessError, match=r"resnet\.pth.*conv1_7x7_s2"):
-        build_model(name, classes=5, spec=SPEC, pretrained_path=tmp_path / "resnet.pth")
+        published_network(tmp_path / "resnet.pth", spec=SPEC)

@@ -1,4 +1,4 @@
-"""Checkpoints: what goes in comes out, and nothing else gets in."""
+"""Checkpoints: round trip, and files that are refused."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_header_is_readable_without_flowless(file):
     assert document["spec"]["segments"] == 4
 
 
-def test_channels_last_and_half_are_stored_as_they_are(tmp_path, model):
+def test_channels_last_weights_are_stored_unchanged(tmp_path, model):
     wide = build_model("tsn-r18", classes=3, spec=SPEC, width=0.25).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     path = save_checkpoint(tmp_path / "a.safetensors", wide, model_name="tsn-r18", recipe={}, spec=SPEC, labels=LABELS, metrics={})
     for name, value in load_checkpoint(path).model.state_dict().items():
@@ -74,12 +74,12 @@ def test_nothing_is_unpickled(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("trap.safetensors", "trap.ckpt"):
         (tmp_path / name).write_bytes(pickle.dumps(Trap()))
-        with pytest.raises(FlowlessError, match=f"{name}: no checkpoint of flowless"):
+        with pytest.raises(FlowlessError, match=f"{name}: not a checkpoint of flowless"):
             load_checkpoint(tmp_path / name)
     assert not (tmp_path / "trapped").exists()
 
 
-def test_other_files_are_refused_by_name(tmp_path, file):
+def test_other_files_are_refused(tmp_path, file):
     (tmp_path / "empty.safetensors").touch()
     (tmp_path / "text.safetensors").write_text("hello")
     (tmp_path / "cut.safetensors").write_bytes(file.read_bytes()[:-1000])
@@ -104,7 +104,7 @@ def test_other_files_are_refused_by_name(tmp_path, file):
         ({"metrics": None, "recipe": None, "versions": None, "labels": None}, "do not fit"),
     ],
 )
-def test_contents_that_do_not_fit(tmp_path, file, change, named):
+def test_inconsistent_contents_are_refused(tmp_path, file, change, named):
     with safe_open(file, framework="pt") as stream:
         document = json.loads(stream.metadata()["flowless"]) | change
         tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118

@@ -1,4 +1,4 @@
-"""BN-Inception and the disentangling recogniser against NumPy float64, the published sizes, and how the branches learn."""
+"""BN-Inception and the disentangling recogniser against NumPy float64, published sizes, and training of the branches."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from flowless.pipeline.clip.spec import ClipSpec
 from flowless.pipeline.loading.loader import Batch
 from flowless.train.checkpoints import load_checkpoint, save_checkpoint
 from flowless.train.loop.fit import fit
-from flowless.train.loop.module import TrainingModule
+from flowless.train.loop.training_module import TrainingModule
 from flowless.train.models import DisentanglingRecognizer, build_model
 from flowless.train.models.backbones.bn_inception import MODULES, STEM, BNInception, InceptionStages
-from flowless.train.models.disentangling import AppearanceNetwork, pooled_in_time
+from flowless.train.models.disentangling import AppearanceNetwork, max_pool_frame_pairs
 from flowless.train.models.flops import count, size_of
 from flowless.train.recipes import find_recipe
 
@@ -34,7 +34,7 @@ def make(**options: Any) -> DisentanglingRecognizer:
     return model
 
 
-def shaken(model: Any) -> Any:
+def randomised(model: Any) -> Any:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -56,7 +56,7 @@ def test_bn_inceptions_published_size():
     network = BNInception().to("meta")
     parameters = sum(value.numel() for value in network.parameters())
     assert parameters / 1e6 == pytest.approx(10.3, rel=0.01)
-    # The published weights add a bias to each of 10,016 filters, which batch norm makes idle, and a classifier of 1,000: 11.3 M.
+    # The published weights also have a bias for each of 10,016 filters, which batch norm cancels, and a classifier of 1,000: 11.3 M.
     filters = sum(conv.out_channels for conv in network.modules() if isinstance(conv, nn.Conv2d))
     assert parameters + filters + 1025 * 1000 == 11_295_240
     from torch.utils.flop_counter import FlopCounterMode
@@ -67,7 +67,7 @@ def test_bn_inceptions_published_size():
 
 
 def test_bn_inceptions_published_shapes():
-    # Figure 5 beside its "output size"; 4c, 4d and 4e as its layers add up (the column says 576, 576 and 1024).
+    # Figure 5's column "output size", except for 4c, 4d and 4e: there it says 576, 576 and 1024, but the layers add up to these.
     wanted = {"3a": 256, "3b": 320, "3c": 576, "4a": 576, "4b": 576, "4c": 608, "4d": 608, "4e": 1056, "5a": 1024, "5b": 1024}
     stages = InceptionStages().to("meta").stages
     modules = [module for stage in list(stages)[1:] for module in stage]  # type: ignore[arg-type]
@@ -81,9 +81,9 @@ def test_bn_inceptions_published_shapes():
 
 
 @pytest.mark.parametrize("size", [(32, 32), (31, 45)])
-def test_bn_inception_is_the_published_network(reference, size):
+def test_bn_inception_equals_the_reference(reference, size):
     torch.manual_seed(1)
-    network = shaken(BNInception(width=0.25)).double().eval()
+    network = randomised(BNInception(width=0.25)).double().eval()
     x = np.random.default_rng(0).standard_normal((2, 3, *size))
     state = arrays(network)
     low = reference.conv2d(x, state["conv1.conv.weight"], stride=2, padding=3)
@@ -94,10 +94,10 @@ def test_bn_inception_is_the_published_network(reference, size):
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 5, 8])
-def test_pooling_in_time(frames):
+def test_max_pooling_of_frame_pairs(frames):
     x = np.random.default_rng(frames).standard_normal((2 * frames, 3, 4, 5))
     wanted, left = plain.pooled_in_time(x, frames)
-    ours, ours_left = pooled_in_time(torch.from_numpy(x), frames=frames)
+    ours, ours_left = max_pool_frame_pairs(torch.from_numpy(x), frames=frames)
     assert ours_left == left == -(-frames // 2)
     np.testing.assert_array_equal(ours, wanted)
 
@@ -105,7 +105,7 @@ def test_pooling_in_time(frames):
 @pytest.mark.parametrize("frames", [1, 3, 8])
 def test_gradual_pooling_in_the_appearance_branch(reference, frames):
     torch.manual_seed(2)
-    network = shaken(AppearanceNetwork(width=0.125)).double().eval()
+    network = randomised(AppearanceNetwork(width=0.125)).double().eval()
     x = np.abs(np.random.default_rng(3).standard_normal((2 * frames, 64, 16, 17)))
     with torch.inference_mode():
         ours = network.encode(torch.from_numpy(x), frames=frames)
@@ -116,7 +116,7 @@ def test_gradual_pooling_in_the_appearance_branch(reference, frames):
 @pytest.mark.parametrize("frames", [1, 3, 8])
 def test_late_pooling_in_the_appearance_branch(reference, frames):
     torch.manual_seed(2)
-    network = shaken(AppearanceNetwork(width=0.125, pooling="late")).double().eval()
+    network = randomised(AppearanceNetwork(width=0.125, pooling="late")).double().eval()
     x = np.abs(np.random.default_rng(3).standard_normal((2 * frames, 64, 16, 17)))
     with torch.inference_mode():
         ours = network.encode(torch.from_numpy(x), frames=frames)
@@ -124,8 +124,8 @@ def test_late_pooling_in_the_appearance_branch(reference, frames):
     np.testing.assert_allclose(ours, alone.reshape(2, frames, -1).max(1), atol=1e-10)
 
 
-def test_eight_frames_end_as_one():
-    # Behind pool2 8 frames become 4, behind 3c 2, behind 4e 1; more than 8 leave the strongest response.
+def test_eight_frames_are_pooled_to_one():
+    # After pool2 8 frames become 4, after 3c 2, after 4e 1; with more than 8 the maximum of the rest is taken.
     network = AppearanceNetwork(width=0.125).eval()
     seen = []
     for stage in network.stages:
@@ -137,9 +137,9 @@ def test_eight_frames_end_as_one():
 
 
 @pytest.mark.parametrize("size", [112, 224])
-def test_the_whole_forward_is_the_papers(reference, size):
+def test_scores_equal_the_reference(reference, size):
     torch.manual_seed(4)
-    model = shaken(make(displacement_size=size)).double().eval()
+    model = randomised(make(displacement_size=size)).double().eval()
     for branch in (model.appearance, model.motion, model.changes):
         nn.init.normal_(branch.get_parameter("head.pred.bias"))
     clip = clips()
@@ -156,13 +156,13 @@ def test_the_whole_forward_is_the_papers(reference, size):
     assert vectors.shape == (2, 2, 3 * 256)
 
 
-def test_displacement_maps_follow_a_moving_picture():
+def test_displacement_maps_of_a_shifted_image():
     torch.manual_seed(5)
     spec = replace(SPEC, frames_per_segment=4, height=64, width=64, short_side=64)
-    picture = np.random.default_rng(6).integers(0, 256, (20, 20, 3)).repeat(5, 0).repeat(5, 1).astype(np.uint8)
+    image = np.random.default_rng(6).integers(0, 256, (20, 20, 3)).repeat(5, 0).repeat(5, 1).astype(np.uint8)
     for size, cells in ((112, 1), (224, 2)):
         model = make(spec=spec, displacement_size=size, displacement_window=4, displacement_temperature=0.01).eval()
-        frames = [picture[20 - 2 * t : 84 - 2 * t, 10 + 2 * t : 74 + 2 * t] for t in range(4)]  # 2 pixels down and 2 left
+        frames = [image[20 - 2 * t : 84 - 2 * t, 10 + 2 * t : 74 + 2 * t] for t in range(4)]  # 2 pixels down and 2 left
         clip = torch.from_numpy(np.stack([np.stack(frames)] * 2))[None]
         with torch.inference_mode():
             maps = model.displacement(clip)
@@ -179,13 +179,13 @@ def test_size():
         112: (pytest.approx(31.28, abs=0.01), pytest.approx(54.2, abs=0.05)),
         224: (pytest.approx(31.28, abs=0.01), pytest.approx(61.6, abs=0.05)),
     }
-    # Three networks of 10.25 M, of which two have their own first convolution (of 2 and 64 channels) and one the shared.
+    # Three networks of 10.25 M; two have a first convolution of 2 and 64 channels, one uses the shared one.
     network = sum(value.numel() for value in BNInception().parameters())
     assert sizes[112].parameters == 3 * network + (2 + 64 - 6) * 64 * 49 + 3 * (1024 + 1) * 101
 
 
 def test_size_of_late_pooling():
-    # Every frame goes through all four stages; with gradual pooling 8, 4, 2 and 1 of 8 frames do.
+    # All 8 frames go through all four stages; with gradual pooling 8, 4, 2 and 1 do.
     from torch.utils.flop_counter import FlopCounterMode
 
     more = []
@@ -238,14 +238,14 @@ def test_the_losses_of_the_branches_are_added(train_index):
     torch.testing.assert_close(loss, wanted)
 
 
-def test_every_parameter_learns_once(train_index):
+def test_every_parameter_is_in_one_group(train_index):
     module = TrainingModule(make(), small(layer_rates=True), index=train_index, val_index=None)
     optimizer = module.configure_optimizers()
     grouped = [id(value) for group in optimizer.param_groups for value in group["params"]]
     assert sorted(grouped) == sorted(id(value) for value in module.model.parameters())
 
 
-def test_partial_bn_keeps_each_branchs_first(train_index):
+def test_partial_bn_keeps_the_first_batch_norm_of_each_branch(train_index):
     model = make()
     for norm in (part for part in model.modules() if isinstance(part, nn.BatchNorm2d)):
         nn.init.uniform_(cast(torch.Tensor, norm.running_mean))
@@ -255,45 +255,45 @@ def test_partial_bn_keeps_each_branchs_first(train_index):
     assert module.model is model
 
 
-def test_a_checkpoint_keeps_the_options(tmp_path):
-    model = shaken(make(displacement_size=224, displacement_temperature=0.05, appearance_pooling="late")).eval()
+def test_checkpoints_store_the_options(tmp_path):
+    model = randomised(make(displacement_size=224, displacement_temperature=0.05, appearance_pooling="late")).eval()
     path = save_checkpoint(tmp_path / "m.safetensors", model, model_name=NAME, recipe={}, spec=SPEC, labels=list("abcde"), metrics={})
     loaded = load_checkpoint(path).model
     assert isinstance(loaded, DisentanglingRecognizer)
     assert (loaded.measure.window, loaded.measure.temperature) == (2, 0.05)
     with torch.inference_mode():
         assert torch.equal(loaded(clips()), model(clips()))
-        model.appearance.network.joined_behind = 3
+        model.appearance.network.pooled_stages = 3
         assert not torch.equal(loaded(clips()), model(clips()))
 
 
-def test_what_cannot_be_made():
-    for options, told in (
+def test_invalid_options_are_refused():
+    for options, message in (
         ({"spec": replace(SPEC, frames_per_segment=1)}, "frames_per_segment is 1"),
         ({"displacement_size": 56}, "displacement_size is 56"),
         ({"displacement_window": 0}, "window is 0"),
         ({"appearance_pooling": "never"}, "'never'; it must be one of gradual, late"),
     ):
-        with pytest.raises(FlowlessError, match=told):
+        with pytest.raises(FlowlessError, match=message):
             make(**options)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_an_epoch(tmp_path, train_index, val_index, precision):
+def test_training_one_epoch(tmp_path, train_index, val_index, precision):
     result = fit(small(precision=precision, blocks=1), index=train_index, val_index=val_index, out=tmp_path / "run")
     assert np.isfinite(result.rows[-1]["val_loss"])
     assert load_checkpoint(tmp_path / "run" / "best.safetensors").name == NAME
 
 
 def moving_textures(number: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return clips of a new texture each, 1 to 3 pixels a frame down, up, right or left, and which of the four."""
+    """Return clips of random textures that move 1 to 3 pixels per frame down, up, right or left, and the direction as label."""
     labels, clips = torch.randint(0, 4, (number,)), []
     for label in labels.tolist():
-        picture = F.interpolate(torch.rand(1, 3, 24, 24), size=96, mode="bicubic")[0].clamp(0, 1) * 255
+        image = F.interpolate(torch.rand(1, 3, 24, 24), size=96, mode="bicubic")[0].clamp(0, 1) * 255
         step = int(torch.randint(1, 4, ()).item())
         down, right = ((step, 0), (-step, 0), (0, step), (0, -step))[label]
-        clips.append(torch.stack([picture[:, 24 - down * t : 72 - down * t, 24 - right * t : 72 - right * t] for t in range(3)]))
+        clips.append(torch.stack([image[:, 24 - down * t : 72 - down * t, 24 - right * t : 72 - right * t] for t in range(3)]))
     return torch.stack(clips).byte().movedim(2, -1)[:, None].contiguous(), labels
 
 

@@ -1,4 +1,4 @@
-"""Single branches and pairs of Disentangling, and what its changes branch sees: Tables 1, 2, 4, 5 and 6 of the paper."""
+"""Single branches and pairs of Disentangling, and the inputs of its changes branch: Tables 1, 2, 4, 5 and 6 of the paper."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.checkpoints import load_checkpoint, save_checkpoint
-from flowless.train.loop.module import TrainingModule
+from flowless.train.loop.training_module import TrainingModule
 from flowless.train.models import DisentanglingRecognizer, build_model
 from flowless.train.models.backbones.bn_inception import BNInception
 from flowless.train.models.flops import size_of
@@ -23,7 +23,7 @@ from flowless.train.recipes import find_recipe
 
 NAME = "disentangling-bninception"
 SPEC = ClipSpec(segments=2, frames_per_segment=3, height=32, width=33, short_side=33)
-#: Every form of a model that does not have all branches, or whose changes branch sees something else.
+#: All models with fewer branches, or with another input of the changes branch.
 VARIANTS = [
     {"branches": "appearance"},
     {"branches": "motion"},
@@ -38,7 +38,7 @@ VARIANTS = [
     {"changes_input": "features"},
     {"changes_input": "rgb"},
 ]
-#: Each branch, and each input of changes, against NumPy once; the sizes of maps in turn.
+#: Branches, input of changes and size of the maps: every branch and every input, against NumPy.
 CHECKED = [
     ("appearance", "warped-features", 112),
     ("appearance+motion", "warped-features", 224),
@@ -69,11 +69,10 @@ def clips(spec=SPEC, *, batch=2):
 
 
 @pytest.mark.parametrize(("branches", "changed", "size"), CHECKED)
-def test_scores_are_the_papers(reference, branches, changed, size):
+def test_scores_equal_the_reference(reference, branches, changed, size):
     model = make(branches=branches, changes_input=changed, displacement_size=size).double()
     clip = clips()
     state = {name: value.numpy() for name, value in model.state_dict().items()}
-    # Without displacement there are no maps whose size could be asked for.
     stride = 1 if size == 224 else 2
     options: dict[str, Any] = {"window": 2, "temperature": 0.02, "stride": stride, "branches": branches.split("+"), "changed": changed}
     wanted = plain.scores(clip.numpy(), state, SPEC, reference, **options)
@@ -87,8 +86,8 @@ def test_scores_are_the_papers(reference, branches, changed, size):
 
 
 @pytest.mark.parametrize("branches", ["appearance", "motion", "changes", "appearance+motion", "appearance+changes", "motion+changes"])
-def test_a_branch_alone_is_the_whole_models(branches):
-    """The tensors have the names that they have in the whole model, and say the same."""
+def test_a_single_branch_scores_as_in_the_whole_model(branches):
+    """Its tensors have the same names as in the whole model, and with the same values it gives the same scores."""
     whole, part, names = make(), make(branches=branches), branches.split("+")
     given, own = whole.state_dict(), part.state_dict()
     assert {name.partition(".")[0] for name in own} == {"low", *names}
@@ -102,28 +101,28 @@ def test_a_branch_alone_is_the_whole_models(branches):
 
 
 @pytest.mark.parametrize("options", VARIANTS)
-def test_only_what_is_needed_is_built_and_all_of_it_learns(train_index, options):
+def test_only_the_needed_parts_are_built_and_all_learn(train_index, options):
     model = make(**options)
-    asked = DisentanglingOptions(**options)
+    chosen = DisentanglingOptions(**options)
     networks = [module for module in model.modules() if isinstance(module, BNInception)]
-    assert len(networks) == len({"motion", "changes"} & set(asked.built))
-    assert list(model.branches) == list(asked.built)
-    assert len(model.heads) == len(asked.built)
-    measured = "motion" in asked.built or ("changes" in asked.built and asked.changes_input.startswith("warped"))
+    assert len(networks) == len({"motion", "changes"} & set(chosen.built))
+    assert list(model.branches) == list(chosen.built)
+    assert len(model.heads) == len(chosen.built)
+    measured = "motion" in chosen.built or ("changes" in chosen.built and chosen.changes_input.startswith("warped"))
     assert model.has_displacement == measured
     if measured:
         assert model.displacement(clips()).shape[:4] == (2, 2, 2, 2)
     else:
-        with pytest.raises(FlowlessError, match="measures no displacement: its branches are"):
+        with pytest.raises(FlowlessError, match="computes no displacement maps: branches is"):
             model.displacement(clips())
     recipe = find_recipe(f"{NAME}/moving-shapes", segments=2, frames_per_segment=3, size=32, short_side=32, partial_bn=True, **options)
     module = TrainingModule(model, recipe, index=train_index, val_index=None).train()
     grouped = [id(value) for group in module.configure_optimizers().param_groups for value in group["params"]]
     assert sorted(grouped) == sorted(id(value) for value in model.parameters())
-    # Partial batch norm keeps the first of each network: appearance's is the shared layer's.
+    # Partial batch norm keeps the first of each network; that of appearance is in the shared layer.
     free = [name for name, part in model.named_modules() if isinstance(part, nn.BatchNorm2d) and part.training]
     shared = ["low.norm"] if options != {"branches": "changes", "changes_input": "rgb"} else []
-    assert free == shared + [f"{name}.network.conv1.norm" for name in asked.built if name != "appearance"]
+    assert free == shared + [f"{name}.network.conv1.norm" for name in chosen.built if name != "appearance"]
 
 
 def test_every_layer_has_a_gradient():
@@ -143,7 +142,7 @@ def test_table_2_one_frame():
 
 
 def test_sizes():
-    """Of the whole model's 31.28 M and 54.2 GMAC for 8 frames."""
+    """Parts of the whole model's 31.28 M and 54.2 GMAC for 8 frames."""
     spec = ClipSpec(segments=1, frames_per_segment=8)
     whole, *alone = (size_of(NAME, classes=101, spec=spec, branches=name) for name in ("all", "appearance", "motion", "changes"))
     network = sum(value.numel() for value in BNInception().to("meta").parameters())
@@ -156,14 +155,14 @@ def test_sizes():
     assert sum(size.parameters for size in alone) == whole.parameters + 2 * (first + norm)
     plain_rgb = size_of(NAME, classes=101, spec=spec, branches="changes", changes_input="rgb")
     assert plain_rgb.parameters == network + head
-    # Seven pairs, a whole network each.
+    # Each of seven pairs goes through a whole network.
     assert plain_rgb.macs / 1e9 == pytest.approx(7 * 2.03, rel=0.005)
     features, warped = (
         size_of(NAME, classes=101, spec=spec, branches="changes", changes_input=name) for name in ("features", "warped-features")
     )
     assert features.parameters == warped.parameters
     assert features.macs < warped.macs
-    # Where there are no maps, there is no size of maps that would cost something.
+    # Without displacement maps, their size has no effect.
     for name, alike in (("changes", features), ("appearance", alone[0])):
         options = {"branches": name, "displacement_size": 224, "changes_input": "features" if name == "changes" else "warped-features"}
         assert size_of(NAME, classes=101, spec=spec, **options) == alike
@@ -179,7 +178,7 @@ def test_checkpoints(tmp_path, options):
         assert torch.equal(loaded(clips()), model(clips()))
 
 
-def test_checkpoints_of_before_the_options(tmp_path):
+def test_checkpoints_of_earlier_versions(tmp_path):
     new = {"branches": "all", "changes_input": "warped-features"}
     model = make(**new)
     model.config = {name: value for name, value in model.config.items() if name not in new}
@@ -188,7 +187,7 @@ def test_checkpoints_of_before_the_options(tmp_path):
         assert torch.equal(load_checkpoint(path).model(clips()), model(clips()))
 
 
-def test_what_is_refused():
+def test_invalid_options_are_refused():
     for options, message in (
         ({"branches": "both"}, "branches is 'both'; it must be one of all, appearance, motion, changes, appearance"),
         ({"changes_input": "flow"}, "changes_input is 'flow'; it must be one of warped-features, features, rgb, warped-rgb"),

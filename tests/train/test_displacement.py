@@ -1,4 +1,4 @@
-"""Displacement maps and warping against NumPy float64, and on textures that were moved by a known part of a cell."""
+"""Displacement maps and warping against NumPy float64, and on textures with a known displacement."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def features(seed, *shape, relu=True):
 
 @pytest.mark.parametrize(
     ("window", "size", "temperature"),
-    # Sides that are one block, several, and no whole number of blocks; a window larger than the frame.
+    # Sides of one block, of several, and of no integer number of blocks; a window larger than the frame.
     [
         (1, (6, 5), 0.02),
         (2, (8, 4), 0.05),
@@ -34,7 +34,7 @@ def features(seed, *shape, relu=True):
 @pytest.mark.parametrize("relu", [True, False])
 def test_displacement_is_equations_1_and_2(window, size, temperature, relu):
     before, after = features(1, 2, 6, *size, relu=relu), features(2, 2, 6, *size, relu=relu)
-    before[0, :, 0, 0] = 0  # nothing there: its cosine with everything is 0
+    before[0, :, 0, 0] = 0  # a feature of zeros: its cosine with all others is 0
     measure = Displacement(window=window, temperature=temperature)
     wanted = plain.displacement(before, after, window, temperature)
     ours = measure.double()(torch.from_numpy(before), torch.from_numpy(after))
@@ -44,7 +44,7 @@ def test_displacement_is_equations_1_and_2(window, size, temperature, relu):
 
 
 def waves(y, x):
-    """Features of a continuous plane: pairs of waves, whose cosine depends on the distance of two places alone."""
+    """Return features of a continuous plane: pairs of waves, whose cosine depends only on the distance of two positions."""
     random = np.random.default_rng(3)
     turns = random.uniform(0, 2 * np.pi, 24)
     lengths = random.uniform(14, 30, 24)
@@ -53,7 +53,7 @@ def waves(y, x):
 
 
 @pytest.mark.parametrize("moved", [(0.0, 0.0), (0.5, 0.0), (-0.3, 0.0), (0.0, 0.7), (0.0, -0.25), (1.4, -0.6), (-2.25, 1.75)])
-def test_a_texture_moved_by_parts_of_a_cell(moved):
+def test_fractional_displacement_of_a_texture(moved):
     y, x = np.mgrid[0:24, 0:32].astype(np.float64)
     before, after = waves(y, x), waves(y - moved[0], x - moved[1])  # what is at p before is at p + moved after
     ours = Displacement(window=4, temperature=0.02).double()(torch.from_numpy(before), torch.from_numpy(after))
@@ -62,22 +62,22 @@ def test_a_texture_moved_by_parts_of_a_cell(moved):
 
 
 def fine_texture(seed):
-    """A picture four times as fine as the frame, smooth over three pixels of the frame."""
+    """Return an image at four times the frame's resolution, smooth over three pixels of the frame."""
     noise = torch.randn(3, 1, 4 * 80, 4 * 80, generator=torch.Generator().manual_seed(seed))
     line = torch.exp(-((torch.arange(-48.0, 49) / 12) ** 2) / 2)
-    picture = F.conv2d(F.conv2d(noise, line.view(1, 1, -1, 1), padding=(48, 0)), line.view(1, 1, 1, -1), padding=(0, 48)).movedim(1, 0)
-    return picture / picture.std()
+    image = F.conv2d(F.conv2d(noise, line.view(1, 1, -1, 1), padding=(48, 0)), line.view(1, 1, 1, -1), padding=(0, 48)).movedim(1, 0)
+    return image / image.std()
 
 
 @pytest.mark.parametrize("moved", [(3, 0), (-5, 0), (0, 6), (0, -3), (10, -7), (0, 0)])
-def test_a_texture_behind_a_first_convolution(moved):
-    # Moved by quarters of a pixel, so by eighths of a cell: features of random filters still tell where to.
+def test_displacement_of_random_features(moved):
+    # Shifted by quarters of a pixel, which are eighths of a cell: features of random filters still show the displacement.
     torch.manual_seed(4)
     low = Unit(3, STEM, kernel=7, stride=2).train()
-    picture = fine_texture(5)
+    image = fine_texture(5)
     with torch.no_grad():
-        before = F.avg_pool2d(picture[:, :, 32:-32, 32:-32], 4)
-        after = F.avg_pool2d(picture[:, :, 32 - moved[0] : 288 - moved[0], 32 - moved[1] : 288 - moved[1]], 4)
+        before = F.avg_pool2d(image[:, :, 32:-32, 32:-32], 4)
+        after = F.avg_pool2d(image[:, :, 32 - moved[0] : 288 - moved[0], 32 - moved[1] : 288 - moved[1]], 4)
         both = low(torch.cat([before, after]))
         error = Displacement()(both[:1], both[1:])[0, :, 6:-6, 6:-6] - torch.tensor(moved)[:, None, None] / 8
     assert error.abs().mean() < 0.16
@@ -92,8 +92,8 @@ def test_a_low_temperature_takes_the_best_match():
     np.testing.assert_allclose(ours[0, 1, :9, 1:], -1, atol=1e-6)
 
 
-def test_nothing_outside_the_frame_matches():
-    # All features alike: the mean of the window's cells that lie in the frame.
+def test_cells_outside_the_frame_are_not_matched():
+    # All features equal: the displacement is the mean of the window's cells inside the frame.
     same = torch.ones(1, 4, 8, 9, dtype=torch.double)
     ours = Displacement(window=2, temperature=0.05).double()(same, same)
     np.testing.assert_allclose(ours[0, 0, :, 4], [1, 0.5, 0, 0, 0, 0, -0.5, -1], atol=1e-9)
@@ -117,7 +117,7 @@ def test_featureless_cells_have_finite_gradients():
         assert torch.isfinite(value.grad).all()
 
 
-def test_autocast_is_left():
+def test_autocast_does_not_change_displacement():
     before, after = (torch.from_numpy(features(seed, 1, 16, 9, 9)).float() for seed in (10, 11))
     wanted = Displacement()(before, after)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -137,7 +137,7 @@ def test_warp_is_bilinear_with_zeros_outside(seed):
 
 @pytest.mark.parametrize("moved", [(1, 0), (-2, 0), (0, 1), (0, -3), (2, -1)])
 def test_warping_undoes_what_displacement_measures(moved):
-    # The sign: what moved down and left is fetched from above and right, and nothing is left but the frame's edge.
+    # The signs of displacement and warping agree: after warping, only differences at the frame's edge remain.
     before = torch.from_numpy(features(12, 1, 32, 16, 16)).float()
     after = torch.roll(before, moved, (2, 3))
     measured = Displacement(window=4, temperature=0.005)(before, after)
@@ -148,8 +148,8 @@ def test_warping_undoes_what_displacement_measures(moved):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"), [({"window": 0}, "window is 0"), ({"window": 17}, "window is 17"), ({"temperature": 0.0}, r"temperature 0\.0")]
+    ("options", "message"), [({"window": 0}, "window is 0"), ({"window": 17}, "window is 17"), ({"temperature": 0.0}, r"temperature 0\.0")]
 )
-def test_what_cannot_be_measured(options, told):
-    with pytest.raises(FlowlessError, match=told):
+def test_invalid_arguments_are_refused(options, message):
+    with pytest.raises(FlowlessError, match=message):
         Displacement(**options)

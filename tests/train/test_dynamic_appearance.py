@@ -1,4 +1,4 @@
-"""Dynamic appearance: PWTP against the paper's own formula in NumPy float64, and the recognisers built on it."""
+"""Dynamic appearance: PWTP against the paper's formula in NumPy float64, and the recognisers built on it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import nn
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.checkpoints import load_checkpoint, save_checkpoint
-from flowless.train.loop.optim import parameter_groups
+from flowless.train.loop.optimizer import parameter_groups
 from flowless.train.models import AppearanceRecognizer, build_model
 from flowless.train.models.backbones.clip_transformer import Blocks, ClipTransformer
 from flowless.train.models.backbones.x3d import X3D, Block, Squeeze
@@ -31,8 +31,8 @@ def clips(spec=SPEC, *, batch=2, seed=0):
     return torch.randint(0, 256, (batch, *spec.shape), dtype=torch.uint8, generator=generator)
 
 
-def shaken(model: Any) -> Any:
-    """Give norms statistics and weights as if trained: fresh residual branches end in zero."""
+def randomised(model: Any) -> Any:
+    """Give batch norms random statistics and weights, as trained ones have; at initialisation some residual branches end in zero."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
             nn.init.uniform_(module.weight, 0.5, 1.0)
@@ -42,10 +42,10 @@ def shaken(model: Any) -> Any:
     return model.eval()
 
 
-def lively(frames: int, subspace: int, **options: Any) -> PixelwiseTemporalProjection:
-    """Return a PWTP whose columns differ much from place to place; a fresh one's are mostly its last layer's bias."""
+def random_projection(frames: int, subspace: int, **options: Any) -> PixelwiseTemporalProjection:
+    """Return a PWTP with random weights whose columns vary between positions; at initialisation they are mostly the last layer's bias."""
     torch.manual_seed(frames * subspace)
-    module = shaken(PixelwiseTemporalProjection(frames, subspace=subspace, **options).double())
+    module = randomised(PixelwiseTemporalProjection(frames, subspace=subspace, **options).double())
     nn.init.normal_(module.describe.weight, 0, 0.1)
     for layer in module.mlp.modules():
         if isinstance(layer, nn.Conv2d):
@@ -55,22 +55,22 @@ def lively(frames: int, subspace: int, **options: Any) -> PixelwiseTemporalProje
 
 def make(name, *, spec=SPEC, seed=1, **options) -> Any:
     torch.manual_seed(seed)
-    model = shaken(build_model(name, classes=5, spec=spec, width=0.25, **options))
+    model = randomised(build_model(name, classes=5, spec=spec, width=0.25, **options))
     nn.init.normal_(model.head.pred.weight, 0, 0.3)
     return model
 
 
 @pytest.mark.parametrize(("frames", "subspace"), [(3, 1), (4, 1), (8, 1), (4, 2), (8, 2), (6, 3), (8, 3)])
 @pytest.mark.parametrize("size", [(24, 16), (19, 37)])
-def test_the_projection_is_the_papers(reference, frames, subspace, size):
-    module = lively(frames, subspace)
+def test_the_projection_equals_the_reference(reference, frames, subspace, size):
+    module = random_projection(frames, subspace)
     x = torch.randn(2, frames, 3, *size, dtype=torch.double)
     wanted = reference.temporal_projection(x.numpy(), {name: value.numpy() for name, value in module.state_dict().items()}, subspace)
     with torch.inference_mode():
         columns = [length for _, length in module.columns(x)]
         spread = (module.columns(x)[0][0].std((2, 3)) / columns[0].sqrt().mean()).mean().item()
         assert spread > 0.05
-        # Where a column is short, EPS beside its squared length shows: a pixel may be off by that share of itself.
+        # EPS causes a relative error of about EPS / length, which is visible where a column is short.
         allowed = torch.stack([2 * EPS / length for length in columns]).sum(0)[:, :, None].numpy() + 1e-9
         off = np.abs(module.residual(x).numpy() - wanted)
         assert (off <= 10 * allowed).all()
@@ -80,9 +80,9 @@ def test_the_projection_is_the_papers(reference, frames, subspace, size):
 
 
 @pytest.mark.parametrize("subspace", [1, 2, 3])
-def test_without_eps_it_is_exact(reference, monkeypatch, subspace):
+def test_without_eps_the_projection_is_exact(reference, monkeypatch, subspace):
     monkeypatch.setattr("flowless.train.models.layers.temporal_projection.EPS", 0.0)
-    module = lively(8, subspace)
+    module = random_projection(8, subspace)
     x = torch.randn(1, 8, 3, 19, 37, dtype=torch.double)
     wanted = reference.temporal_projection(x.numpy(), {name: value.numpy() for name, value in module.state_dict().items()}, subspace)
     with torch.inference_mode():
@@ -94,10 +94,10 @@ def test_without_eps_it_is_exact(reference, monkeypatch, subspace):
     ("config", "kernel", "stride", "channels"),
     [(1, 9, 8, 24), (2, 7, 1, 12), (3, 7, 4, 24), (4, 11, 8, 24), (5, 9, 3, 5), (6, 7, 1, 24), (7, 1, 2, 8)],
 )
-def test_every_configuration_is_the_papers(reference, monkeypatch, config, kernel, stride, channels):
-    """Table 8's networks behind Table 4a's convolutions, and others."""
+def test_every_mlp_configuration_equals_the_reference(reference, monkeypatch, config, kernel, stride, channels):
+    """Table 8's networks after Table 4a's convolutions, and after others."""
     monkeypatch.setattr("flowless.train.models.layers.temporal_projection.EPS", 0.0)
-    module = lively(4, 2, kernel=kernel, stride=stride, channels=channels, mlp=MLP_SHAPES[config])
+    module = random_projection(4, 2, kernel=kernel, stride=stride, channels=channels, mlp=MLP_SHAPES[config])
     x = torch.randn(1, 4, 3, 13, 18, dtype=torch.double)
     state = {name: value.numpy() for name, value in module.state_dict().items()}
     wanted = reference.temporal_projection(x.numpy(), state, 2, stride=stride)
@@ -107,7 +107,7 @@ def test_every_configuration_is_the_papers(reference, monkeypatch, config, kerne
 
 @pytest.mark.parametrize("subspace", [1, 2, 3])
 def test_float32_is_enough(subspace):
-    module = lively(8, subspace)
+    module = random_projection(8, subspace)
     x = torch.randn(2, 8, 3, 40, 40, dtype=torch.double)
     with torch.inference_mode():
         wanted = module.residual(x), module(x)
@@ -118,19 +118,19 @@ def test_float32_is_enough(subspace):
 
 
 @pytest.mark.parametrize("subspace", [1, 2, 3])
-def test_the_short_way_is_the_mean_of_the_residual(subspace):
+def test_forward_is_the_mean_of_the_residual(subspace):
     torch.manual_seed(0)
-    module = shaken(PixelwiseTemporalProjection(6, subspace=subspace))
+    module = randomised(PixelwiseTemporalProjection(6, subspace=subspace))
     x = torch.randn(2, 6, 3, 33, 40)
     torch.testing.assert_close(module(x), module.residual(x).mean(1), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("subspace", [2, 3])
-def test_dependent_columns_do_no_harm(subspace):
-    """The last layer gives every column the same values: the subspace has one dimension, and no NaN comes of it."""
+def test_dependent_columns_give_no_nan(subspace):
+    """With equal columns the subspace has one dimension, and the result equals that of a single column."""
     torch.manual_seed(0)
-    module = shaken(PixelwiseTemporalProjection(6, subspace=subspace))
-    twin = shaken(PixelwiseTemporalProjection(6, subspace=1))
+    module = randomised(PixelwiseTemporalProjection(6, subspace=subspace))
+    twin = randomised(PixelwiseTemporalProjection(6, subspace=1))
     last: Any = module.mlp[-1]
     state = module.state_dict()
     with torch.no_grad():
@@ -145,12 +145,12 @@ def test_dependent_columns_do_no_harm(subspace):
     with torch.no_grad():
         last.weight.zero_()
         last.bias.zero_()
-        # No columns at all: nothing stands still.
+        # With columns of zeros nothing is projected out.
         torch.testing.assert_close(module.residual(x), x)
 
 
-def test_stillness_leaves_nothing():
-    """Columns of equal numbers span what stands still; of it nothing is left, and of motion its mean is what is taken out."""
+def test_static_frames_have_no_residual():
+    """Constant columns span the static subspace: the residual is the difference from the mean over time, zero for static frames."""
     module = PixelwiseTemporalProjection(4).eval()
     last: Any = module.mlp[-1]
     with torch.no_grad():
@@ -161,7 +161,7 @@ def test_stillness_leaves_nothing():
         assert module.residual(x[:, :1].expand(-1, 4, -1, -1, -1)).abs().max() < 1e-5
 
 
-def test_it_learns_to_leave_little():
+def test_training_reduces_the_residual():
     torch.manual_seed(0)
     module = PixelwiseTemporalProjection(4)
     still = torch.randn(4, 1, 3, 32, 32) + 0.1 * torch.randn(4, 4, 3, 32, 32)
@@ -178,7 +178,7 @@ def test_it_learns_to_leave_little():
 
 @pytest.mark.parametrize("name", FAMILY)
 @pytest.mark.parametrize("subspace", [1, 2])
-def test_three_ways_to_the_same_scores(name, subspace):
+def test_pixels_frames_and_training_give_equal_scores(name, subspace):
     model = make(name, da_subspace=subspace)
     assert isinstance(model, AppearanceRecognizer)
     clip = clips()
@@ -205,7 +205,7 @@ def test_every_frame_is_seen(name):
 
 
 def test_segments_interact_in_every_family():
-    """Scores are no mean over segments seen alone: what segment 0 shows changes what segment 1 is worth."""
+    """Scores are not a mean over independent segments: segment 0 changes the contribution of segment 1."""
     one, other = clips(batch=1), clips(batch=1, seed=3)
     for name in FAMILY:
         model = make(name)
@@ -216,7 +216,7 @@ def test_segments_interact_in_every_family():
 
 
 def test_the_transformer_is_blind_to_the_order_of_segments():
-    """As its card says; the other backbones are not, and within a segment dynamic appearance sees order for all of them."""
+    """As its model card says; the other backbones are not. Within a segment, all see order through dynamic appearance."""
     for name in FAMILY:
         model, clip = make(name, blocks=1), clips()
         with torch.inference_mode():
@@ -247,7 +247,7 @@ def test_checkpoints(tmp_path, name):
         torch.testing.assert_close(loaded(clips()), model(clips()), rtol=0, atol=0)
 
 
-def test_what_cannot_be_built():
+def test_invalid_options_are_refused():
     for frames, subspace in ((4, 3), (3, 2), (1, 1)):
         with pytest.raises(FlowlessError, match=f"da_subspace is {subspace} for segments of {frames}"):
             make("da-tsm-r18", spec=replace(SPEC, frames_per_segment=frames), da_subspace=subspace)
@@ -279,10 +279,10 @@ def test_x3d_as_published():
     assert [isinstance(block.squeeze, Squeeze) for block in blocks[:8]] == [True, False, True, True, False, True, False, True]
 
 
-def test_x3d_block_by_hand(reference):
-    """One block against its formula; a single frame, where a 3x3x3 convolution is its middle slice."""
+def test_x3d_block_equals_its_formula(reference):
+    """One block against its formula, on a single frame, where a 3x3x3 convolution reduces to its middle slice."""
     torch.manual_seed(0)
-    block: Any = shaken(Block(8, 16, stride=2, squeeze=True).double())
+    block: Any = randomised(Block(8, 16, stride=2, squeeze=True).double())
     x = torch.randn(2, 8, 1, 9, 7, dtype=torch.double)
     state = {name: value.numpy() for name, value in block.state_dict().items()}
 
@@ -306,14 +306,14 @@ def test_x3d_block_by_hand(reference):
         np.testing.assert_allclose(block(x)[:, :, 0], np.maximum(short + y, 0), atol=1e-10)
 
 
-def test_the_transformers_sequence():
-    """With every block left out the features are the normalised patches and positions, the same table for every segment."""
+def test_the_sequence_of_the_transformer():
+    """Without blocks the features are the normalised patches plus positions, with the same table for every segment."""
     torch.manual_seed(0)
     model = ClipTransformer(height=32, width=48, scale=0.25).double().eval()
     x = torch.randn(2, 4, 3, 32, 48, dtype=torch.double)
     full = model(x)
     with torch.inference_mode():
-        # In joint attention the order of segments makes no difference to what a segment says; a foreign segment does.
+        # In joint attention a segment's features do not depend on the order of the others, but on their content.
         torch.testing.assert_close(model(x.flip(1)), full.flip(1))
         assert (model(torch.cat([x[:, :3], x[:, :1]], 1))[:, 0] - full[:, 0]).abs().max() > 1e-6
         model.blocks = Blocks()
@@ -329,7 +329,7 @@ def test_pretrained_transformer(tmp_path):
     torch.testing.assert_close(model.positions.detach(), donor.pos_embed.detach()[:, 1:])
     torch.testing.assert_close(model.blocks.get_parameter("1.mlp.fc2.weight").detach(), donor.blocks[1].mlp.fc2.weight.detach())
     assert ClipTransformer(height=160, width=192, **weights).positions.shape == (1, 120, 768)
-    # As in timm's own network: one frame, no class token in the attention of either.
+    # It equals timm's network on one frame, both without a class token.
     x = torch.randn(1, 1, 3, 224, 224)
     donor.cls_token, donor.num_prefix_tokens = None, 0
     donor.pos_embed = nn.Parameter(model.positions.detach())
@@ -337,7 +337,7 @@ def test_pretrained_transformer(tmp_path):
         torch.testing.assert_close(model.eval()(x)[:, 0], donor.eval().forward_features(x[:, 0]).mean(1), rtol=1e-4, atol=1e-5)
 
 
-def test_groups_of_parameters():
+def test_parameter_groups():
     for name in FAMILY:
         model = make(name)
         groups = {group["name"]: group for group in parameter_groups(model, head_decay=5.0, projection_rate=3.0)}
@@ -346,7 +346,7 @@ def test_groups_of_parameters():
         ours = {id(value) for part in ("projection_weight", "projection_bias") for value in groups[part]["params"]}
         assert ours == {id(value) for value in model.projection.parameters()}
         assert (groups["projection_weight"]["lr_factor"], groups["projection_bias"]["decay_factor"]) == (3.0, 0.0)
-        # The classifier alone learns and decays five times as fast, not the linear layers inside a transformer.
+        # Only the classifier has five times the rate and decay, not the linear layers inside a transformer.
         assert [id(value) for value in groups["lr5_weight"]["params"]] == [id(model.head.pred.weight)]
         assert (groups["lr5_weight"]["lr_factor"], groups["lr5_weight"]["decay_factor"]) == (5.0, 5.0)
         assert all(value.dim() == 1 for value in groups["bn"]["params"])

@@ -1,4 +1,4 @@
-"""Joint training: alpha by each rule, and that the mixed gradient is what moves PWTP."""
+"""Joint training: alpha by each rule, and the mixed gradient of PWTP."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from flowless.pipeline.clip.spec import ClipSpec
 from flowless.pipeline.loading.loader import Batch
 from flowless.train.checkpoints import load_checkpoint
 from flowless.train.loop.fit import fit
-from flowless.train.loop.joint import pareto_alpha, scheduled_alpha
-from flowless.train.loop.module import TrainingModule
+from flowless.train.loop.joint_training import pareto_alpha, scheduled_alpha
+from flowless.train.loop.training_module import TrainingModule
 from flowless.train.models import build_model
 from flowless.train.models.options import AppearanceOptions
 from flowless.train.recipes import Recipe, find_recipe
@@ -44,8 +44,8 @@ def batches(count, *, size=4):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_mgda_is_the_minimum(seed):
-    """Eq. 12 against trying every alpha; the gradients lie at all angles, so the ends of [0, 1] are met too."""
+def test_mgda_minimises_the_norm(seed):
+    """Eq. 12 against a grid search over alpha, for gradients at many angles, so that the ends of [0, 1] occur too."""
     generator = torch.Generator().manual_seed(seed)
     first, noise = torch.randn(2, 50, generator=generator, dtype=torch.double)
     second = first * (seed - 4) / 2 + noise * (0.05 if seed % 2 else 1.0)
@@ -64,7 +64,7 @@ def test_mgda_at_its_ends():
 
 
 @pytest.mark.parametrize(("gamma", "least"), [(0.1, 0.1), (0.2, 0.1), (0.2, 0.3), (0.5, 0.3), (0.5, 0.0), (0.5, 1.0)])
-def test_the_schedule(gamma, least):
+def test_schedule_of_alpha(gamma, least):
     steps = 1000
     alphas = [scheduled_alpha(step, steps, gamma=gamma, least=least) for step in range(1, steps + 1)]
     turn = round(gamma * steps)
@@ -73,28 +73,28 @@ def test_the_schedule(gamma, least):
     assert alphas[turn - 2] == pytest.approx(least, abs=0.01)
     assert alphas[-1] == pytest.approx(0, abs=1e-9)
     assert all(later <= earlier + 1e-12 for earlier, later in itertools.pairwise(alphas))
-    # Half of the cosine's way is the middle of time's logarithm.
+    # The cosine is half way at the middle of the logarithm of the step.
     middle = round(math.sqrt(turn))
     assert alphas[middle - 1] == pytest.approx((1 + math.cos(math.acos(2 * least - 1) / 2)) / 2, abs=0.02)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7])
 @pytest.mark.parametrize("gamma", [0.01, 0.5, 0.99])
-def test_the_schedule_of_short_trainings(steps, gamma):
+def test_schedule_of_alpha_in_short_trainings(steps, gamma):
     alphas = [scheduled_alpha(step, steps, gamma=gamma, least=0.2) for step in range(1, steps + 1)]
     assert all(0 <= alpha <= 1 for alpha in alphas)
     assert alphas == sorted(alphas, reverse=True)
 
 
 def gradients(recipe, data) -> Any:
-    """Run one optimiser step's batches through the module as Lightning does; return its model before stepping."""
+    """Run the batches of one optimiser step through the module as Lightning does; return the module before the step."""
     module = TrainingModule(make(), recipe, index=None, val_index=None)  # type: ignore[arg-type]
     module.train()
     for batch in data:
         (module.training_step(batch, 0) / recipe.accumulate).backward()
-    # Ten steps an epoch, of which the last is of one batch.
+    # Ten steps per epoch, the last of one batch.
     trainer = SimpleNamespace(
-        global_step=4, num_training_batches=9 * recipe.accumulate + 1, strategy=SimpleNamespace(reduce=keep), world_size=1
+        global_step=4, num_training_batches=9 * recipe.accumulate + 1, strategy=SimpleNamespace(reduce=reduce), world_size=1
     )
     module._trainer = trainer  # type: ignore[assignment]
     assert module.joint is not None
@@ -102,15 +102,16 @@ def gradients(recipe, data) -> Any:
     return module
 
 
-def keep(tensor, reduce_op):
+def reduce(tensor, reduce_op):
+    """Average over processes, of which there is one."""
     assert reduce_op == "mean"
     return tensor
 
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_the_step_is_algorithm_1(rule, accumulate):
-    """Against two backward passes of twin models, one for each loss, added up over the accumulated batches."""
+def test_a_step_is_algorithm_1(rule, accumulate):
+    """Against two copies of the model, one for each loss, with gradients summed over the accumulated batches."""
     own = {"constant": {"joint_alpha": 0.3}, "schedule": {"joint_gamma": 0.3, "joint_lambda": 0.2}}.get(rule, {})
     recipe = small(joint=rule, **own, accumulate=accumulate)
     data = batches(accumulate)
@@ -131,23 +132,23 @@ def test_the_step_is_algorithm_1(rule, accumulate):
     for part in ("backbone", "head"):
         for value, wanted in zip(getattr(ours.model, part).parameters(), getattr(twins[1], part).parameters(), strict=True):
             torch.testing.assert_close(value.grad, scale * wanted.grad, rtol=1e-3, atol=1e-5)
-    told = ours.joint.means()
-    assert told["alpha"] == pytest.approx(alpha, abs=1e-4)
-    assert told["enopr"] > 0
+    means = ours.joint.means()
+    assert means["alpha"] == pytest.approx(alpha, abs=1e-4)
+    assert means["enopr"] > 0
     assert ours.joint.means() == {}
 
 
 def test_gradients_are_averaged_over_processes(monkeypatch):
-    """What one process adds by itself must pass through `reduce`: here the others' gradient is as large as ours."""
+    """L1's gradient goes through `reduce`: a reduction that doubles it doubles the result."""
     recipe = small(joint="decoupled")
     plain = gradients(recipe, batches(1))
-    monkeypatch.setitem(globals(), "keep", lambda tensor, reduce_op: 2 * tensor)
+    monkeypatch.setitem(globals(), "reduce", lambda tensor, reduce_op: 2 * tensor)
     doubled = gradients(recipe, batches(1))
     for value, other in zip(plain.model.projection.parameters(), doubled.model.projection.parameters(), strict=True):
         torch.testing.assert_close(2 * value.grad, other.grad)
 
 
-def test_a_model_with_one_loss_does_not_mind():
+def test_a_model_with_one_loss_has_no_joint_training():
     model = build_model("tsm-r18", classes=4, spec=SPEC, width=0.25)
     module = TrainingModule(model, small(joint="decoupled"), index=None, val_index=None)  # type: ignore[arg-type]
     assert module.joint is None
@@ -158,13 +159,13 @@ def test_a_model_with_one_loss_does_not_mind():
     [{"joint": "decoupled"}, {"joint": "constant", "accumulate": 2}, {"joint": "schedule", "precision": "bf16"}, {"da_subspace": 1}],
     ids=lambda changes: "-".join(map(str, changes.values())),
 )
-def test_it_trains(tmp_path, train_index, val_index, changes):
-    result = fit(small(**changes), index=train_index, val_index=val_index, out=tmp_path / "run")
+def test_da_tsm_trains_by_every_rule(tmp_path, train_index, val_index, changes):
+    result = fit(small(blocks=1, **changes), index=train_index, val_index=val_index, out=tmp_path / "run")
     assert 0 < result.rows[-1]["train_loss"] < 20
     loaded = load_checkpoint(result.last)
     torch.manual_seed(0)
     grid: dict[str, Any] = {"da_stride": 2, "da_kernel": 3}
-    fresh = build_model("da-tsm-r18", classes=len(loaded.labels), spec=loaded.spec, width=0.25, **grid)
+    fresh = build_model("da-tsm-r18", classes=len(loaded.labels), spec=loaded.spec, width=0.25, blocks=1, **grid)
     for part in ("projection.describe.weight", "projection.mlp.3.weight", "backbone.conv1.weight"):
         moved = (loaded.model.get_parameter(part) - fresh.get_parameter(part)).abs().max()
         assert moved > 1e-4, part
@@ -172,7 +173,7 @@ def test_it_trains(tmp_path, train_index, val_index, changes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["da-x3d-xs", "da-vit-b"])
-def test_the_others_train(tmp_path, train_index, name):
+def test_da_x3d_and_da_vit_train(tmp_path, train_index, name):
     fields = {"segments": 2, "frames_per_segment": 3, "size": 32, "short_side": 32, "epochs": 1, "batch_size": 8, "threads": 1}
     recipe = find_recipe(f"{name}/moving-shapes", accelerator="cpu", **fields)
     result = fit(recipe, index=train_index, val_index=None, out=tmp_path / "run")
@@ -194,13 +195,13 @@ def test_recipes_of_appendix_a():
     assert (vit.lr, vit.batch_size, vit.epochs, vit.dropout, vit.clip_gradient) == (0.004, 64, 15, 0, 0)
     assert vit.options == AppearanceOptions(projection_rate=5)
     assert vit.rate_at(0) == pytest.approx(0.004)
-    # Small frames get the paper's number of subspaces, and not its stride.
+    # Small frames have about the paper's number of subspaces, with another stride.
     for name in ("da-tsm-r18/moving-shapes", "da-tsm-r18/tiny", "da-x3d-xs/tiny", "da-vit-b/tiny"):
         little = find_recipe(name)
         assert isinstance(little.options, AppearanceOptions)
         assert abs(little.size / little.options.da_stride - 224 / 8) <= 4
     assert isinstance(find_recipe("da-tsm-r18/tiny", da_input="rgb").options, AppearanceOptions), (
-        "a recipe's own grid forbids no other input"
+        "da_kernel and da_stride of the recipe do not exclude other inputs"
     )
     kinetics = find_recipe("da-tsm-r50/kinetics400")
     assert (kinetics.lr, kinetics.lr_batch, kinetics.epochs, kinetics.segments, kinetics.frames_per_segment) == (0.08, 512, 100, 16, 8)
@@ -209,7 +210,7 @@ def test_recipes_of_appendix_a():
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"joint_alpha": 1.5}, "joint_alpha is 1.5"),
         ({"joint": "constant", "joint_alpha": 1.0}, "recognition would not learn"),
@@ -225,8 +226,8 @@ def test_recipes_of_appendix_a():
         ({"projection_rate": -1.0}, "projection_rate is -1.0"),
     ],
 )
-def test_recipes_that_cannot_be(changes, told):
-    with pytest.raises(FlowlessError, match=told):
+def test_invalid_recipes_are_refused(changes, message):
+    with pytest.raises(FlowlessError, match=message):
         small(**changes)
 
 
@@ -236,13 +237,13 @@ def with_statistics(model):
     return model
 
 
-def test_the_name_before_is_still_read():
+def test_the_earlier_name_of_decoupled_is_read():
     written = small(joint="decoupled").to_dict() | {"joint": "separate"}
     assert Recipe.from_dict(written) == small(joint="decoupled")
 
 
-def test_the_first_norm_that_stays_is_the_backbones():
-    """partial_bn keeps the first batch norm: the backbone's, not PWTP's."""
+def test_partial_bn_leaves_the_backbones_first_norm_trainable():
+    """The first batch norm, which partial_bn keeps trainable, is the backbone's, not PWTP's."""
     module = TrainingModule(with_statistics(make()), small(partial_bn=True), index=None, val_index=None)  # type: ignore[arg-type]
     module.train()
     norms = {name: part.training for name, part in module.model.named_modules() if isinstance(part, nn.BatchNorm2d)}

@@ -12,7 +12,7 @@ SCORES = np.array([[3, 2, 1, 0], [0, 5, 1, 2], [1, 2, 3, 0], [9, 1, 2, 3], [0, 1
 LABELS = np.array([0, 1, 1, 3, 0])
 
 
-def test_by_hand():
+def test_metrics_by_hand():
     assert metrics.top1(SCORES, LABELS) == pytest.approx(2 / 5)
     assert metrics.top_k(SCORES, LABELS, k=2) == pytest.approx(4 / 5)
     assert metrics.top5(SCORES, LABELS) == 1
@@ -27,13 +27,13 @@ def test_ties_do_not_count_as_right():
     assert metrics.top_k(np.zeros((4, 4)), [0, 1, 2, 3], k=2) == 0.5
 
 
-def test_top1_is_the_diagonal():
+def test_top1_is_the_trace_of_the_confusion_matrix():
     random = np.random.default_rng(0)
     scores, labels = random.standard_normal((200, 7)), random.integers(0, 7, 200)
     assert metrics.top1(scores, labels) == pytest.approx(metrics.confusion_matrix(scores, labels).trace() / 200)
 
 
-def test_summary_is_plain_and_whole():
+def test_summary_counts_every_video():
     summary = metrics.summary(SCORES, LABELS, names=["a", "b", "c", "d"])
     assert summary["per_class"]["c"] == {"videos": 0, "accuracy": None}
     assert summary["videos"] == 5
@@ -49,6 +49,6 @@ def test_summary_is_plain_and_whole():
         (np.array([[np.nan, 0], [1, 0]]), [0, 1], "1 of 2 videos"),
     ],
 )
-def test_what_is_no_result_is_refused(scores, labels, named):
+def test_invalid_scores_and_labels_are_refused(scores, labels, named):
     with pytest.raises(FlowlessError, match=named):
         metrics.top1(scores, labels)

@@ -1,4 +1,4 @@
-"""The models layer by layer against NumPy float64. (The papers' counts: test_paper_tables.py.)"""
+"""The models and their layers against NumPy float64. (The papers' sizes: test_paper_tables.py.)"""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.spec import ClipSpec
-from flowless.train.loop.optim import build_optimizer, freeze_batch_norm, norms_to_freeze, parameter_groups, set_rate
+from flowless.train.loop.optimizer import build_optimizer, freeze_batch_norm, norms_to_freeze, parameter_groups, set_rate
 from flowless.train.models import FAMILIES, MODELS, MotionRecognizer, build_model
-from flowless.train.models.backbones.backbone import widen
-from flowless.train.models.layers.shift import ShiftedConv, earlier, later, temporal_shift, without_last
-from flowless.train.models.layers.vap import VariousTimescaleAggregationPooling
+from flowless.train.models.backbones.timm_backbones import widen
+from flowless.train.models.layers.heads import VariousTimescaleAggregationPooling
+from flowless.train.models.layers.temporal_shift import ShiftedConv, from_next, from_previous, temporal_shift, zero_last
 from flowless.train.recipes import find_recipe
 
 SMALL = ClipSpec(segments=4, frames_per_segment=3, height=32, width=32, short_side=32)
@@ -29,8 +29,8 @@ def clips(spec, *, batch=2, seed=0):
     return torch.randint(0, 256, (batch, *spec.shape), dtype=torch.uint8, generator=generator)
 
 
-def shaken(model: Any) -> Any:
-    """Give batch norms statistics and weights as if trained."""
+def randomised(model: Any) -> Any:
+    """Give batch norms random statistics and weights, as trained ones have."""
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             assert module.running_mean is not None
@@ -55,9 +55,9 @@ def test_neighbouring_segments(segments):
     zero = np.zeros_like(x[:, :1])
     flat = torch.from_numpy(x.reshape(-1, 4, 2, 3))
     for ours, wanted in (
-        (later, np.concatenate([x[:, 1:], zero], 1)),
-        (earlier, np.concatenate([zero, x[:, :-1]], 1)),
-        (without_last, np.concatenate([x[:, :-1], zero], 1)),
+        (from_next, np.concatenate([x[:, 1:], zero], 1)),
+        (from_previous, np.concatenate([zero, x[:, :-1]], 1)),
+        (zero_last, np.concatenate([x[:, :-1], zero], 1)),
     ):
         np.testing.assert_array_equal(ours(flat, segments=segments), wanted.reshape(flat.shape))
 
@@ -82,7 +82,7 @@ def test_vap_pools_segments_that_lie_apart():
 
 
 @pytest.mark.parametrize("segments", [1, 3, 6])
-def test_vap_refuses_segments_that_do_not_halve(segments):
+def test_vap_refuses_segments_that_are_not_a_power_of_two(segments):
     with pytest.raises(FlowlessError, match=f"segments is {segments}"):
         VariousTimescaleAggregationPooling(8, segments=segments, classes=2, dropout=0)
 
@@ -93,10 +93,10 @@ def test_widened_kernel_is_the_mean_over_rgb():
     np.testing.assert_allclose(wide, np.repeat(kernel.numpy().mean(1, keepdims=True), 6, 1), atol=1e-6)
 
 
-def test_pan_lite_forward_is_the_papers(reference):
+def test_pan_lite_equals_the_reference(reference):
     torch.manual_seed(1)
     model = build_model("pan-lite-r18", classes=7, spec=SMALL, width=0.25).double()
-    shaken(model)
+    randomised(model)
     torch.nn.init.normal_(model.persistence.bias)  # type: ignore[union-attr]
     model.eval()
     clip = clips(SMALL)
@@ -104,23 +104,21 @@ def test_pan_lite_forward_is_the_papers(reference):
     wanted = reference.pan_lite_r18(clip.numpy(), state, SMALL)
     assert np.abs(wanted).max() > 0.1
     with torch.inference_mode():
-        # uint8 pixels are cast to float32 inside; frames in float64 show the algebra, the float32 model the whole path.
+        # Frames in float64 check the algebra; uint8 pixels, which the model casts to float32, check the whole path.
         exact = (clip.double().movedim(-1, -3) - model.mean.view(3, 1, 1)) / model.std.view(3, 1, 1)
         np.testing.assert_allclose(model.forward_frames(exact), wanted, atol=1e-6)
         np.testing.assert_allclose(model.float()(clip), wanted, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["tsn-r18", "tsm-r18", "pan-lite-r18"])
-@pytest.mark.parametrize("encoding", ["e1", "e2"])
-def test_pixels_and_normalised_frames_agree(name, encoding):
-    options = {"pa_encoding": encoding} if name.startswith("pan") else {}
-    model = build_model(name, classes=5, spec=SMALL, width=0.25, **options).eval()
+@pytest.mark.parametrize("name", ["tsn-r18", "tsm-r18"])
+def test_pixels_and_normalised_frames_agree(name):
+    model = build_model(name, classes=5, spec=SMALL, width=0.25).eval()
     clip = clips(SMALL)
     with torch.inference_mode():
         torch.testing.assert_close(model.forward_frames(model.normalise(model.as_frames(clip))), model(clip), rtol=1e-4, atol=1e-5)
 
 
-#: Family -> what of a clip's order it sees: of the segments, and of the frames inside each (None: it has one frame a segment).
+#: Family -> whether its scores depend on the order of segments, and on that of the frames inside each (None: one frame per segment).
 SEES: dict[str, tuple[bool, bool | None]] = {
     "tsn": (False, None),
     "tsm": (True, None),
@@ -137,12 +135,12 @@ SEES: dict[str, tuple[bool, bool | None]] = {
 }
 #: Families whose width is not the ResNets'.
 WIDTHS = {"da-x3d": 1.0, "da-vit": 0.09}
-PAN = [family for family in FAMILIES if family.startswith("pan-")]
+
 #: The first model of each family.
 FIRST = {family: next(name for name in MODELS if name.startswith(f"{family}-")) for family in FAMILIES}
 
 
-def test_every_family_says_what_order_it_sees():
+def test_the_table_of_order_has_every_family():
     assert set(SEES) == set(FAMILIES)
 
 
@@ -150,8 +148,8 @@ def test_every_family_says_what_order_it_sees():
     ("family", "axis", "seen"),
     [(family, 1 + place, seen) for family, order in SEES.items() for place, seen in enumerate(order) if seen is not None],
 )
-def test_order_is_seen_from_the_first_step(family, axis, seen):
-    """Before anything is learnt: where the order is invisible then, the first gradients know nothing of it either."""
+def test_untrained_models_see_the_order_of_segments_and_frames(family, axis, seen):
+    """If the untrained model is blind to order, the first gradients do not depend on it either."""
     spec = replace(SMALL, frames_per_segment=1) if SEES[family][1] is None else SMALL
     spec = replace(spec, segments=2, height=40, width=40, short_side=40) if family == "disentangling" else spec
     torch.manual_seed(0)
@@ -164,7 +162,7 @@ def test_order_is_seen_from_the_first_step(family, axis, seen):
 
 
 class OpsOf(TorchDispatchMode):
-    """Notes the type of the frames that reach the PA op, and the largest float tensor that any operator makes."""
+    """Records the dtype of the frames that reach the PA op, and the size of the largest float tensor that any operator returns."""
 
     def __init__(self):
         super().__init__()
@@ -181,11 +179,11 @@ class OpsOf(TorchDispatchMode):
 
 @pytest.mark.parametrize(
     ("family", "pa"),
-    [(family, {}) for family in FAMILIES]
-    + [(family, pa) for family in PAN if family != "pan-rgb" for pa in ({"pa_depth": 0}, {"pa_depth": 2}, {"pa_encoding": "e2"})],
+    # pan-en has the networks of all other PAN models.
+    [(family, {}) for family in FAMILIES] + [("pan-en", pa) for pa in ({"pa_depth": 0}, {"pa_depth": 2}, {"pa_encoding": "e2"})],
 )
-def test_pixels_as_bytes_give_the_numbers_of_pixels_as_floats(family, pa):
-    """Bit for bit; uint8 that wrapped around, or was normalised otherwise, would not."""
+def test_uint8_and_float_pixels_give_equal_scores(family, pa):
+    """The scores are equal bit for bit; uint8 differences that wrapped around, or another normalisation, would change them."""
     spec = replace(SMALL, height=40, width=40, short_side=40) if family == "disentangling" else SMALL
     torch.manual_seed(0)
     model = build_model(FIRST[family], classes=5, spec=spec, width=WIDTHS.get(family, 0.25), **pa).eval()
@@ -199,9 +197,9 @@ def test_pixels_as_bytes_give_the_numbers_of_pixels_as_floats(family, pa):
 
 
 @pytest.mark.parametrize("name", ["pan-lite-r18", "pan-full-r18"])
-def test_the_pa_op_gets_bytes(name):
+def test_the_pa_op_gets_uint8(name):
     spec = replace(SMALL, frames_per_segment=6, height=64, width=64, short_side=64)
-    model = build_model(name, classes=5, spec=spec, width=0.125).train()
+    model = build_model(name, classes=5, spec=spec, width=0.125, blocks=1).train()
     clip = clips(spec)
     with OpsOf() as ops:
         model.branch_scores(clip).sum().backward()
@@ -212,20 +210,20 @@ def test_the_pa_op_gets_bytes(name):
     torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="eager")(clip), model(clip))
 
 
-def test_motion_maps_are_what_the_network_sees():
+def test_the_backbone_sees_rgb_and_the_pa_maps():
     model = build_model("pan-lite-r18", classes=5, spec=SMALL, width=0.25).eval()
     assert isinstance(model, MotionRecognizer)
     clip = clips(SMALL)
     with torch.inference_mode():
         maps = model.motion(clip)
-        seen = model._seen_in_pixels(clip.float())
+        seen = model._input_of_pixels(clip.float())
     assert maps.shape == (2, 4, 2, 32, 32)
     torch.testing.assert_close(seen[:, :, 3:], maps)
     torch.testing.assert_close(seen[:, :, :3], model.normalise(model.as_frames(clip[:, :, 0])))
 
 
 @pytest.mark.parametrize(("name", "shifts"), [("tsm-r18", 8), ("tsm-r50", 16), ("pan-lite-r101", 2 + 2 + 12 + 2)])
-def test_where_the_shifts_are(name, shifts):
+def test_number_of_shifts(name, shifts):
     model = build_model(name, classes=5, spec=ClipSpec())
     assert sum(isinstance(module, ShiftedConv) for module in model.modules()) == shifts
 
@@ -255,7 +253,7 @@ def test_every_parameter_is_in_one_group(name):
     assert {group["name"] for group in groups} == {"normal_weight", "bn", "lr5_weight", "lr10_bias"}
 
 
-def test_rates_reach_the_optimiser():
+def test_learning_rates_of_the_optimiser():
     model = build_model("pan-lite-r18", classes=5, spec=SMALL, width=0.25)
     optimizer = build_optimizer(model, find_recipe("pan-lite-r50/something-v1"))
     set_rate(optimizer, 0.02)
@@ -265,7 +263,7 @@ def test_rates_reach_the_optimiser():
     assert seen["bn"] == (0.02, 0.0, False, 0.9)
 
 
-def test_partial_bn_keeps_the_first():
+def test_partial_bn_freezes_all_but_the_first_batch_norm():
     model = build_model("tsn-r18", classes=5, spec=SMALL, width=0.25).train()
     freeze_batch_norm(model, norms_to_freeze(model, with_statistics=False))
     norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
@@ -287,7 +285,7 @@ def test_pretrained_weights_from_a_file(tmp_path):
     assert model.persistence.weight.std().item() == pytest.approx(0.001, rel=0.1)  # type: ignore[union-attr]
 
 
-def test_foreign_weights_are_refused(tmp_path):
+def test_weights_of_another_network_are_refused(tmp_path):
     save_file(timm.create_model("resnet34").state_dict(), tmp_path / "other.safetensors")
     save_file({"conv1.weight": torch.zeros(1)}, tmp_path / "shapes.safetensors")
     (tmp_path / "text.pth").write_text("not weights")
@@ -296,7 +294,7 @@ def test_foreign_weights_are_refused(tmp_path):
             build_model("tsn-r18", classes=5, spec=SMALL, pretrained_path=tmp_path / name)
 
 
-def test_wrong_requests_are_refused():
+def test_invalid_arguments_are_refused():
     with pytest.raises(FlowlessError, match=r"'i3d'.*pan-lite-r50"):
         build_model("i3d", classes=5, spec=SMALL)
     with pytest.raises(FlowlessError, match="frames_per_segment is 1"):
@@ -314,7 +312,7 @@ def test_wrong_requests_are_refused():
             build_model("tsn-r18", classes=5, spec=SMALL, blocks=blocks)  # type: ignore[arg-type]
     model = build_model("tsn-r18", classes=5, spec=SMALL, width=0.25)
     clip = clips(SMALL)
-    for wrong, told in (
+    for wrong, message in (
         (clip.float(), r"float32 \[2, 4, 3, 32, 32, 3\]; this model takes uint8 \[B, 4, 3, H, W, 3\].*at least 32"),
         (clip[:, :, :, :16], r"\[2, 4, 3, 16, 32, 3\]"),
         (clip[:, :, :2], r"\[2, 4, 2, 32, 32, 3\]"),
@@ -322,7 +320,7 @@ def test_wrong_requests_are_refused():
         (clip[..., :1], r"\[2, 4, 3, 32, 32, 1\]"),
         (clip[0], r"\[4, 3, 32, 32, 3\]"),
     ):
-        with pytest.raises(FlowlessError, match=told):
+        with pytest.raises(FlowlessError, match=message):
             model(wrong)
 
 
@@ -341,7 +339,7 @@ def test_wrong_requests_are_refused():
         ("disentangling-bninception", 0, 3 * 10),
     ],
 )
-def test_blocks_of_a_stage(name, blocks, count):
+def test_blocks_per_stage(name, blocks, count):
     model = build_model(name, classes=5, spec=SMALL, width=0.1, blocks=blocks)
     kinds = [type(module).__name__ for name, module in model.named_modules() if "backbone" in name or ".network." in name]
     assert sum(kind in {"BasicBlock", "Bottleneck", "Block", "InceptionModule"} for kind in kinds) == count

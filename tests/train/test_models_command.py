@@ -1,4 +1,4 @@
-"""`flowless models`: what there is to choose from, counted and beside the papers."""
+"""`flowless models`: the list of models with counted sizes and the papers' figures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from flowless.cli import main
 from flowless.train.models import MODELS
-from flowless.train.models.papers import PAPERS
+from flowless.train.models.paper_results import PAPER_RESULTS
 
 
 def test_a_family_as_json(capsys):
@@ -25,18 +25,18 @@ def test_a_family_as_json(capsys):
     assert row["gmacs"] == pytest.approx(row["paper"]["gmacs"], rel=0.01)
 
 
-def test_a_family_tells_its_card(capsys):
+def test_a_family_prints_its_model_card(capsys):
     assert main(["models", "tsn"]) == 0
-    told = capsys.readouterr()
-    assert "blind to the order of segments" in told.err + told.out
-    assert "tsn-r101" in told.out
+    printed = capsys.readouterr()
+    assert "blind to the order of segments" in printed.err + printed.out
+    assert "tsn-r101" in printed.out
 
 
-def test_an_unknown_family(capsys):
+def test_an_unknown_family_is_refused(capsys):
     assert main(["models", "c3d"]) == 1
-    assert "no family of models 'c3d'; there are tsn, tsm" in " ".join(capsys.readouterr().err.split())
+    assert "family is 'c3d'; it must be one of tsn, tsm" in " ".join(capsys.readouterr().err.split())
 
 
-def test_papers_speak_of_models_that_exist():
-    assert set(PAPERS) <= set(MODELS)
-    assert {name.rpartition("-")[0] for name in MODELS} - {name.rpartition("-")[0] for name in PAPERS} == {"pan-rgb", "pan-pa"}
+def test_paper_results_are_of_existing_models():
+    assert set(PAPER_RESULTS) <= set(MODELS)
+    assert {name.rpartition("-")[0] for name in MODELS} - {name.rpartition("-")[0] for name in PAPER_RESULTS} == {"pan-rgb", "pan-pa"}

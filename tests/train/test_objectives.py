@@ -1,4 +1,4 @@
-"""Twins Training: its loss against NumPy float64, and that any model can be trained by it."""
+"""Twins Training: its loss against NumPy float64, and training with it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from flowless.pipeline.loading.augment import Augmentation, training_view, view_
 from flowless.pipeline.loading.loader import Batch
 from flowless.pipeline.synthetic.scene import PAIRS, scene_frames
 from flowless.train.commands.train import train
-from flowless.train.loop.data import Place, check_views, training_loader
 from flowless.train.loop.fit import fit
-from flowless.train.loop.module import TrainingModule
+from flowless.train.loop.index_checks import check_twins_differ
+from flowless.train.loop.loaders import LoaderPlacement, training_loader
 from flowless.train.loop.objectives import correlation_loss, cross_correlation, objective_of
+from flowless.train.loop.training_module import TrainingModule
 from flowless.train.models import build_model
 from flowless.train.recipes import Recipe, find_recipe
 
@@ -31,7 +32,7 @@ def scores(*shape, seed=0):
 
 
 @pytest.mark.parametrize(("batch", "classes"), [(2, 3), (8, 5), (5, 12)])
-def test_the_loss_is_the_papers(reference, batch, classes):
+def test_the_twins_loss_equals_the_reference(reference, batch, classes):
     both, labels = scores(2 * batch, classes), torch.arange(2 * batch) % classes
     a, b = both.numpy()[::2], both.numpy()[1::2]
     np.testing.assert_allclose(cross_correlation(both[::2], both[1::2]), reference.twins_correlation(a, b), atol=1e-12)
@@ -39,21 +40,21 @@ def test_the_loss_is_the_papers(reference, batch, classes):
         weights = {"weight": recipe.twins_lambda, "beta": recipe.twins_beta}
         wanted = reference.twins_loss(a, b, labels.numpy()[::2], labels.numpy()[1::2], **weights)
         assert objective_of(recipe)(both, labels).item() == pytest.approx(wanted, abs=1e-5)
-    # With no weight on the correlation, two views are twice the clips.
+    # Without the correlation loss, two augmentations are twice as many clips.
     plain = objective_of(Recipe())(both, labels)
     torch.testing.assert_close(objective_of(Recipe(objective="twins", twins_lambda=0.0))(both, labels), plain)
 
 
-def test_the_papers_weights():
+def test_default_weights_of_the_paper():
     recipe = Recipe(objective="twins")
     assert (recipe.twins_lambda, recipe.twins_beta, recipe.draws) == (0.01, 0.0039, 2)
     assert Recipe().draws == 1
 
 
-def test_agreement_and_independence_cost_nothing():
+def test_the_correlation_loss_of_simple_scores():
     apart = torch.eye(4)[:, :3] * 7
     assert correlation_loss(apart, apart * 3, beta=1.0).item() == pytest.approx(0, abs=1e-6)
-    # Every class the same: nothing to say against the diagonal, all of the six pairs against the rest.
+    # All classes correlate fully: the diagonal costs nothing, and each of the six pairs costs beta.
     alike = torch.ones(4, 3)
     assert correlation_loss(alike, alike, beta=0.5).item() == pytest.approx(3.0)
     assert correlation_loss(alike, -alike, beta=0.0).item() == pytest.approx(3 * 4)
@@ -74,7 +75,7 @@ def test_mixed_precision_does_not_round_the_correlation():
 
 
 @pytest.mark.parametrize("name", ["tsn-r18", "stm-r18", "pan-full-r18"])
-def test_a_step_learns_from_both_views(train_index, reference, name):
+def test_a_step_uses_both_augmentations(train_index, reference, name):
     torch.manual_seed(1)
     model = build_model(name, classes=12, spec=SPEC, width=0.25, dropout=0.0)
     recipe = find_recipe(f"{name}/moving-shapes", objective="twins", twins_lambda=0.5, dropout=0.0, **FIELDS)
@@ -86,12 +87,12 @@ def test_a_step_learns_from_both_views(train_index, reference, name):
     loss.backward()
     with torch.no_grad():
         wanted = 0.0
-        # Batch norm sees both views at once, and every branch has the whole objective for itself.
+        # Batch norm sees both augmentations in one batch, and every branch has the whole objective.
         for branch in module.model.branch_scores(clips.flatten(0, 1)).double().unflatten(1, (4, 2)):
             a, b = (branch[:, view].numpy() for view in range(2))
             wanted += reference.twins_loss(a, b, labels[:, 0].numpy(), labels[:, 1].numpy(), weight=0.5, beta=0.0039)
     assert loss.item() == pytest.approx(wanted, rel=1e-4)
-    assert module._sums["train"].count == 8, "both views count"
+    assert module._sums["train"].count == 8, "both augmentations count"
     for network in module.model.networks:
         gradient = network.get_parameter("head.pred.weight").grad
         assert gradient is not None
@@ -109,7 +110,7 @@ def test_twins_train(tmp_path, train_index, val_index, name):
     assert known
 
 
-def test_the_objective_brings_the_papers_augmentation():
+def test_the_objective_changes_the_augmentation():
     for name in ("stm-r50/something-v1", "stm-r50/kinetics400", "tsn-r18/custom"):
         plain, twins = find_recipe(name), find_recipe(name, objective="twins")
         assert (plain.colour_jitter, plain.grey) == (0, 0)
@@ -119,26 +120,26 @@ def test_the_objective_brings_the_papers_augmentation():
     assert (given.colour_jitter, given.grey, given.scales) == (0.4, 0.0, (1.0,))
 
 
-@pytest.mark.parametrize("words", [["--objective", "twins", "--grey", "0.5"], ["--grey=0.5", "--objective=twins"]])
-def test_on_the_command_line_too(monkeypatch, tmp_path, shapes, words):
+@pytest.mark.parametrize("args", [["--objective", "twins", "--grey", "0.5"], ["--grey=0.5", "--objective=twins"]])
+def test_the_command_line_changes_the_augmentation_too(monkeypatch, tmp_path, shapes, args):
     found = []
     monkeypatch.setattr("flowless.train.loop.fit.fit", lambda recipe, **_: found.append(recipe) or SimpleNamespace(global_zero=False))
-    train(["stm-r18/moving-shapes", "--data", str(shapes / "train.index.jsonl"), "--out", str(tmp_path / "run"), *words])
+    train(["stm-r18/moving-shapes", "--data", str(shapes / "train.index.jsonl"), "--out", str(tmp_path / "run"), *args])
     assert found == [find_recipe("stm-r18/moving-shapes", objective="twins", grey=0.5)]
 
 
-def test_moving_shapes_two_views_differ_and_keep_their_label(train_index):
-    """At the recipe's own size: the videos are 32 x 32, and so is what the network sees."""
+def test_the_two_augmentations_of_moving_shapes_differ(train_index):
+    """The videos are 32 x 32, as large as the network's input."""
     recipe = find_recipe("stm-r18/moving-shapes", objective="twins", **FIELDS)
-    for batch in training_loader(train_index, recipe, place=Place()):
+    for batch in training_loader(train_index, recipe, placement=LoaderPlacement()):
         one, other = batch.clips.float().unbind(1)
         assert ((one - other).abs().flatten(1).mean(1) > 1).all()
         assert (batch.labels[:, 0] == batch.labels[:, 1]).all()
 
 
 @pytest.mark.parametrize("action", [first for first, _ in PAIRS])
-def test_every_crop_of_the_twins_shows_the_action(action):
-    """Most of what changes from frame to frame lies inside the smallest crop, wherever it is."""
+def test_every_twins_crop_shows_the_action(action):
+    """Most of the change between frames lies inside the smallest crop, at every position."""
     recipe = find_recipe("stm-r18/moving-shapes", objective="twins")
     side = int(48 * min(recipe.scales))
     for scene in range(40):
@@ -153,21 +154,21 @@ def test_every_crop_of_the_twins_shows_the_action(action):
     [{"scales": (1.0, 0.875)}, {"colour_jitter": 0.1}, {"grey": 0.1}, {"flip": True}, {"size": 20}],
     ids=lambda changes: next(iter(changes)),
 )
-def test_views_that_cannot_differ_are_refused(tmp_path, train_index, changes):
+def test_equal_augmentations_are_refused(tmp_path, train_index, changes):
     still = {"scales": (1.0,), "colour_jitter": 0.0, "grey": 0.0, "flip": False}
     same = find_recipe("tsn-r18/moving-shapes", objective="twins", **(FIELDS | still))
     with pytest.raises(FlowlessError, match=r"same pixels: scales is 1\.0.*flip is off, colour_jitter and grey are 0.*--grey"):
         fit(same, index=train_index, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    check_views(train_index, replace(same, objective="scores"))
+    check_twins_differ(train_index, replace(same, objective="scores"))
     changed = replace(same, **changes)
-    if "size" in changes:  # the network's size moves no crop: the whole frame is resized
+    if "size" in changes:  # the network's size changes no crop: the whole frame is resized
         with pytest.raises(FlowlessError, match="same pixels"):
-            check_views(train_index, changed)
+            check_twins_differ(train_index, changed)
         return
-    check_views(train_index, changed)
+    check_twins_differ(train_index, changed)
     wide = replace(train_index.videos[0], info=replace(train_index.videos[0].info, width=64))
-    check_views(replace(train_index, videos=(*train_index.videos, wide)), same)
+    check_twins_differ(replace(train_index, videos=(*train_index.videos, wide)), same)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +179,7 @@ def test_views_that_cannot_differ_are_refused(tmp_path, train_index, changes):
         (33, 32, (1.0,), True),
         (36, 32, (1.0,), False),
         (32, 40, (1.0,), False),
-        # A side within two pixels of the network's is taken to be it.
+        # A side within two pixels of the network's is replaced by it.
         (32, 32, (1.0, 0.95), True),
         (32, 32, (0.95,), True),
         (32, 32, (0.875,), False),
@@ -187,7 +188,7 @@ def test_views_that_cannot_differ_are_refused(tmp_path, train_index, changes):
         (320, 240, (1.0,), False),
     ],
 )
-def test_whether_a_crop_moves(width, height, scales, alike):
+def test_crops_that_always_cover_the_frame(width, height, scales, alike):
     augmentation = Augmentation(scales=scales)
     chances = [np.random.default_rng(seed) for seed in range(60)]
     views = {training_view(chance, width=width, height=height, spec=SPEC, augmentation=augmentation) for chance in chances}
@@ -195,6 +196,6 @@ def test_whether_a_crop_moves(width, height, scales, alike):
     assert view_is_deterministic(width, height, spec=SPEC, augmentation=augmentation) == alike
 
 
-def test_wrong_words_are_told():
+def test_invalid_fields_are_refused():
     with pytest.raises(FlowlessError, match=r"twins_beta is -1.*grey is 2.*objective is 'triplets'; it must be one of scores, twins"):
         Recipe(objective="triplets", twins_beta=-1, grey=2)  # type: ignore[arg-type]

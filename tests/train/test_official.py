@@ -1,4 +1,4 @@
-"""Official checkpoints: recorded answers of the official code, and the code itself where FLOWLESS_OFFICIAL_PAN names a clone."""
+"""Official checkpoints: against recorded logits of the official code, and against the code where FLOWLESS_OFFICIAL_PAN names a clone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CASES = {f"{case['model']}-{case['base']}": case for case in DOCUMENT["cases"]}
 
 
 def write(path: Path, weights: dict[str, torch.Tensor], **changes: Any) -> Path:
-    """Write what the official code saves: from DataParallel, with the optimiser's state."""
+    """Write a checkpoint as the official code does: names from DataParallel, and the optimiser's state."""
     state = {f"module.{name}": value for name, value in weights.items()}
     optimizer = {
         "state": {0: {"momentum_buffer": torch.zeros(2)}},
@@ -61,12 +61,12 @@ def test_recorded_logits(tmp_path, case):
     assert wanted.abs().max() > 1
     with torch.inference_mode():
         assert (module(official_recipe.official_frames(pixels)) - wanted).abs().max() <= TOLERANCE
-        # The recogniser inside takes the pixels themselves, and other sizes than the 224 x 224 that it was made for.
+        # `recognizer` takes pixels, here of another size than 224 x 224.
         assert (module.recognizer(torch.from_numpy(pixels)) - wanted).abs().max() <= TOLERANCE  # type: ignore[operator]
 
 
-def test_recorded_motion_of_still_and_moving_frames(file, weights):
-    """The official eps lies inside the norm: stillness is sqrt(8) * 1e-6 there, which logits cannot show."""
+def test_recorded_maps_of_static_and_moving_frames(file, weights):
+    """The official code adds eps inside the norm, so static pixels give sqrt(8) * 1e-6; logits would not show that."""
     module, _ = load_official(file, model="pan-lite")
     assert isinstance(module, OfficialFrames)
     assert isinstance(module.recognizer, MotionRecognizer)
@@ -84,7 +84,7 @@ def test_recorded_motion_of_still_and_moving_frames(file, weights):
 
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_other_containers(tmp_path, weights, legacy, prefix):
+def test_old_and_unwrapped_files_are_read(tmp_path, weights, legacy, prefix):
     path = tmp_path / "ckpt.pth.tar"
     state = {prefix + name: value for name, value in weights.items() if not name.endswith("num_batches_tracked")}
     torch.save({"state_dict": state}, path, _use_new_zipfile_serialization=not legacy)
@@ -118,7 +118,7 @@ def test_nothing_is_unpickled(tmp_path, weights, monkeypatch):
 
 
 @pytest.mark.parametrize("model", [name for name in OFFICIAL_MODELS if name != "pan-lite"])
-def test_the_wrong_model_is_named(file, model):
+def test_another_model_is_refused(file, model):
     with pytest.raises(FlowlessError, match=f"weights of pan-lite, not of {model}.*--model pan-lite"):
         load_official(file, model=model)
     with pytest.raises(FlowlessError, match="'pan-full'"):
@@ -132,7 +132,7 @@ def changed(weights, *, drop=(), rename=None, add=None):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"drop": ["layer2.0.bn1.running_mean"]}, r"1 missing: backbone\.layer2\.0\.bn1\.running_mean"),
         ({"add": {"base_model.extra": torch.zeros(1)}}, r"1 unknown: base_model\.extra"),
@@ -145,13 +145,13 @@ def changed(weights, *, drop=(), rename=None, add=None):
         ({"rename": {f"base_model.layer1.{n}.conv1.net.weight": f"base_model.layer1.{n}.conv1.weight" for n in (0, 1)}}, "temporal shift"),
     ],
 )
-def test_what_does_not_fit_is_told(tmp_path, weights, change, told):
+def test_weights_that_do_not_fit_are_refused(tmp_path, weights, change, message):
     path = write(tmp_path / "other.pth.tar", changed(weights, **change))
-    with pytest.raises(FlowlessError, match=rf"{told}"):
+    with pytest.raises(FlowlessError, match=message):
         load_official(path, model="pan-lite")
 
 
-def test_other_files_are_refused_by_name(tmp_path):
+def test_other_files_are_refused(tmp_path):
     torch.save([1, 2], tmp_path / "list.pth")
     torch.save({"state_dict": {"a": 1}}, tmp_path / "numbers.pth")
     (tmp_path / "text.pth.tar").write_text("hello")
@@ -172,13 +172,13 @@ def test_the_command(tmp_path, file, capsys):
     names = tmp_path / "labels.txt"
     names.write_text("pushing\npulling\n\nlifting\ndropping\nnothing\n", encoding="utf-8")
     out = tmp_path / "lite.safetensors"
-    words = ["import", str(file), "--model", "pan-lite", "--out", str(out), "--labels", str(names), "--json"]
-    assert main(words) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["model"] == "pan-lite-r18"
+    args = ["import", str(file), "--model", "pan-lite", "--out", str(out), "--labels", str(names), "--json"]
+    assert main(args) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["model"] == "pan-lite-r18"
     loaded = load_checkpoint(out)
     assert loaded.labels == ("pushing", "pulling", "lifting", "dropping", "nothing")
-    assert loaded.metrics == told["metrics"] == {"epoch": 80, "best_top1": 0.48}
+    assert loaded.metrics == document["metrics"] == {"epoch": 80, "best_top1": 0.48}
     assert loaded.model.persistence.eps_inside  # type: ignore[union-attr]
     wanted = torch.tensor(CASES["pan-lite-resnet18"]["logits"])
     with torch.inference_mode():
@@ -192,19 +192,20 @@ def test_the_command_numbers_classes_without_names(tmp_path, file, capsys):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"), [("a\nb\n", "2 labels; the checkpoint has 5"), ("a\nb\nc\nd\na\n", "'a' more than once"), (None, "not a readable")]
+    ("text", "message"),
+    [("a\nb\n", "2 labels; the checkpoint has 5"), ("a\nb\nc\nd\na\n", "['a'] appear more than once"), (None, "cannot be read")],
 )
-def test_the_command_refuses_labels_that_do_not_fit(tmp_path, file, capsys, text, told):
+def test_the_command_refuses_labels_that_do_not_fit(tmp_path, file, capsys, text, message):
     names = tmp_path / "labels.txt"
     if text is not None:
         names.write_text(text)
     out = tmp_path / "a.safetensors"
     assert main(["import", str(file), "--model", "pan-lite", "--out", str(out), "--labels", str(names)]) == 1
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not out.exists()
 
 
-def test_the_command_refuses_another_ending(tmp_path, file, capsys):
+def test_the_command_refuses_another_suffix(tmp_path, file, capsys):
     assert main(["import", str(file), "--model", "pan-lite", "--out", str(tmp_path / "a.pth")]) == 1
     assert "a.safetensors" in capsys.readouterr().err
 
@@ -217,7 +218,7 @@ def clone() -> Path:
     return Path(place)
 
 
-def test_the_recording_is_what_the_code_answers(clone):
+def test_the_official_code_reproduces_the_recording(clone):
     found = official_recipe.record(clone)
     for ours, theirs in zip(DOCUMENT["cases"], found["cases"], strict=True):
         assert ours["shapes"] == theirs["shapes"]
@@ -228,7 +229,7 @@ def test_the_recording_is_what_the_code_answers(clone):
 @pytest.mark.slow
 @pytest.mark.parametrize("model", OFFICIAL_MODELS)
 @pytest.mark.parametrize("base", ["resnet34", "resnet50", "resnet101"])
-def test_every_depth_against_the_code(tmp_path, clone, model, base):
+def test_every_depth_equals_the_official_code(tmp_path, clone, model, base):
     from flowless.bench.speed.official import load_official as load_code
 
     network = official_recipe.build(load_code(clone), model, base)
@@ -237,4 +238,4 @@ def test_every_depth_against_the_code(tmp_path, clone, model, base):
     module, _ = load_official(write(tmp_path / "ckpt.pth.tar", made), model=model)
     frames = official_recipe.official_frames(official_recipe.clip(official_recipe.MODALITIES[model][1]))
     with torch.inference_mode():
-        assert (module(frames) - official_recipe.answer(network, model)).abs().max() <= TOLERANCE
+        assert (module(frames) - official_recipe.official_logits(network, model)).abs().max() <= TOLERANCE

@@ -1,9 +1,8 @@
-"""What PAN's paper says its models cost, and what ours cost: Tables I, II, IV, V and VI.
+"""The sizes of the PAN models against its paper: Tables I, II, IV, V and VI.
 
-The unit is the paper's, FLOPs that are multiplications with additions (MAC), for 224 x 224 unless said otherwise. A number of
-the paper must be met to within 1 %, PA counted as the paper counts it: every one of m frames convolved, with bias. This code
-convolves m - 1 differences instead, without bias (a convolution is linear): where that makes a number smaller, the line below
-asserts ours as well.
+The paper's FLOPs are multiply-accumulate operations (MAC), for 224 x 224 unless stated otherwise. The paper's numbers must be met to
+within 1 % when PA is counted as in the paper, with all m frames convolved, with bias. This code convolves m - 1 differences without bias
+(a convolution is linear); where that makes the number smaller, the smaller one is asserted too.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import pytest
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.models.flops import pa_macs, pa_parameters, paper_pa_macs, size_of
 from flowless.train.models.layers.deep_persistence import DeepPersistence, PixelPersistence
-from flowless.train.models.layers.vap import VariousTimescaleAggregationPooling
+from flowless.train.models.layers.heads import VariousTimescaleAggregationPooling
 from flowless.train.pa.persistence import PersistenceOfAppearance
 
 CLASSES = 174
@@ -29,9 +28,9 @@ def test_tables_1_and_2_flops_of_pa(encoding, paper):
 
 
 def test_tables_1_and_2_flops_of_pa_here():
-    # 5 convolutions of differences do the work of 6 of frames, and the bias cancels: 17 % less.
+    # 5 convolutions of differences replace 6 of frames, and the bias cancels: 17 % less.
     assert pa_macs(SIX) / 1e9 == pytest.approx(2.376, abs=5e-4)
-    # At the paper's own m = 4, a quarter less.
+    # With the paper's m = 4, a quarter less.
     assert pa_macs(ClipSpec()) / paper_pa_macs(ClipSpec()) == pytest.approx(0.746, abs=1e-3)
 
 
@@ -43,8 +42,8 @@ def test_tables_1_and_2_parameters_of_pa():
 
 @pytest.mark.parametrize(
     ("depth", "parameters", "paper", "here"),
-    # The paper draws the depths of Fig. 2-B as circles and gives numbers for d = 1 alone (2.868 G); the others follow from
-    # its convention and its basic layer, eight 7x7 filters. Two layers already cost 3.7 times one.
+    # The paper shows the depths of Fig. 2-B as circles and gives a number for d = 1 only (2.868 G); the others follow from
+    # its way of counting and its basic layer, eight 7x7 filters. Two layers cost 3.7 times one.
     [(0, 0, 0.006, 0.006), (1, 1184, 2.868, 2.376), (2, 4328, 10.440, 8.670), (4, 10616, 25.584, 21.259), (8, 23192, 55.873, 46.435)],
 )
 def test_figure_2b_depths_of_pa(depth, parameters, paper, here):
@@ -56,12 +55,12 @@ def test_figure_2b_depths_of_pa(depth, parameters, paper, here):
 
 @pytest.mark.parametrize("expansion", [1, 2, 4, 8])
 def test_table_4_vap_adds_next_to_nothing(expansion):
-    # "negligible parameters" (section II): two layers of 7 x 7a weights beside the classifier, 392 at the chosen a = 4.
+    # "negligible parameters" (section II): two layers of 7 x 7a weights before the classifier, 392 with the chosen a = 4.
     head = VariousTimescaleAggregationPooling(2048, segments=8, classes=101, dropout=0.5, expansion=expansion)
     assert sum(value.numel() for value in head.TES.parameters()) == 2 * 7 * 7 * expansion
 
 
-# The model, its clip, the paper's G; ours, which lies below the paper's by PA's linearity (and the paper's rounding).
+# The model, its clip, the paper's GMAC, and the counted ones, which are fewer because PA convolves differences (and the paper rounds).
 TABLE_5 = [
     ("tsn-r50", ONE, 33.0, 32.7),
     ("tsm-r50", ONE, 33.0, 32.7),
@@ -89,7 +88,7 @@ def test_table_5_flops(name, spec, paper, here):
 
 
 def test_table_6_is_table_5_rounded():
-    # Kinetics400, UCF101, HMDB51: 47 G, 88 G and 135 G a view, of 256 x 256.
+    # Kinetics400, UCF101, HMDB51: 47 G, 88 G and 135 G per view of 256 x 256.
     macs = {name: size_of(f"pan-{name}-r50", classes=400, spec=FULL_RESOLUTION).macs for name in ("lite", "full", "en")}
     saved = paper_pa_macs(FULL_RESOLUTION) - pa_macs(FULL_RESOLUTION)
     assert (macs["lite"] + saved) / 1e9 == pytest.approx(47, rel=0.02)
@@ -102,5 +101,5 @@ def test_table_6_is_table_5_rounded():
     ("name", "millions"), [("pan-rgb-r50", 23.865), ("pan-lite-r50", 23.876), ("pan-full-r50", 47.731), ("pan-en-r50", 71.607)]
 )
 def test_parameters(name, millions):
-    # ResNet-50 without its 1,000 classes is 23.508 M; 174 classes, VAP's 392, PA's 1,184 and PAN-Lite's 3 further input channels.
+    # ResNet-50 without classifier has 23.508 M; then 174 classes, VAP's 392, PA's 1,184 and PAN-Lite's 3 further input channels.
     assert size_of(name, classes=CLASSES, spec=ClipSpec()).parameters / 1e6 == pytest.approx(millions, abs=1e-3)

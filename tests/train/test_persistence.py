@@ -1,4 +1,4 @@
-"""The PA op against the paper's formula in NumPy float64, its gradients, its memory."""
+"""The PA op against the paper's formula in NumPy float64, its gradients and its memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from flowless.errors import FlowlessError
-from flowless.train.pa import forms
+from flowless.train.pa import convolution_forms as forms
 from flowless.train.pa import persistence as module
 from flowless.train.pa.persistence import EPS, OFFICIAL_EPS, PersistenceOfAppearance, phase_weight
 
@@ -21,7 +21,7 @@ def arrays(shape, *, seed=0):
 
 @pytest.mark.parametrize("shape", [(1, 2, 3, 8, 8), (2, 4, 3, 13, 9), (3, 3, 3, 16, 21), (1, 2, 3, 7, 7), (1, 2, 3, 1, 1)])
 @pytest.mark.parametrize("inside", [False, True])
-def test_every_form_is_the_papers_formula(reference, shape, inside):
+def test_every_form_equals_the_reference(reference, shape, inside):
     frames, weight, bias = arrays(shape)
     eps = 1e-3
     wanted = reference.persistence(frames, weight, bias, eps, eps_inside=inside)
@@ -47,7 +47,7 @@ def test_hard_cases_in_every_type(reference, dtype, inside):
         assert np.abs(ours.double().numpy() - wanted).max() <= allowed, case.name
 
 
-def test_pixels_are_taken_as_they_are():
+def test_uint8_pixels_equal_float_pixels():
     clip = torch.randint(0, 256, (2, 3, 4, 9, 10, 3), dtype=torch.uint8)
     x, w = clip.movedim(-1, -3), torch.randn(8, 3, 7, 7, requires_grad=True)
     out, wanted = op(x, w, EPS), op(x.float(), w, EPS)
@@ -56,7 +56,7 @@ def test_pixels_are_taken_as_they_are():
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
-def test_gradient_of_a_still_is_finite_in_half_precision():
+def test_gradients_of_static_frames_are_finite_in_half_precision():
     # 1 / sqrt(EPS) is beyond float16.
     x, w = torch.zeros(1, 2, 3, 9, 9, dtype=torch.float16), torch.randn(8, 3, 7, 7).half().requires_grad_()
     (gradient,) = torch.autograd.grad(op(x, w, EPS).sum(), w)
@@ -64,12 +64,12 @@ def test_gradient_of_a_still_is_finite_in_half_precision():
     assert not gradient.any()
 
 
-def test_the_body_can_be_demanded(monkeypatch):
+def test_the_environment_forces_an_implementation(monkeypatch):
     x, w = torch.randn(1, 2, 3, 8, 8), torch.randn(8, 3, 7, 7)
     monkeypatch.delenv("FLOWLESS_PA", raising=False)
-    assert module.body(x, w) == "torch"
+    assert module.implementation(x, w) == "torch"
     monkeypatch.setenv("FLOWLESS_PA", "torch")
-    assert module.body(x, w) == "torch"
+    assert module.implementation(x, w) == "torch"
     monkeypatch.setenv("FLOWLESS_PA", "cuda")
     with pytest.raises(FlowlessError, match=r"'cuda'.*'torch' or 'triton'"):
         op(x, w, EPS)
@@ -95,7 +95,7 @@ def test_leading_dimensions_are_kept():
         torch.testing.assert_close(form(x, w, EPS), out, rtol=1e-4, atol=1e-4)
 
 
-def test_layout_of_video_frames_gives_the_same():
+def test_channels_last_frames_give_the_same_maps():
     clip = torch.randint(0, 256, (2, 3, 4, 15, 18, 3), dtype=torch.uint8)
     x, w = clip.float().movedim(-1, -3), torch.randn(8, 3, 7, 7)
     torch.testing.assert_close(op(x, w, EPS), op(x.contiguous(), w, EPS), rtol=1e-4, atol=1e-2)
@@ -103,13 +103,13 @@ def test_layout_of_video_frames_gives_the_same():
 
 @pytest.mark.parametrize("inside", [False, True])
 @pytest.mark.parametrize("size", [(9, 8), (5, 4)])
-def test_gradients_are_right(inside, size):
+def test_gradients_pass_gradcheck(inside, size):
     x = torch.randn(2, 3, 3, *size, dtype=torch.double, requires_grad=True)
     w = torch.randn(8, 3, 7, 7, dtype=torch.double, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x, w: op(x, w, 1e-3, inside), (x, w), fast_mode=True)
 
 
-def test_op_is_registered_as_torch_wants_it():
+def test_the_op_passes_opcheck():
     x = torch.randn(2, 3, 3, 9, 8, requires_grad=True)
     w = torch.randn(8, 3, 7, 7, requires_grad=True)
     torch.library.opcheck(op.default, (x, w, 1e-6))
@@ -139,12 +139,12 @@ def test_identical_frames_have_finite_gradients(inside):
     assert w.grad is not None
     assert torch.isfinite(x.grad).all()
     assert torch.isfinite(w.grad).all()
-    # The official code's value on a still: sqrt(8) times its eps.
+    # The official code's value for identical frames: sqrt(8) times its eps.
     expected = 8**0.5 * OFFICIAL_EPS if inside else EPS**0.5
     torch.testing.assert_close(out, torch.full_like(out, expected), rtol=1e-3, atol=0)
 
 
-def test_autocast_does_not_leak_in():
+def test_autocast_does_not_change_the_op():
     x, w = torch.randn(1, 3, 3, 16, 16) * 50, torch.randn(8, 3, 7, 7, requires_grad=True)
     plain = op(x, w, EPS)
     (wanted,) = torch.autograd.grad(plain.sum(), w)
@@ -177,7 +177,7 @@ def test_nothing_but_input_and_output_is_stored():
     assert plain >= ours + 8 * maps - x.nbytes
 
 
-def test_compiled_graph_sees_one_node():
+def test_the_exported_graph_has_one_node():
     x, w = torch.randn(1, 2, 3, 16, 16), torch.randn(8, 3, 7, 7)
     program = torch.export.export(PersistenceOnly(w), (x,))
     calls = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
@@ -215,7 +215,7 @@ def test_phase_weight_places_the_kernel_at_four_offsets():
         (torch.zeros(1, 2, 3, 8, 8), torch.zeros(8, 3, 6, 6), "k odd"),
     ],
 )
-def test_wrong_shapes_are_named(x, weight, named):
+def test_invalid_tensors_are_refused(x, weight, named):
     with pytest.raises(FlowlessError, match=named):
         op(x, weight, EPS)
 

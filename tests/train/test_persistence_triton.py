@@ -1,4 +1,4 @@
-"""The PA op's Triton kernels: in the interpreter everywhere, on the GPU where there is one."""
+"""The PA op's Triton kernels: in Triton's interpreter on every machine, and on a GPU where there is one."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from flowless.train.pa import forms
-from flowless.train.pa.persistence import EPS, body
+from flowless.train.pa import convolution_forms as forms
+from flowless.train.pa.persistence import EPS, implementation
 
 pytest.importorskip("triton")
 op = torch.ops.flowless.persistence
-#: What `make quick` runs too.
-SOME = "((test_maps and odd and float32) or (test_the_op_learns and root) or nothing_in)"
+#: The tests of `interpreted_persistence.py` that `make quick` runs too.
+SELECTED = "((test_maps and odd and float32) or (test_the_op_learns and root) or empty)"
 
 
-def run_interpreted(words):
-    """Run the tests of `interpreted_persistence.py` that `words` select, in a process where Triton interprets."""
+def run_interpreted(expression):
+    """Run the tests of `interpreted_persistence.py` that pytest's `-k` expression selects, in a process with Triton's interpreter."""
     environment = {key: value for key, value in os.environ.items() if key != "FLOWLESS_PA"}
     file = Path(__file__).with_name("interpreted_persistence.py")
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", words, str(file)],
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", expression, str(file)],
         env={**environment, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
@@ -33,21 +33,21 @@ def run_interpreted(words):
 
 
 @pytest.mark.slow
-def test_maps_and_gradients_in_the_interpreter():
-    done = run_interpreted(f"not {SOME}")
+def test_all_kernels_in_the_interpreter():
+    done = run_interpreted(f"not {SELECTED}")
     assert done.returncode == 0, done.stdout
 
 
-def test_some_of_both_in_the_interpreter():
-    done = run_interpreted(SOME)
+def test_selected_kernels_in_the_interpreter():
+    done = run_interpreted(SELECTED)
     assert done.returncode == 0, done.stdout
 
 
 def on_gpu(x, w, upstream):
-    """Return the maps and gradients of Triton's kernels, of the frames too unless they are uint8."""
+    """Return the maps and the gradients of the Triton kernels: of the frames, unless they are uint8, and of the weights."""
     x, w = x.cuda(), w.cuda().requires_grad_()
     sources = (x.requires_grad_(), w) if x.is_floating_point() else (w,)
-    assert body(x, w) == "triton"
+    assert implementation(x, w) == "triton"
     out = op(x, w, EPS)
     return [out.detach(), *torch.autograd.grad(out, sources, upstream.to(out))]
 
@@ -66,13 +66,13 @@ def test_kernels_on_the_gpu(reference, dtype, monkeypatch):
         out = forms.persistence_by_pixels(*exact, EPS)
         wanted = [out.detach(), *torch.autograd.grad(out, exact, upstream.double())]
         for ours, true in zip(on_gpu(x, w, upstream), wanted if x.is_floating_point() else wanted[::2], strict=True):
-            # A gradient divides by the map as it was returned, so by one more rounded number: twice the tolerance.
+            # A gradient divides by the returned map, which is rounded too: twice the tolerance.
             allowed = 2 * forms.TOLERANCES[dtype] * true.abs().max() + torch.finfo(ours.dtype).tiny
             assert (ours.double().cpu() - true).abs().max() <= allowed, case.name
 
 
 @pytest.mark.gpu
-def test_gradients_are_the_same_again_on_the_gpu(monkeypatch):
+def test_gradients_are_deterministic_on_the_gpu(monkeypatch):
     monkeypatch.setenv("FLOWLESS_PA", "triton")
     x, w, upstream = torch.randn(4, 4, 3, 64, 96), torch.randn(8, 3, 7, 7), torch.randn(4, 3, 64, 96)
     for first, again in zip(on_gpu(x, w, upstream), on_gpu(x, w, upstream), strict=True):
@@ -89,5 +89,5 @@ def test_no_feature_map_is_in_memory_on_the_gpu(monkeypatch):
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     torch.autograd.grad(op(x, w, EPS), w, upstream)
-    # The maps, the one plane that divides by them, and the parts of the weights' gradient; features would be eight times the maps.
+    # Memory for the maps, the ratio, and the parts of the weights' gradient; feature maps would take eight times the maps.
     assert torch.cuda.max_memory_allocated() - before < 3.5 * upstream.nbytes

@@ -1,4 +1,4 @@
-"""What goes wrong in one of two processes ends both, soon and with the reason; and two processes are gone on from as one is."""
+"""Two processes that train together: a failure in one stops both with the reason, and a killed run can be resumed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from preloaded import Command
 from flowless.pipeline.dataset.index import DatasetIndex
 
 FIELDS = {"segments": 4, "frames_per_segment": 1, "size": 32, "short_side": 32, "epochs": 2, "batch_size": 8, "threads": 1, "blocks": 1}
-#: Seconds by which all have to have ended, on a busy machine; what hangs would wait for half an hour.
+#: Seconds within which all processes must end, on a busy machine; one that hangs would wait for half an hour.
 BOUND = 240
 
 
@@ -46,18 +46,18 @@ def started(folder: Path, train: Path, val: Path | None, *more: str, **changes) 
 
 
 def ends(processes: list[Command]) -> list[str]:
-    """Return what each printed to standard error, once all have ended with exit code 1 and without a traceback."""
-    begin, said = time.monotonic(), []
+    """Wait until all have ended with exit code 1 and without a traceback; return what each printed to standard error."""
+    begin, printed = time.monotonic(), []
     for process in processes:
         done = process.wait(max(1, BOUND - (time.monotonic() - begin)))
-        said.append(" ".join(done.stderr.split()))
-        assert done.returncode == 1, (done.returncode, said)
+        printed.append(" ".join(done.stderr.split()))
+        assert done.returncode == 1, (done.returncode, printed)
         assert "Traceback" not in done.stderr
-    return said
+    return printed
 
 
 def with_bad(index: DatasetIndex, place: int, folder: Path) -> Path:
-    """Write an index whose video of this place is no video; the others are the same."""
+    """Write a copy of an index in which the video at this position cannot be read."""
     (folder / "bad.mp4").write_text("no video")
     videos = [replace(video, path=str(index.path_of(video))) for video in index.videos]
     videos[place] = replace(videos[place], path="bad.mp4")
@@ -68,36 +68,36 @@ def with_bad(index: DatasetIndex, place: int, folder: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("rank", "position"), [(1, 11), (0, 0)], ids=["second-in-its-last-batch", "first-in-its-first-batch"])
-def test_a_loader_that_gives_up_ends_all(tmp_path, shapes, train_index, rank, position):
+def test_a_failed_loader_stops_all_processes(tmp_path, shapes, train_index, rank, position):
     order = np.random.default_rng([0, 0]).permutation(len(train_index.videos))
     bad = with_bad(train_index, int(order[rank::2][position]), tmp_path)
-    said = ends(started(tmp_path, bad, shapes / "val.index.jsonl"))
-    for text in said:
+    printed = ends(started(tmp_path, bad, shapes / "val.index.jsonl"))
+    for text in printed:
         assert "videos cannot be read, more than the fraction 0.05" in text
-    assert f"process {rank} of 2, counted from 0, gave up: 1 of 24" in said[1 - rank]
-    assert "process" not in said[rank].partition("cannot be read")[0]
+    assert f"process {rank} of 2, counted from 0, failed: 1 of 24" in printed[1 - rank]
+    assert "process" not in printed[rank].partition("cannot be read")[0]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("position", [0, 5], ids=["in-its-first-batch", "in-its-last-batch"])
-def test_a_validation_that_gives_up_ends_all(tmp_path, shapes, val_index, position):
+def test_a_failed_validation_stops_all_processes(tmp_path, shapes, val_index, position):
     bad = with_bad(val_index, 2 * position + 1, tmp_path)
-    said = ends(started(tmp_path, shapes / "train.index.jsonl", bad, batch_size=4))
-    assert "process 1 of 2, counted from 0, gave up: 1 of 12 videos cannot be read" in said[0]
-    assert "1 of 12 videos cannot be read" in said[1]
+    printed = ends(started(tmp_path, shapes / "train.index.jsonl", bad, batch_size=4))
+    assert "process 1 of 2, counted from 0, failed: 1 of 12 videos cannot be read" in printed[0]
+    assert "1 of 12 videos cannot be read" in printed[1]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("keep_every", [0, 10], ids=["within-an-epoch", "at-its-end"])
-def test_a_full_disk_ends_all(tmp_path, shapes, keep_every):
-    """The first process, which writes, may write no file of more than 100 kB; to the other it says so."""
+def test_a_full_disk_stops_all_processes(tmp_path, shapes, keep_every):
+    """The first process, which writes, is limited to files of 100 kB; the other reports its error."""
     processes = started(tmp_path, shapes / "train.index.jsonl", None, keep_every=keep_every)
     assert processes[0].pid is not None
     resource.prlimit(processes[0].pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
-    said = ends(processes)
-    assert "the disk is full" in said[0]
-    assert "process 0 of 2, counted from 0, gave up:" in said[1]
-    assert "the disk is full" in said[1]
+    printed = ends(processes)
+    assert "the disk is full" in printed[0]
+    assert "process 0 of 2, counted from 0, failed:" in printed[1]
+    assert "the disk is full" in printed[1]
     left = {path.name for path in (tmp_path / "run").iterdir()}
     assert not left & {"resume.ckpt", "last.safetensors", "best.safetensors"}
     assert not [name for name in left if name.startswith(".")]
@@ -113,7 +113,7 @@ def test_too_few_validation_videos_are_refused(tmp_path, shapes, val_index):
 
 
 @pytest.mark.slow
-def test_processes_that_lightning_starts_end_too(tmp_path, shapes, train_index):
+def test_processes_started_by_lightning_stop_too(tmp_path, shapes, train_index):
     order = np.random.default_rng([0, 0]).permutation(len(train_index.videos))
     bad = with_bad(train_index, int(order[1::2][7]), tmp_path)
     options = [part for name, value in FIELDS.items() for part in (f"--{name.replace('_', '-')}", str(value))]
@@ -131,7 +131,7 @@ import sys, types
 import torch, torch.distributed as dist
 from flowless.errors import FlowlessError
 from flowless.train.models import build_model
-from flowless.train.loop.module import TrainingModule
+from flowless.train.loop.training_module import TrainingModule
 from flowless.train.recipes import find_recipe
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", init_method="tcp://127.0.0.1:" + sys.argv[2], rank=rank, world_size=2)
@@ -149,18 +149,18 @@ except FlowlessError as error:
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_no_number_in_one_ends_all():
+def test_a_nan_loss_in_one_process_stops_all():
     port = str(free_port())
     commands = [[sys.executable, "-c", NO_NUMBER, str(rank), port] for rank in range(2)]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
     first, second = (process.communicate(timeout=BOUND)[0] for process in processes)
-    assert first.startswith("process 1 of 2, counted from 0, gave up: epoch 3: the loss is no number any more")
-    assert second.startswith("epoch 3: the loss is no number any more")
+    assert first.startswith("process 1 of 2, counted from 0, failed: epoch 3: the loss is NaN or infinite")
+    assert second.startswith("epoch 3: the loss is NaN or infinite")
 
 
 @pytest.mark.slow
-def test_two_processes_that_were_killed_go_on_as_one_run(tmp_path, shapes):
-    """Sums of both are kept, and random numbers are each process's own."""
+def test_two_killed_processes_resume_to_the_same_curve(tmp_path, shapes):
+    """The saved state has the sums of both processes, and each process draws its own random numbers."""
     train, val = shapes / "train.index.jsonl", shapes / "val.index.jsonl"
     curves = []
     for name in ("whole", "killed"):

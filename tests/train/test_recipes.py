@@ -1,4 +1,4 @@
-"""Recipes: the official schedules, and what is refused."""
+"""Recipes: the papers' settings and schedules, and invalid values."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_official_schedule():
     assert (rgb.epochs, rgb.steps) == (50, (20, 40))
 
 
-def test_schedules_of_the_family():
+def test_schedules_of_pan():
     for model in ("pan-lite", "pan-pa", "pan-full", "pan-en"):
         recipe = find_recipe(f"{model}-r50/something-v1")
         assert (recipe.epochs, recipe.steps, recipe.frames_per_segment) == (80, (30, 60), 4)
@@ -42,7 +42,7 @@ def test_schedules_of_the_family():
 
 @pytest.mark.parametrize("data", ["ucf101", "hmdb51"])
 def test_small_sets_take_half_of_the_epochs(data):
-    """PAN's section V-A: of 80 (30, 60), and of the RGB branch's 50 (20, 40). STM's and DA's papers have schedules of their own there."""
+    """PAN, section V-A: half of 80 (30, 60), and of the RGB branch's 50 (20, 40). The papers of STM and DA have other schedules there."""
     for model in ("pan-lite", "pan-pa", "pan-full", "pan-en"):
         recipe = find_recipe(f"{model}-r50/{data}")
         assert (recipe.epochs, recipe.steps) == (40, (15, 30))
@@ -54,8 +54,8 @@ def test_small_sets_take_half_of_the_epochs(data):
     assert find_recipe(f"da-tsm-r50/{data}").epochs == 10
 
 
-def test_disentanglings_schedule():
-    # Iterations of 256 clips: 939 an epoch of Kinetics, 37 of UCF101.
+def test_schedule_of_disentangling():
+    # Iterations of 256 clips: 939 per epoch of Kinetics, 37 of UCF101.
     recipe = find_recipe("disentangling-bninception/kinetics400")
     assert (recipe.batch_size, recipe.momentum, recipe.clip_gradient, recipe.partial_bn, recipe.layer_rates) == (256, 0.9, 20, False, False)
     assert [recipe.rate_at(epoch) for epoch in (0, 42.9, 43, 84.9, 85, 116)] == pytest.approx([0.01, 0.01, 1e-3, 1e-3, 1e-4, 1e-4])
@@ -67,7 +67,7 @@ def test_disentanglings_schedule():
         find_recipe("disentangling-bninception/ucf101", displacement_window=17, displacement_temperature=0, displacement_size=100)
     with pytest.raises(FlowlessError, match="appearance_pooling is 'x'; it must be one of gradual, late"):
         find_recipe("disentangling-bninception/ucf101", appearance_pooling="x")
-    assert find_recipe("disentangling-bninception/ucf101", appearance_pooling="late").options.of_the_model["appearance_pooling"] == "late"
+    assert find_recipe("disentangling-bninception/ucf101", appearance_pooling="late").options.model_options["appearance_pooling"] == "late"
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_disentanglings_schedule():
         ("disentangling-bninception/ucf101", "logits", None),
     ],
 )
-def test_a_recipe_is_tested_as_its_paper(name, average, test_views):
+def test_test_protocols_of_the_papers(name, average, test_views):
     recipe = find_recipe(name)
     assert (recipe.average, recipe.spec.average, recipe.test_views) == (average, average, test_views)
     if test_views is not None:
@@ -102,7 +102,7 @@ def test_a_recipe_is_tested_as_its_paper(name, average, test_views):
 
 
 def test_dynamic_appearance_takes_consecutive_frames_of_kinetics():
-    """Its section 4: dense there, segments everywhere else."""
+    """Section 4 of its paper: consecutive frames on Kinetics, segments on the other data sets."""
     for name in (f"{model}/{data}" for model in MODELS for data in DATA_NAMES):
         recipe = find_recipe(name)
         dense = name.startswith("da-") and name.endswith("/kinetics400")
@@ -138,7 +138,7 @@ def test_one_cycle():
     assert rates.index(max(rates)) == 30
 
 
-def test_names_are_the_models():
+def test_every_model_has_a_recipe_for_every_data_set():
     assert {name.rpartition("-")[0] for name in MODELS} == set(FAMILIES) == set(OPTIONS)
     for name in (f"{model}/{data}" for model in MODELS for data in DATA_NAMES):
         recipe = find_recipe(name)
@@ -155,8 +155,8 @@ def test_dictionary_round_trip():
         Recipe.from_dict({"speed": 1})
 
 
-def test_an_earlier_versions_recipe_is_read():
-    """It named every family's options, and heads started as PyTorch's layers do."""
+def test_a_recipe_of_an_earlier_version_is_read():
+    """It holds the options of every family, and heads had PyTorch's default initialisation."""
     others = {"stm_fixed": False, "stm_fusion": "sum", "joint": "mgda", "da_subspace": 1, "displacement_size": 112, "projection_rate": 1.0}
     document = find_recipe("pan-lite-r18/moving-shapes", pa_depth=2).to_dict()
     del document["head_std"], document["start_from"], document["weights"]
@@ -165,13 +165,13 @@ def test_an_earlier_versions_recipe_is_read():
     assert Recipe.from_dict({"model": "tsn-r50"} | others).head_std == 0
 
 
-def test_data_sets_that_are_trained_on_alike():
+def test_data_sets_that_share_settings():
     for alias, own in (("something-v2", "something-v1"), ("jester", "something-v1"), ("hmdb51", "ucf101")):
         for model in ("pan-lite-r50", "stm-r50", "da-tsm-r50", "disentangling-bninception"):
             assert replace(find_recipe(f"{model}/{alias}"), name="") == replace(find_recipe(f"{model}/{own}"), name="")
 
 
-def test_options_are_their_familys():
+def test_options_of_another_family_are_refused():
     with pytest.raises(FlowlessError, match="tsn-r18: has no option pa_depth; it has none"):
         find_recipe("tsn-r18/tiny", pa_depth=2)
     with pytest.raises(FlowlessError, match=r"has no field speed\. See: flowless train tsn-r18/tiny --help"):
@@ -187,7 +187,7 @@ def help_of(recipe):
     return subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "300"}).stdout
 
 
-def test_help_shows_what_applies():
+def test_help_shows_only_options_of_the_family():
     tsn, appearance = help_of("tsn-r18/tiny"), help_of("da-tsm-r18/tiny")
     for shown in ("--from", "--head-std", "--epochs", "--scales", "--weights"):
         assert shown in tsn
@@ -199,7 +199,7 @@ def test_help_shows_what_applies():
         assert never not in tsn + appearance
 
 
-def test_unknown_recipe_lists_the_known():
+def test_an_unknown_recipe_is_refused():
     with pytest.raises(FlowlessError, match=r"'pan/jester'.*pan-lite-r50.*jester.*moving-shapes"):
         find_recipe("pan/jester")
 
@@ -211,7 +211,7 @@ def test_all_problems_in_one_error():
         assert part in str(caught.value)
 
 
-def test_no_heavy_library_for_help():
+def test_help_imports_no_heavy_library():
     code = (
         "import sys; from flowless.train.commands.train import train\n"
         "for command in (lambda: train(['tsn-r18/tiny', '--help']), lambda: train(['--help'])):\n"

@@ -1,4 +1,4 @@
-"""A run that was stopped within an epoch goes on as if it had not been: where it stopped, by what, and what it leaves behind."""
+"""A run that was killed or stopped within an epoch is resumed and equals an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from flowless.interrupts import note_ctrl_c
 from flowless.pipeline.loading.frame_source import FrameSource
 from flowless.train.checkpoints import load_checkpoint
 from flowless.train.loop.fit import fit
-from flowless.train.loop.joint import JointTraining
-from flowless.train.loop.module import TrainingModule
+from flowless.train.loop.joint_training import JointTraining
+from flowless.train.loop.training_module import TrainingModule
 from flowless.train.recipes import find_recipe
 
 FIELDS = {"segments": 4, "frames_per_segment": 2, "size": 32, "short_side": 32, "batch_size": 4, "threads": 1, "blocks": 1, "width": 0.125}
-#: Six batches an epoch: of PAN-Lite a step each, of DA-TSM two a step. Dropout, jittered colours, and both sums of joint training.
+#: Six batches per epoch; PAN-Lite takes a step after each, DA-TSM after two. They cover dropout, colour jitter and joint training.
 RECIPES = {
     "pan-lite-r18": {"colour_jitter": 0.2, "validate_every": 2},
     "da-tsm-r18": {"batch_size": 8, "accumulate": 2, "optimiser": "sgd"},
@@ -33,7 +33,7 @@ RECIPES = {
 
 
 class Killed(BaseException):
-    """Stands in for SIGKILL: nothing in the way catches it."""
+    """Raised in the place of SIGKILL; no code catches it."""
 
 
 def small(model, **changes):
@@ -44,7 +44,7 @@ def small(model, **changes):
 
 @pytest.fixture(scope="module", params=RECIPES)
 def whole(request, tmp_path_factory, train_index, val_index):
-    """A model, its run that nothing stopped, and the means that joint training reported."""
+    """A model, its uninterrupted run, and the means that joint training reported."""
     with pytest.MonkeyPatch.context() as patch:
         means = note_means(patch)
         result = fit(small(request.param), index=train_index, val_index=val_index, out=tmp_path_factory.mktemp("whole") / "run")
@@ -58,7 +58,7 @@ def note_means(patch):
 
 
 def at_step(patch, epoch, batch, act):
-    """Have `act` happen in front of a training step."""
+    """Call `act` before a training step."""
     real = TrainingModule.training_step
 
     def step(self, given, batch_idx):
@@ -91,12 +91,12 @@ def assert_same_run(folder: Path, wanted: Path) -> None:
 
 
 @pytest.mark.parametrize(("epoch", "batch"), [(0, 1), (0, 3), (0, 5), (1, 0), (1, 4)])
-def test_a_run_that_was_killed_is_the_same_run(tmp_path, whole, train_index, val_index, monkeypatch, epoch, batch):
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(tmp_path, whole, train_index, val_index, monkeypatch, epoch, batch):
     model, wanted, means = whole
     with monkeypatch.context() as patch, pytest.raises(Killed):
         at_step(patch, epoch, batch, kill)
         fit(small(model), index=train_index, val_index=val_index, out=tmp_path / "run")
-    # A step of DA-TSM is two batches: what is done of it is lost.
+    # A step of DA-TSM is two batches; a batch of an unfinished step is lost.
     kept = batch - batch % small(model).accumulate
     if (epoch, kept) == (0, 0):
         assert not (tmp_path / "run" / "resume.ckpt").exists()
@@ -107,13 +107,13 @@ def test_a_run_that_was_killed_is_the_same_run(tmp_path, whole, train_index, val
     torch.manual_seed(99)
     fit(small(model), index=train_index, val_index=val_index, out=tmp_path / "run", resume=True)
     assert_same_run(tmp_path / "run", wanted.folder)
-    # The batches before the one it goes on with are not decoded.
+    # The batches before the resumed one are not decoded.
     assert drawn.count(("train", epoch)) == 24 - kept * 4
     assert again == means[-len(again) :]
     assert len(again) == (2 - epoch if model == "da-tsm-r18" else 0)
 
 
-def test_without_the_wish_it_is_kept_every_ten_minutes_and_every_epoch(tmp_path, train_index, monkeypatch):
+def test_by_default_the_state_is_saved_every_ten_minutes_and_every_epoch(tmp_path, train_index, monkeypatch):
     assert find_recipe("tsn-r50/kinetics400").keep_every == 10
     recipe = small("pan-lite-r18", keep_every=10.0)
     with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -130,7 +130,7 @@ def test_without_the_wish_it_is_kept_every_ten_minutes_and_every_epoch(tmp_path,
     assert state["flowless_epoch"]["batches"] == 3
 
 
-def test_an_epochs_seconds_are_all_its_work(tmp_path, train_index, monkeypatch):
+def test_seconds_of_an_epoch_include_those_before_a_resume(tmp_path, train_index, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Killed):
         at_step(patch, 0, 3, kill)
         fit(small("pan-lite-r18"), index=train_index, out=tmp_path / "run")
@@ -144,24 +144,24 @@ def test_an_epochs_seconds_are_all_its_work(tmp_path, train_index, monkeypatch):
     assert result.seconds < 1000
 
 
-def test_the_bar_goes_on_where_it_was(tmp_path, train_index, monkeypatch):
+def test_the_progress_bar_is_resumed(tmp_path, train_index, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Killed):
         at_step(patch, 1, 2, kill)
         fit(small("pan-lite-r18"), index=train_index, out=tmp_path / "run")
     bar = progress()
-    monkeypatch.setattr("flowless.train.loop.fit.progress", lambda: bar)
+    monkeypatch.setattr("flowless.train.loop.progress_bar.progress", lambda: bar)
     begun = []
     real = bar.add_task
-    monkeypatch.setattr(bar, "add_task", lambda *words, **fields: begun.append(fields) or real(*words, **fields))
+    monkeypatch.setattr(bar, "add_task", lambda *args, **fields: begun.append(fields) or real(*args, **fields))
     fit(small("pan-lite-r18"), index=train_index, out=tmp_path / "run", resume=True)
     assert begun == [{"total": 12, "completed": 8}]
     assert bar.tasks[0].completed == 12
 
 
-def test_bad_videos_of_the_part_before_are_listed(tmp_path, train_index, monkeypatch):
+def test_bad_videos_before_a_resume_are_listed(tmp_path, train_index, monkeypatch):
     (tmp_path / "bad.mp4").write_text("no video")
     videos = [replace(video, path=str(train_index.path_of(video))) for video in train_index.videos]
-    # In front of the first epoch's order, and shown once: what is resumed does not meet it again.
+    # The first video of the only epoch: the resumed part does not read it again.
     first = first_shown(len(videos))
     videos[first] = replace(videos[first], path="bad.mp4")
     index = replace(train_index, root=tmp_path, videos=tuple(videos))
@@ -174,13 +174,13 @@ def test_bad_videos_of_the_part_before_are_listed(tmp_path, train_index, monkeyp
 
 
 def first_shown(count: int) -> int:
-    """Return the place of the video that epoch 0 of seed 0 begins with."""
+    """Return the position in the index of the first video of epoch 0 with seed 0."""
     import numpy as np
 
     return int(np.random.default_rng([0, 0]).permutation(count)[0])
 
 
-def test_a_state_of_an_older_flowless_is_gone_on_from(tmp_path, train_index, monkeypatch):
+def test_a_state_of_an_earlier_version_is_resumed(tmp_path, train_index, monkeypatch):
     recipe = small("pan-lite-r18")
     with monkeypatch.context() as patch, pytest.raises(Killed):
         at_step(patch, 1, 0, kill)
@@ -199,28 +199,28 @@ def press():
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_ctrl_c_keeps_what_is_done(tmp_path, whole, train_index, val_index, monkeypatch, capfd):
+def test_ctrl_c_saves_the_state(tmp_path, whole, train_index, val_index, monkeypatch, capfd):
     model, wanted, _ = whole
     with monkeypatch.context() as patch, note_ctrl_c(), pytest.raises(KeyboardInterrupt):
         at_step(patch, 0, 2, press)
         fit(small(model, keep_every=10.0), index=train_index, val_index=val_index, out=tmp_path / "run")
-    said = " ".join(capfd.readouterr().err.split())
+    printed = " ".join(capfd.readouterr().err.split())
     done = 3 if model == "pan-lite-r18" else 4
-    assert "Ctrl-C again stops at once" in said
-    assert f"0 whole epochs and {done} batches of the next one are kept" in said
-    assert "--resume" in said
+    assert "Ctrl-C again stops at once" in printed
+    assert f"0 whole epochs and {done} batches of the next one are saved" in printed
+    assert "--resume" in printed
     assert torch.load(tmp_path / "run" / "resume.ckpt", weights_only=True)["flowless_epoch"]["batches"] == done
     fit(small(model, keep_every=10.0), index=train_index, val_index=val_index, out=tmp_path / "run", resume=True)
     assert_same_run(tmp_path / "run", wanted.folder)
 
 
-def test_ctrl_c_in_validation_keeps_the_epoch(tmp_path, train_index, val_index, monkeypatch, capfd):
+def test_ctrl_c_in_validation_saves_the_epoch(tmp_path, train_index, val_index, monkeypatch, capfd):
     real = TrainingModule.validation_step
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(TrainingModule, "validation_step", lambda self, *given: press() or real(self, *given))
         at_step(patch, 1, 0, kill)
         fit(small("pan-lite-r18", batch_size=12, validate_every=1), index=train_index, val_index=val_index, out=tmp_path / "run")
-    assert "1 whole epoch is kept" in " ".join(capfd.readouterr().err.split())
+    assert "1 whole epoch is saved" in " ".join(capfd.readouterr().err.split())
 
 
 def test_ctrl_c_twice_stops_at_once(tmp_path, train_index, monkeypatch, capfd):
@@ -232,23 +232,23 @@ def test_ctrl_c_twice_stops_at_once(tmp_path, train_index, monkeypatch, capfd):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         at_step(patch, 0, 2, twice)
         fit(small("pan-lite-r18", keep_every=10.0), index=train_index, out=tmp_path / "run")
-    said = " ".join(capfd.readouterr().err.split())
-    assert "nothing is kept yet. The same command and --resume starts" in said
+    printed = " ".join(capfd.readouterr().err.split())
+    assert "nothing is saved yet. The same command with --resume starts" in printed
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_run_that_kept_nothing_is_no_dead_end(tmp_path, whole, train_index, val_index, monkeypatch):
-    """--resume starts it, --overwrite replaces it; without either, both are named."""
+def test_a_run_killed_before_its_first_state_can_be_resumed_or_replaced(tmp_path, whole, train_index, val_index, monkeypatch):
+    """--resume starts it, --overwrite replaces it; without either, the error names both."""
     model, wanted, _ = whole
     recipe = small(model, keep_every=10.0)
-    for go_on in ({"resume": True}, {"overwrite": True}):
-        out = tmp_path / next(iter(go_on))
+    for option in ({"resume": True}, {"overwrite": True}):
+        out = tmp_path / next(iter(option))
         with monkeypatch.context() as patch, pytest.raises(Killed):
             at_step(patch, 0, 2, kill)
             fit(recipe, index=train_index, val_index=val_index, out=out)
         with pytest.raises(FlowlessError, match=r"--resume.*--overwrite"):
             fit(recipe, index=train_index, val_index=val_index, out=out)
-        fit(recipe, index=train_index, val_index=val_index, out=out, **go_on)
+        fit(recipe, index=train_index, val_index=val_index, out=out, **option)
         assert_same_run(out, wanted.folder)
     with pytest.raises(FlowlessError, match=r"lr 0\.004 → 0\.2"):
         (out / "resume.ckpt").unlink()
@@ -256,7 +256,7 @@ def test_a_run_that_kept_nothing_is_no_dead_end(tmp_path, whole, train_index, va
 
 
 def test_half_written_files_of_a_killed_run_are_removed(tmp_path, train_index):
-    """A kill while run.json is written leaves a folder that holds nothing else; it is as good as empty."""
+    """A kill while run.json is written leaves a folder with the half-written file only; it counts as empty."""
     recipe = small("pan-lite-r18", epochs=1)
     out = tmp_path / "run"
     out.mkdir()
@@ -271,14 +271,14 @@ def test_half_written_files_of_a_killed_run_are_removed(tmp_path, train_index):
     foreign.mkdir()
     for name in (".run.abcd1234.json", "mine.txt"):
         (foreign / name).write_text("mine")
-    with pytest.raises(FlowlessError, match="no run"):
+    with pytest.raises(FlowlessError, match="holds files other than a run"):
         fit(recipe, index=train_index, out=foreign, overwrite=True)
     assert (foreign / ".run.abcd1234.json").exists()
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_random_moments_is_the_same_run(tmp_path, whole, shapes):
-    """SIGKILL itself, a random while after a step was kept; four times."""
+def test_a_run_killed_at_random_moments_equals_an_uninterrupted_one(tmp_path, whole, shapes):
+    """With SIGKILL, at random times after a state was saved, four times."""
     model, wanted, _ = whole
     out = tmp_path / "run"
     fields = FIELDS | RECIPES[model] | {"epochs": 2, "accelerator": "cpu", "keep_every": 0.0}

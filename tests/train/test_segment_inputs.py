@@ -1,4 +1,4 @@
-"""The inputs that Dynamic Appearance is compared with, against NumPy float64, and the recognisers that see them."""
+"""The inputs that Dynamic Appearance is compared with, against NumPy float64, and their recognisers."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from torch import nn
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.checkpoints import load_checkpoint, save_checkpoint
-from flowless.train.loop.joint import joint_training
-from flowless.train.loop.optim import parameter_groups
+from flowless.train.loop.joint_training import joint_training
+from flowless.train.loop.optimizer import parameter_groups
 from flowless.train.models import AppearanceRecognizer, build_model
 from flowless.train.models.backbones.clip_transformer import ClipTransformer
-from flowless.train.models.layers.segment_inputs import DynamicImageRecognizer, StackRecognizer, rank_pooling
+from flowless.train.models.segment_inputs import DynamicImageRecognizer, StackRecognizer, rank_pooling
 from flowless.train.recipes import find_recipe
 
 SPEC = ClipSpec(segments=2, frames_per_segment=4, height=32, width=48, short_side=48)
 FAMILY = ("da-tsm-r18", "da-x3d-xs", "da-vit-b")
-#: Input -> the channels that a backbone sees of four frames.
+#: Input -> the channels of the backbone's input for segments of four frames.
 OTHERS = {"rgb-difference": 9, "dynamic-image": 3, "rgb": 3}
 
 
@@ -52,7 +52,7 @@ def rank_pooled(frames):
 
 
 @pytest.mark.parametrize("frames", [2, 3, 6, 16])
-def test_coefficients_are_rank_poolings(frames):
+def test_rank_pooling_coefficients(frames):
     np.testing.assert_allclose(rank_pooling(frames), rank_pooled(np.eye(frames)[None].transpose(0, 2, 1))[0], atol=1e-12)
     harmonic = np.concatenate([[0], np.cumsum(1 / np.arange(1, frames + 1))])
     closed = [2 * (frames - t + 1) - (frames + 1) * (harmonic[frames] - harmonic[t - 1]) for t in range(1, frames + 1)]
@@ -61,7 +61,7 @@ def test_coefficients_are_rank_poolings(frames):
 
 
 @pytest.mark.parametrize("kind", OTHERS)
-def test_what_is_seen_of_pixels(kind):
+def test_backbone_inputs_equal_numpy(kind):
     clip = clips()
     frames = ((clip.double().numpy() / 255 - np.array(SPEC.mean)) / np.array(SPEC.std)).transpose(0, 1, 2, 5, 3, 4)
     stacks = frames.reshape(-1, *frames.shape[2:])
@@ -72,21 +72,21 @@ def test_what_is_seen_of_pixels(kind):
     }[kind].reshape(2, 2, -1, 32, 48)
     model = make(da_input=kind)
     with torch.inference_mode():
-        np.testing.assert_allclose(model._seen_in_pixels(clip), wanted, atol=1e-5)
-        np.testing.assert_allclose(model._seen(torch.from_numpy(frames).float()), wanted, atol=1e-5)
+        np.testing.assert_allclose(model._input_of_pixels(clip), wanted, atol=1e-5)
+        np.testing.assert_allclose(model._input(torch.from_numpy(frames).float()), wanted, atol=1e-5)
         if isinstance(model, StackRecognizer):
-            np.testing.assert_allclose(model.seen_of(clip), wanted, atol=1e-5)
+            np.testing.assert_allclose(model.images_of_pixels(clip), wanted, atol=1e-5)
 
 
 def test_a_dynamic_image_is_in_the_range_of_frames():
-    """What stands still gives zero; a step from black to white in the middle of six frames gives 0.4 of its size."""
+    """Static pixels give zero; a step from black to white in the middle of six frames gives 0.4 of the step."""
     model = make(spec=replace(SPEC, frames_per_segment=6), da_input="dynamic-image")
     assert isinstance(model, DynamicImageRecognizer)
     still = torch.rand(1, 1, 3, 4, 4).expand(-1, 6, -1, -1, -1)
-    assert model.picture(still).abs().max() < 1e-6
+    assert model.segment_images(still).abs().max() < 1e-6
     step = torch.cat([torch.zeros(1, 3, 3, 1, 1), torch.ones(1, 3, 3, 1, 1)], 1)
     wanted = 0.1 * rank_pooled(step.double().numpy()).ravel()
-    assert model.picture(step).flatten().tolist() == pytest.approx(wanted.tolist(), abs=1e-6)
+    assert model.segment_images(step).flatten().tolist() == pytest.approx(wanted.tolist(), abs=1e-6)
     assert wanted.tolist() == pytest.approx([0.395] * 3)
     assert "weights" not in model.state_dict()
 
@@ -104,7 +104,7 @@ def test_recognisers_of_other_inputs(name, kind):
             other = clip.clone()
             other[:, 1, frame] = clips(seed=9)[:, 1, frame]
             assert ((model(other) - scores).abs().max() > 1e-6) == (kind != "rgb" or frame == 0), frame
-    # One loss, and nothing of a projection to move.
+    # There is one loss, and no parameter of a projection.
     assert not isinstance(model, AppearanceRecognizer)
     assert joint_training(model, find_recipe(f"{name}/moving-shapes", da_input=kind)) is None
     groups = parameter_groups(model, projection_rate=3.0)
@@ -112,7 +112,7 @@ def test_recognisers_of_other_inputs(name, kind):
     assert sorted(id(value) for group in groups for value in group["params"]) == sorted(id(value) for value in model.parameters())
 
 
-def test_rgb_is_tsm_of_the_first_frames():
+def test_rgb_equals_tsm_on_the_first_frames():
     model, tsm = make(da_input="rgb"), make("tsm-r18", spec=replace(SPEC, frames_per_segment=1))
     tsm.load_state_dict(model.state_dict())
     clip = clips()
@@ -139,7 +139,7 @@ def test_pretrained_first_layers(tmp_path):
 @pytest.mark.parametrize(
     "options", [{"da_input": "rgb-difference"}, {"da_input": "dynamic-image"}, {"da_mlp": 6, "da_kernel": 7, "da_stride": 1}]
 )
-def test_checkpoints_keep_the_options(tmp_path, options):
+def test_checkpoints_store_the_options(tmp_path, options):
     model = make(**options)
     path = save_checkpoint(
         tmp_path / "m.safetensors", model, model_name="da-tsm-r18", recipe={}, spec=SPEC, labels=list("abcde"), metrics={}
@@ -150,8 +150,8 @@ def test_checkpoints_keep_the_options(tmp_path, options):
         assert torch.equal(loaded(clips()), model(clips()))
 
 
-def test_checkpoints_of_before_the_options(tmp_path):
-    """What they were: the paper's choice of everything."""
+def test_checkpoints_of_earlier_versions(tmp_path):
+    """They have the paper's choice of every option."""
     new = {"da_input": "dynamic-appearance", "da_mlp": 7, "da_kernel": 9, "da_stride": 8, "da_channels": 24}
     model = make(**new)
     model.config = {name: value for name, value in model.config.items() if name not in new}
@@ -162,10 +162,10 @@ def test_checkpoints_of_before_the_options(tmp_path):
         assert torch.equal(load_checkpoint(path).model(clips()), model(clips()))
 
 
-def test_what_is_refused():
+def test_invalid_options_are_refused():
     for frames, options, message in (
-        (1, {"da_input": "rgb-difference"}, "da_input is rgb-difference for segments of 1 frame"),
-        (1, {"da_input": "dynamic-image"}, "da_input is dynamic-image for segments of 1 frame"),
+        (1, {"da_input": "rgb-difference"}, "da_input is rgb-difference with segments of 1 frame"),
+        (1, {"da_input": "dynamic-image"}, "da_input is dynamic-image with segments of 1 frame"),
         (4, {"da_input": "flow"}, "da_input is 'flow'; it must be one of dynamic-appearance, rgb-difference, dynamic-image, rgb"),
         (4, {"da_input": "rgb", "da_mlp": 1, "da_channels": 12}, "da_mlp is 1, da_channels is 12, but da_input rgb has no projection"),
     ):

@@ -1,4 +1,4 @@
-"""STM against NumPy float64, its variants, and what it costs beside the paper's Table 4. (Tables 6 and 10: test_stm_variants.py.)"""
+"""STM against NumPy float64, its variants, and its size against the paper's Table 4. (Tables 6 and 10: test_stm_ablations.py.)"""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from flowless.errors import FlowlessError
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.checkpoints import load_checkpoint
 from flowless.train.loop.fit import fit
-from flowless.train.loop.optim import build_optimizer, parameter_groups, set_rate
+from flowless.train.loop.optimizer import build_optimizer, parameter_groups, set_rate
 from flowless.train.models import build_model
 from flowless.train.models.flops import size_of
+from flowless.train.models.layers.stm_block import ChannelwiseMotion, ChannelwiseTemporalConv, SpatioTemporalMotion
 from flowless.train.models.options import STMOptions
-from flowless.train.models.stm import ChannelwiseMotion, ChannelwiseTemporalConv, SpatioTemporalMotion
 from flowless.train.recipes import find_recipe
 
 SPEC = ClipSpec(segments=4, frames_per_segment=1, height=32, width=32, short_side=32)
@@ -34,8 +34,8 @@ def clips(spec=SPEC, *, batch=2, seed=0):
     return torch.randint(0, 256, (batch, *spec.shape), dtype=torch.uint8, generator=generator)
 
 
-def shaken(model, *, seed=0):
-    """Make every weight count, as in a trained network: batch norms, temporal weights, motion filters."""
+def randomised(model, *, seed=0):
+    """Give batch norms, temporal weights and motion filters random values, as in a trained network."""
     torch.manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -65,7 +65,7 @@ def blocks_of(model) -> list[Any]:
 
 @pytest.mark.parametrize("segments", [1, 2, 5])
 def test_equation_1(reference, segments):
-    conv = shaken(ChannelwiseTemporalConv(6, segments=segments)).double()
+    conv = randomised(ChannelwiseTemporalConv(6, segments=segments)).double()
     x = torch.randn(2 * segments, 6, 4, 3, dtype=torch.double)
     wanted = reference.channelwise_temporal(x.numpy(), conv.weight.detach().numpy(), segments)
     np.testing.assert_allclose(conv(x).detach(), wanted, atol=1e-12)
@@ -73,7 +73,7 @@ def test_equation_1(reference, segments):
 
 @pytest.mark.parametrize(("segments", "channels", "out", "stride"), [(2, 16, 16, 1), (4, 64, 64, 1), (3, 128, 96, 2)])
 def test_equation_2(reference, segments, channels, out, stride):
-    module = shaken(ChannelwiseMotion(channels, out, segments=segments, stride=stride)).double()
+    module = randomised(ChannelwiseMotion(channels, out, segments=segments, stride=stride)).double()
     assert module.reduce.out_channels == max(4, channels // 16)
     x = torch.randn(2 * segments, channels, 6, 5, dtype=torch.double)
     weights = [module.get_parameter(f"{name}.weight").detach().numpy() for name in ("reduce", "move", "restore")]
@@ -87,8 +87,8 @@ def test_equation_2(reference, segments, channels, out, stride):
     ("name", "layer", "stride"),
     [("stm-r50", "layer1.1", 1), ("stm-r50", "layer2.0", 2), ("stm-r18", "layer1.0", 1), ("stm-r18", "layer3.0", 2)],
 )
-def test_the_block(reference, name, layer, stride):
-    block = shaken(make(name).get_submodule(f"backbone.{layer}")).double()
+def test_stm_block_equals_the_reference(reference, name, layer, stride):
+    block = randomised(make(name).get_submodule(f"backbone.{layer}")).double()
     channels = block.get_parameter("conv1.weight").shape[1]
     x = torch.randn(2 * SPEC.segments, channels, 6, 8, dtype=torch.double).relu()
     numpy_block = reference.stm_block if name == "stm-r50" else reference.stm_basic_block
@@ -96,17 +96,17 @@ def test_the_block(reference, name, layer, stride):
     np.testing.assert_allclose(block(x).detach(), wanted, atol=1e-10)
 
 
-def test_it_starts_as_a_shift_and_a_difference(reference):
+def test_cstm_starts_as_a_shift_and_cmm_as_a_difference(reference):
     x = torch.randn(8, 16, 3, 3, dtype=torch.double)
     conv = ChannelwiseTemporalConv(16, segments=4).double()
     np.testing.assert_array_equal(conv(x).detach(), reference.shift(x.numpy(), 4))
     motion = ChannelwiseMotion(16, 16, segments=4, stride=1).double()
     still = torch.randn(1, 16, 3, 3, dtype=torch.double).expand(8, -1, -1, -1)
-    assert not motion(still).any(), "stillness is no motion"
+    assert not motion(still).any(), "static segments have no motion"
 
 
-def test_the_degenerated_variant_is_sums_and_differences():
-    """Section 3.3: with kernels [0, 1, 1] and points, CSTM sums neighbours and CMM subtracts them; and so does stm_fixed."""
+def test_the_frequency_degenerated_variant_is_sums_and_differences():
+    """Section 3.3: with kernels [0, 1, 1] and identities, CSTM adds neighbouring segments and CMM subtracts them, as with stm_fixed."""
     x = torch.randn(2, 4, 32, 5, 6, dtype=torch.double)
     after = torch.cat([x[:, 1:], torch.zeros_like(x[:, :1])], dim=1)
     flat = x.flatten(0, 1)
@@ -123,8 +123,8 @@ def test_the_degenerated_variant_is_sums_and_differences():
         torch.testing.assert_close(motion(flat), nn.functional.conv2d(change.flatten(0, 1), motion.restore.weight))
 
 
-def test_the_degenerated_network_is_the_learnable_one_with_those_kernels():
-    fixed, learnable = shaken(make(stm_fixed=True)), shaken(make())
+def test_the_degenerated_network_equals_the_learnable_one_with_those_kernels():
+    fixed, learnable = randomised(make(stm_fixed=True)), randomised(make())
     missing, unexpected = learnable.load_state_dict(fixed.state_dict(), strict=False)
     assert not unexpected
     assert {name.rsplit(".", 2)[1] for name in missing} == {"temporal", "move"}
@@ -137,8 +137,8 @@ def test_the_degenerated_network_is_the_learnable_one_with_those_kernels():
         assert (fixed(clips()) - fixed(clips().flip(1))).abs().max() > 1e-3
 
 
-def test_concatenation_starts_as_the_sum_and_learns_more():
-    added, joined = shaken(make()), shaken(make(stm_fusion="concat"))
+def test_concatenation_starts_as_the_sum():
+    added, joined = randomised(make()), randomised(make(stm_fusion="concat"))
     missing, _ = joined.load_state_dict(added.state_dict(), strict=False)
     assert len(missing) == 8
     with torch.inference_mode():
@@ -168,17 +168,17 @@ def test_table_9_placement(placement, layers):
 @pytest.mark.parametrize("options", [{}, {"stm_fixed": True}, {"stm_fusion": "concat"}, {"stm_placement": "stage4"}])
 @pytest.mark.parametrize("name", ["stm-r18", "stm-r50"])
 def test_gradients_reach_every_parameter(name, options):
-    model = shaken(make(name, dropout=0.0, **options)).train()
+    model = randomised(make(name, dropout=0.0, **options)).train()
     model(clips()).square().sum().backward()
-    silent = [key for key, value in model.named_parameters() if value.grad is None or not value.grad.abs().max() > 0]
-    assert not silent
+    without = [key for key, value in model.named_parameters() if value.grad is None or not value.grad.abs().max() > 0]
+    assert not without
     assert all(torch.isfinite(value.grad).all() for value in model.parameters() if value.grad is not None)
 
 
-def test_pretrained_weights_mean_what_they_meant(tmp_path):
-    """From ImageNet weights, an STM block whose temporal weights are (0, 1, 0) is the residual block; its first step moves CMM."""
+def test_a_pretrained_network_starts_unchanged(tmp_path):
+    """With ImageNet weights, an STM block with temporal weights (0, 1, 0) equals the residual block, and CMM has a gradient."""
     torch.manual_seed(3)
-    donor = shaken(timm.create_model("resnet18"))
+    donor = randomised(timm.create_model("resnet18"))
     save_file(donor.state_dict(), tmp_path / "weights.safetensors")
     model = build_model("stm-r18", classes=5, spec=SPEC, pretrained_path=tmp_path / "weights.safetensors").eval()
     frames = torch.randn(2, 4, 1, 3, 64, 64)
@@ -195,7 +195,7 @@ def test_pretrained_weights_mean_what_they_meant(tmp_path):
         assert gradient.abs().max() > 0
 
 
-def test_what_decays():
+def test_weight_decay_of_the_parameter_groups():
     groups = {group["name"]: group for group in parameter_groups(make())}
     assert set(groups) == {"normal_weight", "bn", "lr5_weight", "lr10_bias", "channelwise"}
     shapes = {tuple(value.shape) for value in groups["channelwise"]["params"]}
@@ -206,7 +206,7 @@ def test_what_decays():
     assert seen["normal_weight"] == seen["lr5_weight"] == (0.01, 5e-4)
 
 
-def test_the_papers_recipe():
+def test_recipe_of_the_paper():
     recipe = find_recipe("stm-r50/something-v1")
     assert (recipe.epochs, recipe.steps, recipe.batch_size, recipe.weight_decay, recipe.momentum) == (70, (30, 40, 60), 64, 5e-4, 0.9)
     assert [recipe.rate_at(epoch) for epoch in (0, 29, 30, 40, 60)] == pytest.approx([1e-2, 1e-2, 1e-3, 1e-4, 1e-5])
@@ -216,7 +216,7 @@ def test_the_papers_recipe():
     assert find_recipe("stm-r18/moving-shapes").optimiser == "adamw"
 
 
-def test_wrong_words_are_told():
+def test_invalid_options_are_refused():
     with pytest.raises(FlowlessError, match=r"'stm-r101'; it must be one of .*stm-r50"):
         make("stm-r101")
     with pytest.raises(FlowlessError, match=r"stm_placement is 'stage1'; it must be one of all, one-per-stage, stage2"):
@@ -227,7 +227,7 @@ def test_wrong_words_are_told():
         find_recipe("stm-r18/tiny", stm_placement="stage1", stm_fusion="product")
 
 
-# Model, segments; the paper's parameters in millions and GMAC (Table 4), and ours.
+# Model, segments; the paper's parameters in millions and GMAC (Table 4), and the counted ones.
 TABLE_4 = [
     ("stm-r18", 8, 11.0, 14.6, 11.360, 14.633),
     ("stm-r34", 8, 20.5, 29.4, 21.545, 29.552),
@@ -250,13 +250,13 @@ def test_table_4(name, segments, paper_millions, paper_gigas, millions, gigas):
         assert 0.005 < size.parameters / backbone.parameters - 1 < 0.009
         assert 0.009 < size.macs / backbone.macs - 1 < 0.013
     else:
-        # What Table 4 gives for -18 and -34 lies below their own backbones, which have 11.27 M and 21.37 M with 174 classes:
-        # a block that only adds to them cannot be meant by it. The FLOPs fit.
+        # Table 4's parameters for -18 and -34 are fewer than those of their backbones, which have 11.27 M and 21.37 M with 174 classes;
+        # a block that adds to them cannot have fewer. The FLOPs agree.
         assert paper_millions < backbone.parameters / 1e6 < size.parameters / 1e6
 
 
 @pytest.mark.parametrize("options", [{}, {"stm_fixed": True, "stm_fusion": "concat", "precision": "bf16"}])
-def test_it_trains_and_comes_back(tmp_path, train_index, val_index, options):
+def test_training_and_loading_the_checkpoint(tmp_path, train_index, val_index, options):
     fields = {"segments": 4, "size": 32, "short_side": 32, "epochs": 1, "batch_size": 8, "threads": 1, "accelerator": "cpu"}
     recipe = find_recipe("stm-r18/moving-shapes", **fields, **options)
     result = fit(recipe, index=train_index, val_index=val_index, out=tmp_path / "run")
@@ -268,7 +268,7 @@ def test_it_trains_and_comes_back(tmp_path, train_index, val_index, options):
 
 
 def squares(count, generator):
-    """Squares that move left (0) or right (1) over a still noisy background: the same frames in another order."""
+    """Return clips of squares that move left (0) or right (1) over a static noisy background, and the labels: they differ in order only."""
     clip = torch.randint(60, 120, (count, 1, 1, 32, 32, 3), generator=generator).expand(count, *SPEC.shape).clone()
     labels = torch.randint(0, 2, (count,), generator=generator)
     for number, label in enumerate(labels.tolist()):
@@ -282,8 +282,8 @@ def squares(count, generator):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"stm_fixed": True}])
-def test_it_learns_direction_from_scratch(options):
-    """60 steps of 20 clips. Measured on 200 unseen: 100 % either way; TSN, which cannot see order, 45 %."""
+def test_stm_learns_direction_from_scratch(options):
+    """60 steps of 20 clips. Measured top-1 on 200 unseen clips: 100 % with both options; TSN, which is blind to order, 45 %."""
     recipe, generator = find_recipe("stm-r18/moving-shapes"), torch.Generator().manual_seed(1)
     torch.manual_seed(0)
     model = build_model("stm-r18", classes=2, spec=SPEC, width=0.25, dropout=0.0, **options).train()
@@ -299,6 +299,6 @@ def test_it_learns_direction_from_scratch(options):
         assert (model.eval()(clip).argmax(1) == labels).float().mean() > 0.9
 
 
-def test_mixed_precision_stays_narrow():
+def test_bf16_input_gives_bf16_output():
     conv = ChannelwiseTemporalConv(8, segments=2)
     assert conv(torch.randn(2, 8, 3, 3, dtype=torch.bfloat16)).dtype == torch.bfloat16

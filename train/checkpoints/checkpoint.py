@@ -1,6 +1,6 @@
-"""Checkpoints: one safetensors file with the weights and, in its header, all that is needed to use them.
+"""Checkpoints: one safetensors file with the weights and, in its header, everything that is needed to use them.
 
-Nothing in a checkpoint is ever unpickled: a safetensors file is a table of numbers and a table of texts.
+Nothing in a checkpoint is ever unpickled: a safetensors file is a table of tensors and a table of strings.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from flowless.files import whole_file
 from flowless.machine import installed_versions
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.models import Recognizer, build_model
-from flowless.train.models.options import kept_options
+from flowless.train.models.options import split_options
 
 FORMAT = "flowless-checkpoint"
 VERSION = 1
@@ -42,9 +42,9 @@ class Checkpoint:
     recipe: dict[str, Any]
     """The recipe's fields."""
     versions: dict[str, str]
-    """Versions of Python and of the libraries that wrote the file."""
+    """Versions of Python and of the libraries when the file was written."""
     metrics: dict[str, Any]
-    """Epoch and accuracies when it was written."""
+    """Epoch and accuracies when the file was written."""
 
 
 def save_checkpoint(
@@ -61,10 +61,10 @@ def save_checkpoint(
 
     Args:
         path: The `.safetensors` file.
-        model: What `build_model` made; any device.
+        model: A model from `build_model`, on any device.
         model_name: Its name.
         recipe: The recipe's fields, plain values.
-        spec: What a clip is.
+        spec: The model's clip.
         labels: Label names in the order of the scores.
         metrics: Plain values, such as epoch and val_top1.
     """
@@ -87,16 +87,16 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Read a checkpoint on the CPU.
+    """Read a checkpoint; the model is on the CPU.
 
     Raises:
-        FlowlessError: The file is missing, damaged, or no checkpoint of flowless.
+        FlowlessError: The file is missing, damaged, or not a checkpoint of flowless.
     """
     source = Path(path)
     document, tensors = _read(source)
     try:
         spec = ClipSpec.from_dict(document["spec"])
-        own, rest = kept_options(document["model"], document["config"])
+        own, rest = split_options(document["model"], document["config"])
         model = build_model(document["model"], spec=spec, **rest, **own)
         labels = tuple(document["labels"])
         rest = {name: document[name] for name in ("recipe", "versions", "metrics")}
@@ -112,12 +112,12 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def is_checkpoint(path: str | os.PathLike[str]) -> bool:
-    """Tell whether a path means a checkpoint (a `.safetensors` file) rather than a bundle (a folder)."""
+    """Return whether a path names a checkpoint (a `.safetensors` file) rather than a bundle (a folder)."""
     return Path(path).is_file() or Path(path).suffix == ".safetensors"
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python, flowless and the libraries that shape a model."""
+    """Return the versions of Python, flowless and the libraries that a model's numbers depend on."""
     libraries = installed_versions(("torch", "timm", "lightning", "safetensors", "numpy"))
     return {"python": platform.python_version(), "flowless": __version__, **libraries}
 
@@ -126,19 +126,19 @@ def _read(source: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return header document and tensors."""
     if source.is_dir():
         if (source / "manifest.json").is_file():
-            raise FlowlessError(f"{source}: a bundle, which holds no checkpoint. Give the .safetensors file that it was exported from.")
+            raise FlowlessError(f"{source}: a bundle, which contains no checkpoint. Give the .safetensors file that it was exported from.")
         raise FlowlessError(f"{source}: a folder, not a checkpoint. Give the file in it: {source / 'best.safetensors'}.")
     try:
         with safe_open(source, framework="pt", device="cpu") as file:
             header = (file.metadata() or {}).get("flowless")
             if header is None:
                 raise FlowlessError(
-                    f"{source}: safetensors, but no checkpoint of flowless: its header has no entry 'flowless'. Give a file "
+                    f"{source}: a safetensors file, but not a checkpoint of flowless: its header has no entry 'flowless'. Give a file "
                     f"that `flowless train` wrote, such as best.safetensors in a run's folder."
                 )
             document = json.loads(header)
             if not isinstance(document, dict):
-                raise ValueError("its header is no table")
+                raise ValueError("its header is not a JSON object")
             if document.get("format") != FORMAT or document.get("version") != VERSION:
                 raise FlowlessError(
                     f"{source}: a checkpoint of version {document.get('version')!r}; this flowless reads version {VERSION}. Train again, "
@@ -149,5 +149,5 @@ def _read(source: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise FlowlessError(f"{source}: no such checkpoint. `flowless train` writes best.safetensors and last.safetensors.") from None
     except (OSError, SafetensorError, ValueError, AttributeError) as error:
         raise FlowlessError(
-            f"{source}: no checkpoint of flowless ({first_line(error)}). A checkpoint is a .safetensors file that `flowless train` wrote."
+            f"{source}: not a checkpoint of flowless ({first_line(error)}). Give a .safetensors file that `flowless train` wrote."
         ) from error

@@ -1,7 +1,7 @@
-"""Checkpoints of the official PAN code, read into our recognisers: the same weights, the same scores.
+"""Read checkpoints of the official PAN code into recognisers of flowless, with the same weights and the same scores.
 
-The official code saves `epoch`, `arch`, `state_dict`, `optimizer` and `best_prec1`. Its networks are ours by other names;
-what differs is the place of eps inside PA, which `eps_inside` keeps.
+The official code saves `epoch`, `arch`, `state_dict`, `optimizer` and `best_prec1`. Its networks equal ours, with other names of
+tensors; only the place of eps inside PA differs, which the option `eps_inside` reproduces.
 """
 
 from __future__ import annotations
@@ -18,13 +18,30 @@ from torch import Tensor, nn
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.models import Recognizer, build_model
-from flowless.train.models.backbones.backbone import read_document
+from flowless.train.models.backbones.weight_files import read_document
 
-#: Name on the command line -> our family, channels of the first convolution, frames m of a segment.
-OFFICIAL_MODELS = {"pan-lite": ("pan-lite", 6, 4), "pan-full-rgb": ("pan-rgb", 3, 1), "pan-full-pa": ("pan-pa", 3, 4)}
-#: Official beginning of a name -> ours; the first that fits.
-_NAMES = (("base_model.fc.", "head."), ("base_model.", "backbone."), ("PA.shallow_conv.", "persistence."))
-#: Blocks of layer1 to layer4, and whether a block has three convolutions -> depth.
+
+@dataclass(frozen=True, kw_only=True)
+class OfficialModel:
+    """One of the models that the official code trains."""
+
+    family: str
+    """Its family here."""
+    channels: int
+    """Input channels of its first convolution."""
+    frames: int
+    """Frames m of a segment."""
+
+
+#: Name on the command line -> model.
+OFFICIAL_MODELS = {
+    "pan-lite": OfficialModel(family="pan-lite", channels=6, frames=4),
+    "pan-full-rgb": OfficialModel(family="pan-rgb", channels=3, frames=1),
+    "pan-full-pa": OfficialModel(family="pan-pa", channels=3, frames=4),
+}
+#: Official prefix of a tensor's name -> ours; the first match counts.
+_PREFIXES = (("base_model.fc.", "head."), ("base_model.", "backbone."), ("PA.shallow_conv.", "persistence."))
+#: Numbers of blocks of layer1 to layer4, and whether a block has three convolutions -> depth.
 _DEPTHS: dict[tuple[tuple[int, ...], bool], str] = {
     ((2, 2, 2, 2), False): "r18",
     ((3, 4, 6, 3), False): "r34",
@@ -34,7 +51,7 @@ _DEPTHS: dict[tuple[tuple[int, ...], bool], str] = {
 
 
 class OfficialFrames(nn.Module):
-    """A recogniser called as the official code calls its own: normalised frames in, scores out.
+    """A recogniser with the input of the official code: normalised frames instead of pixels.
 
     Attributes:
         recognizer: The recogniser, which takes uint8 pixels.
@@ -58,42 +75,42 @@ class OfficialFrames(nn.Module):
         if not x.is_floating_point() or x.dim() != 6 or tuple(x.shape[1:4]) != (segments, frames, 3):
             raise FlowlessError(
                 f"the frames are {str(x.dtype).removeprefix('torch.')} {list(x.shape)}; this model takes normalised frames, floating "
-                f"[B, {segments}, {frames}, 3, H, W] (clip, segments, frames, RGB, rows, columns). Pixels go to its recognizer."
+                f"[B, {segments}, {frames}, 3, H, W] (clip, segments, frames, RGB, rows, columns). For pixels, call its `recognizer`."
             )
         return self.recognizer.forward_frames(x)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OfficialCheckpoint:
-    """What an official file held."""
+    """The contents of an official checkpoint."""
 
     model: Recognizer
-    """Our recogniser with its weights, in evaluation mode."""
+    """A recogniser with the file's weights, in evaluation mode."""
     name: str
     """Its name for `build_model`."""
     spec: ClipSpec
-    """8 x 4 (RGB: 8 x 1) frames of 224 x 224 out of 256, unless the weights say other segments."""
+    """8 x 4 (RGB: 8 x 1) frames, crops of 224 x 224 from a short side of 256; the weights may have other segments than 8."""
     classes: int
     metrics: dict[str, Any]
-    """Epoch and validation top-1 (0 to 1) that the file names."""
+    """Epoch and best validation top-1 (0 to 1), where the file has them."""
 
 
 def load_official(path: str | os.PathLike[str], *, model: str) -> tuple[nn.Module, ClipSpec]:
     """Read a checkpoint of the official PAN code (zhang-can/PAN-PyTorch, `ckpt.pth.tar` or `ckpt.best.pth.tar`).
 
-    The depth of the ResNet, the segments and the classes are found in the weights. Nothing is unpickled but tensors and
-    plain values; files of PyTorch before 1.6 and tensors that lay on a GPU are read too.
+    The depth of the ResNet and the numbers of segments and classes are found in the weights. Only tensors and plain values are
+    unpickled. Files of PyTorch before 1.6 and tensors saved on a GPU are read too.
 
     Args:
         path: The file.
-        model: pan-lite, pan-full-rgb or pan-full-pa: what the official code calls modality Lite, RGB and PA.
+        model: pan-lite, pan-full-rgb or pan-full-pa: the official code's modalities Lite, RGB and PA.
 
     Returns:
         A module in evaluation mode that takes the official input, normalised floating `[B, N, m, 3, H, W]` (m: 4; RGB: 1),
-        and gives the official logits `[B, classes]`; its attribute `recognizer` takes uint8 pixels. And the ClipSpec.
+        and returns the official logits `[B, classes]`; its attribute `recognizer` takes uint8 pixels. And the ClipSpec.
 
     Raises:
-        FlowlessError: The file is missing or damaged, or is no checkpoint of that model.
+        FlowlessError: The file is missing or damaged, or not a checkpoint of that model.
     """
     found = read_official(path, model=model)
     return OfficialFrames(found.model).eval(), found.spec
@@ -106,13 +123,12 @@ def read_official(path: str | os.PathLike[str], *, model: str) -> OfficialCheckp
     source = Path(path)
     document = read_document(source)
     weights = _weights(document, source)
-    family, _, frames = OFFICIAL_MODELS[model]
     kind = _kind(weights, source)
     if kind != model:
         raise FlowlessError(f"{source}: holds the weights of {kind}, not of {model}. Import it with --model {kind}.")
-    segments, classes = _head(weights, source)
-    spec = ClipSpec(segments=segments, frames_per_segment=frames)
-    name = f"{family}-{_depth(weights, source)}"
+    segments, classes = _segments_and_classes(weights, source)
+    spec = ClipSpec(segments=segments, frames_per_segment=OFFICIAL_MODELS[model].frames)
+    name = f"{OFFICIAL_MODELS[model].family}-{_depth(weights, source)}"
     official: dict[str, Any] = {"eps_inside": True} if "PA.shallow_conv.weight" in weights else {}
     recognizer = build_model(name, classes=classes, spec=spec, **official)
     _fill(recognizer, weights, source)
@@ -120,26 +136,26 @@ def read_official(path: str | os.PathLike[str], *, model: str) -> OfficialCheckp
 
 
 def _weights(document: Any, source: Path) -> dict[str, Tensor]:
-    """Return the official tensors by their names without `module.`, which DataParallel puts before them."""
+    """Return the official tensors by name, without the prefix `module.` of DataParallel."""
     table = document.get("state_dict", document) if isinstance(document, dict) else None
     if not isinstance(table, dict) or not table or not all(isinstance(value, Tensor) for value in table.values()):
-        raise FlowlessError(f"{source}: no checkpoint of the official PAN code: it holds no table `state_dict` of named tensors.")
+        raise FlowlessError(f"{source}: not a checkpoint of the official PAN code: it has no `state_dict` of named tensors.")
     weights = {str(name).removeprefix("module."): value for name, value in table.items()}
     if "base_model.conv1.weight" not in weights:
         shown = ", ".join(list(weights)[:3])
         raise FlowlessError(
-            f"{source}: no checkpoint of the official PAN code over a ResNet: it has no base_model.conv1.weight (its names begin with "
+            f"{source}: not a checkpoint of the official PAN code with a ResNet: it has no base_model.conv1.weight (its first tensors are "
             f"{shown}). A checkpoint of flowless needs no import."
         )
     return weights
 
 
 def _kind(weights: dict[str, Tensor], source: Path) -> str:
-    """Tell which of the official models the weights are, by PA's filters and the channels of the first convolution."""
+    """Return which of the official models the weights are of, by PA's filters and the channels of the first convolution."""
     channels = weights["base_model.conv1.weight"].shape[1]
     motion = "PA.shallow_conv.weight" in weights
-    for name, (_, expected, frames) in OFFICIAL_MODELS.items():
-        if channels == expected and motion == (frames > 1):
+    for name, model in OFFICIAL_MODELS.items():
+        if channels == model.channels and motion == (model.frames > 1):
             return name
     raise FlowlessError(
         f"{source}: its first convolution takes {channels} channels and it has {'PA filters' if motion else 'no PA filters'}; flowless "
@@ -147,15 +163,15 @@ def _kind(weights: dict[str, Tensor], source: Path) -> str:
     )
 
 
-def _head(weights: dict[str, Tensor], source: Path) -> tuple[int, int]:
-    """Return segments and classes."""
+def _segments_and_classes(weights: dict[str, Tensor], source: Path) -> tuple[int, int]:
+    """Return the numbers of segments and classes, from the shapes of the head."""
     scales, prediction = weights.get("base_model.fc.TES.0.weight"), weights.get("base_model.fc.pred.weight")
     if scales is None or prediction is None or scales.dim() != 2 or prediction.dim() != 2:
         raise FlowlessError(
             f"{source}: was trained without VAP (it has no base_model.fc.TES and base_model.fc.pred); the paper's models have it. Train "
             f"with the official option --VAP, or train tsm-r50 here."
         )
-    # N - 1 pooled vectors of N segments.
+    # VAP's small network has one input per pooled vector, N - 1 for N segments.
     return scales.shape[1] + 1, prediction.shape[0]
 
 
@@ -166,8 +182,8 @@ def _depth(weights: dict[str, Tensor], source: Path) -> str:
     depth = _DEPTHS.get((counts, bottleneck))
     if depth is None:
         raise FlowlessError(
-            f"{source}: a ResNet of {' + '.join(map(str, counts))} blocks of {3 if bottleneck else 2} convolutions, which flowless does "
-            f"not build. It has ResNet-18, -34, -50 and -101."
+            f"{source}: a ResNet with {' + '.join(map(str, counts))} blocks of {3 if bottleneck else 2} convolutions; flowless has "
+            f"ResNet-18, -34, -50 and -101."
         )
     if "base_model.layer1.0.conv1.net.weight" not in weights:
         raise FlowlessError(f"{source}: was trained without the temporal shift (--shift); the paper's models have it.")
@@ -177,7 +193,7 @@ def _depth(weights: dict[str, Tensor], source: Path) -> str:
 def _fill(model: Recognizer, weights: dict[str, Tensor], source: Path) -> None:
     own = model.state_dict()
     given = {_ours(name): (name, value) for name, value in weights.items()}
-    # PyTorch before 0.4.1 did not count batches, and nothing depends on the count.
+    # PyTorch before 0.4.1 did not save num_batches_tracked, and nothing depends on it.
     missing = [name for name in own if name not in given and not name.endswith("num_batches_tracked")]
     unknown = [name for ours, (name, _) in given.items() if ours not in own]
     shapes = [
@@ -187,25 +203,25 @@ def _fill(model: Recognizer, weights: dict[str, Tensor], source: Path) -> None:
     ]
     problems = {"missing": missing, "unknown": unknown, "other shapes": shapes}
     if any(problems.values()):
-        told = "; ".join(
+        listed = "; ".join(
             f"{len(names)} {what}: {', '.join(names[:3])}{' …' if len(names) > 3 else ''}" for what, names in problems.items() if names
         )
         raise FlowlessError(
-            f"{source}: its tensors are not those of the official network ({told}). Was it saved by unchanged official code?"
+            f"{source}: its tensors are not those of the official network ({listed}). Import only files of the unchanged official code."
         )
     with torch.no_grad():
         model.load_state_dict({name: value for name, (_, value) in given.items()}, strict=False)
 
 
 def _ours(name: str) -> str:
-    for theirs, ours in _NAMES:
+    for theirs, ours in _PREFIXES:
         if name.startswith(theirs):
             return ours + name.removeprefix(theirs)
     return name
 
 
 def _metrics(document: dict[str, Any]) -> dict[str, Any]:
-    """Return the epoch and the best top-1 as a share, where the file names them."""
+    """Return the epoch and the best top-1 (0 to 1), where the file has them."""
     found = {}
     if isinstance(document.get("epoch"), int):
         found["epoch"] = document["epoch"]

@@ -15,15 +15,15 @@ from flowless.console import emit
 from flowless.files import refuse_unwritable
 from flowless.pipeline.dataset.index import DatasetIndex, Refused
 from flowless.pipeline.dataset.refused_table import refused_table
-from flowless.train.evaluation.evaluation import EvaluationOptions
+from flowless.train.evaluation.options import EvaluationOptions
 
-#: Classes up to which the whole confusion matrix is printed.
+#: With more classes than this, the table of the most frequent confusions is printed instead of the whole matrix.
 _MATRIX_CLASSES = 30
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateArgs:
-    """Measure a checkpoint or a bundle on labelled videos: top-1, top-5, mean class accuracy, confusion matrix."""
+    """Measure the accuracy of a checkpoint or a bundle on labelled videos: top-1, top-5, mean class accuracy, confusion matrix."""
 
     model: tyro.conf.Positional[Path]
     """A checkpoint (a .safetensors file of `flowless train`) or a bundle (a folder of `flowless export`)."""
@@ -32,35 +32,35 @@ class EvaluateArgs:
     options: tyro.conf.OmitArgPrefixes[EvaluationOptions] = field(default_factory=EvaluationOptions)
     """How to run."""
     plot: Path | None = None
-    """Also draw the confusion matrix into this picture (.png, .svg, .pdf)."""
+    """Also draw the confusion matrix into this file (.png, .svg, .pdf)."""
     json: bool = False
     """Print one JSON document, with every prediction, instead of tables."""
 
 
-def main(words: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Run `flowless evaluate`."""
-    options = tyro.cli(EvaluateArgs, args=words, prog="flowless evaluate")
+    args = tyro.cli(EvaluateArgs, args=argv, prog="flowless evaluate")
     from flowless.train.evaluation.evaluate import evaluate
 
-    if options.plot is not None:
+    if args.plot is not None:
         from flowless.plots import check_picture_path
 
-        check_picture_path(options.plot)
-        refuse_unwritable(options.plot)
-    evaluation = evaluate(options.model, DatasetIndex.load(options.data), options=options.options)
-    if options.plot is not None:
+        check_picture_path(args.plot)
+        refuse_unwritable(args.plot)
+    evaluation = evaluate(args.model, DatasetIndex.load(args.data), options=args.options)
+    if args.plot is not None:
         from flowless.plots import save_confusion
         from flowless.train.evaluation.metrics import confusion_matrix
 
         title = f"{evaluation.model}, {evaluation.target}: top-1 {evaluation.top1:.1%}"
-        save_confusion(options.plot, confusion_matrix(evaluation.scores, evaluation.labels), evaluation.names, title=title)
+        save_confusion(args.plot, confusion_matrix(evaluation.scores, evaluation.labels), evaluation.names, title=title)
     document = evaluation.to_dict()
-    emit(document, *_evaluation_tables(document), as_json=options.json)
+    emit(document, *_evaluation_tables(document), as_json=args.json)
     return 0
 
 
 def _evaluation_tables(document: dict[str, Any]) -> list[RenderableType]:
-    table = Table("figure", "value", title=f"{document['model']} by {document['target']}, {_views(document)}")
+    table = Table("metric", "value", title=f"{document['model']} on {document['target']}, {_views(document)}")
     for name in ("videos", "top1", "top5", "mean_class_accuracy"):
         value = document[name]
         table.add_row(name.replace("_", " "), str(value) if name == "videos" else f"{value:.2%}")
@@ -91,7 +91,7 @@ def _confused_table(document: dict[str, Any]) -> Table:
         for column, count in enumerate(counts)
         if count and row != column
     ]
-    table = Table("videos", "true", "predicted", title="most often confused")
+    table = Table("videos", "true", "predicted", title="most frequent confusions")
     for count, row, column in sorted(pairs, reverse=True)[:15]:
         table.add_row(str(count), labels[row], labels[column])
     return table

@@ -1,4 +1,4 @@
-"""`flowless fuse`. PyTorch is imported only when it runs."""
+"""`flowless fuse`: put separately trained branches of PAN into one checkpoint. PyTorch is imported only when it runs."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from flowless.train.commands.import_official import require_safetensors
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fuse:
+class FuseArgs:
     """Put separately trained branches into one checkpoint: PAN-Full, or with --lite PAN-En.
 
-    The model's scores are the weighted mean of the branches' scores, inside one network: it evaluates, exports and runs as one. The
-    branches must have the same labels, depth and clip; only the RGB branch may have another number of frames per segment.
+    The fused model is one network, which is evaluated, exported and run like any other; its scores are the weighted mean of the branches'
+    scores. The branches must have the same labels, depth and clip; only the RGB branch may have another number of frames per segment.
     """
 
     out: tyro.conf.Positional[Path]
@@ -30,23 +30,23 @@ class Fuse:
     lite: Path | None = None
     """Checkpoint of a pan-lite model."""
     weights: tuple[float, ...] = ()
-    """How much each branch's scores count, such as 1 1.5, in the order lite (where there is one), rgb, pa; by default all the same. They
-    are divided by their sum."""
+    """Weight of each branch's scores, such as 1 1.5, in the order lite (with --lite), rgb, pa; they are divided by their sum. Default:
+    equal weights."""
     json: bool = False
     """Print one JSON document instead of a table."""
 
 
-def fuse(words: Sequence[str]) -> int:
+def fuse(argv: Sequence[str]) -> int:
     """Run `flowless fuse`."""
-    ask = tyro.cli(Fuse, args=list(words), prog="flowless fuse", description=inspect.getdoc(Fuse))
-    require_safetensors(ask.out)
+    args = tyro.cli(FuseArgs, args=list(argv), prog="flowless fuse", description=inspect.getdoc(FuseArgs))
+    require_safetensors(args.out)
     from rich.table import Table
 
     from flowless.train.checkpoints import fuse_checkpoints, save_checkpoint
 
-    fused = fuse_checkpoints(rgb=ask.rgb, pa=ask.pa, lite=ask.lite, weights=ask.weights)
+    fused = fuse_checkpoints(rgb=args.rgb, pa=args.pa, lite=args.lite, weights=args.weights)
     save_checkpoint(
-        ask.out,
+        args.out,
         fused.model,
         model_name=fused.name,
         recipe=fused.recipe,
@@ -54,16 +54,16 @@ def fuse(words: Sequence[str]) -> int:
         labels=fused.labels,
         metrics=fused.metrics,
     )
-    branches = {name: str(path) for name, path in (("lite", ask.lite), ("rgb", ask.rgb), ("pa", ask.pa)) if path is not None}
+    branches = {name: str(path) for name, path in (("lite", args.lite), ("rgb", args.rgb), ("pa", args.pa)) if path is not None}
     document = {
-        "checkpoint": str(ask.out),
+        "checkpoint": str(args.out),
         "model": fused.name,
         "branches": branches,
-        "weights": list(ask.weights) or [1.0] * len(branches),
+        "weights": list(args.weights) or [1.0] * len(branches),
         "labels": list(fused.labels),
         "clip": fused.spec.to_dict(),
     }
     table = Table("checkpoint", "model", "branches", "classes", "clip")
-    table.add_row(str(ask.out), fused.name, ", ".join(branches), str(len(fused.labels)), " × ".join(map(str, fused.spec.shape)))
-    emit(document, table, as_json=ask.json)
+    table.add_row(str(args.out), fused.name, ", ".join(branches), str(len(fused.labels)), " × ".join(map(str, fused.spec.shape)))
+    emit(document, table, as_json=args.json)
     return 0

@@ -1,4 +1,4 @@
-"""`flowless import`. PyTorch is imported only when it runs."""
+"""`flowless import`: convert a checkpoint of the official PAN code. PyTorch is imported only when it runs."""
 
 from __future__ import annotations
 
@@ -12,80 +12,76 @@ import tyro
 
 from flowless.console import emit
 from flowless.errors import FlowlessError
+from flowless.pipeline.dataset.sources import read_labels
 
 
 @dataclass(frozen=True, kw_only=True)
-class Import:
-    """Turn a checkpoint of the official PAN code into a checkpoint of flowless, with the same scores.
+class ImportArgs:
+    """Convert a checkpoint of the official PAN code (zhang-can/PAN-PyTorch) into a checkpoint of flowless, with the same scores.
 
-    The file is what the official code saves, ckpt.best.pth.tar; nothing in it is run. The ResNet's depth, the segments and
-    the classes are found in the weights. Then: flowless evaluate, flowless export, and flowless fuse for PAN-Full and PAN-En.
+    The official code saves its checkpoints as ckpt.best.pth.tar; no code in the file is run. The ResNet's depth and the numbers of
+    segments and classes are found in the weights. Use the result with flowless evaluate, flowless export, and, for PAN-Full and PAN-En,
+    flowless fuse.
     """
 
     checkpoint: tyro.conf.Positional[Path]
-    """The official file."""
+    """The official checkpoint, such as ckpt.best.pth.tar."""
     model: Literal["pan-lite", "pan-full-rgb", "pan-full-pa"]
-    """What it holds: PAN-Lite, or PAN-Full's RGB or PA branch (official modalities Lite, RGB, PA)."""
+    """The model in the file: PAN-Lite (official modality Lite), or PAN-Full's RGB or PA branch (modalities RGB, PA)."""
     out: Path
     """The .safetensors file to write."""
     labels: Path | None = None
-    """Names of the classes in the order of the scores, one a line; without it, they are numbered from 0."""
+    """File of class names in the order of the scores: text with one name per line, a JSON list, or an index. Without it, classes are
+    numbered from 0."""
     json: bool = False
     """Print one JSON document instead of a table."""
 
 
-def import_official(words: Sequence[str]) -> int:
+def import_official(argv: Sequence[str]) -> int:
     """Run `flowless import`."""
-    ask = tyro.cli(Import, args=list(words), prog="flowless import", description=inspect.getdoc(Import))
-    require_safetensors(ask.out)
+    args = tyro.cli(ImportArgs, args=list(argv), prog="flowless import", description=inspect.getdoc(ImportArgs))
+    require_safetensors(args.out)
     from rich.table import Table
 
     from flowless.train.checkpoints import save_checkpoint
     from flowless.train.checkpoints.official import read_official
 
-    found = read_official(ask.checkpoint, model=ask.model)
-    labels = read_labels(ask.labels, classes=found.classes) if ask.labels else tuple(map(str, range(found.classes)))
-    recipe = {"imported": {"file": ask.checkpoint.name, "model": ask.model}}
-    save_checkpoint(ask.out, found.model, model_name=found.name, recipe=recipe, spec=found.spec, labels=labels, metrics=found.metrics)
+    found = read_official(args.checkpoint, model=args.model)
+    labels = _labels(args.labels, classes=found.classes) if args.labels else tuple(map(str, range(found.classes)))
+    recipe = {"imported": {"file": args.checkpoint.name, "model": args.model}}
+    save_checkpoint(args.out, found.model, model_name=found.name, recipe=recipe, spec=found.spec, labels=labels, metrics=found.metrics)
     document = {
-        "checkpoint": str(ask.out),
+        "checkpoint": str(args.out),
         "model": found.name,
         "labels": list(labels),
         "clip": found.spec.to_dict(),
         "metrics": found.metrics,
     }
-    table = Table("checkpoint", "model", "classes", "clip", "epoch", "best top-1 that it names")
+    table = Table("checkpoint", "model", "classes", "clip", "epoch", "best top-1 in the file")
     top1 = found.metrics.get("best_top1")
     table.add_row(
-        str(ask.out),
+        str(args.out),
         found.name,
         str(found.classes),
         " × ".join(map(str, found.spec.shape)),
         str(found.metrics.get("epoch", "–")),
         "–" if top1 is None else f"{top1:.1%}",
     )
-    emit(document, table, as_json=ask.json)
+    emit(document, table, as_json=args.json)
     return 0
 
 
-def read_labels(path: Path, *, classes: int) -> tuple[str, ...]:
-    """Read one class name a line; raise FlowlessError where they are not `classes` different names."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FlowlessError(f"{path}: not a readable file of labels ({error}). It holds one class name a line, in UTF-8.") from error
-    labels = tuple(line.strip() for line in text.splitlines() if line.strip())
+def _labels(path: Path, *, classes: int) -> tuple[str, ...]:
+    """Read the labels; raise FlowlessError where there is not one for each class."""
+    labels = read_labels(path)
     if len(labels) != classes:
         raise FlowlessError(
-            f"{path}: holds {len(labels)} labels; the checkpoint has {classes} classes. Give one name a line, in its order."
+            f"{path}: holds {len(labels)} labels; the checkpoint has {classes} classes. Give one name for each, in the order of its scores."
         )
-    twice = sorted({label for label in labels if labels.count(label) > 1})
-    if twice:
-        raise FlowlessError(f"{path}: names {twice[0]!r} more than once; every class needs a name of its own.")
     return labels
 
 
 def require_safetensors(out: Path) -> None:
-    """Refuse a name that no other command would take for a checkpoint."""
+    """Refuse to write a checkpoint under a name that other commands would not recognise as one."""
     if out.suffix != ".safetensors":
         raise FlowlessError(f"{out}: a checkpoint of flowless is a .safetensors file. Name it {out.with_suffix('.safetensors')}.")

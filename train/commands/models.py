@@ -1,4 +1,4 @@
-"""`flowless models`. PyTorch is imported only when it runs."""
+"""`flowless models`: list the models with size and published accuracy. PyTorch is imported only when it runs."""
 
 from __future__ import annotations
 
@@ -15,50 +15,50 @@ from flowless.errors import FlowlessError
 if TYPE_CHECKING:
     from rich.table import Table
 
-#: Classes that a model is counted with: Something-Something's, as in the papers.
+#: Number of classes that a model is counted with: Something-Something's, as in the papers.
 CLASSES = 174
 #: The data set whose accuracy the table shows.
 _SHOWN = "something-v1"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Models:
-    """List every model with its size, beside what its paper says; or tell a family's model card.
+class ModelsArgs:
+    """List every model with its size and the figures of its paper; or print the model card of one family.
 
-    Parameters and multiplications (GMAC, which the papers call FLOPs) are counted for 174 classes at the paper's input; where the
-    paper has no such model, at 8 segments of 224 x 224.
+    Parameters and multiply-accumulate operations (GMAC, which the papers call FLOPs) are counted for 174 classes at the paper's input;
+    where the paper has no such model, for 8 segments of 224 x 224.
     """
 
     family: tyro.conf.Positional[str | None] = None
-    """Tell this family's model card, such as pan-lite, and list its models alone."""
+    """Print this family's model card, such as pan-lite, and list only its models."""
     json: bool = False
     """Print one JSON document instead of the table."""
 
 
-def models(words: Sequence[str]) -> int:
+def models(argv: Sequence[str]) -> int:
     """Run `flowless models`."""
-    ask = tyro.cli(Models, args=list(words), prog="flowless models", description=inspect.getdoc(Models))
+    args = tyro.cli(ModelsArgs, args=list(argv), prog="flowless models", description=inspect.getdoc(ModelsArgs))
     from flowless.train.models import FAMILIES, MODELS
 
-    if ask.family is not None and ask.family not in FAMILIES:
-        raise FlowlessError(f"no family of models {ask.family!r}; there are {', '.join(FAMILIES)}.")
-    names = [name for name in MODELS if ask.family in {None, name.rpartition("-")[0]}]
+    if args.family is not None and args.family not in FAMILIES:
+        raise FlowlessError(f"family is {args.family!r}; it must be one of {', '.join(FAMILIES)}.")
+    names = [name for name in MODELS if args.family in {None, name.rpartition("-")[0]}]
     with progress() as bar:
-        rows = [described(name) for name in bar.track(names, description="counting")]
-    if ask.family is not None and not ask.json:
-        log.print(inspect.getdoc(FAMILIES[ask.family]), markup=False, highlight=False, soft_wrap=True)
-    emit({"classes": CLASSES, "models": rows}, _table(rows), as_json=ask.json)
+        rows = [describe(name) for name in bar.track(names, description="counting")]
+    if args.family is not None and not args.json:
+        log.print(inspect.getdoc(FAMILIES[args.family]), markup=False, highlight=False, soft_wrap=True)
+    emit({"classes": CLASSES, "models": rows}, _table(rows), as_json=args.json)
     return 0
 
 
-def described(name: str) -> dict[str, Any]:
-    """Return what `flowless models --json` says of a model: plain values."""
+def describe(name: str) -> dict[str, Any]:
+    """Return a model's row of `flowless models --json`."""
     from flowless.train.models import FAMILIES
     from flowless.train.models.flops import size_of
-    from flowless.train.models.papers import PAPERS
+    from flowless.train.models.paper_results import PAPER_RESULTS
     from flowless.train.recipes import find_recipe
 
-    paper = PAPERS.get(name)
+    paper = PAPER_RESULTS.get(name)
     spec = paper.spec if paper else find_recipe(f"{name}/something-v1").spec
     size = size_of(name, classes=CLASSES, spec=spec)
     card = inspect.getdoc(FAMILIES[name.rpartition("-")[0]]) or ""
@@ -84,9 +84,7 @@ def described(name: str) -> dict[str, Any]:
 def _table(rows: Sequence[dict[str, Any]]) -> Table:
     from rich.table import Table
 
-    table = Table(
-        caption=f"{CLASSES} classes; a clip is segments × frames of a square's side; top-1 on {_SHOWN}, per cent; more with --json"
-    )
+    table = Table(caption=f"{CLASSES} classes; clip: segments × frames, side of the square frame; top-1 in % on {_SHOWN}; more with --json")
     table.add_column("model", no_wrap=True)
     for name in ("clip", "parameters", "GMAC", "paper's", "GMAC", "top-1"):
         table.add_column(name, justify="right", no_wrap=True)

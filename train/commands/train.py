@@ -1,4 +1,4 @@
-"""The learning stage's subcommand, `flowless train`. PyTorch is imported only when it runs."""
+"""`flowless train`: train a recipe on an index. PyTorch is imported only when it runs."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ if TYPE_CHECKING:
 
 _TRAIN_HELP = f"""usage: flowless train RECIPE --data INDEX [--val-data INDEX] [--out FOLDER] [--any-field VALUE ...]
 
-Train a recipe on an index that `flowless scan` wrote.
+Train a model by a recipe, on an index of labelled videos that `flowless scan` wrote.
 
-  A recipe is MODEL/DATA:
-    MODEL  one of {", ".join(name for name in OPTIONS if name not in BACKBONES)}, with -r18, -r34, -r50 or -r101
-           behind it; or {", ".join(f"{name}-{backbone}" for name, own in BACKBONES.items() for backbone in own)}
+  RECIPE is MODEL/DATA:
+    MODEL  one of {", ".join(name for name in OPTIONS if name not in BACKBONES)}, followed by -r18, -r34, -r50 or -r101;
+           or {", ".join(f"{name}-{backbone}" for name, own in BACKBONES.items() for backbone in own)}
     DATA   {", ".join(DATA_NAMES)}
 
-  custom fine-tunes ImageNet weights on data of your own; tiny learns a handful of videos from scratch;
+  custom fine-tunes ImageNet weights on your own videos; tiny trains from scratch on a handful of videos;
   moving-shapes is for the videos of `flowless shapes`.
-  pan-full and pan-en train their branches together; pan-rgb, pan-pa and pan-lite trained apart are joined by `flowless fuse`.
+  pan-full and pan-en train their branches together; pan-rgb, pan-pa and pan-lite, trained separately, are joined by `flowless fuse`.
 
   flowless train pan-lite-r18/moving-shapes --data shapes/train.index.jsonl --val-data shapes/val.index.jsonl
   flowless train pan-lite-r50/custom --data index.jsonl --epochs 20 --batch-size 8
 
-  Kinetics, then UCF101 (or HMDB51, Something-Something), as all four papers do: what fits of the checkpoint is taken, batch norm's
-  statistics included, and what does not is listed.
+  Pretrain on Kinetics, then fine-tune on UCF101 (or HMDB51, Something-Something), as all four papers do. --from copies every tensor of
+  the checkpoint that fits, batch norm's statistics included, and lists those that do not.
   flowless train stm-r50/kinetics400 --data kinetics.jsonl --out runs/kinetics
   flowless train stm-r50/ucf101 --data ucf101.jsonl --from runs/kinetics/best.safetensors
 
-`flowless train RECIPE --help` shows every field of a recipe with its value, and each can be overridden."""
+`flowless train RECIPE --help` shows every field of the recipe with its value; each can be overridden."""
 
-#: Epochs that the printed history shows; metrics.csv has all.
+#: Most epochs that the printed table shows; metrics.csv has all.
 _ROWS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainArgs:
-    """Train this recipe. The run's folder gets best.safetensors, last.safetensors, metrics.csv, TensorBoard logs, and
-    resume.ckpt, from which `--resume` goes on after Ctrl-C or a kill with the same numbers as if nothing had happened.
+    """Train this recipe. The run's folder will hold best.safetensors, last.safetensors, metrics.csv, TensorBoard logs, and resume.ckpt,
+    from which --resume continues after Ctrl-C or a kill, with the same numbers as without the interruption.
     """  # noqa: D205 - tyro shows it as one paragraph
 
     data: Path
@@ -59,9 +59,9 @@ class TrainArgs:
     val_data: Path | None = None
     """Index of the validation videos; without it, best.safetensors is the last epoch."""
     out: Path | None = None
-    """The run's folder; by default runs/ and the recipe's name."""
+    """The run's folder; default: runs/MODEL-DATA."""
     resume: bool = False
-    """Go on with the run in the folder."""
+    """Continue the run in the folder from its last saved state."""
     overwrite: bool = False
     """Replace the run in the folder."""
     json: bool = False
@@ -70,47 +70,47 @@ class TrainArgs:
     """The recipe's fields, with its values."""
 
 
-def train(words: Sequence[str]) -> int:
+def train(argv: Sequence[str]) -> int:
     """Run `flowless train`."""
-    if not words or words[0] in {"-h", "--help"}:
+    if not argv or argv[0] in {"-h", "--help"}:
         print(_TRAIN_HELP)
-        return 0 if words else 2
-    if words[0].startswith("-"):
+        return 0 if argv else 2
+    if argv[0].startswith("-"):
         log.print(
             "flowless: the recipe comes first: flowless train RECIPE --data INDEX. See: flowless train --help", style="red", markup=False
         )
         return 2
-    recipe = find_recipe(words[0])
-    options = _options(words, recipe)
-    if options.recipe.objective != recipe.objective:
-        # An objective brings its augmentation, under what is given besides.
-        options = _options(words, find_recipe(words[0], objective=options.recipe.objective))
-    index = DatasetIndex.load(options.data)
-    val_index = DatasetIndex.load(options.val_data) if options.val_data else None
+    recipe = find_recipe(argv[0])
+    args = _parse(argv, recipe)
+    if args.recipe.objective != recipe.objective:
+        # The objective changes the augmentation's defaults, so the recipe is made again before the options override it.
+        args = _parse(argv, find_recipe(argv[0], objective=args.recipe.objective))
+    index = DatasetIndex.load(args.data)
+    val_index = DatasetIndex.load(args.val_data) if args.val_data else None
     from flowless.train.loop.fit import fit
 
-    # Not in fit: a program that calls it decides for itself.
+    # Here and not in fit: it changes the whole process, which a program that calls fit decides for itself.
     keep_freed_memory()
     result = fit(
-        options.recipe,
+        args.recipe,
         index=index,
         val_index=val_index,
-        out=options.out or Path("runs") / words[0].replace("/", "-"),
-        resume=options.resume,
-        overwrite=options.overwrite,
+        out=args.out or Path("runs") / argv[0].replace("/", "-"),
+        resume=args.resume,
+        overwrite=args.overwrite,
     )
     if result.global_zero:
-        emit(result.to_dict(), *_fit_tables(result), as_json=options.json)
+        emit(result.to_dict(), *_fit_tables(result), as_json=args.json)
     return 0
 
 
-def _options(words: Sequence[str], recipe: Recipe) -> TrainArgs:
+def _parse(argv: Sequence[str], recipe: Recipe) -> TrainArgs:
     default = TrainArgs(data=tyro.MISSING, recipe=recipe)
-    return tyro.cli(TrainArgs, args=words[1:], default=default, prog=f"flowless train {words[0]}")
+    return tyro.cli(TrainArgs, args=argv[1:], default=default, prog=f"flowless train {argv[0]}")
 
 
 def _fit_tables(result: FitResult) -> list[RenderableType]:
-    table = Table("epoch", "training loss", "top-1", "validation loss", "top-1", "rate", "seconds", title=str(result.folder))
+    table = Table("epoch", "training loss", "top-1", "validation loss", "top-1", "learning rate", "seconds", title=str(result.folder))
     shown = result.rows if len(result.rows) <= _ROWS else [result.rows[0], *result.rows[1 - _ROWS :]]
     for row in shown:
         best = " ←" if row["epoch"] == result.best_epoch else ""

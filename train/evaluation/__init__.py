@@ -1,1 +1,1 @@
-"""Accuracy of a checkpoint or of an engine bundle on an index. What scores a bundle needs no PyTorch."""
+"""Measure the accuracy of a checkpoint or of an engine bundle on an index. For a bundle no PyTorch is imported."""

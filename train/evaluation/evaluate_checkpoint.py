@@ -1,4 +1,4 @@
-"""Accuracy of a checkpoint, in PyTorch, on the loader that validates during training."""
+"""Measure the accuracy of a checkpoint in PyTorch."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from flowless.console import progress
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.pipeline.clip.view_scores import average_views
-from flowless.pipeline.dataset.index import DatasetIndex, Refused
+from flowless.pipeline.dataset.index import DatasetIndex
 from flowless.train.checkpoints import Checkpoint, load_checkpoint
-from flowless.train.evaluation.evaluate import score_videos
-from flowless.train.evaluation.evaluation import Evaluation, EvaluationOptions
-from flowless.train.loop.data import Place, evaluation_loader, relabel, warn_of_short_videos
-from flowless.train.models.backbones.backbone import pixels_together
+from flowless.train.evaluation.options import EvaluationOptions
+from flowless.train.evaluation.result import Evaluation, VideoScores
+from flowless.train.evaluation.score_videos import score_videos
+from flowless.train.loop.index_checks import relabel, warn_of_short_videos
+from flowless.train.loop.loaders import LoaderPlacement, evaluation_loader
+from flowless.train.models.backbones.timm_backbones import to_channels_last
 
-#: Most views of a video that come by the loader where there is no GPU. It makes them all at once, from frames of full size: thirty
-#: of a 640 x 480 video took 1.3 GB and 3.5 s, cut one after another 0.2 GB and 1.4 s (2 cores).
+#: On a CPU the loader is used up to this many views of a video, and `score_videos` beyond. The loader makes all views at once, from
+#: frames of full size: for thirty views of a 640 x 480 video it took 1.3 GB and 3.5 s, cutting them one after another 0.2 GB and 1.4 s
+#: (2 cores).
 _LOADER_VIEWS = 2
 
 
@@ -32,42 +35,38 @@ def evaluate_checkpoint(
     options = options or EvaluationOptions()
     checkpoint = model if isinstance(model, Checkpoint) else load_checkpoint(model)
     index = relabel(index, checkpoint.labels)
-    name, spec = options.cut(checkpoint.spec, recipe=checkpoint.recipe)
+    name, spec = options.protocol(checkpoint.spec, recipe=checkpoint.recipe)
     warn_of_short_videos(index, spec, rule=spec.sampling)
     gpu = torch.cuda.is_available()
-    network = pixels_together(checkpoint.model.to("cuda" if gpu else "cpu"))
+    network = to_channels_last(checkpoint.model.to("cuda" if gpu else "cpu"))
     start = time.perf_counter()
     with torch.inference_mode():
         if gpu or spec.views <= _LOADER_VIEWS:
-            scores, labels, ids, bad = _by_loader(network, index, spec, options, place=Place(gpu=0 if gpu else None))
+            scored = _score_with_loader(network, index, spec, options, placement=LoaderPlacement(gpu=0 if gpu else None))
         else:
-            scores, kept, bad = score_videos(lambda clips: network(torch.from_numpy(clips)).numpy(), index, spec, options=options)
-            labels, ids = np.array([record.label for record in kept], np.int64), [record.id for record in kept]
+            scored = score_videos(lambda clips: network(torch.from_numpy(clips)).numpy(), index, spec, options=options)
     return Evaluation(
+        **vars(scored),
         model=checkpoint.name,
         target="pytorch",
         views=name,
         spec=spec,
-        scores=scores,
-        labels=labels,
         names=checkpoint.labels,
-        ids=tuple(ids),
         seconds=time.perf_counter() - start,
-        bad_videos=bad,
     )
 
 
-def _by_loader(
-    network: torch.nn.Module, index: DatasetIndex, spec: ClipSpec, options: EvaluationOptions, *, place: Place
-) -> tuple[NDArray[np.float32], NDArray[np.int64], list[str], list[Refused]]:
-    """Return scores, labels and ids of the videos that could be read, and those that could not."""
+def _score_with_loader(
+    network: torch.nn.Module, index: DatasetIndex, spec: ClipSpec, options: EvaluationOptions, *, placement: LoaderPlacement
+) -> VideoScores:
+    """Score every video of an index, read by the loader that validates during training."""
     loader = evaluation_loader(
         index,
         spec,
         rule=spec.sampling,
         batch_size=max(1, options.batch_size // spec.views),
         threads=options.threads,
-        place=place,
+        placement=placement,
     )
     scores: list[NDArray[np.float32]] = []
     labels: list[NDArray[np.int64]] = []
@@ -75,12 +74,12 @@ def _by_loader(
     with progress() as bar:
         task = bar.add_task("evaluating", total=len(index.videos))
         for batch in loader:
-            # A video may have more views than run together.
+            # One video may have more views than batch_size.
             rows = torch.cat([network(part).float() for part in batch.clips.flatten(0, 1).split(options.batch_size)])
             scores.append(average_views(rows.unflatten(0, (-1, spec.views)).cpu().numpy(), spec.average))
             labels.append(batch.labels.cpu().numpy())
             ids.extend(batch.ids)
             bar.advance(task, len(batch.ids))
     if not ids:
-        raise FlowlessError(f"not one of {len(index.videos)} videos could be read.")
-    return np.concatenate(scores), np.concatenate(labels), ids, list(loader.bad_videos)
+        raise FlowlessError(f"none of the {len(index.videos)} videos could be read.")
+    return VideoScores(scores=np.concatenate(scores), labels=np.concatenate(labels), ids=tuple(ids), bad_videos=list(loader.bad_videos))

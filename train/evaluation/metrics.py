@@ -1,4 +1,4 @@
-"""Accuracy from scores, in NumPy alone, so that an engine's evaluation needs nothing heavier."""
+"""Accuracy from scores, in NumPy alone, so that evaluating an engine needs no PyTorch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def top_k(scores: ArrayLike, labels: ArrayLike, *, k: int) -> float:
     Args:
         scores: `[V, C]`.
         labels: `[V]`, class indices.
-        k: At least 1; more than C counts everything as right.
+        k: At least 1; with k of at least C every video counts as right.
     """
     scores, labels = _checked(scores, labels)
     own = scores[np.arange(len(labels)), labels][:, None]
@@ -48,7 +48,7 @@ def confusion_matrix(scores: ArrayLike, labels: ArrayLike) -> NDArray[np.int64]:
 
 
 def mean_class_accuracy(scores: ArrayLike, labels: ArrayLike) -> float:
-    """Return the mean over classes of the share of their videos that are right; classes without videos do not count."""
+    """Return the mean over classes of the accuracy on their videos; classes without videos do not count."""
     matrix = confusion_matrix(scores, labels)
     counts = matrix.sum(1)
     return float((matrix.diagonal()[counts > 0] / counts[counts > 0]).mean())
@@ -58,7 +58,7 @@ def summary(scores: ArrayLike, labels: ArrayLike, *, names: Sequence[str]) -> di
     """Return every figure as plain values: top1, top5, mean_class_accuracy, per_class, confusion, labels, videos."""
     matrix = confusion_matrix(scores, labels)
     if len(names) != len(matrix):
-        raise FlowlessError(f"metrics: {len(names)} label names for scores of {len(matrix)} classes; they must be as many.")
+        raise FlowlessError(f"metrics: {len(names)} label names for scores of {len(matrix)} classes; the numbers must be equal.")
     counts = matrix.sum(1)
     return {
         "videos": int(counts.sum()),
@@ -82,7 +82,11 @@ def _checked(scores: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.floating]
             f"with at least one video."
         )
     if not np.isfinite(scores).all():
-        raise FlowlessError(f"metrics: {int((~np.isfinite(scores)).any(1).sum())} of {len(scores)} videos have scores that are no numbers.")
+        broken = int((~np.isfinite(scores)).any(1).sum())
+        raise FlowlessError(f"metrics: {broken} of {len(scores)} videos have scores that are NaN or infinite.")
     if labels.min() < 0 or labels.max() >= scores.shape[1]:
-        raise FlowlessError(f"metrics: labels from {labels.min()} to {labels.max()} for scores of {scores.shape[1]} classes.")
+        raise FlowlessError(
+            f"metrics: labels from {labels.min()} to {labels.max()} for scores of {scores.shape[1]} classes; they must be from 0 to "
+            f"{scores.shape[1] - 1}."
+        )
     return scores, labels.astype(np.int64)

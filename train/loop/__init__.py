@@ -1,1 +1,1 @@
-"""The training loop: batches, objectives, optimiser groups, epochs, and the run's folder."""
+"""The training loop: loaders, objectives, the optimiser's parameter groups, the Lightning module, and the run's folder."""

@@ -1,4 +1,4 @@
-"""What processes that train together let each other know, at places that all of them pass."""
+"""Agreement between the processes of a distributed training: an error or a stop request in one reaches all."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from flowless.errors import FlowlessError
 
 
 class Processes:
-    """The processes of one training, of which this is one; nothing is sent where it is the only one.
+    """The processes that train together; nothing is sent where there is only one.
 
-    A process that ends by itself leaves the others waiting in their next exchange of gradients. So what only one of them can see (a
-    loader that gives up, a loss that is no number, a full disk) goes through `agree`, and ends all of them, each with the reason.
+    If one process exited on its own, the others would wait for it in their next exchange of gradients. So a failure that only one
+    process sees (a loader that cannot read enough videos, a loss of NaN, a full disk) goes through `agree`, which stops all of them.
     """
 
     def __init__(self) -> None:
@@ -22,37 +22,37 @@ class Processes:
 
     @property
     def alone(self) -> bool:
-        """Whether no other process takes part."""
+        """Whether this is the only process."""
         return not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
 
-    def agree(self, error: Exception | None = None, *, wish: int = 0) -> int:
-        """Wait until every process has come here; return the largest of their wishes.
+    def agree(self, error: Exception | None = None, *, request: int = 0) -> int:
+        """Wait until every process has called this; return the largest request.
 
         Args:
-            error: What has gone wrong in this process.
-            wish: What this process asks of all, 0 or more.
+            error: The error of this process, if any.
+            request: What this process requests of all, such as stopping; 0 is nothing.
 
         Raises:
-            FlowlessError: Something has gone wrong in another process. Where `error` is given, it is raised itself.
+            FlowlessError: Another process has an error. Where `error` is given, it is raised unchanged.
         """
         if self.alone:
             if error is not None:
                 raise error
-            return wish
-        report = torch.tensor([int(error is not None), wish])
-        dist.all_reduce(report, op=dist.ReduceOp.MAX, group=self._of_cpus())
-        failed, wish = report.tolist()
+            return request
+        report = torch.tensor([int(error is not None), request])
+        dist.all_reduce(report, op=dist.ReduceOp.MAX, group=self._cpu_group())
+        failed, request = report.tolist()
         if not failed:
-            return wish
+            return request
         reasons: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(reasons, None if error is None else _reason(error), group=self._of_cpus())
+        dist.all_gather_object(reasons, None if error is None else _reason(error), group=self._cpu_group())
         if error is not None:
             raise error
         rank, reason = next((rank, reason) for rank, reason in enumerate(reasons) if reason is not None)
-        raise FlowlessError(f"process {rank} of {len(reasons)}, counted from 0, gave up: {reason}")
+        raise FlowlessError(f"process {rank} of {len(reasons)}, counted from 0, failed: {reason}")
 
-    def _of_cpus(self) -> Any:
-        # A group of its own beside NCCL's, so that no step waits for the GPU. All processes come here together, which making one needs.
+    def _cpu_group(self) -> Any:
+        # A gloo group beside NCCL's, so that agreeing does not wait for the GPU. Creating one needs all processes, and all call `agree`.
         if self._group is None:
             self._group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
         return self._group

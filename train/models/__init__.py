@@ -1,4 +1,4 @@
-"""The recognisers: networks by name, what they can be asked (`options`, without PyTorch), and what their papers say of them."""
+"""The recognisers: networks by name, their options (`options`, without PyTorch), and the results in their papers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from flowless.train.models.options import MODELS
     from flowless.train.models.recognizer import FusedRecognizer, MotionOnlyRecognizer, MotionRecognizer, Network, Recognizer
 
-_WHERE = {
+_MODULES = {
     "FAMILIES": "build",
     "build_model": "build",
     "MODELS": "options",
@@ -34,9 +34,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is asked for: what is known of a model by its name needs no PyTorch."""
-    if name in _WHERE:
+    """Import a public name at its first use, so that `options` can be imported without PyTorch."""
+    if name in _MODULES:
         from importlib import import_module
 
-        return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

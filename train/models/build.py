@@ -1,4 +1,4 @@
-"""The recognisers by name. A model is a plain function with its model card; a name is the function and a backbone."""
+"""Build a recogniser by its name, a family and a backbone. Each family is a function, whose docstring is its model card."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from typing import Any
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.models.disentangling import disentangling
 from flowless.train.models.dynamic_appearance import da_tsm, da_vit, da_x3d
+from flowless.train.models.model_config import ModelConfig
 from flowless.train.models.options import family_of, options_for
 from flowless.train.models.pan import pan_en, pan_full, pan_lite, pan_pa, pan_rgb
-from flowless.train.models.plan import Plan
 from flowless.train.models.recognizer import Recognizer
 from flowless.train.models.stm import stm
-from flowless.train.models.tsm import tsm
-from flowless.train.models.tsn import tsn
+from flowless.train.models.tsn_tsm import tsm, tsn
 
 #: Family -> the function whose docstring is its model card.
-FAMILIES: dict[str, Callable[[Plan], Recognizer]] = {
+FAMILIES: dict[str, Callable[[ModelConfig], Recognizer]] = {
     "tsn": tsn,
     "tsm": tsm,
     "stm": stm,
@@ -50,21 +49,21 @@ def build_model(
 
     Args:
         name: One of `MODELS`, such as pan-lite-r50.
-        classes: Scores to predict.
-        spec: What a clip is; the model normalises by it.
-        width: Factor on the backbone's channels (0.25: 16, 32, 64, 128).
-        dropout: Share of the features dropped before the last layer, in training.
-        pretrained: Start from ImageNet weights, by timm's own loading: the paper's, or those of timm's tag, such as a1_in1k.
+        classes: Number of scores.
+        spec: The model's clip, with the mean and standard deviation by which the model normalises pixels.
+        width: Factor on the backbone's channels (0.25: a ResNet with 16, 32, 64, 128).
+        dropout: Dropout probability before the last layer.
+        pretrained: Start from ImageNet weights loaded by timm: True for those of the paper, or timm's tag, such as a1_in1k.
         pretrained_path: Start from ImageNet weights in this file.
-        blocks: ResNets, X3D: residual blocks of each stage; BN-Inception: modules of each stage; ViT: blocks in all. 1 to 23; 0 is as
-            many as the name says.
-        **options: The family's own, see `flowless.train.models.options.OPTIONS`.
+        blocks: Depth of the backbone, 1 to 23. ResNets, X3D: residual blocks per stage; BN-Inception: modules per stage; ViT: blocks in
+            all. 0 is the depth that the name says.
+        **options: The family's options, see `flowless.train.models.options.OPTIONS`.
 
     Raises:
         FlowlessError: The name is unknown, the family has no such option, or the arguments do not fit each other.
     """
     family = family_of(name)
-    plan = Plan(
+    config = ModelConfig(
         name=name,
         classes=classes,
         spec=spec,
@@ -75,6 +74,6 @@ def build_model(
         blocks=blocks,
         options=options_for(name, options),
     )
-    model = FAMILIES[family](plan)
-    model.config = plan.config
+    model = FAMILIES[family](config)
+    model.config = config.to_dict()
     return model

@@ -1,4 +1,4 @@
-"""Disentangling: static appearance, apparent motion and appearance changes, three branches over one first layer.
+"""Disentangling: three branches over one shared first layer, for static appearance, apparent motion and appearance changes.
 
 Zhao, Xiong and Lin, Recognize Actions by Disentangling Components of Dynamics, CVPR 2018.
 """
@@ -16,48 +16,49 @@ from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.models.backbones.bn_inception import STEM, BNInception, InceptionStages, Unit
 from flowless.train.models.backbones.bn_inception_weights import published_network, widened_conv1
 from flowless.train.models.layers.displacement import Displacement, resized_displacement, warped_differences
-from flowless.train.models.layers.vap import AverageHead
+from flowless.train.models.layers.heads import AverageHead
+from flowless.train.models.model_config import ModelConfig
 from flowless.train.models.options import AppearancePooling, ChangesInput, DisentanglingOptions
-from flowless.train.models.plan import Plan
 from flowless.train.models.recognizer import Recognizer
 
 
-def disentangling(plan: Plan) -> DisentanglingRecognizer:
-    """Disentangled components of dynamics: appearance, displacement maps and warped differences, the mean of their scores.
+def disentangling(config: ModelConfig) -> DisentanglingRecognizer:
+    """Disentangled components of dynamics: branches for appearance, displacement maps and warped differences; their mean score.
 
     Model card:
-        Paper: Zhao, Xiong and Lin, CVPR 2018. A snippet is a segment of 8 adjacent frames; several segments (TSN) or one.
+        Paper: Zhao, Xiong and Lin, CVPR 2018. The paper's snippet is a segment of 8 adjacent frames; a clip has one segment, or several
+            as in TSN.
         Sees: all m frames of each segment; order through the m - 1 displacement maps and warped differences between them.
         Size: BN-Inception, 101 classes: 31.3 M parameters, 54.2 GMAC for one segment of 8 frames of 224 x 224 (61.6 with
-            displacement maps of 224 x 224), most of them in appearance changes (31.0). The paper gives neither number.
-        Variant: motion and changes are a whole BN-Inception each, with a first convolution of 2 and of 64 channels, run on each
-            pair of frames, and the pairs' vectors are averaged. The paper leaves this to a supplement that could not be had;
-            its Table 9 fits it: motion takes 2.8 and changes 3.6 times the milliseconds of appearance, here they are 1.8
-            and 4.0 times its operations, and one network over all seven maps at once would be 0.3 times. Late pooling in appearance
-            (Table 1: 85.9 % of UCF101 beside 86.5 %) costs 8.5 GMAC more, since every frame goes through the whole network.
-        Ablations: single branches and pairs by `branches` (Tables 1, 2, 5, 6); what changes sees, by `changes_input` (Table 4), also
-            pair by pair where TSN would stack the differences of frames. Warping by TV-L1 is not here: flowless computes no
+            displacement maps of 224 x 224), most of them in the changes branch (31.0). The paper gives neither number.
+        Variant: the motion and changes branches are a whole BN-Inception each, with 2 and 64 input channels, run on each pair of
+            frames; the pairs' vectors are averaged. The paper describes this in a supplement that was not available. Its Table 9
+            agrees: motion takes 2.8 and changes 3.6 times the milliseconds of appearance; here they are 1.8 and 4.0 times its
+            MACs, and one network over all seven maps together would be 0.3 times. Late pooling in appearance (Table 1: 85.9 % of
+            UCF101, against 86.5 %) costs 8.5 GMAC more, since every frame goes through the whole network.
+        Ablations: single branches and pairs by `branches` (Tables 1, 2, 5, 6); the input of changes by `changes_input` (Table 4), for
+            each pair of frames separately, where TSN stacks the differences. Warping by TV-L1 is left out: flowless computes no
             optical flow.
         Training: jointly, each branch by its own loss; from BN-Inception's ImageNet weights in a file (`pretrained_path`).
     """
-    options = plan.asked(DisentanglingOptions)
-    measured = measures_displacement(options)
+    options = config.options_as(DisentanglingOptions)
+    measured = needs_displacement(options)
     stride = 1 if measured and options.displacement_size == 224 else 2
-    # Motion's and changes' first convolutions end at 112 x 112 as conv1 of an image does, whatever the size of the maps.
-    size = {"width": plan.width, "blocks": plan.blocks}
-    colours = options.changes_input in {"rgb", "warped-rgb"}
-    made: dict[str, Callable[[], AppearanceNetwork | BNInception]] = {
+    # The first convolutions of motion and changes have outputs of 112 x 112, as conv1 of an image has, whatever the size of the maps.
+    size = {"width": config.width, "blocks": config.blocks}
+    rgb_changes = options.changes_input in {"rgb", "warped-rgb"}
+    builders: dict[str, Callable[[], AppearanceNetwork | BNInception]] = {
         "motion": lambda: BNInception(channels=2, stride=3 - stride, **size),
-        "changes": lambda: BNInception(channels=3 if colours else STEM, stride=2 if colours else 3 - stride, **size),
+        "changes": lambda: BNInception(channels=3 if rgb_changes else STEM, stride=2 if rgb_changes else 3 - stride, **size),
         "appearance": lambda: AppearanceNetwork(pooling=options.appearance_pooling, **size),
     }
-    networks = {name: make() for name, make in made.items() if name in options.built}
-    low = SharedUnit(3, STEM, kernel=7, stride=stride) if reads_features(options) else None
-    if plan.from_pretrained:
-        _start_from_images(plan, low, networks)
-    heads = {name: AverageHead(networks[name].num_features, classes=plan.classes, dropout=plan.dropout) for name in options.built}
+    networks = {name: build() for name, build in builders.items() if name in options.built}
+    low = SharedUnit(3, STEM, kernel=7, stride=stride) if needs_first_layer(options) else None
+    if config.from_pretrained:
+        _load_imagenet_weights(config, low, networks)
+    heads = {name: AverageHead(networks[name].num_features, classes=config.classes, dropout=config.dropout) for name in options.built}
     return DisentanglingRecognizer(
-        spec=plan.spec,
+        spec=config.spec,
         low=low,
         displacement=Displacement(window=options.displacement_window, temperature=options.displacement_temperature) if measured else None,
         branches={name: Branch(networks[name], head=head) for name, head in heads.items()},
@@ -65,26 +66,26 @@ def disentangling(plan: Plan) -> DisentanglingRecognizer:
     )
 
 
-def measures_displacement(options: DisentanglingOptions) -> bool:
-    """Whether a model needs displacement maps: the motion branch sees them, and warping goes along them."""
+def needs_displacement(options: DisentanglingOptions) -> bool:
+    """Return whether a model needs displacement maps, as input of the motion branch or for warping."""
     return "motion" in options.built or ("changes" in options.built and options.changes_input.startswith("warped"))
 
 
-def reads_features(options: DisentanglingOptions) -> bool:
-    """Whether a model needs the first layer: everything does but the plain differences of frames."""
-    return measures_displacement(options) or "appearance" in options.built or options.changes_input == "features"
+def needs_first_layer(options: DisentanglingOptions) -> bool:
+    """Return whether a model needs the shared first layer: all do, except one that sees only differences of frames."""
+    return needs_displacement(options) or "appearance" in options.built or options.changes_input == "features"
 
 
-def _start_from_images(plan: Plan, low: Unit | None, networks: Mapping[str, AppearanceNetwork | BNInception]) -> None:
-    """Give all branches the published weights of images (section 4.1, "cross-modality pre-training")."""
-    if plan.pretrained_path is None:
+def _load_imagenet_weights(config: ModelConfig, low: Unit | None, networks: Mapping[str, AppearanceNetwork | BNInception]) -> None:
+    """Load the published ImageNet weights into all branches (section 4.1, "cross-modality pre-training")."""
+    if config.pretrained_path is None:
         raise FlowlessError(
-            f"{plan.name}: timm has no ImageNet weights of BN-Inception. Give a file of them with pretrained_path, or train from "
+            f"{config.name}: timm has no ImageNet weights of BN-Inception. Give a file of them with pretrained_path, or train from "
             f"scratch with pretrained off."
         )
-    if plan.width != 1.0:
-        raise FlowlessError(f"width is {plan.width}; pretrained weights exist for width 1 only. Train from scratch, or use width 1.")
-    source = published_network(Path(plan.pretrained_path), spec=plan.spec)
+    if config.width != 1.0:
+        raise FlowlessError(f"width is {config.width}; pretrained weights exist for width 1 only. Train from scratch, or use width 1.")
+    source = published_network(Path(config.pretrained_path), spec=config.spec)
     if low is not None:
         low.load_state_dict(source.conv1.state_dict())
     for network in networks.values():
@@ -93,54 +94,54 @@ def _start_from_images(plan: Plan, low: Unit | None, networks: Mapping[str, Appe
             continue
         network.body.load_state_dict(source.body.state_dict())
         channels = network.conv1.conv.in_channels
-        # A difference of frames has the colours of a frame.
+        # A difference of RGB frames has the channels of an image.
         network.conv1.load_state_dict(source.conv1.state_dict() if channels == 3 else widened_conv1(source, channels))
 
 
 class SharedUnit(Unit):
     """The first layer, which all branches share."""
 
-    #: Displacement divides the differences of its features by a small temperature: in INT8 they would be the rounding's. It is a
-    #: fiftieth of all operations.
+    #: Displacement divides small differences of its features by a small temperature, so INT8's rounding errors would dominate. The layer
+    #: is a fiftieth of all operations.
     unquantised = True
 
 
 class AppearanceNetwork(InceptionStages):
-    """BN-Inception behind conv1 with 3D pooling (section 3.2): neighbouring frames are joined behind pool2, 3c and 4e.
+    """BN-Inception after conv1, with 3D pooling (section 3.2): neighbouring frames are max-pooled after pool2, 3c and 4e.
 
     Args:
         width: Factor on the channels.
         pooling: `gradual` as above, or `late`: "one global temporal pooling after the network produces its final features"
-            (section 4.2, Table 1), the maximum of the frames' vectors. The paper does not name the operation; all its others in
-            time are maxima.
+            (section 4.2, Table 1), here the maximum of the frames' vectors. The paper does not name the operation, but its other
+            poolings over time are maxima.
         blocks: See `InceptionStages`.
     """
 
     def __init__(self, *, width: float = 1.0, pooling: AppearancePooling = "gradual", blocks: int = 0) -> None:
         super().__init__(width=width, blocks=blocks)
-        self.joined_behind = 3 if pooling == "gradual" else 0
+        self.pooled_stages = 3 if pooling == "gradual" else 0
 
     def encode(self, low: Tensor, *, frames: int) -> Tensor:
-        """Map conv1's features `[K * frames, 64, H, W]`, a segment's frames adjacent, to one vector a segment `[K, D]`."""
+        """Map conv1's features `[K * frames, 64, H, W]`, a segment's frames adjacent, to one vector per segment `[K, D]`."""
         x = low
-        for place, stage in enumerate(self.stages):
+        for number, stage in enumerate(self.stages):
             x = stage(x)
-            if place < self.joined_behind:
-                x, frames = pooled_in_time(x, frames=frames)
+            if number < self.pooled_stages:
+                x, frames = max_pool_frame_pairs(x, frames=frames)
         x = x.mean((2, 3))
-        # 8 frames have become one. Of more, and of late pooling's, the strongest response is left to take.
+        # Three poolings reduce 8 frames to one. More frames, or late pooling, leave several, of which the maximum is taken.
         return x.unflatten(0, (-1, frames)).amax(1) if frames > 1 else x
 
 
-def pooled_in_time(x: Tensor, *, frames: int) -> tuple[Tensor, int]:
-    """Take the maximum over each two neighbouring frames: "the highest responses across neighboring frames" (section 3.2).
+def max_pool_frame_pairs(x: Tensor, *, frames: int) -> tuple[Tensor, int]:
+    """Take the maximum over each pair of neighbouring frames: "the highest responses across neighboring frames" (section 3.2).
 
     Args:
         x: `[K * frames, C, H, W]`, a segment's frames adjacent.
-        frames: Frames of a segment; where they are odd the last stays alone.
+        frames: Number of frames of a segment; if it is odd, the last frame is kept unchanged.
 
     Returns:
-        `[K * ceil(frames / 2), C, H, W]`, and that number of frames.
+        `[K * ceil(frames / 2), C, H, W]`, and the new number of frames.
     """
     if frames == 1:
         return x, 1
@@ -160,13 +161,13 @@ class Branch(nn.Module):
 
 
 class DisentanglingRecognizer(Recognizer):
-    """Branches over the feature maps of one first convolution; the mean of their scores is the answer.
+    """Branches over the feature maps of one shared first convolution; the score is the mean of theirs.
 
     Attributes:
         low: The shared first convolution, `[K, 3, H, W]` to 64 channels at half the size or, for displacement maps of
-            224 x 224, at the full size; not there where no branch reads features.
-        measure: What makes displacement maps; not there where nothing needs them.
-        appearance, motion, changes: The branches, those that there are (`branches`).
+            224 x 224, at the full size; absent where no branch reads features.
+        measure: Computes displacement maps; absent where nothing needs them.
+        appearance, motion, changes: The branches; only those that are built exist.
     """
 
     low: nn.Module
@@ -197,17 +198,17 @@ class DisentanglingRecognizer(Recognizer):
 
     @property
     def branches(self) -> dict[str, Branch]:
-        """Name -> branch, in the order of `branch_scores`: appearance, motion, changes, those that there are."""
+        """Name -> branch, in the order of `branch_scores`: those of appearance, motion, changes that are built."""
         return {name: getattr(self, name) for name in self._names}
 
     @property
     def has_displacement(self) -> bool:
-        """Whether the model measures displacement."""
+        """Whether the model computes displacement maps."""
         return "measure" in self._modules
 
     @property
     def parts(self) -> tuple[nn.Module, ...]:
-        """The branches; the layer that they share goes with appearance, whose pretrained network it belongs to, or stands alone."""
+        """The branches; the shared layer belongs to appearance's part, with whose network it was pretrained, or else is a part alone."""
         branches = self.branches
         if "low" not in self._modules:
             return tuple(branches.values())
@@ -219,9 +220,9 @@ class DisentanglingRecognizer(Recognizer):
         return tuple(branch.head for branch in self.branches.values())
 
     def branch_scores(self, clip: Tensor) -> Tensor:
-        """Return appearance's, motion's and changes' scores of pixels: uint8 `[B, N, m, H, W, 3]` to `[branches, B, classes]`."""
+        """Return every branch's scores of pixels separately: uint8 `[B, N, m, H, W, 3]` to `[branches, B, classes]`."""
         self._check(clip)
-        # The cast comes first: TensorRT neither cuts nor transposes bytes.
+        # The cast comes first: TensorRT neither slices nor transposes uint8.
         vectors = self._vectors(self.normalise(self.as_frames(clip)))
         return torch.stack([head(vector) for head, vector in zip(self.heads, vectors, strict=True)])
 
@@ -230,25 +231,28 @@ class DisentanglingRecognizer(Recognizer):
         return torch.stack([head(vector) for head, vector in zip(self.heads, self._vectors(x), strict=True)]).mean(0)
 
     def features(self, x: Tensor) -> Tensor:
-        """Encode normalised frames `[B, N, m, 3, H, W]`: `[B, N, branches * D]`, the branches' vectors one after another."""
+        """Encode normalised frames `[B, N, m, 3, H, W]`: `[B, N, branches * D]`, the branches' vectors concatenated."""
         return torch.cat(self._vectors(x), dim=2)
 
     def displacement(self, clip: Tensor) -> Tensor:
         """Return the displacement maps of pixels, in cells: uint8 `[B, N, m, H, W, 3]` to `[B, N, m-1, 2, h, w]`.
 
         Raises:
-            FlowlessError: The clip is not what the model takes, or no branch of the model needs displacement.
+            FlowlessError: The clip does not fit the model, or no branch of the model needs displacement.
         """
         self._check(clip)
         if not self.has_displacement:
-            raise FlowlessError(f"the model measures no displacement: its branches are {', '.join(self._names)}, of {self.changes_input}.")
+            raise FlowlessError(
+                f"the model computes no displacement maps: branches is {'+'.join(self._names)}, changes_input {self.changes_input}. "
+                f"Take one with the motion branch, or with a warped changes_input."
+            )
         before, after = self._pairs(self.low(self.normalise(self.as_frames(clip)).flatten(0, 2)))
         return self.measure(before, after).unflatten(0, (-1, self.spec.segments, self.spec.frames_per_segment - 1))
 
     def _vectors(self, x: Tensor) -> list[Tensor]:
-        """Encode normalised frames `[B, N, m, 3, H, W]`: each branch's `[B, N, D]`."""
-        frames, colours = self.spec.frames_per_segment, x.flatten(0, 2)
-        low = self.low(colours) if "low" in self._modules else colours
+        """Encode normalised frames `[B, N, m, 3, H, W]`: `[B, N, D]` for each branch."""
+        frames, images = self.spec.frames_per_segment, x.flatten(0, 2)
+        low = self.low(images) if "low" in self._modules else images
         displacement = self.measure(*self._pairs(low)) if self.has_displacement else None
         vectors = []
         for name, branch in self.branches.items():
@@ -258,20 +262,20 @@ class DisentanglingRecognizer(Recognizer):
                 halved = low[:, :, ::2, ::2] if low.shape[2:] == x.shape[-2:] else low
                 vectors.append(branch.network.encode(halved, frames=frames))
                 continue
-            seen = displacement if name == "motion" else self._changed(colours, low, displacement)
-            assert seen is not None
-            vectors.append(branch.network(seen.to(low.dtype)).unflatten(0, (-1, frames - 1)).mean(1))
+            pairs = displacement if name == "motion" else self._changes(images, low, displacement)
+            assert pairs is not None
+            vectors.append(branch.network(pairs.to(low.dtype)).unflatten(0, (-1, frames - 1)).mean(1))
         return [vector.unflatten(0, (-1, self.spec.segments)) for vector in vectors]
 
-    def _changed(self, colours: Tensor, low: Tensor, displacement: Tensor | None) -> Tensor:
-        """Return what the changes branch sees of each two neighbouring frames (Table 4): `[B * N * (m - 1), 64 or 3, h, w]`."""
-        before, after = self._pairs(colours if self.changes_input in {"rgb", "warped-rgb"} else low)
+    def _changes(self, images: Tensor, low: Tensor, displacement: Tensor | None) -> Tensor:
+        """Return the input of the changes branch for each pair of neighbouring frames (Table 4): `[B * N * (m - 1), 64 or 3, h, w]`."""
+        before, after = self._pairs(images if self.changes_input in {"rgb", "warped-rgb"} else low)
         if self.changes_input in {"rgb", "features"}:
             return after - before
         assert displacement is not None
         return warped_differences(before, after, resized_displacement(displacement, before))
 
     def _pairs(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return each frame's features, or each frame, and the next one's: `[B * N * m, C, h, w]` to twice `[B * N * (m - 1), …]`."""
+        """Return the firsts and the seconds of all pairs of neighbouring frames: `[B * N * m, …]` to two of `[B * N * (m - 1), …]`."""
         segments = x.unflatten(0, (-1, self.spec.frames_per_segment))
         return segments[:, :-1].flatten(0, 1), segments[:, 1:].flatten(0, 1)

@@ -1,7 +1,7 @@
-"""What each family of models can be asked, beside what every model is. No heavy library is imported here.
+"""The options of each family of models, and the names of all models. No heavy library is imported here.
 
-Recipes, the command line, `build_model` and checkpoints take options from here. An option is a field with its type, its default, its
-text for `--help` and, for numbers, the range that `number` checks.
+Recipes, the command line, `build_model` and checkpoints read these classes. An option is a field with its type, its default, its `--help`
+text and, for numbers, the allowed range that `number` declares.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ PAEncoding = Literal["e1", "e2"]
 #: How a head joins the segments (PAN, Table IV): VAP; VIP, the same timescales with preset weights; the average of the segments' scores;
 #: or one timescale alone, named by its number.
 Aggregation = Literal["vap", "vip", "average", "1", "2", "4", "8"]
-#: Where STM blocks stand (STM, Table 9): all blocks, the first block of every stage, or the first block of one stage.
+#: Which residual blocks are STM blocks (STM, Table 9): all, the first block of every stage, or the first block of one stage.
 STMPlacement = Literal["all", "one-per-stage", "stage2", "stage3", "stage4", "stage5"]
 #: How an STM block joins its two modules (STM, Table 7).
 STMFusion = Literal["sum", "concat"]
@@ -24,34 +24,34 @@ STMFusion = Literal["sum", "concat"]
 STMModules = Literal["both", "cstm", "cmm"]
 #: Whether a convolution mixes channels (STM, Table 10).
 ConvolutionType = Literal["channel-wise", "ordinary"]
-#: Side of a displacement map of a frame of 224 x 224 pixels (Disentangling, Table 3).
+#: Side of a displacement map for a frame of 224 x 224 pixels (Disentangling, Table 3).
 DisplacementSize = Literal[112, 224]
-#: Where the appearance branch joins frames (Disentangling, Table 1): behind pool2, 3c and 4e, or behind the whole network.
+#: Where the appearance branch pools over frames (Disentangling, Table 1): after pool2, 3c and 4e, or after the whole network.
 AppearancePooling = Literal["gradual", "late"]
-#: What the changes branch sees of two frames (Disentangling, Table 4).
+#: Input of the changes branch for two frames (Disentangling, Table 4).
 ChangesInput = Literal["warped-features", "features", "rgb", "warped-rgb"]
 #: Branches that are built (Disentangling, Tables 1, 2, 5 and 6), joined by a plus, in the order of their scores.
 Branches = Literal["all", "appearance", "motion", "changes", "appearance+motion", "appearance+changes", "motion+changes"]
-#: What a network sees of a segment's frames (Dynamic Appearance, Table 6).
+#: Input of the network for a segment's frames (Dynamic Appearance, Table 6).
 SegmentInput = Literal["dynamic-appearance", "rgb-difference", "dynamic-image", "rgb"]
-#: What moves PWTP (Dynamic Appearance, section 3.5).
+#: How PWTP's two losses are joined (Dynamic Appearance, section 3.5).
 Joint = Literal["decoupled", "constant", "schedule", "mgda"]
 
 
 def number(default: Any, *, least: float, most: float) -> Any:
-    """Declare an option that is a number from `least` to `most`."""
+    """Declare a numeric option in the range from `least` to `most`."""
     return field(default=default, metadata={"range": (least, most)})
 
 
 @dataclass(frozen=True, kw_only=True)
 class FamilyOptions:
-    """The options of a family that has none of its own: tsn, tsm."""
+    """Base class of a family's options, and the class of families without options: tsn, tsm."""
 
-    #: Options that decide how a model is trained and not what it is: a checkpoint's model has no need of them.
+    #: Options about the training, not about the network: a checkpoint's model does not need them.
     TRAINING: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
-        """Refuse values that no model has: all problems in one error."""
+        """Refuse values that are not allowed: all problems in one error."""
         hints, problems = get_type_hints(type(self)), []
         for item in fields(self):
             value, hint = getattr(self, item.name), hints[item.name]
@@ -61,22 +61,22 @@ class FamilyOptions:
                 problems.append(f"{item.name} is {value!r}; it must be true or false")
             elif "range" in item.metadata:
                 problems += _range_problem(item.name, value, whole=hint is int, limits=item.metadata["range"])
-        problems += self.more_problems()
+        problems += self.combination_problems()
         if problems:
             raise FlowlessError("; ".join(problems) + ".")
 
-    def more_problems(self) -> list[str]:
-        """Return what is wrong with values together."""
+    def combination_problems(self) -> list[str]:
+        """Return the problems of values that do not fit each other."""
         return []
 
     def without_effect(self, names: Iterable[str], why: str) -> list[str]:
-        """Return a problem where options that have no effect beside the others have another value than their default."""
-        asked = [f"{name} is {getattr(self, name)}" for name in names if getattr(self, name) != getattr(type(self), name)]
-        return [f"{', '.join(asked)}, but {why}: leave {'it' if len(asked) == 1 else 'them'} out"] if asked else []
+        """Return a problem if options that have no effect here, because of `why`, are set to another value than their default."""
+        given = [f"{name} is {getattr(self, name)}" for name in names if getattr(self, name) != getattr(type(self), name)]
+        return [f"{', '.join(given)}, but {why}: leave {'it' if len(given) == 1 else 'them'} out"] if given else []
 
     @property
-    def of_the_model(self) -> dict[str, Any]:
-        """The options that decide what the network is: what a checkpoint keeps."""
+    def model_options(self) -> dict[str, Any]:
+        """The options that define the network, which a checkpoint stores."""
         return {item.name: getattr(self, item.name) for item in fields(self) if item.name not in self.TRAINING}
 
 
@@ -90,36 +90,36 @@ def _range_problem(name: str, value: Any, *, whole: bool, limits: tuple[float, f
 
 @dataclass(frozen=True, kw_only=True)
 class AggregationOptions(FamilyOptions):
-    """How PAN's head joins the segments: pan-rgb."""
+    """The options of PAN's head, which aggregates the segments: pan-rgb."""
 
     aggregation: Aggregation = "vap"
-    """How the head joins the segments (PAN, Table IV): vap learns a weight for each timescale; vip classifies every timescale by itself
-    and gives all the same weight; average takes the mean of the segments' scores; 1, 2, 4 or 8 pools at that timescale alone (below
-    segments)."""
+    """How the head aggregates the segments (PAN, Table IV). vap: max-pool at several timescales and learn their weights from the input;
+    vip: one classifier per timescale, with equal weights; average: the mean of the segments' scores; 1, 2, 4 or 8: max-pool at this
+    timescale only (it must be below segments)."""
     vap_expansion: int = number(4, least=1, most=16)
-    """With aggregation vap: width of the network that weighs the timescales, alpha (PAN, Table IV: 1, 2, 4, 8)."""
+    """With aggregation vap: width of the network that predicts the timescales' weights, alpha (PAN, Table IV: 1, 2, 4, 8)."""
 
-    def more_problems(self) -> list[str]:
-        """Refuse a width of what a head does not have."""
+    def combination_problems(self) -> list[str]:
+        """Refuse vap_expansion where the head is not vap."""
         if self.aggregation == "vap":
             return []
-        return self.without_effect(["vap_expansion"], f"a head with aggregation {self.aggregation} weighs no timescales")
+        return self.without_effect(["vap_expansion"], f"a head with aggregation {self.aggregation} learns no weights of timescales")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PAOptions(AggregationOptions):
-    """Models with motion maps: pan-lite, pan-pa."""
+    """The options of models with PA maps: pan-lite, pan-pa."""
 
     pa_encoding: PAEncoding = "e1"
-    """The motion maps as channels (e1), or as attention on the mean feature map (e2)."""
+    """How the network sees the PA maps: e1, as channels; e2, as attention on the mean feature map (PAN, Eq. 7)."""
     pa_depth: int = number(1, least=0, most=8)
-    """Layers of 7x7 convolutions whose change is measured; the paper's choice is 1, and 0 takes differences of pixels."""
+    """Number of 7x7 convolutions whose output's change between frames PA measures; the paper's choice is 1, and 0 compares pixels."""
     eps_inside: bool = False
-    """The official code's place of eps in PA; its checkpoints need it."""
+    """Add eps where the official code does, to each feature's change instead of under the root; imported checkpoints need it."""
 
-    def more_problems(self) -> list[str]:
-        """Refuse the official code's rule where it has none."""
-        problems = super().more_problems()
+    def combination_problems(self) -> list[str]:
+        """Refuse eps_inside at depths that the official code does not have."""
+        problems = super().combination_problems()
         if self.eps_inside and self.pa_depth != 1:
             problems.append(f"eps_inside is the official code's rule, whose PA has depth 1; pa_depth is {self.pa_depth}")
         return problems
@@ -127,24 +127,24 @@ class PAOptions(AggregationOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class FusionOptions(PAOptions):
-    """Two branches: pan-full."""
+    """The options of a model of two branches: pan-full."""
 
     #: Names of the branches, in the order of their weights.
     BRANCHES: ClassVar[tuple[str, ...]] = ("rgb", "pa")
 
     fusion_weights: tuple[float, ...] = ()
-    """How much each branch's scores count, in the order rgb, pa (pan-full) or lite, rgb, pa (pan-en); they are divided by their sum
-    (PAN, section IV-A; official code: --coeff, divided by the number of branches). None are equal weights, as in the paper."""
+    """Weight of each branch's scores, in the order rgb, pa (pan-full) or lite, rgb, pa (pan-en); they are divided by their sum (PAN,
+    section IV-A; the official code's --coeff divides by the number of branches). Default: equal weights, as in the paper."""
 
     def __post_init__(self) -> None:
-        """Read what a JSON file holds, a list, as what it was."""
+        """Convert the list of a JSON file back to a tuple."""
         if isinstance(self.fusion_weights, list):
             object.__setattr__(self, "fusion_weights", tuple(self.fusion_weights))
         super().__post_init__()
 
-    def more_problems(self) -> list[str]:
-        """Refuse weights that are not one for each branch, or of which nothing is left."""
-        problems, weights = super().more_problems(), self.fusion_weights
+    def combination_problems(self) -> list[str]:
+        """Refuse weights that are not one for each branch, or all 0."""
+        problems, weights = super().combination_problems(), self.fusion_weights
         if not isinstance(weights, tuple) or any(_range_problem("", weight, whole=False, limits=(0, 1000)) for weight in weights):
             problems.append(f"fusion_weights is {weights!r}; they must be numbers from 0 to 1000")
         elif weights and (len(weights) != len(self.BRANCHES) or not sum(weights)):
@@ -156,32 +156,33 @@ class FusionOptions(PAOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class EnsembleOptions(FusionOptions):
-    """Three branches: pan-en."""
+    """The options of a model of three branches: pan-en."""
 
     BRANCHES: ClassVar[tuple[str, ...]] = ("lite", "rgb", "pa")
 
 
 @dataclass(frozen=True, kw_only=True)
 class STMOptions(FamilyOptions):
-    """stm."""
+    """The options of stm."""
 
     stm_placement: STMPlacement = "all"
     """Which residual blocks are STM blocks (STM, Table 9): all, the first of every stage, or the first of one stage."""
     stm_fusion: STMFusion = "sum"
-    """Add spatiotemporal and motion features up (sum), or concatenate them and convolve (concat) (STM, Table 7)."""
+    """How an STM block joins spatiotemporal and motion features (STM, Table 7): sum, or concat, followed by a 1x1 convolution."""
     stm_fixed: bool = False
-    """The frequency-degenerated variant, whose temporal and motion kernels are fixed and do not learn (STM, Table 8)."""
+    """Use the frequency-degenerated variant, whose temporal and motion kernels are constants (STM, Table 8)."""
     stm_modules: STMModules = "both"
-    """What an STM block has (STM, Table 6): CSTM and CMM, one of them alone; cmm alone keeps the residual block's own 3x3 convolution."""
+    """Modules of an STM block (STM, Table 6): both CSTM (spatiotemporal) and CMM (motion), or one of them; with cmm the residual block's
+    3x3 convolution stays in the place of CSTM."""
     stm_temporal: ConvolutionType = "channel-wise"
-    """CSTM's convolution over the segments (STM, Table 10)."""
+    """Type of CSTM's convolution over the segments (STM, Table 10)."""
     stm_spatial: ConvolutionType = "ordinary"
-    """CSTM's 3x3 convolution (STM, Table 10)."""
+    """Type of CSTM's 3x3 convolution (STM, Table 10)."""
     stm_motion: ConvolutionType = "channel-wise"
-    """CMM's 3x3 convolution (STM, Table 10)."""
+    """Type of CMM's 3x3 convolution (STM, Table 10)."""
 
-    def more_problems(self) -> list[str]:
-        """Refuse what asks for something of a module that is not there, or whose kernels are fixed."""
+    def combination_problems(self) -> list[str]:
+        """Refuse options of a module that is not built, or whose kernels are fixed."""
         problems = []
         if self.stm_fixed and "ordinary" in (self.stm_temporal, self.stm_motion):
             problems.append("stm_fixed has fixed channel-wise kernels; stm_temporal and stm_motion must be channel-wise")
@@ -190,56 +191,56 @@ class STMOptions(FamilyOptions):
         if self.stm_modules == "cstm":
             problems += self.without_effect(["stm_motion"], "with stm_modules cstm there is no CMM")
         if self.stm_modules != "both":
-            problems += self.without_effect(["stm_fusion"], f"stm_modules is {self.stm_modules}, one module, which is joined with nothing")
+            problems += self.without_effect(["stm_fusion"], f"with stm_modules {self.stm_modules} there are no two modules to join")
         return problems
 
 
 @dataclass(frozen=True, kw_only=True)
 class AppearanceOptions(FamilyOptions):
-    """Models with dynamic appearance: da-tsm, da-x3d, da-vit."""
+    """The options of models with dynamic appearance: da-tsm, da-x3d, da-vit."""
 
     TRAINING: ClassVar[frozenset[str]] = frozenset({"joint", "joint_alpha", "joint_gamma", "joint_lambda", "projection_rate"})
 
     da_input: SegmentInput = "dynamic-appearance"
-    """What the network sees of each segment's frames (Dynamic Appearance, Table 6): dynamic appearance; rgb-difference, the differences
-    of neighbouring frames side by side; dynamic-image, one picture by approximate rank pooling; rgb, the first frame. The last three
-    have no projection: da_subspace, da_mlp and da_channels must keep their defaults, and da_kernel, da_stride, joint_* and
-    projection_rate have no effect."""
+    """Input of the network for each segment's frames (Dynamic Appearance, Table 6). dynamic-appearance: the frames with their static part
+    projected out (PWTP); rgb-difference: the differences of neighbouring frames side by side; dynamic-image: one image by approximate rank
+    pooling; rgb: the first frame. The last three have no projection: da_subspace, da_mlp and da_channels must keep their defaults, and
+    da_kernel, da_stride, joint_* and projection_rate have no effect."""
     da_subspace: int = number(1, least=1, most=3)
-    """Dimensions of the static subspace that is taken out, at most half of the frames (Dynamic Appearance, Table 4b)."""
+    """Dimensions of the static subspace that is projected out, at most half of the frames (Dynamic Appearance, Table 4b)."""
     da_mlp: int = number(7, least=1, most=7)
-    """Configuration of the network that finds the subspace (Dynamic Appearance, Table 8); the paper's choice is 7."""
+    """Configuration of the network that predicts the subspace (Dynamic Appearance, Table 8); the paper's choice is 7."""
     da_kernel: int = number(9, least=1, most=31)
-    """Side of the convolution that describes each place of a frame, odd (Dynamic Appearance, Table 4a: 7, 9, 11)."""
+    """Side of the convolution that describes each position of a frame, odd (Dynamic Appearance, Table 4a: 7, 9, 11)."""
     da_stride: int = number(8, least=1, most=32)
-    """Stride of that convolution (Table 4a: 1, 4, 8); the smaller, the finer is the grid of subspaces, and the slower."""
+    """Stride of that convolution (Table 4a: 1, 4, 8); a smaller one gives a finer grid of subspaces, and is slower."""
     da_channels: int = number(24, least=1, most=256)
-    """Filters of that convolution (Table 4a: 12, 24)."""
+    """Number of filters of that convolution (Table 4a: 12, 24)."""
     joint: Joint = "mgda"
-    """How dynamic appearance's own loss and the recognition loss are joined. constant: joint_alpha of its own and the rest of
-    recognition's; schedule: less and less of its own (joint_gamma, joint_lambda); mgda: as much as helps both, and all other layers
-    learn by recognition in full; decoupled: its own loss moves it alone, recognition's everything else."""
+    """How PWTP learns from its own loss L1 and the recognition loss L2. constant: joint_alpha L1 + (1 - joint_alpha) L2; schedule: the
+    same with a falling share of L1 (joint_gamma, joint_lambda); mgda: the mixture that reduces both, computed at every step, while all
+    other layers learn by L2 alone; decoupled: PWTP learns by L1 alone, all other layers by L2 alone."""
     joint_alpha: float = number(0.5, least=0, most=1)
-    """With joint constant: share of dynamic appearance's own loss, below 1."""
+    """With joint constant: share of L1, below 1."""
     joint_gamma: float = number(0.2, least=0.001, most=0.999)
-    """With joint schedule: share of the training after which joint_lambda is reached."""
+    """With joint schedule: fraction of the training after which the share of L1 has fallen from 1 to joint_lambda."""
     joint_lambda: float = number(0.1, least=0, most=1)
-    """With joint schedule: share of dynamic appearance's own loss that is left then; it falls to nothing by the end."""
+    """With joint schedule: the share of L1 at that time; it falls to 0 by the end of the training."""
     projection_rate: float = number(1.0, least=0, most=1000)
-    """Factor on dynamic appearance's learning rate."""
+    """Factor on PWTP's learning rate."""
 
-    def more_problems(self) -> list[str]:
-        """Refuse an even kernel, options of a projection that is not there, and a share that leaves recognition nothing."""
+    def combination_problems(self) -> list[str]:
+        """Refuse an even kernel, options of a projection that is not built, and a share of L1 that leaves nothing for recognition."""
         problems = []
         if self.joint == "constant" and self.joint_alpha == 1:
             problems.append(
-                "joint_alpha is 1 with joint constant: recognition would not learn; it must be below 1 (or take joint decoupled)"
+                "joint_alpha is 1 with joint constant, so recognition would not learn; it must be below 1 (or take joint decoupled)"
             )
         if isinstance(self.da_kernel, int) and self.da_kernel % 2 == 0:
             problems.append(f"da_kernel is {self.da_kernel}; it must be odd, such as 7, 9 or 11")
         if self.da_input != "dynamic-appearance":
-            own = ("da_subspace", "da_mlp", "da_channels")  # the others a recipe of small frames sets
-            problems += self.without_effect(own, f"da_input {self.da_input} has no projection")
+            checked = ("da_subspace", "da_mlp", "da_channels")  # not da_kernel and da_stride, which recipes for small frames set
+            problems += self.without_effect(checked, f"da_input {self.da_input} has no projection")
         if self.joint != "constant":
             problems += self.without_effect(["joint_alpha"], f"joint is {self.joint}, not constant")
         if self.joint != "schedule":
@@ -249,27 +250,27 @@ class AppearanceOptions(FamilyOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class DisentanglingOptions(FamilyOptions):
-    """disentangling."""
+    """The options of disentangling."""
 
     branches: Branches = "all"
     """Branches that are built and whose scores are averaged (Disentangling, Tables 1, 2, 5 and 6)."""
     changes_input: ChangesInput = "warped-features"
-    """What the changes branch sees of two neighbouring frames (Disentangling, Table 4): the difference of the second frame's features
-    and the first's warped along the displacement map; of features as they are; of the frames themselves (rgb); or of the second frame
-    and the first warped (warped-rgb). Without that branch it must keep its default."""
+    """Input of the changes branch for two neighbouring frames (Disentangling, Table 4), always a difference. warped-features: the second
+    frame's features minus the first's, warped along the displacement map; features: the same without warping; rgb: the second frame minus
+    the first; warped-rgb: the same with the first frame warped. Without that branch it must keep its default."""
     displacement_window: int = number(4, least=1, most=16)
-    """Cells that a feature may move each way between two frames. (The displacement_* options, which a recipe of small frames sets, have
-    no effect where nothing measures displacement: neither motion nor a warped changes_input.)"""
+    """Largest displacement, in cells of the feature map, in each direction. (All displacement_* options have no effect in a model without
+    displacement: one with neither the motion branch nor a warped changes_input.)"""
     displacement_temperature: float = number(0.02, least=0.001, most=10)
-    """The smaller, the nearer is a displacement to the best match alone."""
+    """Temperature of the softmax over the possible displacements; a smaller one comes nearer to the best match alone."""
     displacement_size: DisplacementSize = 112
-    """Side of a displacement map of a frame of 224 x 224 pixels: conv1's stride is 2 (112) or 1 (Disentangling, Table 3)."""
+    """Side of a displacement map for a frame of 224 x 224 pixels: 112 (conv1 has stride 2) or 224 (stride 1) (Disentangling, Table 3)."""
     appearance_pooling: AppearancePooling = "gradual"
-    """Join neighbouring frames at three places of the appearance network (gradual), or all behind it (late) (Disentangling, Table 1).
-    Without that branch it must keep its default."""
+    """Where the appearance branch pools over frames (Disentangling, Table 1). gradual: neighbouring frames at three places of the network;
+    late: all frames after it. Without that branch it must keep its default."""
 
-    def more_problems(self) -> list[str]:
-        """Refuse options of what is not there."""
+    def combination_problems(self) -> list[str]:
+        """Refuse options of a branch that is not built."""
         problems = []
         if "changes" not in self.built:
             problems += self.without_effect(["changes_input"], f"branches {self.branches} have no changes")
@@ -283,7 +284,7 @@ class DisentanglingOptions(FamilyOptions):
         return ("appearance", "motion", "changes") if self.branches == "all" else tuple(str(self.branches).split("+"))
 
 
-#: Family -> what it can be asked. The order is that of lists for people.
+#: Family -> the class of its options, in the order in which families are listed.
 OPTIONS: dict[str, type[FamilyOptions]] = {
     "pan-lite": PAOptions,
     "pan-full": FusionOptions,
@@ -298,9 +299,9 @@ OPTIONS: dict[str, type[FamilyOptions]] = {
     "da-vit": AppearanceOptions,
     "disentangling": DisentanglingOptions,
 }
-#: ResNets, as the names of models say them.
+#: ResNets, as models' names end.
 DEPTHS = ("r50", "r18", "r34", "r101")
-#: Families that do not take the ResNets of every depth -> the backbones of their paper.
+#: Families that are not built on ResNets of all depths -> the backbones of their paper.
 BACKBONES: dict[str, tuple[str, ...]] = {
     "stm": ("r50", "r18", "r34"),
     "da-tsm": ("r50", "r18"),
@@ -313,14 +314,14 @@ MODELS = tuple(f"{family}-{backbone}" for family in OPTIONS for backbone in BACK
 
 
 def family_of(model: str) -> str:
-    """Return the family of a model's name, such as pan-lite of pan-lite-r50; raise FlowlessError for a name that is none."""
+    """Return the family in a model's name, such as pan-lite for pan-lite-r50; raise FlowlessError for an unknown name."""
     if model not in MODELS:
         raise FlowlessError(f"model is {model!r}; it must be one of {', '.join(MODELS)}.")
     return model.rpartition("-")[0]
 
 
 def option_names(families: Iterable[type[FamilyOptions]] = tuple(OPTIONS.values())) -> set[str]:
-    """Return the names of the options of some families, by default of all."""
+    """Return the names of the options of the given families, by default of all."""
     return {item.name for family in families for item in fields(family)}
 
 
@@ -329,10 +330,10 @@ def options_for(model: str, values: Mapping[str, Any]) -> FamilyOptions:
 
     Args:
         model: Such as pan-lite-r50.
-        values: Option -> value; the others keep their defaults.
+        values: Option -> value; the others have their defaults.
 
     Raises:
-        FlowlessError: The family has no such option, or not such a value.
+        FlowlessError: The family has no such option, or a value is not allowed.
     """
     family = family_of(model)
     kind = OPTIONS[family]
@@ -347,13 +348,13 @@ def options_for(model: str, values: Mapping[str, Any]) -> FamilyOptions:
         raise FlowlessError(f"{model}: {error}") from None
 
 
-def kept_options(model: str, document: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split what a file says of a model into its own options and all else.
+def split_options(model: str, document: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split the entries of a checkpoint's config, or of a recipe, into the options of the model's family and the rest.
 
-    Files of flowless before 0.2 name the options of every family; those of other families said nothing and are left out.
+    Files of flowless before 0.2 hold the options of every family; those of other families had no effect and are left out.
 
     Returns:
-        Options that `options_for` takes, and the entries that are no family's option.
+        Options for `options_for`, and the entries that are not an option of any family.
     """
     own = option_names([OPTIONS[family_of(model)]])
     renamed = {name: "decoupled" if (name, value) == ("joint", "separate") else value for name, value in document.items()}

@@ -1,4 +1,4 @@
-"""What every recogniser shares: pixels in, normalisation inside, scores out; and the networks that see one view of a clip."""
+"""The base class of all recognisers, from uint8 pixels to scores, and the recognisers over 2D networks."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from flowless.errors import FlowlessError
 from flowless.pipeline.clip.spec import ClipSpec
 
 if TYPE_CHECKING:
-    from flowless.train.models.plan import PAModule
+    from flowless.train.models.model_config import PAModule
 
-#: Fewest rows and columns of a frame: the last stage of a ResNet sees one pixel of 32.
+#: Smallest height and width of a frame: a ResNet's stages reduce both 32-fold.
 LEAST_SIDE = 32
 
 
 class Recognizer(nn.Module):
-    """Clips to scores, by one network or by several whose scores are fused.
+    """Maps clips to scores, by one network or by several whose scores are fused.
 
     Attributes:
-        spec: What a clip is. A model takes other heights and widths too: its networks are convolutional.
-        config: The arguments that `build_model` made it with, for the checkpoint.
+        spec: The model's clip. Convolutional networks take other heights and widths too.
+        config: The arguments of `build_model`, for the checkpoint.
     """
 
     mean: Tensor
@@ -34,27 +34,26 @@ class Recognizer(nn.Module):
         super().__init__()
         self.spec = spec
         self.config: dict[str, Any] = {}
-        # Constants, not weights: they come from the ClipSpec, so no file of weights stores them.
+        # Constants from the ClipSpec, not weights, so they are not saved with the weights.
         self.register_buffer("mean", 255 * torch.tensor(spec.mean), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(spec.std), persistent=False)
 
     @property
     def networks(self) -> tuple[Network, ...]:
-        """The networks whose scores are fused, each a recogniser by itself; none where branches share layers."""
+        """The networks whose scores are fused, each a complete recogniser; empty where branches share layers."""
         return ()
 
     @property
     def parts(self) -> tuple[nn.Module, ...]:
-        """What learns by one loss each, all parameters between them and none twice: the networks, where nothing is shared.
+        """Disjoint modules with all parameters of the model, each of which learns by one loss: the networks, or branches that share layers.
 
-        Branches over shared layers are no networks by themselves, but training treats them alike: partial batch norm keeps
-        the first of each.
+        Training treats every part as a network; for example, partial batch norm leaves the first batch norm of each part trainable.
         """
         return self.networks
 
     @property
     def heads(self) -> tuple[nn.Module, ...]:
-        """What gives each network's or branch's scores, in the order of `branch_scores`."""
+        """The head of each network or branch, in the order of `branch_scores`."""
         return tuple(network.head for network in self.networks)
 
     def forward(self, clip: Tensor) -> Tensor:
@@ -62,11 +61,11 @@ class Recognizer(nn.Module):
         return self.fused(self.branch_scores(clip))
 
     def fused(self, scores: Tensor) -> Tensor:
-        """Return the answer of `branch_scores`, `[networks, B, classes]`: their mean, `[B, classes]`."""
+        """Fuse the scores from `branch_scores`, `[networks, B, classes]`: their mean, `[B, classes]`."""
         return scores.mean(0)
 
     def branch_scores(self, clip: Tensor) -> Tensor:
-        """Return every network's own scores of pixels: uint8 `[B, N, m, H, W, 3]` to `[networks, B, classes]`."""
+        """Return every network's scores of pixels separately: uint8 `[B, N, m, H, W, 3]` to `[networks, B, classes]`."""
         self._check(clip)
         pixels = pixels_of(clip)
         return torch.stack([network.scores_of_pixels(pixels) for network in self.networks])
@@ -77,7 +76,7 @@ class Recognizer(nn.Module):
         return scores[0] if len(scores) == 1 else self.fused(torch.stack(scores))
 
     def features(self, x: Tensor) -> Tensor:
-        """Encode normalised frames `[B, N, m, 3, H, W]`: one vector a segment, `[B, N, D]`, the networks' one after another."""
+        """Encode normalised frames `[B, N, m, 3, H, W]`: one vector per segment, `[B, N, D]`, the networks' vectors concatenated."""
         return torch.cat([network.features(x) for network in self.networks], dim=2)
 
     def as_frames(self, clip: Tensor) -> Tensor:
@@ -102,10 +101,10 @@ class Recognizer(nn.Module):
 
 
 def pixels_of(clip: Tensor) -> Tensor:
-    """Return a uint8 clip as networks read it: as it is, a quarter of float32's memory; float32 while a graph is exported.
+    """Return a uint8 clip in the type that networks read: uint8, a quarter of float32's memory, but float32 in an exported graph.
 
-    On a GPU the PA op is two to three times as fast on uint8 (`bench/results/gpu-h200.json`, `pa-forms`). TensorRT neither cuts nor
-    transposes bytes, so the cast comes first in a graph.
+    On a GPU the PA op is two to three times as fast on uint8 (`bench/results/gpu-h200.json`, `pa-forms`). In a graph the cast comes first,
+    because TensorRT neither slices nor transposes uint8.
     """
     return clip.float() if torch.compiler.is_exporting() else clip
 
@@ -114,8 +113,8 @@ class Network(Recognizer):
     """A 2D network over the first frame of each segment, and a head over the segments.
 
     Attributes:
-        backbone: Frame encoder, `[K, 3, H, W]` to `[K, D]`; or, where it says `whole_clips`, an encoder of a clip's segments
-            together, `[B, N, 3, H, W]` to `[B, n, D]`.
+        backbone: Frame encoder, `[K, 3, H, W]` to `[K, D]`; or, where its attribute `whole_clips` is True, an encoder of all segments
+            of a clip together, `[B, N, 3, H, W]` to `[B, n, D]`.
         head: `[B, n, D]` to scores `[B, classes]`.
     """
 
@@ -136,29 +135,29 @@ class Network(Recognizer):
 
     def scores_of_pixels(self, pixels: Tensor) -> Tensor:
         """Recognise pixels `[B, N, m, H, W, 3]`, uint8 or float of values 0 to 255: scores `[B, classes]`."""
-        return self.head(self._encode(self._seen_in_pixels(pixels)))
+        return self.head(self._encode(self._input_of_pixels(pixels)))
 
     def features(self, x: Tensor) -> Tensor:
-        """Encode normalised frames `[B, N, m, 3, H, W]`: one vector a segment, `[B, N, D]`."""
-        return self._encode(self._seen(x))
+        """Encode normalised frames `[B, N, m, 3, H, W]`: one vector per segment, `[B, N, D]`."""
+        return self._encode(self._input(x))
 
-    def _seen(self, x: Tensor) -> Tensor:
-        """What the backbone sees of normalised frames: `[B, N, C, H, W]`."""
+    def _input(self, x: Tensor) -> Tensor:
+        """Return the backbone's input for normalised frames `[B, N, m, 3, H, W]`: `[B, N, C, H, W]`."""
         return x[:, :, 0]
 
-    def _seen_in_pixels(self, pixels: Tensor) -> Tensor:
-        """What the backbone sees of pixels `[B, N, m, H, W, 3]`, uint8 or float of values 0 to 255: `[B, N, C, H, W]`."""
-        # Cut before transposing, so that an engine moves one frame of a segment and not all of them.
+    def _input_of_pixels(self, pixels: Tensor) -> Tensor:
+        """Return the backbone's input for pixels `[B, N, m, H, W, 3]`, uint8 or float of values 0 to 255: `[B, N, C, H, W]`."""
+        # Sliced before transposing, so that an engine transposes one frame of each segment and not all.
         return self.normalise(pixels[:, :, 0].movedim(-1, -3))
 
-    def _encode(self, seen: Tensor) -> Tensor:
+    def _encode(self, images: Tensor) -> Tensor:
         if getattr(self.backbone, "whole_clips", False):
-            return self.backbone(seen)
-        return self.backbone(seen.flatten(0, 1)).unflatten(0, (-1, self.spec.segments))
+            return self.backbone(images)
+        return self.backbone(images.flatten(0, 1)).unflatten(0, (-1, self.spec.segments))
 
 
 class MotionRecognizer(Network):
-    """A network whose backbone also sees the PA maps of each segment, as further channels behind RGB."""
+    """A network whose backbone also sees the PA maps of each segment, as further channels after RGB."""
 
     def __init__(self, *, spec: ClipSpec, backbone: nn.Module, head: nn.Module, persistence: PAModule) -> None:
         super().__init__(spec=spec, backbone=backbone, head=head)
@@ -170,43 +169,43 @@ class MotionRecognizer(Network):
         return self._motion_in_pixels(pixels_of(clip).movedim(-1, -3))
 
     def _motion_in_pixels(self, frames: Tensor) -> Tensor:
-        # The mean cancels in the difference, so only the scale is applied, to 1,176 weights instead of every frame.
+        # The mean cancels in the difference, so only the scale is applied, and to the 1,176 weights instead of every frame.
         return self.persistence.motion(frames, scale=self.std.reciprocal())
 
     def _maps(self, x: Tensor) -> Tensor:
-        """Encode the motion of normalised frames `[B, N, m, 3, H, W]`: `[B, N, m-1, H, W]`."""
+        """Return the encoded PA maps of normalised frames `[B, N, m, 3, H, W]`: `[B, N, m-1, H, W]`."""
         return self.persistence(x, self.persistence.motion(x)).to(x.dtype)
 
     def _maps_of_pixels(self, pixels: Tensor) -> Tensor:
         frames = pixels.movedim(-1, -3)
         return self._maps(self.normalise(frames)) if self.persistence.encoding == "e2" else self._motion_in_pixels(frames)
 
-    def _seen(self, x: Tensor) -> Tensor:
-        return torch.cat([super()._seen(x), self._maps(x)], dim=2)
+    def _input(self, x: Tensor) -> Tensor:
+        return torch.cat([super()._input(x), self._maps(x)], dim=2)
 
-    def _seen_in_pixels(self, pixels: Tensor) -> Tensor:
-        return torch.cat([super()._seen_in_pixels(pixels), self._maps_of_pixels(pixels)], dim=2)
+    def _input_of_pixels(self, pixels: Tensor) -> Tensor:
+        return torch.cat([super()._input_of_pixels(pixels), self._maps_of_pixels(pixels)], dim=2)
 
 
 class MotionOnlyRecognizer(MotionRecognizer):
-    """A network whose backbone sees the PA maps of each segment and nothing else."""
+    """A network whose backbone sees only the PA maps of each segment."""
 
-    def _seen(self, x: Tensor) -> Tensor:
+    def _input(self, x: Tensor) -> Tensor:
         return self._maps(x)
 
-    def _seen_in_pixels(self, pixels: Tensor) -> Tensor:
+    def _input_of_pixels(self, pixels: Tensor) -> Tensor:
         return self._maps_of_pixels(pixels)
 
 
 class FusedRecognizer(Recognizer):
     """Several networks that see the same clip; the weighted mean of their scores is the fused score.
 
-    Trained together, each network learns as if alone: `branch_scores` gives each its own loss.
+    In joint training each network has its own loss, computed from `branch_scores`, and learns as if trained alone.
 
     Args:
-        weights: How much each branch counts, at least 0, in the order of `branches`; none are equal weights. Divided by their sum, they
-            give the weighted average of the paper (PAN, section IV-A). The official code's `--coeff` divides by the number of branches
-            instead: the scores differ by a factor, their order does not.
+        weights: Weight of each branch, at least 0, in the order of `branches`; empty: equal weights. They are divided by their sum, which
+            gives the weighted average of the paper (PAN, section IV-A). The official code's `--coeff` divides by the number of branches
+            instead: its scores differ by a constant factor, and their order is the same.
 
     Attributes:
         branches: Name -> network.
@@ -218,7 +217,7 @@ class FusedRecognizer(Recognizer):
         super().__init__(spec=spec)
         self.branches = nn.ModuleDict(branches)
         shares = torch.tensor(weights, dtype=torch.float64) / math.fsum(weights) if weights else None
-        # An option of the model, not a weight that learns: a checkpoint keeps it in its config.
+        # An option of the model, not a learnt weight: a checkpoint stores it in its config.
         self.register_buffer("weights", None if shares is None else shares.float(), persistent=False)
 
     def fused(self, scores: Tensor) -> Tensor:
@@ -233,7 +232,7 @@ class FusedRecognizer(Recognizer):
         return tuple(self.branches.values())  # type: ignore[arg-type]
 
     def motion(self, clip: Tensor) -> Tensor:
-        """Return the PA maps of pixels, by the PA branch: uint8 `[B, N, m, H, W, 3]` to `[B, N, m-1, H, W]`."""
+        """Return the PA branch's maps of pixels: uint8 `[B, N, m, H, W, 3]` to `[B, N, m-1, H, W]`."""
         branch = self.branches["pa"]
         assert isinstance(branch, MotionRecognizer)
         return branch.motion(clip)

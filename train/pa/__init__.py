@@ -1,1 +1,1 @@
-"""Persistence of Appearance (PA) as an operator: the module, its two forms, and its kernels for a GPU."""
+"""Persistence of Appearance (PA): the PyTorch op and module, its convolutions in plain PyTorch, and its Triton kernels."""

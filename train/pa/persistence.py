@@ -1,14 +1,14 @@
-"""The PA op, `torch.ops.flowless.persistence`, and the module that learns with it.
+"""The PA op, `torch.ops.flowless.persistence`, and the module with its filters.
 
-The op keeps neither the eight feature maps nor the differences for the backward pass: it computes them again, a chunk of
-planes at a time. Plain autograd would store eight planes for each plane of motion.
+The op stores neither the eight feature maps nor the differences for the backward pass: it recomputes them, a chunk at a time. Plain
+autograd would store eight feature maps for each PA map.
 
-Two bodies do the work: PyTorch's convolutions, and on NVIDIA GPUs (compute capability 8.0 and later) the Triton kernels of
-`triton_forward`, which hold feature maps in registers alone. The faster one is taken: Triton makes the maps where its product
-runs on tensor cores (uint8, half precision, TF32), PyTorch everything else: float32 in full, where Triton takes 1.4 times as long,
-and every backward pass, where it takes 1.5 to 2.7 times as long (256 stacks of 4 frames of 224 x 224 on an H200,
-`bench/results/gpu-h200.json`, `persistence`). What the kernels are not written for (float64, filters other than `[8, 3, 7, 7]`) is
-PyTorch's too. `FLOWLESS_PA=torch` or `FLOWLESS_PA=triton` in the environment demands one of them for both passes.
+There are two implementations: PyTorch's convolutions, and for NVIDIA GPUs (compute capability 8.0 and later) the Triton kernels of
+`triton_forward`, which keep feature maps in registers. The faster one runs: Triton for the forward pass where its products run on tensor
+cores (uint8, half precision, TF32); PyTorch for full float32, where Triton takes 1.4 times as long, and for every backward pass, where it
+takes 1.5 to 2.7 times as long (256 stacks of 4 frames of 224 x 224 on an H200, `bench/results/gpu-h200.json`, `persistence`). PyTorch also
+runs what the kernels do not support: float64, and filters other than `[8, 3, 7, 7]`. The environment variable `FLOWLESS_PA=torch` or
+`FLOWLESS_PA=triton` forces one of them for both passes.
 """
 
 from __future__ import annotations
@@ -23,30 +23,29 @@ from torch import Tensor, nn
 from torch.library import custom_op, register_autocast
 
 from flowless.errors import FlowlessError
-from flowless.train.pa.forms import (
+from flowless.train.pa.convolution_forms import (
     Form,
     allows_tf32,
     differences,
-    even,
     features,
     interleave,
     lengths,
     motion_shape,
+    pad_to_even,
     phase_weight,
     phase_weight_gradient,
 )
 
 __all__ = ["EPS", "OFFICIAL_EPS", "PersistenceOfAppearance", "persistence", "phase_weight"]
 
-#: Under the root: small against any motion, large enough that identical frames have a finite gradient.
+#: Added under the root: small against any motion, large enough that identical frames have a finite gradient.
 EPS = 1e-12
-#: What the official code adds to each channel's difference (use it with `eps_inside`).
+#: The official code's eps, added to each channel's difference (with `eps_inside`).
 OFFICIAL_EPS = 1e-6
-#: Feature values computed at once: few enough to stay in a processor's cache, or to fill a GPU.
+#: Feature values in a chunk: few enough for a processor's cache, enough to occupy a GPU.
 _CHUNK = {"cpu": 1 << 20, "cuda": 1 << 26}
-
-#: Sides in pixels from which the phase form is the faster one.
-_SMALLEST = 8
+#: Side of a frame in pixels from which the phase form is faster.
+_PHASES_FROM = 8
 
 
 @custom_op("flowless::persistence", mutates_args=())
@@ -55,15 +54,15 @@ def persistence(x: Tensor, weight: Tensor, eps: float, eps_inside: bool = False)
 
     Args:
         x: `[..., m, C, H, W]`, the frames of a stack in time order: floating, or uint8 pixels.
-        weight: `[F, C, k, k]`, of the type of `x`; floating, for pixels. The paper's is `[8, 3, 7, 7]`.
-        eps: Added under the root; with `eps_inside`, the official code's addition to every channel's difference.
-        eps_inside: Use the official code's rule, for its checkpoints.
+        weight: `[F, C, k, k]`, of the dtype of `x`, or floating for uint8. The paper's is `[8, 3, 7, 7]`.
+        eps: Added under the root, or with `eps_inside` to every channel's difference.
+        eps_inside: Add eps as the official code does, for its checkpoints.
 
     Returns:
-        `[..., m-1, H, W]` of the weight's type: how much each place changed from frame i to frame i+1.
+        `[..., m-1, H, W]` of the weight's dtype: how much each position changed from frame i to frame i+1.
     """
     _check(x, weight)
-    if body(x, weight) == "triton":
+    if implementation(x, weight) == "triton":
         from flowless.train.pa import triton_forward
 
         return triton_forward.forward(x, weight, eps, eps_inside=eps_inside)
@@ -82,13 +81,14 @@ def persistence(x: Tensor, weight: Tensor, eps: float, eps_inside: bool = False)
 def persistence_backward(ratio: Tensor, x: Tensor, weight: Tensor, eps: float, eps_inside: bool, need_x: bool) -> tuple[Tensor, Tensor]:
     """Compute the gradients of `persistence` with respect to `x` (empty unless `need_x`) and `weight`.
 
-    `ratio` `[..., m-1, H, W]` is the gradient at the output divided by the output: d out / d feature = feature / out, so
-    this one plane serves all filters.
+    `ratio` `[..., m-1, H, W]` is the gradient at the output divided by the output. As d out / d feature = feature / out, it is the same
+    for all filters.
     """
-    if body(x, weight, backward=True) == "triton":
+    shift = eps if eps_inside else 0.0
+    if implementation(x, weight, backward=True) == "triton":
         from flowless.train.pa import triton_backward
 
-        frames, kernel = triton_backward.backward(ratio, x, weight, eps if eps_inside else 0.0, need_x=need_x)
+        frames, kernel = triton_backward.backward(ratio, x, weight, shift, need_x=need_x)
         return x.new_empty(0) if frames is None else frames, kernel
     stacks = x.reshape(-1, *x.shape[-4:])
     ratio = ratio.reshape(-1, *ratio.shape[-3:])
@@ -97,7 +97,7 @@ def persistence_backward(ratio: Tensor, x: Tensor, weight: Tensor, eps: float, e
     form = _form(x)
     with torch.autocast(x.device.type, enabled=False):
         for part in _chunks(stacks, weight):
-            change, kernel = _chunk_backward(stacks[part].to(weight.dtype), ratio[part], weight, (eps if eps_inside else 0.0, form, need_x))
+            change, kernel = _chunk_backward(stacks[part].to(weight.dtype), ratio[part], weight, shift=shift, form=form, need_x=need_x)
             grad_weight += kernel
             if need_x:
                 by_stack = change.unflatten(0, (-1, x.shape[-4] - 1))
@@ -106,16 +106,24 @@ def persistence_backward(ratio: Tensor, x: Tensor, weight: Tensor, eps: float, e
     return grad_x.reshape(x.shape) if need_x else grad_x, grad_weight
 
 
-def _chunk_backward(stacks: Tensor, ratio: Tensor, weight: Tensor, how: tuple[float, Form, bool]) -> tuple[Tensor, Tensor]:
-    """Return the gradients with respect to the differences (or an empty tensor) and to the kernel, of one chunk."""
-    shift, form, need_x = how
+def _chunk_backward(stacks: Tensor, ratio: Tensor, weight: Tensor, *, shift: float, form: Form, need_x: bool) -> tuple[Tensor, Tensor]:
+    """Return the gradients of one chunk with respect to the differences (anything unless `need_x`) and to the kernel.
+
+    Args:
+        stacks: Frames `[S, m, C, H, W]`, floating.
+        ratio: `[S, m-1, H, W]`, see `persistence_backward`.
+        weight: `[F, C, k, k]`.
+        shift: Subtracted from each feature's change before squaring: eps with `eps_inside`, otherwise 0.
+        form: The form in which the features are computed.
+        need_x: Whether the gradient of the frames is needed.
+    """
     difference = differences(stacks)
     ratio = ratio.flatten(0, 1)[:, None]
     filters, padding = weight.shape[0], weight.shape[-1] // 2
     height, width = difference.shape[-2:]
     if form == "phases":
-        difference, weight, stride = even(difference), phase_weight(weight), 2
-        ratio = torch.nn.functional.pixel_unshuffle(even(ratio), 2)
+        difference, weight, stride = pad_to_even(difference), phase_weight(weight), 2
+        ratio = torch.nn.functional.pixel_unshuffle(pad_to_even(ratio), 2)
     else:
         stride = 1
     change = torch.nn.functional.conv2d(difference, weight, stride=stride, padding=padding)
@@ -140,29 +148,30 @@ def _chunk_backward(stacks: Tensor, ratio: Tensor, weight: Tensor, how: tuple[fl
     return grad_difference[..., :height, :width] if need_x else change, grad_weight
 
 
-def body(x: Tensor, weight: Tensor, *, backward: bool = False) -> Literal["torch", "triton"]:
-    """Choose what computes PA of these tensors, or its gradients, or obey `FLOWLESS_PA`.
+def implementation(x: Tensor, weight: Tensor, *, backward: bool = False) -> Literal["torch", "triton"]:
+    """Return the implementation that computes PA of these tensors, or its gradients: the faster one, or that in `FLOWLESS_PA`.
 
-    Raises FlowlessError where `FLOWLESS_PA` is neither of the two, or demands Triton where it cannot serve.
+    Raises:
+        FlowlessError: `FLOWLESS_PA` is neither of the two, or forces Triton for tensors or a device that it does not support.
     """
-    wish = os.environ.get("FLOWLESS_PA", "")
-    if wish not in {"", "torch", "triton"}:
-        raise FlowlessError(f"FLOWLESS_PA is {wish!r}; it must be 'torch' or 'triton', or not be set, to choose the faster one.")
-    if wish == "torch" or (wish != "triton" and (backward or not x.is_cuda or (x.dtype == torch.float32 and not allows_tf32()))):
+    forced = os.environ.get("FLOWLESS_PA", "")
+    if forced not in {"", "torch", "triton"}:
+        raise FlowlessError(f"FLOWLESS_PA is {forced!r}; it must be 'torch' or 'triton', or not be set, to choose the faster one.")
+    if forced == "torch" or (forced != "triton" and (backward or not x.is_cuda or (x.dtype == torch.float32 and not allows_tf32()))):
         return "torch"
     reason = _why_not_triton(x, weight)
-    if wish == "triton" and reason:
+    if forced == "triton" and reason:
         raise FlowlessError(f"FLOWLESS_PA=triton: {reason}. Leave FLOWLESS_PA unset, to use PyTorch there.")
     return "torch" if reason else "triton"
 
 
 def _why_not_triton(x: Tensor, weight: Tensor) -> str:
-    """Say why the Triton kernels cannot serve these tensors, or nothing."""
+    """Return the reason why the Triton kernels do not support these tensors; empty if they do."""
     if not _has_triton():
-        return "Triton is not installed (PyTorch brings it on Linux)"
-    from flowless.train.pa.triton_forward import INTERPRETED, takes
+        return "Triton is not installed (PyTorch installs it on Linux)"
+    from flowless.train.pa.triton_forward import INTERPRETED, supports
 
-    if not takes(x, weight):
+    if not supports(x, weight):
         return (
             f"its kernels take float32, float16, bfloat16 or uint8 frames and a weight [8, 3, 7, 7], not {x.dtype} and {list(weight.shape)}"
         )
@@ -184,12 +193,12 @@ def _capability(index: int) -> tuple[int, int]:
 
 
 def _form(x: Tensor) -> Form:
-    """Choose the faster form: phases, but for maps so small that the 8x8 windows are mostly padding."""
-    return "phases" if min(x.shape[-2:]) >= _SMALLEST else "pixels"
+    """Return the faster form: phases, except for frames so small that the 8x8 windows are mostly padding."""
+    return "phases" if min(x.shape[-2:]) >= _PHASES_FROM else "pixels"
 
 
 def _chunks(stacks: Tensor, weight: Tensor) -> list[slice]:
-    """Cut the stacks so that a chunk's feature maps stay within the device's budget."""
+    """Split the stacks into chunks of at most `_CHUNK` feature values."""
     count, frames, _, height, width = stacks.shape
     per_stack = (frames - 1) * weight.shape[0] * height * width
     step = max(1, _CHUNK.get(stacks.device.type, _CHUNK["cuda"]) // max(1, per_stack))
@@ -228,29 +237,29 @@ def _setup_context(ctx, inputs: tuple[Tensor, Tensor, float, bool], output: Tens
 
 def _backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
     x, weight, out = ctx.saved_tensors
-    # The root of eps is as small as float16 gets: dividing by it there would overflow.
+    # Divided in float32: the smallest output is the root of eps, 1e-6, and dividing by it in float16 would overflow.
     ratio = gradient.to(torch.promote_types(out.dtype, torch.float32)) / out
     grad_x, grad_weight = persistence_backward(ratio, x, weight, ctx.eps, ctx.eps_inside, ctx.needs_input_grad[0])
     return grad_x if ctx.needs_input_grad[0] else None, grad_weight, None, None
 
 
 persistence.register_autograd(_backward, setup_context=_setup_context)
-# A difference of near-equal pixels loses everything in 8 bits of mantissa: PA stays in single precision under autocast.
+# PA stays in single precision under autocast: bf16's 8 bits of mantissa would lose small differences between pixels.
 for _device in ("cpu", "cuda"):
     register_autocast("flowless::persistence", _device, torch.float32)
 
 
 class PersistenceOfAppearance(nn.Module):
-    """The PA module: eight 7x7 filters, from stacks of m frames to m - 1 maps of motion.
+    """The PA module: eight 7x7 filters, from stacks of m frames to m - 1 PA maps.
 
-    1,184 parameters as the paper counts them (8 x 3 x 7 x 7 weights and 8 biases). By linearity the bias cancels in
-    encoding e1; it is kept, without a gradient, so that the official checkpoints load and the count is the paper's.
+    1,184 parameters as the paper counts them (8 x 3 x 7 x 7 weights and 8 biases). The bias cancels in encoding e1; it exists, without
+    a gradient, so that official checkpoints load and the number of parameters is the paper's.
 
     Args:
         encoding: `e1`, the maps themselves (the paper's choice), or `e2`, the sigmoid of each map times the mean feature
-            map of the pair's first frame (paper, Eq. 7).
-        eps_inside: The official code's place of eps, for its checkpoints.
-        std: Standard deviation of the filters at the start; the official code's is 0.001.
+            map of the pair's first frame (PAN, Eq. 7).
+        eps_inside: Add eps as the official code does, for its checkpoints.
+        std: Standard deviation of the initial filters; the official code's is 0.001.
     """
 
     def __init__(self, *, encoding: Literal["e1", "e2"] = "e1", eps_inside: bool = False, std: float = 0.001) -> None:
@@ -267,18 +276,18 @@ class PersistenceOfAppearance(nn.Module):
 
         Args:
             x: Normalised frames; or pixels 0 to 255, with `scale`.
-            scale: `[3]`, what normalisation multiplies each colour with: 1 / (255 std). Its mean cancels in the
-                difference, so pixels with scaled filters give the same maps, and their differences are exact integers.
+            scale: `[3]`, the factor of the normalisation for each colour, 1 / (255 std). The normalisation's mean cancels in the
+                difference, so pixels with scaled filters give the same maps, and differences of pixels are exact integers.
         """
         weight = self.weight if scale is None else self.weight * scale.view(1, 3, 1, 1)
         eps = OFFICIAL_EPS if self.eps_inside else EPS
         return torch.ops.flowless.persistence(x, weight, eps, self.eps_inside)
 
     def forward(self, x: Tensor, motion: Tensor) -> Tensor:
-        """Encode: from normalised frames `[B, N, m, 3, H, W]` and their maps to the `[B, N, m-1, H, W]` that the network sees."""
+        """Encode normalised frames `[B, N, m, 3, H, W]` and their maps to the network's input, `[B, N, m-1, H, W]`."""
         if self.encoding == "e1":
             return motion
-        # The mean over the filters is linear too: one filter, the mean one, gives the mean feature map.
+        # The mean over the filters is linear too: convolving with the mean filter gives the mean feature map.
         kernel, bias = self.weight.mean(0, keepdim=True), self.bias.mean(0, keepdim=True)
         first = x[..., :-1, :, :, :]
         mean = torch.nn.functional.conv2d(first.flatten(0, -4), kernel, bias, padding=3)

@@ -1,20 +1,20 @@
-"""PA as one Triton kernel: from frames to maps, no feature map in memory.
+"""PA as one Triton kernel, from frames to maps without feature maps in memory.
 
-The phase form of `forms` as a matrix product. A program makes `ROWS x COLUMNS` phase positions, each of them 2 x 2
-pixels of a map. It reads the 8 x 8 windows of the frames' difference from both frames (any strides, so video memory
-`[.., H, W, C]` needs no copy), multiplies them with the 32 phase filters, and keeps the 32 features of a position in registers
-until they have become four lengths. 32 columns fill a tensor core, 8 would not; products are summed in float32, always.
+It computes the phase form of `convolution_forms` as a matrix product. A program computes `ROWS x COLUMNS` phase positions, each of them
+2 x 2 pixels of a map. It reads the 8 x 8 windows of the difference from both frames (with any strides, so frames `[.., H, W, C]` are not
+copied), multiplies them by the 32 phase filters, and holds the 32 features of a position in registers until they are reduced to four
+lengths. 32 columns fill a tensor core, 8 would not. Products are always accumulated in float32.
 
-What enters the product, by the frames' type:
+Type of the operands, by the frames' dtype:
 
-- float32: float32 in full, or TF32 where PyTorch's `torch.backends.cuda.matmul` allows it.
-- float16, bfloat16: that type, the difference and the weights rounded to it.
-- uint8: bfloat16. A difference is an integer within ±255, which 8 bits of mantissa hold exactly. The weights, which carry
-  normalisation's scale and may be too small for float16, are split into a rounded part and what rounding left over: two
-  products, 16 bits of a weight.
+- float32: full float32, or TF32 where PyTorch's `torch.backends.cuda.matmul` allows it.
+- float16, bfloat16: the same; the difference and the weights are rounded to it.
+- uint8: bfloat16. A difference is an integer within ±255, which 8 bits of mantissa represent exactly. The weights, which include the
+  normalisation's scale and may be too small for float16, are split into a rounded part and its rounding error: two products, which
+  keep 16 bits of a weight.
 """
 
-# Triton's constants are written in capitals, and its functions have no keywords-only; a kernel's parameters are its binary interface.
+# Triton's constants are upper-case, a kernel's arguments are positional, and its parameters may be many.
 # ruff: noqa: N803, PLR0913, PLR0917
 
 from __future__ import annotations
@@ -28,34 +28,34 @@ import triton.language as tl
 from torch import Tensor
 from triton import knobs
 
-from flowless.train.pa.forms import allows_tf32, motion_shape
+from flowless.train.pa.convolution_forms import allows_tf32, motion_shape
 
-#: What the kernels are written for, the paper's filters: `[8, 3, 7, 7]`.
+#: The shape of the filters that the kernels support, the paper's.
 WEIGHT_SHAPE = (8, 3, 7, 7)
-#: Phase positions of a program (each is 2 x 2 pixels) and its warps. ROWS x COLUMNS is the matrix product's M.
+#: Phase positions per program (each is 2 x 2 pixels), and its warps. ROWS x COLUMNS is the matrix product's M.
 FORWARD_BLOCK = {"ROWS": 8, "COLUMNS": 16}
 FORWARD_WARPS = 4
-#: Offsets within a pair of frames are counted in 32 bits; half of those are left for what a tile reaches beyond the picture.
+#: Most elements of a stack: offsets within it are 32-bit integers, of which half the range is left for tiles that exceed the frame.
 _MOST_ELEMENTS = 2**30
 
 #: Whether the kernels run in Triton's interpreter, on the CPU: `TRITON_INTERPRET=1` was set when Triton was first imported.
 INTERPRETED = knobs.runtime.interpret
-# The interpreter holds bfloat16 as bit patterns and would multiply those: there, rounded operands are widened first.
+# The interpreter stores bfloat16 as bit patterns and would multiply those, so there rounded operands are converted to float32 first.
 _WIDEN = tl.constexpr(INTERPRETED)
 
 
 @triton.jit
 def difference_tile(frame, stride_frame, y, x, at, size):
-    """Load a tile of (next frame - this frame), zero outside of the picture, in the product's type.
+    """Load a tile of (next frame - this frame), zero outside the frame, in the operands' type.
 
     `frame` points to the earlier frame; `y`, `x` are the tile's rows and columns, `at` its offsets in elements, `size` the
-    picture's (height, width).
+    frame's (height, width).
     """
     inside = (y >= 0) & (y < size[0]) & (x >= 0) & (x < size[1])
     first = tl.load(frame + at, mask=inside, other=0)
     then = tl.load(frame + stride_frame + at, mask=inside, other=0)
     if first.dtype == tl.uint8:
-        # Subtracted as integers: one conversion of the result costs less than two of the operands.
+        # Subtracted as integers: converting the result costs less than converting both operands.
         difference = (then.to(tl.int32) - first.to(tl.int32)).to(tl.float32).to(tl.bfloat16)
     else:
         difference = (then.to(tl.float32) - first.to(tl.float32)).to(first.dtype)
@@ -64,9 +64,9 @@ def difference_tile(frame, stride_frame, y, x, at, size):
 
 @triton.jit
 def phase_weights(weight_ptr, channel, row, column, n):
-    """Load phase filters: float32, the shape of `row`, `column` (taps of the 8 x 8 window) and `n` (phase channels) broadcast.
+    """Load phase filters as float32, for `row`, `column` (taps of the 8 x 8 window) and `n` (phase channels), broadcast.
 
-    Phase channel n = (2a + b) * 8 + f holds filter f at rows from a and columns from b (`forms.phase_weight`).
+    Phase channel n = (2a + b) * 8 + f is filter f, placed from row a and column b on (see `convolution_forms.phase_weight`).
     """
     row = row - n // 16
     column = column - n // 8 % 2
@@ -77,7 +77,7 @@ def phase_weights(weight_ptr, channel, row, column, n):
 
 @triton.jit
 def product(a, b, total, SPLIT: tl.constexpr, PRECISION: tl.constexpr):
-    """Return `total + a @ b`: `a` in the product's type, `b` float32; with `SPLIT`, `b` in two terms of `a`'s type."""
+    """Return `total + a @ b`, with `b` (float32) rounded to the type of `a`, or with `SPLIT` as the sum of two terms of that type."""
     high = b.to(a.dtype)
     if SPLIT:
         low = (b - high.to(tl.float32)).to(a.dtype)
@@ -97,7 +97,7 @@ def phase_features(frame, weight_ptr, stride_frame, i, j, size, strides, PRECISI
     k = tl.arange(0, 16)
     position = (2 * i * strides[1] + 2 * j * strides[2])[:, None]
     total = tl.zeros((i.shape[0], 32), dtype=tl.float32)
-    # Two rows of one channel's window at a time: 16 taps are the shallowest product of half-precision tensor cores.
+    # Two rows of one channel's window at a time: 16 taps are the smallest K of half-precision tensor cores.
     for step in range(12):
         channel = step // 4
         row, column = step % 4 * 2 + k // 8, k % 8
@@ -111,16 +111,17 @@ def phase_features(frame, weight_ptr, stride_frame, i, j, size, strides, PRECISI
 
 @triton.jit
 def pair_offset(pair, pairs, stride_stack, stride_frame):
-    """Return the offset of a pair's earlier frame; 64 bits, because a batch may have more elements than 32 bits count."""
+    """Return the offset of a pair's earlier frame, in 64 bits, because a batch may have more than 2^31 elements."""
     stack, frame = pair // pairs, pair % pairs
     return stack.to(tl.int64) * stride_stack + frame.to(tl.int64) * stride_frame
 
 
-# A new size of picture must not compile a new kernel; only colours side by side or far apart are worth one.
-GENERAL = ("pairs", "height", "width", "stride_stack", "stride_frame", "stride_channel", "stride_row")
+# Triton must not compile a kernel for each new value of these parameters, so that a new frame size needs no compilation. Only the stride of
+# columns is specialised: it is 1 where the colours are separate planes.
+UNSPECIALISED = ("pairs", "height", "width", "stride_stack", "stride_frame", "stride_channel", "stride_row")
 
 
-@triton.jit(do_not_specialize=GENERAL)
+@triton.jit(do_not_specialize=UNSPECIALISED)
 def forward_kernel(
     x_ptr,
     weight_ptr,
@@ -139,10 +140,7 @@ def forward_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Make one tile of one map: frames `[S, m, 3, H, W]` by strides, `pairs` = m - 1, to `[S, m-1, H, W]` contiguous.
-
-    Inputs, then integers, then outputs: the order that TensorRT's ahead-of-time plugins launch with.
-    """
+    """Compute one tile of one map: from frames `[S, m, 3, H, W]` by strides, with `pairs` = m - 1, to contiguous `[S, m-1, H, W]`."""
     across = tl.cdiv(width, 2 * COLUMNS)
     tiles = across * tl.cdiv(height, 2 * ROWS)
     program = tl.program_id(0)
@@ -173,7 +171,7 @@ def forward(x: Tensor, weight: Tensor, eps: float, *, eps_inside: bool = False) 
         eps_inside: As in `persistence`.
 
     Returns:
-        `[..., m-1, H, W]` in the type of `x`, for uint8 in that of `weight`.
+        `[..., m-1, H, W]` in the dtype of `x`, for uint8 in that of `weight`.
     """
     stacks = x.reshape(-1, *x.shape[-4:])
     pairs, height, width = motion_shape(stacks)[-3:]
@@ -191,25 +189,25 @@ def forward(x: Tensor, weight: Tensor, eps: float, *, eps_inside: bool = False) 
 
 
 def tiles_of(height: int, width: int, tile: tuple[int, int]) -> int:
-    """Count the tiles that cover a picture."""
+    """Return the number of tiles that cover a frame."""
     return -(-height // tile[0]) * -(-width // tile[1])
 
 
 def launch(kernel: Any, programs: int, arguments: tuple[Any, ...], constants: dict[str, Any]) -> None:
-    """Launch a kernel of this package on the device of its first argument."""
+    """Launch a kernel on the device of its first argument."""
     device = arguments[0].device
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        # One stage: windows overlap, so the caches hold what a software pipeline would fetch ahead.
+        # One stage: windows overlap, so the caches already hold what software pipelining would prefetch.
         kernel[(programs,)](*arguments, num_stages=1, **constants)
 
 
 def precision(dtype: torch.dtype) -> str:
-    """Return the product's `input_precision` for frames of a type: TF32 only where the user has allowed it."""
+    """Return `input_precision` of Triton's products for frames of a dtype: TF32 only where PyTorch is set to allow it."""
     return "tf32" if dtype == torch.float32 and allows_tf32() else "ieee"
 
 
-def takes(x: Tensor, weight: Tensor) -> bool:
-    """Tell whether the kernels are written for these inputs; the plain form serves the others (float64, other filters)."""
+def supports(x: Tensor, weight: Tensor) -> bool:
+    """Return whether the kernels support these tensors; they support neither float64 nor other filters than `[8, 3, 7, 7]`."""
     if tuple(weight.shape) != WEIGHT_SHAPE or weight.dtype == torch.float64:
         return False
     stack = x.shape[-4:]

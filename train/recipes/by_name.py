@@ -1,4 +1,4 @@
-"""Recipes by name, `model/data set`: what a data set changes, and what a model changes on it. No heavy library is imported here."""
+"""Find a recipe by its name `model/data set`: the fields that each data set and each model change. No heavy library is imported here."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any
 
 from flowless.errors import FlowlessError
 from flowless.train.models.options import MODELS
-from flowless.train.recipes.appearance import appearance_changes
+from flowless.train.recipes.dynamic_appearance import appearance_changes
+from flowless.train.recipes.paper_views import view_changes
 from flowless.train.recipes.recipe import Recipe
-from flowless.train.recipes.views import view_changes
 
-#: From scratch, on small frames: what Moving Shapes needs to be learnt in minutes on two cores.
+#: Training from scratch on small frames, so that Moving Shapes is learnt in minutes on two cores.
 _SMALL: dict[str, Any] = {
     "width": 0.25,
     "pretrained": False,
@@ -24,12 +24,12 @@ _SMALL: dict[str, Any] = {
     "batch_size": 20,
     "scales": (1.0,),
     "layer_rates": False,
-    # Not the official 0.001: VAP's inputs are positive and nearly alike, and a step of AdamW is larger than such a weight, so that all of
-    # its hidden units are dead after 5 epochs (1,600 Moving Shapes videos, 8 segments) and every timescale keeps the same weight.
+    # Not the official 0.001: VAP's inputs are positive and nearly equal, and a step of AdamW is larger than such a weight. After 5 epochs
+    # (1,600 Moving Shapes videos, 8 segments) all of its hidden units were dead, and every timescale kept the same weight.
     "head_std": 0.0,
 }
 
-#: Data set -> what it changes (paper, section V-A; spec of the official code).
+#: Data set -> the fields that it changes (PAN, section V-A, and its official code).
 _DATA: dict[str, dict[str, Any]] = {
     "something-v1": {},
     "kinetics400": {"flip": True, "sampling": "two-clip"},
@@ -38,23 +38,23 @@ _DATA: dict[str, dict[str, Any]] = {
     "moving-shapes": {**_SMALL, "epochs": 5, "dropout": 0.2},
     "tiny": {**_SMALL, "epochs": 160, "batch_size": 14, "dropout": 0.0, "short_side": 56, "validate_every": 20},
 }
-#: What sees one frame a segment trains as the official RGB branch does: 50 epochs, steps at 20 and 40. (In PAN-Full and
-#: PAN-En that branch learns with the others, by their longer schedule; train it apart and `flowless fuse` for the paper's.)
+#: Models that see one frame per segment are trained as PAN's official RGB branch: 50 epochs, steps at 20 and 40. (Inside PAN-Full and
+#: PAN-En that branch has the longer schedule of the other branches; for the paper's, train it separately and use `flowless fuse`.)
 _RGB: dict[str, Any] = {"epochs": 50, "steps": (20, 40)}
-#: On UCF101 and HMDB51 everything takes half of its epochs, steps included.
+#: On UCF101 and HMDB51 all models take half of the epochs, and steps at half of them.
 _RGB_SMALL: dict[str, Any] = {"epochs": 25, "steps": (10, 20)}
 _ONE_FRAME = ("tsm", "tsn", "stm", "pan-rgb")
-#: STM (section 4.2): batches of 64 clips of 8 frames (8 GPUs x 8), one rate for all layers. (Of 16 frames the paper takes 32
-#: clips at the same rate: batch_size and lr_batch 32.) On UCF101 and HMDB51 it goes on from Kinetics.
+#: STM (section 4.2): batches of 64 clips of 8 frames (8 GPUs x 8), one learning rate for all layers. (For clips of 16 frames the paper
+#: takes batches of 32 at the same rate: batch_size and lr_batch 32.) On UCF101 and HMDB51 it is fine-tuned from Kinetics weights.
 _STM: dict[str, Any] = {"weight_decay": 5e-4, "layer_rates": False}
 _STM_PUBLIC: dict[str, Any] = {"epochs": 70, "steps": (30, 40, 60)}
 _STM_SMALL: dict[str, Any] = {"epochs": 50, "steps": (15, 30, 45), "lr": 0.001}
 _PUBLIC = ("something-v1", "kinetics400")
-#: Disentangling (its section 4.1): three segments, as TSN takes them, of eight frames. No rates by layer are told. What is told in
-#: iterations of 256 clips is in epochs here: of 240,436 videos (Kinetics, 110,000, steps of 40,000) and of 9,537 (UCF101's first
-#: split, 18,000, steps at 10,000 and 16,000). Weight decay and the share of dropout are TSN's, whose practices it follows.
-#: On UCF101 the paper trains appearance apart, at 0.001 for 4,500 iterations with steps of 1,500; one recipe has one schedule,
-#: which is that of the two other branches.
+#: Disentangling (its section 4.1): three segments, as in TSN, of eight frames; one learning rate for all layers. The paper counts
+#: iterations of 256 clips, converted here to epochs: on Kinetics (240,436 videos) 110,000 iterations with steps every 40,000; on UCF101
+#: (9,537 videos, first split) 18,000 with steps at 10,000 and 16,000. Weight decay and dropout are TSN's, whose practice the paper
+#: follows. On UCF101 the paper trains the appearance branch separately, at 0.001 for 4,500 iterations with steps every 1,500; a recipe
+#: has only one schedule, here that of the two other branches.
 _DISENTANGLING: dict[str, Any] = {"segments": 3, "frames_per_segment": 8}
 _CAFFE: dict[str, Any] = {"batch_size": 256, "lr_batch": 256, "layer_rates": False, "weight_decay": 5e-4, "dropout": 0.7}
 _DISENTANGLING_DATA: dict[str, dict[str, Any]] = {
@@ -64,7 +64,7 @@ _DISENTANGLING_DATA: dict[str, dict[str, Any]] = {
 
 
 def _changes(model: str, data: str) -> dict[str, Any]:
-    """Return what a model and a data set, not an alias, change of the defaults."""
+    """Return the fields that a model and a data set (not an alias) change from the defaults."""
     changes = dict(_DATA[data])
     family = model.rpartition("-")[0]
     if family in _ONE_FRAME:
@@ -80,31 +80,39 @@ def _changes(model: str, data: str) -> dict[str, Any]:
     return changes
 
 
-#: Twins Training's augmentation (STM, section 4.2): corner crops, scales, flips, jittered colours and grey; no number is given. Crops and
-#: scales are every recipe's; it is flipped where the data set's recipe is, since elsewhere left and right are actions. The shares are those
-#: of Barlow Twins, whose loss it takes. Where a recipe crops nothing (Moving Shapes), a crop still has to show the whole action.
+#: Twins Training's augmentation (STM, section 4.2): corner crops, scales, flips, colour jitter and grey; the paper gives no numbers. Crops
+#: and scales are in every recipe, and flips where the data set's recipe has them (elsewhere left and right are different actions). Jitter
+#: and grey are those of Barlow Twins, whose loss Twins Training uses. Recipes without crops (Moving Shapes) get a second scale so large
+#: that a crop still shows the whole action.
 _TWINS: dict[str, Any] = {"colour_jitter": 0.4, "grey": 0.2}
 _TWINS_SCALES = (1.0, 0.875)
 
-#: Data sets that are trained on as another one is.
+#: Data set -> the data set whose settings it shares.
 ALIASES = {"something-v2": "something-v1", "jester": "something-v1", "hmdb51": "ucf101"}
 #: Data sets that recipes are named after.
 DATA_NAMES = ("something-v1", "something-v2", "jester", "kinetics400", "ucf101", "hmdb51", "custom", "moving-shapes", "tiny")
 
 
 def find_recipe(name: str, **changes: Any) -> Recipe:
-    """Return a recipe by name, with fields changed; raise FlowlessError, listing what there is, on an unknown name.
+    """Return a recipe by name, with fields changed.
 
-    The objective `twins` brings the paper's augmentation, where its fields are not among the changes.
+    The objective `twins` also sets the augmentation of its paper, except for fields among `changes`.
+
+    Args:
+        name: MODEL/DATA, such as pan-lite-r50/something-v1.
+        **changes: Field -> value; options of the model's family are fields too.
+
+    Raises:
+        FlowlessError: The name or a field is unknown, or a value is not allowed.
     """
     model, _, data = name.partition("/")
     if model not in MODELS or data not in DATA_NAMES:
         raise FlowlessError(
             f"no recipe {name!r}. A recipe is MODEL/DATA, such as pan-lite-r50/something-v1; models: {', '.join(MODELS)}; "
-            f"data: {', '.join(DATA_NAMES)}. For data of your own, take /custom (fine-tuning) or /tiny (a handful of videos)."
+            f"data: {', '.join(DATA_NAMES)}. For your own videos, take /custom (fine-tuning) or /tiny (a handful of videos)."
         )
-    usual = _changes(model, ALIASES.get(data, data)) | view_changes(model, data)
-    found = Recipe(name=name, model=model).changed(**usual)
+    defaults = _changes(model, ALIASES.get(data, data)) | view_changes(model, data)
+    found = Recipe(name=name, model=model).changed(**defaults)
     if changes.get("objective") == "twins":
         changes = _TWINS | ({"scales": _TWINS_SCALES} if found.scales == (1.0,) else {}) | changes
     return found.changed(**changes)

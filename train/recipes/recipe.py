@@ -1,4 +1,4 @@
-"""A recipe: everything that decides how a model is trained. No heavy library is imported here."""
+"""A recipe: all settings of a training. No heavy library is imported here."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import tyro
 
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.protocols import PROTOCOLS
-from flowless.train.models.options import OPTIONS, FamilyOptions, family_of, kept_options, option_names, options_for
-from flowless.train.recipes.data import DataFields
-from flowless.train.recipes.training import TrainingFields
+from flowless.train.models.options import OPTIONS, FamilyOptions, family_of, option_names, options_for, split_options
+from flowless.train.recipes.data_fields import DataFields
+from flowless.train.recipes.training_fields import TrainingFields
 
-#: Fields -> what is allowed, and its name.
+#: Names of fields, the check of their value, and the check in words.
 _RULES: tuple[tuple[tuple[str, ...], Any, str], ...] = (
     (("epochs", "batch_size", "accumulate", "lr_batch", "validate_every", "num_nodes"), lambda x: x >= 1, "at least 1"),
     (("lr",), lambda x: 0 < x < math.inf, "above 0"),
@@ -27,60 +27,51 @@ _RULES: tuple[tuple[tuple[str, ...], Any, str], ...] = (
     (("scales",), lambda x: len(x) > 0 and all(0 < scale <= 1 for scale in x), "numbers in (0, 1]"),
 )
 
-#: Fields that do not change what is trained: where it runs, and how it is tested in the end.
+#: Fields that may change when a run is resumed: where it runs, where its weights come from, and how the model is tested.
 _NOT_TRAINED = {
-    *(
-        "threads",
-        "accelerator",
-        "devices",
-        "num_nodes",
-        "max_bad_share",
-        "pretrained_path",
-        "start_from",
-        "keep_every",
-        "average",
-        "test_views",
-    ),
+    *("threads", "accelerator", "devices", "num_nodes", "max_bad_share"),
+    *("pretrained_path", "start_from", "keep_every", "average", "test_views"),
 }
-#: What earlier versions, whose files do not name the field, did.
+#: Values of fields that files of earlier versions do not have: what those versions did.
 _EARLIER: dict[str, Any] = {"head_std": 0.0}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(TrainingFields, DataFields):
-    """How a model is trained: what every training has, what the data decide, and what the model's family can be asked.
+    """All settings of a training: those of every training, those of the data, and the options of the model's family.
 
     Every field can be overridden on the command line.
     """
 
     name: tyro.conf.Suppress[str] = "custom"
-    """The recipe's name, model/data set."""
+    """The recipe's name, MODEL/DATA."""
     model: tyro.conf.Suppress[str] = "pan-lite-r50"
     """A family and its backbone, one of `flowless.train.models.MODELS`."""
     options: tyro.conf.OmitArgPrefixes[FamilyOptions] = None  # type: ignore[assignment] - the model's own, see __post_init__
-    """The options of the model's family; by default its defaults."""
+    """The options of the model's family; default: the family's defaults."""
     width: float = 1.0
-    """Factor on the backbone's channels; 0.25 gives 16, 32, 64, 128."""
+    """Factor on the backbone's channels; 0.25 gives a ResNet with 16, 32, 64, 128."""
     blocks: int = 0
-    """ResNets, X3D: residual blocks of each stage; BN-Inception: modules of each stage; ViT: blocks in all. 1 gives the smallest network,
-    0 as many as the name says."""
+    """Depth of the backbone. ResNets, X3D: residual blocks per stage; BN-Inception: modules per stage; ViT: blocks in all. 1 gives the
+    smallest network, 0 the depth that the model's name says."""
     dropout: float = 0.5
-    """Share of the features dropped before the last layer."""
+    """Dropout probability before the last layer."""
     head_std: float = 0.001
-    """Standard deviation of the first weights of the head, VAP's small network included (official code: 0.001). 0 takes PyTorch's start."""
+    """Standard deviation of the head's initial weights, VAP's small network included (official code: 0.001). 0: PyTorch's default
+    initialisation."""
     pretrained: bool = True
     """Start from ImageNet weights, which timm downloads or finds in its cache."""
     pretrained_path: str | None = None
-    """Start from ImageNet weights in this file instead (for machines without a network)."""
+    """Start from ImageNet weights in this file instead, such as on a machine without a network."""
     weights: str = ""
-    """Which ImageNet weights, by timm's name for them, such as a1_in1k. By default those of the papers: torchvision's (tv_in1k), for the
-    transformer augreg_in21k. They decide by which mean and deviation pixels are normalised."""
+    """Which ImageNet weights, by timm's tag, such as a1_in1k. Default: those of the papers, torchvision's (tv_in1k) for ResNets and
+    augreg_in21k for ViT. Pixels are normalised with the mean and standard deviation that these weights were trained with."""
     start_from: Annotated[str | None, tyro.conf.arg(name="from")] = None
-    """Start from a checkpoint of flowless, such as runs/kinetics/best.safetensors: everything that fits is taken, and listed; where the
-    labels differ, the classifier is new."""
+    """Start from a checkpoint of flowless, such as runs/kinetics/best.safetensors. Every tensor that fits is copied, and those that do not
+    are listed; where the labels differ, the classifier is new."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be trained: all problems in one error."""
+        """Refuse values that cannot be trained with: all problems in one error."""
         if self.options is None:
             object.__setattr__(self, "options", OPTIONS[family_of(self.model)]())
         problems = [
@@ -101,46 +92,48 @@ class Recipe(TrainingFields, DataFields):
         if self.threads is not None and self.threads < 1:
             problems.append(f"threads is {self.threads}; it must be at least 1")
         if self.start_from is not None and self.pretrained_path is not None:
-            problems.append("a checkpoint to start from (--from) and pretrained_path are both given; training starts from one of them")
+            problems.append("a checkpoint to start from (--from) and pretrained_path are both given; give only one of them")
         if self.weights and (self.start_from or not (self.pretrained or self.pretrained_path)):
-            problems.append(f"weights is {self.weights!r}, but training starts from no ImageNet weights; leave it out, or set pretrained")
+            problems.append(
+                f"weights is {self.weights!r}, but training does not start from ImageNet weights; leave it out, or set pretrained"
+            )
         if self.batch_size % self.accumulate:
             problems.append(f"accumulate is {self.accumulate}; it must divide batch_size, {self.batch_size}")
         if problems:
             raise FlowlessError(f"recipe {self.name}: " + "; ".join(problems) + ".")
 
     def changed(self, **changes: Any) -> Recipe:
-        """Return the recipe with fields changed, its family's options among them.
+        """Return the recipe with fields changed; options of the model's family count as fields.
 
         Raises:
-            FlowlessError: A field is unknown, no option of this family, or its value is not allowed.
+            FlowlessError: A field is unknown or not an option of this family, or its value is not allowed.
         """
         own = {item.name for item in fields(self)} - {"options"}
-        asked = {name: value for name, value in changes.items() if name not in own}
-        unknown = sorted(set(asked) - option_names())
+        family = {name: value for name, value in changes.items() if name not in own}
+        unknown = sorted(set(family) - option_names())
         if unknown:
             raise FlowlessError(f"recipe {self.name}: has no field {', '.join(unknown)}. See: flowless train {self.name} --help")
-        options = options_for(self.model, {**vars(self.options), **asked})
+        options = options_for(self.model, {**vars(self.options), **family})
         return replace(self, options=options, **{name: value for name, value in changes.items() if name in own})
 
     def differences(self, other: Recipe) -> list[str]:
-        """Say by which fields two recipes train otherwise, as `field this → other`; nothing where they give the same training."""
-        ours, theirs = self.to_dict(), other.to_dict()
-        names = [name for name in {**ours, **theirs} if name not in _NOT_TRAINED]
-        return [f"{name} {ours.get(name)!r} → {theirs.get(name)!r}" for name in names if ours.get(name) != theirs.get(name)]
+        """Return the fields in which two recipes train differently, as `field this → other`; fields such as `threads` do not count."""
+        ours, others = self.to_dict(), other.to_dict()
+        names = [name for name in {**ours, **others} if name not in _NOT_TRAINED]
+        return [f"{name} {ours.get(name)!r} → {others.get(name)!r}" for name in names if ours.get(name) != others.get(name)]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for a checkpoint or a JSON file; the family's options are fields like all others."""
+        """Return plain values for a checkpoint or a JSON file; the family's options are entries like all other fields."""
         values = {item.name: getattr(self, item.name) for item in fields(self)} | vars(self.options)
         del values["options"]
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Recipe:
-        """Read what `to_dict` wrote, of this flowless or an earlier one; raise FlowlessError on an unknown field."""
+        """Read the output of `to_dict`, of this version or an earlier one; raise FlowlessError on an unknown field."""
         model = document.get("model", cls.model)
-        asked, rest = kept_options(model, {name: tuple(value) if isinstance(value, list) else value for name, value in document.items()})
+        family, rest = split_options(model, {name: tuple(value) if isinstance(value, list) else value for name, value in document.items()})
         unknown = sorted(set(rest) - {item.name for item in fields(cls)} | set(rest) & {"options"})
         if unknown:
             raise FlowlessError(f"recipe: unknown fields {', '.join(unknown)}. It was written by another version of flowless.")
-        return cls(**{**_EARLIER, **rest}, options=options_for(model, asked))
+        return cls(**{**_EARLIER, **rest}, options=options_for(model, family))

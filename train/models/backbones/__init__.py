@@ -1,1 +1,1 @@
-"""The networks that the systems are built on."""
+"""The backbones: networks from frames, or clips, to feature vectors, and their pretrained weights."""

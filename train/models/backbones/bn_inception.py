@@ -1,4 +1,4 @@
-"""BN-Inception: the image network whose layers the disentangling recogniser is made of.
+"""BN-Inception, the image network that the disentangling recogniser is built on.
 
 Ioffe and Szegedy, Batch Normalization, 2015, Figure 5; the variant of Temporal Segment Networks (Wang et al., ECCV 2016).
 """
@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: Channels of the first convolution. A narrower network keeps them, as the narrower ResNets do (see `backbone.resnet`).
+#: Channels of the first convolution, also in a narrower network, as in ResNets (see `timm_backbones.resnet`).
 STEM = 64
 
 
 class Widths(NamedTuple):
-    """One row of the published table: the outputs of an inception module's layers, 0 where a layer is not there."""
+    """One row of the published table: the output channels of an inception module's layers, 0 for an absent layer."""
 
     one: int
     """1x1."""
@@ -25,15 +25,15 @@ class Widths(NamedTuple):
     three: int
     """3x3."""
     double_reduce: int
-    """1x1 before the two 3x3 that stand for a 5x5."""
+    """1x1 before the two 3x3 in the place of a 5x5."""
     double: int
-    """Each of those two."""
+    """Each of those two 3x3."""
     pool: int
-    """1x1 behind the pooling; 0: the pooled input itself, and the module halves rows and columns."""
+    """1x1 after the pooling; 0: the pooled input itself is the output, and the module halves rows and columns."""
 
 
-#: Figure 5 of the paper. Its column "output size" says 576 for 4c and 4d and 1024 for 4e, where the layers beside it add up to
-#: 608, 608 and 1056; the networks in use, TSN's among them, have the layers.
+#: Figure 5 of the paper. Its column "output size" has 576 for 4c and 4d and 1024 for 4e, but the layers in the same rows add up to
+#: 608, 608 and 1056; the published networks, TSN's among them, are built as the layers say.
 MODULES: dict[str, Widths] = {
     "3a": Widths(64, 64, 64, 64, 96, 32),
     "3b": Widths(64, 64, 96, 64, 96, 64),
@@ -46,12 +46,12 @@ MODULES: dict[str, Widths] = {
     "5a": Widths(352, 192, 320, 160, 224, 128),
     "5b": Widths(352, 192, 320, 192, 224, 128),
 }
-#: The module whose pooling beside the convolutions is a maximum though it keeps the size; the others' is a mean.
-_MAXIMUM = "5b"
+#: The module with max pooling of stride 1; the other modules of stride 1 have average pooling.
+_MAX_POOL = "5b"
 
 
 class Unit(nn.Module):
-    """Convolution, batch norm, ReLU. The convolution has no bias: the batch norm would take it away again."""
+    """Convolution, batch norm, ReLU. The convolution has no bias, which the batch norm would cancel."""
 
     def __init__(self, channels: int, outputs: int, *, kernel: int = 1, stride: int = 1) -> None:
         super().__init__()
@@ -65,20 +65,20 @@ class Unit(nn.Module):
 
 
 class Halving(nn.Module):
-    """Maximum over 3x3, stride 2, without padding where H and W are even: `[K, C, H, W]` to half of each, rounded up."""
+    """3x3 max pooling with stride 2 that halves H and W, rounded up."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pool what a ReLU gave, which no zero changes."""
+        """Pool the output of a ReLU, `[K, C, H, W]`; zeros as padding do not change its maxima."""
         rows, columns = x.shape[2] % 2, x.shape[3] % 2
-        # Behind an odd side one more zero, else a module's pooling would be smaller than its convolutions.
+        # An odd side is padded by one, so that the output is as large as that of the convolutions beside it.
         x = F.pad(x, (0, columns, 0, rows)) if rows or columns else x
         return F.max_pool2d(x, 3, stride=2, ceil_mode=True)
 
 
 class InceptionModule(nn.Module):
-    """Up to four paths over one input, joined along the channels."""
+    """Up to four paths over one input, concatenated along the channels."""
 
-    def __init__(self, channels: int, widths: Widths, *, maximum: bool = False) -> None:
+    def __init__(self, channels: int, widths: Widths, *, max_pool: bool = False) -> None:
         super().__init__()
         stride = 1 if widths.pool else 2
         paths: list[nn.Module] = [Unit(channels, widths.one)] if widths.one else []
@@ -91,7 +91,7 @@ class InceptionModule(nn.Module):
             )
         )
         if widths.pool:
-            pooling = nn.MaxPool2d(3, stride=1, padding=1) if maximum else nn.AvgPool2d(3, stride=1, padding=1)
+            pooling = nn.MaxPool2d(3, stride=1, padding=1) if max_pool else nn.AvgPool2d(3, stride=1, padding=1)
             paths.append(nn.Sequential(pooling, Unit(channels, widths.pool)))
         else:
             paths.append(Halving())
@@ -104,15 +104,15 @@ class InceptionModule(nn.Module):
 
 
 class InceptionStages(nn.Module):
-    """BN-Inception behind its first convolution: four stages, which end at pool2, 3c, 4e and 5b.
+    """BN-Inception after its first convolution: four stages, which end at pool2, 3c, 4e and 5b.
 
     Attributes:
-        stages: The four, each a module of its own, so that something can be done between them.
-        num_features: Channels behind the last, 1024 at width 1.
+        stages: The four stages as separate modules, so that frames can be pooled between them.
+        num_features: Channels of the last stage, 1024 at width 1.
 
     Args:
         width: Factor on the channels.
-        blocks: Inception modules of each stage behind the first, the last ones (3c and 4e halve the picture); 0 is all.
+        blocks: Number of inception modules in each stage after the first, taken from its end (3c and 4e halve the image); 0 is all.
     """
 
     def __init__(self, *, width: float = 1.0, blocks: int = 0) -> None:
@@ -127,7 +127,7 @@ class InceptionStages(nn.Module):
         for stage in "345":
             modules = []
             for name in [name for name in MODULES if name.startswith(stage)][-blocks:]:
-                modules.append(InceptionModule(channels, Widths(*(scaled(count) for count in MODULES[name])), maximum=name == _MAXIMUM))
+                modules.append(InceptionModule(channels, Widths(*(scaled(count) for count in MODULES[name])), max_pool=name == _MAX_POOL))
                 channels = modules[-1].outputs
             stages.append(nn.Sequential(*modules))
         self.stages = nn.ModuleList(stages)
@@ -148,7 +148,7 @@ class BNInception(nn.Module):
     Args:
         channels: Channels of the input.
         width: Factor on the channels of all layers but the first.
-        stride: Of the first convolution; 1 for inputs that are halved already.
+        stride: Stride of the first convolution; 1 for inputs of half the image's size.
         blocks: See `InceptionStages`.
     """
 

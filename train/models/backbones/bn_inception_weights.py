@@ -1,4 +1,4 @@
-"""BN-Inception's published ImageNet weights, made to fit: their names, their biases and the pixels that they expect."""
+"""Load BN-Inception's published ImageNet weights: map their names, fold their biases, and convert them to our pixel normalisation."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from torch import Tensor
 
 from flowless.errors import FlowlessError, first_line
 from flowless.pipeline.clip.spec import ClipSpec
-from flowless.train.models.backbones.backbone import read_weights, widen
 from flowless.train.models.backbones.bn_inception import MODULES, BNInception, Unit
+from flowless.train.models.backbones.timm_backbones import widen
+from flowless.train.models.backbones.weight_files import read_weights
 
-#: What was taken from a pixel's red, green and blue, 0 to 255, when the published weights were learnt (from BGR, undivided).
+#: Mean of red, green and blue, 0 to 255, that is subtracted from pixels for the published weights (which take BGR, not divided).
 _PUBLISHED_MEAN = (128.0, 117.0, 104.0)
 
 
 def published_names() -> Iterator[str]:
-    """Yield the published names of the network's convolutions, in the order of its layers; a batch norm's ends in `_bn`."""
+    """Yield the published names of the network's convolutions, in the order of its layers; a batch norm's name has `_bn` appended."""
     yield from ("conv1_7x7_s2", "conv2_3x3_reduce", "conv2_3x3")
     for name, widths in MODULES.items():
         layers = ["1x1"] if widths.one else []
@@ -28,15 +29,15 @@ def published_names() -> Iterator[str]:
 
 
 def published_network(path: Path, *, spec: ClipSpec) -> BNInception:
-    """Read the weights of bn_inception as Temporal Segment Networks' authors published them, in Caffe or converted.
+    """Read the weights of bn_inception as the authors of Temporal Segment Networks published them, for Caffe or converted.
 
-    Their convolutions have biases, which go into the batch norms' means. Their pixels are BGR from which a mean is taken; ours
-    are RGB normalised by the ClipSpec: the first convolution is changed so that its answer is the same (but for a rim of
-    three pixels, where the padding of either is another colour).
+    The published convolutions have biases, which are folded into the batch norms' means. The published network takes BGR minus a mean,
+    ours RGB normalised by the ClipSpec; the first convolution is converted so that its output is the same (except for a border of
+    three pixels, where zero padding is another colour in either normalisation).
 
     Args:
         path: A file of named tensors.
-        spec: Its mean and standard deviation are what frames will be normalised by.
+        spec: The mean and standard deviation by which frames will be normalised.
 
     Raises:
         FlowlessError: The file is not readable, or holds another network.
@@ -63,13 +64,13 @@ def published_network(path: Path, *, spec: ClipSpec) -> BNInception:
 
 
 def widened_conv1(network: BNInception, channels: int) -> dict[str, Tensor]:
-    """Return conv1's state for `channels` inputs, each kernel slice the mean over RGB: cross-modality pre-training (TSN)."""
+    """Return conv1's state for `channels` inputs, each kernel slice the mean over RGB, as in TSN's cross-modality pre-training."""
     return {**network.conv1.state_dict(), "conv.weight": widen(network.conv1.conv.weight.detach(), channels)}
 
 
 def _for_our_pixels(weight: Tensor, bias: Tensor, spec: ClipSpec) -> tuple[Tensor, Tensor]:
     weight = weight.flip(1)
     mean, std = 255 * torch.tensor(spec.mean), 255 * torch.tensor(spec.std)
-    # pixel - theirs = std x + (mean - theirs), with x what we feed.
+    # With x our input: pixel - published mean = std x + (mean - published mean).
     offset = (weight.sum((2, 3)) * (mean - torch.tensor(_PUBLISHED_MEAN))).sum(1)
     return weight * std.view(1, 3, 1, 1), bias + offset

@@ -10,18 +10,18 @@ from timm.layers import resample_abs_pos_embed  # pyright: ignore[reportPrivateI
 from torch import Tensor, nn
 
 from flowless.errors import FlowlessError
-from flowless.train.models.backbones.backbone import TRANSFORMER, TRANSFORMER_WEIGHTS, from_timm, tagged, widen
+from flowless.train.models.backbones.timm_backbones import TRANSFORMER, TRANSFORMER_WEIGHTS, from_timm, timm_name, widen
 
 #: Side of a patch, in pixels.
 PATCH = 16
-#: Frames that the pretrained table of positions is for.
-_NATIVE = 224
+#: Side of the frames that the pretrained table of positions was trained for, in pixels.
+_PRETRAINED_SIDE = 224
 
 
 class Blocks(nn.Sequential):
-    """Attention and perceptron in turn, timm's blocks: `[B, tokens, D]` to the same."""
+    """timm's transformer blocks, attention and MLP: `[B, tokens, D]` to the same shape."""
 
-    #: Nearly all arithmetic is in their matrix products, which lose precision as another network's convolutions do.
+    #: Nearly all arithmetic is in their matrix products, which tolerate lower precision as another network's convolutions do.
     matrix_backbone = True
 
 
@@ -29,24 +29,24 @@ class ClipTransformer(nn.Module):
     """ViT-B/16 over the frames of a clip (Dynamic Appearance, section 3.3).
 
     Every patch of every segment is a token of one sequence; the table of positions is repeated for each segment; there is no
-    class token, and what the last layer says of a segment's patches is averaged. So it does not see in which order segments
-    come: nothing says which segment a token is of.
+    class token, and the last layer's tokens of a segment are averaged. Nothing encodes which segment a token belongs to, so the network
+    is blind to the order of segments.
 
     Args:
-        height: Rows of a frame.
-        width: Columns of a frame.
+        height: Height of a frame.
+        width: Width of a frame.
         scale: Factor on the 768 features and 12 heads of ViT-B.
-        blocks: Pairs of attention and perceptron; 0 is the 12 of ViT-B.
-        pretrained: Start from timm's ImageNet-21K weights (its cache, or a download), or those of timm's tag.
+        blocks: Number of transformer blocks; 0 is the 12 of ViT-B.
+        pretrained: Start from timm's weights (from its cache, or a download): True for ImageNet-21K, or timm's tag.
         pretrained_path: Start from ViT-B/16 weights in this file.
-        inputs: Channels of each segment's picture. Where they are not 3, the slices of a pretrained patch embedding are its mean over
-            RGB, as a first convolution's are (see `backbone.widen`).
+        inputs: Channels of each segment's image. Where they are not 3, the slices of a pretrained patch embedding are its mean over
+            RGB, as a first convolution's are (see `timm_backbones.widen`).
 
     Attributes:
         num_features: Length of a segment's vector, 768 at scale 1.
     """
 
-    #: It takes a clip's segments together (see `Network`).
+    #: It takes all segments of a clip together (see `Network`).
     whole_clips = True
 
     def __init__(
@@ -63,29 +63,29 @@ class ClipTransformer(nn.Module):
         super().__init__()
         self.grid = (height // PATCH, width // PATCH)
         if min(self.grid) < 1:
-            raise FlowlessError(f"da-vit: a frame is {height} x {width}; a patch takes {PATCH} x {PATCH} pixels. Take larger frames.")
+            raise FlowlessError(f"da-vit: a frame is {height} x {width}; it must hold a patch of {PATCH} x {PATCH}. Take larger frames.")
         heads = max(1, round(12 * scale))
         options: dict[str, Any] = {"embed_dim": 64 * heads, "num_heads": heads, **({"depth": blocks} if blocks else {})}
-        wanted = bool(pretrained) or pretrained_path is not None
-        if wanted and scale != 1.0:
+        from_weights = bool(pretrained) or pretrained_path is not None
+        if from_weights and scale != 1.0:
             raise FlowlessError(f"width is {scale}; pretrained weights exist for width 1 only. Train from scratch, or use width 1.")
-        options |= {"img_size": _NATIVE} if wanted else {"img_size": (height, width), "in_chans": inputs}
-        name = tagged(TRANSFORMER, pretrained, usual=TRANSFORMER_WEIGHTS)
+        options |= {"img_size": _PRETRAINED_SIDE} if from_weights else {"img_size": (height, width), "in_chans": inputs}
+        name = timm_name(TRANSFORMER, pretrained, default_tag=TRANSFORMER_WEIGHTS)
         model = cast(Any, from_timm(name, classifier="head.", pretrained=bool(pretrained), pretrained_path=pretrained_path, **options))
         self.num_features = 64 * heads
         self.patch = model.patch_embed.proj
-        if wanted and inputs != 3:
+        if from_weights and inputs != 3:
             self.patch.weight = nn.Parameter(widen(self.patch.weight.detach(), inputs))
             self.patch.in_channels = inputs
         self.blocks = Blocks(*model.blocks)
         self.norm = model.norm
         # The first row of timm's table is the class token's.
         positions = model.pos_embed.detach()[:, 1:]
-        side = _NATIVE // PATCH
-        self.positions = nn.Parameter(_resampled(positions, (side, side), self.grid) if wanted else positions.clone())
+        side = _PRETRAINED_SIDE // PATCH
+        self.positions = nn.Parameter(_resampled(positions, (side, side), self.grid) if from_weights else positions.clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Encode the frames of a clip together: `[B, N, inputs, H, W]` to one vector a segment, `[B, N, num_features]`."""
+        """Encode the frames of a clip together: `[B, N, inputs, H, W]` to one vector per segment, `[B, N, num_features]`."""
         patches = self.patch(x.flatten(0, 1))
         positions = _resampled(self.positions, self.grid, (patches.shape[2], patches.shape[3]))
         tokens = patches.flatten(2).transpose(1, 2) + positions
@@ -95,7 +95,7 @@ class ClipTransformer(nn.Module):
 
 
 def _resampled(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Stretch a table of positions `[1, rows * columns, D]` to another grid."""
+    """Resample a table of positions `[1, rows * columns, D]` to another grid."""
     if old == new:
         return positions
     with torch.no_grad() if not positions.requires_grad else torch.enable_grad():

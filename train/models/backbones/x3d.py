@@ -1,7 +1,7 @@
-"""X3D: a small 3D network of channel-wise convolutions, widened step by step from a tiny 2D one.
+"""X3D: a small 3D network of channel-wise convolutions.
 
-Feichtenhofer, X3D: Expanding Architectures for Efficient Video Recognition, CVPR 2020. XS and M are one network, 3.0 M
-parameters before the classifier; they differ in what they are shown, 4 frames of 160 x 160 and 16 of 224 x 224.
+Feichtenhofer, X3D: Expanding Architectures for Efficient Video Recognition, CVPR 2020. XS and M are the same network, with 3.0 M
+parameters before the classifier; they differ in their clips, 4 frames of 160 x 160 and 16 of 224 x 224.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ DEPTHS = (3, 5, 11, 7)
 CHANNELS = (24, 48, 96, 192)
 #: Channels inside a block, as a multiple of those outside.
 EXPANSION = 2.25
-#: Channels before pooling, and features behind it.
+#: Channels before the pooling, and features after it.
 LAST_CHANNELS, FEATURES = 432, 2048
 
 
 class ChannelwiseConv(nn.Conv3d):
-    """A convolution of each channel for itself."""
+    """A channel-wise (depthwise) 3D convolution."""
 
-    #: A seventh of the operations; its 54 and 108 channels are no multiples of 8, for which there are no INT8 kernels.
+    #: A seventh of the operations; INT8 kernels need multiples of 8 channels, and it has 54 and 108.
     unquantised = True
 
 
 class Stem(nn.Sequential):
-    """What makes the first channels of the three colours."""
+    """The first layers, from RGB to the first stage's input."""
 
-    #: Three channels have no INT8 kernel in three dimensions.
+    #: There is no INT8 kernel for 3D convolutions of three channels.
     unquantised = True
 
 
@@ -37,14 +37,14 @@ class X3D(nn.Module):
 
     Args:
         width: Factor on all channels and features.
-        blocks: Blocks of each stage; 0 is as many as `DEPTHS` says.
-        inputs: Channels of each segment's picture.
+        blocks: Blocks per stage; 0 takes `DEPTHS`.
+        inputs: Channels of each segment's image.
 
     Attributes:
         num_features: Length of a clip's vector, 2,048 at width 1.
     """
 
-    #: It takes a clip's segments together (see `Network`).
+    #: It takes all segments of a clip together (see `Network`).
     whole_clips = True
 
     def __init__(self, *, width: float = 1.0, blocks: int = 0, inputs: int = 3) -> None:
@@ -70,7 +70,7 @@ class X3D(nn.Module):
             if isinstance(module, nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if isinstance(module, Block):
-                # A fresh block passes its input on unchanged.
+                # A new block starts as the identity.
                 nn.init.zeros_(module.restore_norm.weight)
         nn.init.normal_(self.project.weight, std=0.01)
 
@@ -81,13 +81,13 @@ class X3D(nn.Module):
 
 
 class Block(nn.Module):
-    """A residual block: channels expanded, convolved each for itself in space and time, and reduced.
+    """A residual block: a 1x1x1 convolution expands the channels, a channel-wise 3x3x3 convolution follows, and a 1x1x1 reduces them.
 
     Args:
         before: Channels of its input.
         after: Channels of its output.
-        stride: Stride in space of its 3x3x3 convolution; time is never thinned out.
-        squeeze: Whether channels are weighed by what the whole clip shows (squeeze-and-excitation).
+        stride: Spatial stride of its 3x3x3 convolution; the temporal stride is always 1.
+        squeeze: Whether it has squeeze-and-excitation.
     """
 
     def __init__(self, before: int, after: int, *, stride: int, squeeze: bool) -> None:
@@ -114,7 +114,7 @@ class Block(nn.Module):
 class Squeeze(nn.Module):
     """Squeeze-and-excitation with a sixteenth of the channels, rounded to a multiple of eight."""
 
-    #: One number a channel and clip: nothing to gain.
+    #: One value per channel and clip: INT8 gains nothing.
     unquantised = True
 
     def __init__(self, channels: int) -> None:
@@ -124,7 +124,7 @@ class Squeeze(nn.Module):
         self.excite = nn.Conv3d(inner, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Weigh the channels of `[B, C, N, H, W]`."""
+        """Scale the channels of `[B, C, N, H, W]`."""
         return x * self.excite(F.relu(self.reduce(x.mean((2, 3, 4), keepdim=True)))).sigmoid()
 
 

@@ -1,1 +1,1 @@
-"""The layers that the systems put into a backbone."""
+"""The layers that recognisers put before, into and after a backbone."""

@@ -1,8 +1,8 @@
-"""PA at other depths: the paper's ablation of how deep the layers are whose change is measured (section III-B, Fig. 2-B).
+"""PA at other depths than 1: the paper's ablation of how deep the features are whose change is measured (section III-B, Fig. 2-B).
 
 The paper stacks d basic layers, each "eight 7x7 convolutions with stride=1 and padding=3", and names no activation between
-them; the official code, which has d = 1 alone, has none either. So the stack is linear up to a constant for every d: the
-change of its features is the stack, without biases, of the change of the frames, and m - 1 stacks do the work of m.
+them; the official code, which has d = 1 only, has none either. So the stack is an affine map for every d: the change of its output is
+the stack, without biases, applied to the difference of the frames. That takes m - 1 applications instead of m.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from flowless.train.pa.persistence import EPS, PersistenceOfAppearance
 
 
 class DeepPersistence(PersistenceOfAppearance):
-    """PA of two or more layers: PersistenceOfAppearance, but the change is measured behind d convolutions.
+    """PA of depth 2 or more: as PersistenceOfAppearance, but the change is measured after d convolutions.
 
-    1,184 parameters for the first layer and 3,144 for each further one. Plain operators: unlike the op of depth 1 it keeps
-    its feature maps for the backward pass, and it exports as ordinary convolutions.
+    1,184 parameters for the first layer and 3,144 for each further one. It consists of plain operators: unlike the op of depth 1 it
+    stores its feature maps for the backward pass, and it is exported as ordinary convolutions.
 
     Args:
-        depth: Layers d, at least 2.
+        depth: Number of layers d, at least 2.
         encoding: `e1`, the maps themselves, or `e2`, maps as attention on the mean feature map.
-        std: Standard deviation of the first layer's filters at the start. The further ones keep the size of what they
-            get (deviation 1 / sqrt(8 x 49)): at the official 0.001 each layer would make the maps fifty times smaller.
+        std: Standard deviation of the first layer's initial filters. Those of the further layers have 1 / sqrt(8 x 49), which keeps the
+            scale of their input; with the official 0.001 each layer would make the maps fifty times smaller.
     """
 
     def __init__(self, *, depth: int, encoding: Literal["e1", "e2"] = "e1", std: float = 0.001) -> None:
         if depth < 2:
             raise FlowlessError(f"DeepPersistence: depth is {depth}; it must be at least 2. Depth 1 is PersistenceOfAppearance.")
         super().__init__(encoding=encoding, std=std)
-        keep = (8 * 7 * 7) ** -0.5
-        self.deeper = nn.ParameterList(nn.Parameter(torch.empty(8, 8, 7, 7).normal_(0, keep)) for _ in range(depth - 1))
-        # As at depth 1, the biases cancel in e1 and are kept for the count.
+        same_scale = (8 * 7 * 7) ** -0.5
+        self.deeper = nn.ParameterList(nn.Parameter(torch.empty(8, 8, 7, 7).normal_(0, same_scale)) for _ in range(depth - 1))
+        # As at depth 1, the biases cancel in e1; they exist so that the number of parameters is the paper's.
         self.deeper_biases = nn.ParameterList(nn.Parameter(torch.zeros(8), requires_grad=encoding == "e2") for _ in range(depth - 1))
 
     def motion(self, x: Tensor, *, scale: Tensor | None = None) -> Tensor:
@@ -61,10 +61,10 @@ class DeepPersistence(PersistenceOfAppearance):
 
 
 class PixelPersistence(nn.Module):
-    """PA of depth 0: the change of the pixels themselves, without a parameter.
+    """PA of depth 0: the change of the pixels themselves, without parameters.
 
     Args:
-        encoding: `e1`, the maps themselves, or `e2`, maps as attention on the mean colour.
+        encoding: `e1`, the maps themselves, or `e2`, maps as attention on the mean of the three colours.
     """
 
     def __init__(self, *, encoding: Literal["e1", "e2"] = "e1") -> None:
@@ -86,8 +86,8 @@ class PixelPersistence(nn.Module):
 
 
 def frame_differences(x: Tensor) -> Tensor:
-    """Return what changed between adjacent frames, float or uint8: `[..., m, C, H, W]` to `[K, C, H, W]` of all stacks."""
-    x = x if x.is_floating_point() else x.float()  # bytes would wrap around
+    """Return the differences of adjacent frames, float or uint8, of all stacks: `[..., m, C, H, W]` to `[K, C, H, W]`."""
+    x = x if x.is_floating_point() else x.float()  # differences of uint8 would wrap around
     return (x[..., 1:, :, :, :] - x[..., :-1, :, :, :]).flatten(0, -4)
 
 
@@ -96,7 +96,7 @@ def _as_maps(length: Tensor, x: Tensor) -> Tensor:
 
 
 def single_precision(x: Tensor) -> contextlib.AbstractContextManager[object]:
-    """Leave autocast, as the op of depth 1 does; entered only where there is one, since an exported graph has none."""
+    """Return a context that disables autocast, as the op of depth 1 does; without autocast it does nothing, so that export works."""
     kind = x.device.type
-    known = torch.amp.is_autocast_available(kind)  # the device meta, which only counts, has none
-    return torch.autocast(kind, enabled=False) if known and torch.is_autocast_enabled(kind) else contextlib.nullcontext()
+    available = torch.amp.is_autocast_available(kind)  # not on the device meta
+    return torch.autocast(kind, enabled=False) if available and torch.is_autocast_enabled(kind) else contextlib.nullcontext()

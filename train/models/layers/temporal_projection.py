@@ -1,11 +1,11 @@
-"""Pixel-wise temporal projection (PWTP): what stands still in T frames is projected away, pixel by pixel, and motion remains.
+"""Pixel-wise temporal projection (PWTP): the static part of T frames is projected out, pixel by pixel, and motion remains.
 
 Huang and Bors, Dynamic Appearance: A Video Representation for Action Recognition with Joint Training, 2022; section 3.1 and
-3.2, appendix C. Every pixel's T values are a vector of R^T. A small network reads from the frames' likeness, for every pixel,
-D vectors that span its static part; the residual of the projection onto them is the pixel's dynamic part.
+3.2, appendix C. The T values of a pixel are a vector in R^T. From the similarity of the frames a small network predicts, for every
+pixel, D vectors that span its static part; the residual of the projection onto them is the pixel's dynamic part.
 
-No matrix is inverted: the columns are made orthogonal one after the other (Gram and Schmidt), with products, sums and one
-division a column. That is Eq. 1 where the columns are independent, every engine takes it, and dependent columns do no harm.
+The projection needs no matrix inverse: the D columns are orthogonalised one after another (Gram-Schmidt), with products, sums and one
+division per column. For independent columns that equals Eq. 1; every engine can run it, and dependent columns give no NaN.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from flowless.errors import FlowlessError
 from flowless.train.models.layers.deep_persistence import single_precision
 
-#: Added to a column's squared length before dividing by it: a column of zeros, or one that the columns before it span
-#: already, projects onto nothing instead of giving NaN. At lengths near 1 it leaves a millionth of the static part.
+#: Added to a column's squared length before dividing by it: a column of zeros, or one in the span of the columns before it, then
+#: contributes nothing instead of NaN. At lengths near 1 it leaves a millionth of the static part.
 EPS = 1e-6
 #: The paper tried subspaces of 1 to 3 dimensions (Table 4b).
 MOST_SUBSPACE = 3
@@ -30,17 +30,17 @@ MOST_SUBSPACE = 3
 
 @dataclass(frozen=True, kw_only=True)
 class MLPShape:
-    """The network that turns likeness into columns (appendix C, Table 8); the default is configuration 7, the paper's choice."""
+    """The network that predicts the columns from similarities (appendix C, Table 8); the default is configuration 7, the paper's choice."""
 
     bottleneck: float = 0.25
-    """Width inside a block, as a share of the width outside (beta); rounded up."""
+    """Width inside a block relative to the width outside (beta); rounded up."""
     blocks: int = 1
-    """Residual blocks (B)."""
+    """Number of residual blocks (B)."""
     expansion: int = 2
-    """Width of the network, as a multiple of its inputs (r)."""
+    """Width of the network relative to its number of inputs (r)."""
 
 
-#: The seven configurations of Table 8. Its sixth row prints a beta, which without a block has no effect.
+#: The seven configurations of Table 8. Its sixth row gives a beta, which has no effect without a block.
 MLP_SHAPES = {
     1: MLPShape(bottleneck=0.25, blocks=1, expansion=4),
     2: MLPShape(bottleneck=0.25, blocks=1, expansion=1),
@@ -53,15 +53,15 @@ MLP_SHAPES = {
 
 
 class PixelwiseTemporalProjection(nn.Module):
-    """PWTP: T frames of a segment to one frame of dynamic appearance.
+    """PWTP: maps the T frames of a segment to one image of dynamic appearance.
 
     Args:
         frames: T, the frames of a segment, at least 2.
         subspace: D, the dimensions of the static subspace, 1 to 3 and at most T / 2 (section 4.2: beyond it accuracy drops).
         kernel: Side k of the convolution that describes each frame's neighbourhoods, odd.
         stride: Its stride s; the columns are computed on this coarser grid and upsampled.
-        channels: Its filters C'.
-        mlp: The network behind it.
+        channels: Its number of filters C'.
+        mlp: The network after it.
 
     Raises:
         FlowlessError: T and D do not fit.
@@ -93,25 +93,25 @@ class PixelwiseTemporalProjection(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the dynamic appearance (Eq. 6) of frames `[K, T, 3, H, W]`: `[K, 3, H, W]`, float32 (or float64, as x).
 
-        The mean of the residual is a sum of the frames, weighted pixel by pixel: the projector is symmetric, so the mean over
-        time of x - P x is the product of x with 1 - P 1, divided by T. The residual itself is never made.
+        It is the mean of the residual over time, computed without the residual: P is symmetric, so the mean of x - P x is the product of
+        x with 1 - P 1, divided by T. That is a weighted sum of the frames, with weights for each pixel.
         """
         with single_precision(x):
             columns = self.columns(x)
-            rest = 1 - _sum(column * (column.sum(1, keepdim=True) / length) for column, length in columns)
-            return (x * rest[:, :, None]).sum(1) / self.frames
+            weights = 1 - _sum(column * (column.sum(1, keepdim=True) / length) for column, length in columns)
+            return (x * weights[:, :, None]).sum(1) / self.frames
 
     def residual(self, x: Tensor) -> Tensor:
         """Return the projection's residual (Eq. 5) of frames `[K, T, 3, H, W]`: the same shape, float32 (or float64, as x)."""
         with single_precision(x):
-            still = [
+            static = [
                 column[:, :, None] * ((column[:, :, None] * x).sum(1, keepdim=True) / length[:, :, None])
                 for column, length in self.columns(x)
             ]
-            return x - _sum(still)
+            return x - _sum(static)
 
     def columns(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Return the D orthogonal columns of every pixel, each `[K, T, H, W]` with its squared length plus eps, `[K, 1, H, W]`."""
+        """Return the D orthogonal columns of every pixel: each `[K, T, H, W]`, with its squared length plus eps, `[K, 1, H, W]`."""
         spanning = self._spanning(x)
         columns: list[tuple[Tensor, Tensor]] = []
         for index in range(self.subspace):
@@ -123,24 +123,24 @@ class PixelwiseTemporalProjection(nn.Module):
             columns.append((column, column.square().sum(1, keepdim=True) + EPS))
         return columns
 
-    def likeness(self, x: Tensor) -> Tensor:
-        """Return how alike each pair of frames is around each place (Eq. 3): `[K, T, 3, H, W]` to `[K, T (T - 1) / 2, h, w]`."""
+    def similarity(self, x: Tensor) -> Tensor:
+        """Return the similarity of each pair of frames at each position (Eq. 3): `[K, T, 3, H, W]` to `[K, T (T - 1) / 2, h, w]`."""
         described = self.describe(x.flatten(0, 1)).unflatten(0, (-1, self.frames))
         return (described.index_select(1, self.first) * described.index_select(1, self.second)).mean(2)
 
     def _spanning(self, x: Tensor) -> Tensor:
-        """Return A (Eq. 4), `[K, T * D, H, W]`; there is nothing to upsample where the stride is 1."""
-        coarse = self.mlp(self.likeness(x))
+        """Return A (Eq. 4), `[K, T * D, H, W]`, upsampled unless the stride is 1."""
+        coarse = self.mlp(self.similarity(x))
         return coarse if self.describe.stride == (1, 1) else F.interpolate(coarse, size=x.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def enopr(residual: Tensor) -> Tensor:
-    """Return the Euclidean norm of projection residuals `[K, T, C, H, W]`, squared and averaged over K, C, H, W (Eq. 7 and 8)."""
+    """Return the squared Euclidean norm over T of projection residuals `[K, T, C, H, W]`, averaged over K, C, H, W (Eq. 7 and 8)."""
     return residual.square().sum(1).mean()
 
 
 class Bottleneck(nn.Module):
-    """A residual block of the MLP: batch norm, fewer features, as many as before (appendix C, Fig. 7)."""
+    """A residual block of the MLP: batch norm, a layer that reduces the features, and one that restores them (appendix C, Fig. 7)."""
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
@@ -154,14 +154,14 @@ class Bottleneck(nn.Module):
 
 
 def _mlp(inputs: int, outputs: int, shape: MLPShape) -> nn.Sequential:
-    """Return the MLP; its fully-connected layers are 1x1 convolutions, since it is applied at every place of the grid."""
+    """Return the MLP; its fully-connected layers are 1x1 convolutions, since it is applied at every position of the grid."""
     width = shape.expansion * inputs
     blocks = [Bottleneck(width, math.ceil(shape.bottleneck * width)) for _ in range(shape.blocks)]
     return nn.Sequential(nn.Conv2d(inputs, width, 1), nn.GELU(), *blocks, nn.Conv2d(width, outputs, 1))
 
 
 def _sum(parts: Iterable[Tensor]) -> Tensor:
-    """Add tensors up without starting from zero, which would be one more node in a graph."""
+    """Add tensors without starting from zero, which would add a node to the graph."""
     first, *others = parts
     for other in others:
         first = first + other

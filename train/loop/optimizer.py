@@ -1,4 +1,4 @@
-"""Which layer learns how fast: the official code's parameter groups."""
+"""Optimiser and parameter groups: the learning rate and weight decay of each kind of layer, and frozen batch norms."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from flowless.train.models import AppearanceRecognizer, MotionRecognizer
+from flowless.train.models.layers.stm_block import ChannelwiseMotion, ChannelwiseTemporalConv
 from flowless.train.models.options import AppearanceOptions
-from flowless.train.models.stm import ChannelwiseMotion, ChannelwiseTemporalConv
 from flowless.train.recipes import Recipe
 
-#: Group -> (factor on the learning rate, factor on the weight decay), as in PAN's official code; channel-wise kernels are ours.
+#: Group -> (factor on the learning rate, factor on the weight decay), as in PAN's official code; the group channelwise is ours.
 OFFICIAL_FACTORS = {
     "first_conv_weight": (5.0, 1.0),
     "first_conv_bias": (10.0, 0.0),
@@ -24,26 +24,26 @@ OFFICIAL_FACTORS = {
     "lr10_bias": (10.0, 0.0),
     "channelwise": (1.0, 0.0),
 }
-#: Layers whose scale and shift never decay.
+#: Layers whose scale and shift have no weight decay.
 _NORMS = (nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm)
 
 
 def parameter_groups(
     model: nn.Module, *, layer_rates: bool = True, head_decay: float = 1.0, projection_rate: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Sort a model's parameters into the official groups.
+    """Sort a model's parameters into the groups of PAN's official code.
 
-    The first convolution is PA's where there is one; a backbone's own first convolution learns like every other, and so do
-    the linear layers inside a backbone. PWTP's layers are groups of their own. STM's kernels of one channel each that mix moments (its
-    temporal weights and motion filters) do not decay: they start at 1, as a batch norm's weights do, and say which moment a channel
-    takes; decay would only make them forget. Where they are ordinary convolutions (Table 10), and in CSTM's 3x3 of whatever type, they
-    learn like every other.
+    The groups first_conv_* hold PA's filters; the first convolution of a backbone, and linear layers inside a backbone, are in normal_*
+    like all other layers. PWTP's layers have separate groups. The group channelwise holds STM's channel-wise kernels over time
+    (CSTM's temporal weights and CMM's 3x3 filters), without weight decay: they start at 1, as a batch norm's weights do, and select the
+    segment that a channel takes; decay would pull that selection to zero. As ordinary convolutions (STM, Table 10) they are in normal_*, as
+    is CSTM's 3x3 of either type.
 
     Args:
-        model: What `build_model` made, or one of its parts.
-        layer_rates: False: the same rate everywhere; biases and norms still do not decay.
-        head_decay: Factor on the weight decay of the linear layers behind the backbone.
-        projection_rate: Factor on PWTP's rate, which replaces the factors by layer.
+        model: What `build_model` made, or one of its `parts`.
+        layer_rates: False gives every group the same rate; biases and norms still have no weight decay.
+        head_decay: Factor on the weight decay of the linear layers after the backbone.
+        projection_rate: Factor on PWTP's learning rate, in the place of the factors by layer.
 
     Returns:
         Groups for an optimiser, each with `name`, `params`, `lr_factor`, `decay_factor`; empty groups are left out.
@@ -79,7 +79,7 @@ def parameter_groups(
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Return the recipe's optimiser over the model's groups: SGD (no Nesterov) or AdamW; `set_rate` gives them their rates."""
+    """Return the recipe's optimiser over the model's groups: SGD (no Nesterov) or AdamW, with the rates of epoch 0."""
     rate = recipe.options.projection_rate if isinstance(recipe.options, AppearanceOptions) else 1.0
     groups = parameter_groups(model, layer_rates=recipe.layer_rates, head_decay=recipe.head_decay, projection_rate=rate)
     for group in groups:
@@ -91,7 +91,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group its rate: `rate` times its factor."""
+    """Set every group's learning rate to `rate` times the group's factor."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_factor"]
 
@@ -101,8 +101,8 @@ def norms_to_freeze(model: nn.Module, *, with_statistics: bool = True) -> list[s
 
     Args:
         model: A network or a branch.
-        with_statistics: Only those that have seen data. Another (PWTP's, beside a pretrained backbone) would be frozen at mean 0 and
-            variance 1, which its input does not have.
+        with_statistics: Only those whose running statistics come from data. A new one (PWTP's, beside a pretrained backbone) would be
+            frozen at mean 0 and variance 1, which are not the statistics of its input.
     """
     norms = [(name, module) for name, module in model.named_modules() if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d))]
     return [name for name, norm in norms[1:] if not with_statistics or _has_statistics(norm)]
@@ -114,7 +114,7 @@ def _has_statistics(norm: nn.BatchNorm2d | nn.BatchNorm3d) -> bool:
 
 
 def freeze_batch_norm(model: nn.Module, names: Iterable[str]) -> None:
-    """Let batch norms use their running statistics and stop learning."""
+    """Put batch norms into evaluation mode and stop their parameters from learning."""
     for norm in map(model.get_submodule, names):
         norm.eval()
         for parameter in norm.parameters():

@@ -1,14 +1,14 @@
-"""What the recipes of dynamic appearance change: appendix A of its paper. No heavy library is imported here."""
+"""Training settings of Dynamic Appearance, from appendix A of its paper. No heavy library is imported here."""
 
 from __future__ import annotations
 
 from typing import Any
 
-#: Everything but the transformer: SGD with momentum 0.9, a cosine, 7 epochs of linear warm-up, classification layers with 5
-#: times the rate and decay, label smoothing 0.1, clipping at 20.
+#: All models but the transformer: SGD with momentum 0.9, cosine schedule with 7 epochs of linear warm-up, classification layers with 5
+#: times the learning rate and weight decay, label smoothing 0.1, gradient clipping at 20.
 _COMMON: dict[str, Any] = {"schedule": "cosine", "label_smoothing": 0.1, "clip_gradient": 20.0, "head_decay": 5.0}
 
-#: Something-Something V1; the paper names no other data set of this kind.
+#: Something-Something V1, and data sets like it, for which the paper gives no settings.
 _SOMETHING: dict[str, dict[str, Any]] = {
     "da-tsm": {"lr": 0.12, "lr_batch": 256, "batch_size": 256, "epochs": 50, "warm_up": 7 / 50, "weight_decay": 8e-4, "dropout": 0.8},
     "da-x3d": {"lr": 0.12, "lr_batch": 256, "batch_size": 256, "epochs": 50, "warm_up": 7 / 50, "weight_decay": 4e-4, "dropout": 0.8},
@@ -17,7 +17,7 @@ _KINETICS: dict[str, dict[str, Any]] = {
     "da-tsm": {"lr": 0.08, "lr_batch": 512, "batch_size": 512, "epochs": 100, "warm_up": 7 / 100, "weight_decay": 2e-4, "dropout": 0.5},
     "da-x3d": {"lr": 0.4, "lr_batch": 256, "batch_size": 256, "epochs": 256, "warm_up": 7 / 256, "weight_decay": 5e-5, "dropout": 0.5},
 }
-#: UCF101 and HMDB51, from Kinetics weights in the paper; it says so of the ResNet alone.
+#: UCF101 and HMDB51, fine-tuned from Kinetics weights; the paper gives these settings for the ResNet only.
 _SMALL: dict[str, Any] = {
     "lr": 0.001,
     "lr_batch": 64,
@@ -28,7 +28,7 @@ _SMALL: dict[str, Any] = {
     "dropout": 0.8,
     "partial_bn": True,
 }
-#: The transformer: no dropout, clipping or smoothing, one rate but 5 times of it for PWTP. No warm-up is named.
+#: The transformer: no dropout, gradient clipping or label smoothing; 5 times the learning rate for PWTP. The paper names no warm-up.
 _TRANSFORMER: dict[str, Any] = {
     "schedule": "cosine",
     "lr": 0.004,
@@ -43,11 +43,12 @@ _TRANSFORMER: dict[str, Any] = {
     "layer_rates": False,
     "projection_rate": 5.0,
 }
-#: Frames of 48 pixels get about as many subspaces as the paper's of 224: 24 x 24 instead of 28 x 28, where a stride of 8 leaves 6 x 6, so
-#: that nearly one filter over time serves the whole frame. After 3 epochs Moving Shapes' top-1 is 90.6 % instead of 87.7 %; after 16 of
-#: UTD-MHAD's depth clips, of an unseen person, 56.5 % instead of 50.9 % (one seed each).
+#: Frames of 48 pixels. A stride of 2 gives a grid of 24 x 24 subspaces, about as many as the paper's 28 x 28 for frames of 224; the paper's
+#: stride of 8 would give 6 x 6, nearly one temporal filter for the whole frame. Top-1 on Moving Shapes after 3 epochs is 90.6 % instead of
+#: 87.7 %, on UTD-MHAD's depth clips of an unseen person after 16 epochs 56.5 % instead of 50.9 % (one seed each).
 _SMALL_FRAMES: dict[str, Any] = {"da_stride": 2, "da_kernel": 3}
-#: S x T: Something-Something (Table 1) and the rest (Tables 2 and 3; Table 2 names no X3D-XS, which keeps its own).
+#: Segments and frames per segment, S x T: on Something-Something (Table 1), and on the other data sets (Tables 2 and 3; Table 2 has no
+#: X3D-XS, so it keeps those of Table 1).
 _FRAMES: dict[str, tuple[tuple[int, int], tuple[int, int]]] = {
     "da-tsm": ((8, 4), (16, 8)),
     "da-x3d-xs": ((4, 8), (4, 8)),
@@ -57,14 +58,14 @@ _FRAMES: dict[str, tuple[tuple[int, int], tuple[int, int]]] = {
 
 
 def appearance_changes(model: str, data: str) -> dict[str, Any]:
-    """Return what a model of dynamic appearance changes in the recipe of a data set.
+    """Return the fields that a model of dynamic appearance changes in the recipe of a data set.
 
     Args:
         model: Such as da-tsm-r50.
-        data: The data set's name in a recipe. The small ones keep their own schedule and sizes.
+        data: The data set's name in a recipe. moving-shapes and tiny keep their own schedule and frame size.
     """
     family = model.rpartition("-")[0]
-    # X3D's own code starts its last layer at 0.01.
+    # X3D's published code initialises its last layer with standard deviation 0.01.
     changes: dict[str, Any] = {"pretrained": False, "head_std": 0.01} if family == "da-x3d" else {}
     if data in {"moving-shapes", "tiny"}:
         return changes | _SMALL_FRAMES
@@ -73,7 +74,7 @@ def appearance_changes(model: str, data: str) -> dict[str, Any]:
         segments, frames = 8, 16
     changes |= {"segments": segments, "frames_per_segment": frames}
     if model == "da-x3d-xs":
-        # 160 of 182, as X3D itself is shown its frames.
+        # Crops of 160 from a short side of 182, as in X3D's own paper.
         changes |= {"size": 160, "short_side": 182}
     if family == "da-vit":
         changes |= _TRANSFORMER

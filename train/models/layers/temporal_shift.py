@@ -1,4 +1,4 @@
-"""Features of neighbouring segments change places; of some channels, that is the temporal shift module (TSM)."""
+"""Shift features between neighbouring segments; shifting an eighth of the channels each way is the temporal shift module (TSM)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def later(x: Tensor, *, segments: int) -> Tensor:
-    """Give each segment the next one's features, the last segment zeros.
+def from_next(x: Tensor, *, segments: int) -> Tensor:
+    """Give each segment the features of the next one; the last segment gets zeros.
 
-    Written with slices, padding and a mask on four axes: assignment into slices would export as dozens of scatter nodes, and
-    a fifth axis makes OpenVINO reorder the layout twice a block (a sixth of PAN-Lite's time in bf16).
+    Written with slices, padding and a mask on four axes: assignment into slices would be exported as dozens of scatter nodes, and
+    with a fifth axis OpenVINO changes the memory layout twice per block (a sixth of PAN-Lite's time in bf16).
 
     Args:
         x: `[B * N, C, H, W]`, the N segments of a clip adjacent.
@@ -20,17 +20,17 @@ def later(x: Tensor, *, segments: int) -> Tensor:
     Returns:
         The same shape.
     """
-    # What crosses from one clip into the next is multiplied with zero.
+    # Features that cross from one clip into another are multiplied by zero.
     return F.pad(x[1:], (0, 0, 0, 0, 0, 0, 0, 1)) * _not_last(x, segments)
 
 
-def earlier(x: Tensor, *, segments: int) -> Tensor:
-    """Give each segment the previous one's features, the first segment zeros; see `later`."""
+def from_previous(x: Tensor, *, segments: int) -> Tensor:
+    """Give each segment the features of the previous one; the first segment gets zeros. See `from_next`."""
     return F.pad(x[:-1], (0, 0, 0, 0, 0, 0, 1, 0)) * (_segment(x, segments) > 0).to(x.dtype)[:, None, None, None]
 
 
-def without_last(x: Tensor, *, segments: int) -> Tensor:
-    """Make the features of each clip's last segment zero; see `later`."""
+def zero_last(x: Tensor, *, segments: int) -> Tensor:
+    """Set the features of each clip's last segment to zero; see `from_next`."""
     return x * _not_last(x, segments)
 
 
@@ -43,23 +43,23 @@ def _segment(x: Tensor, segments: int) -> Tensor:
 
 
 def temporal_shift(x: Tensor, *, segments: int, divisor: int = 8) -> Tensor:
-    """Shift an eighth of the channels a segment back and an eighth a segment on, zeros at the ends.
+    """Replace an eighth of the channels by those of the next segment, and an eighth by those of the previous one; zeros at the ends.
 
     Args:
         x: `[B * N, C, H, W]`, the N segments of a clip adjacent.
         segments: N.
-        divisor: With `fold = C // divisor`, channels `[0, fold)` take segment t+1, `[fold, 2 fold)` take t-1.
+        divisor: With `fold = C // divisor`, channels `[0, fold)` come from segment t+1, `[fold, 2 fold)` from t-1.
 
     Returns:
         The same shape.
     """
     fold = x.shape[1] // divisor
-    on, back = later(x[:, :fold], segments=segments), earlier(x[:, fold : 2 * fold], segments=segments)
-    return torch.cat([on, back, x[:, 2 * fold :]], dim=1)
+    following, previous = from_next(x[:, :fold], segments=segments), from_previous(x[:, fold : 2 * fold], segments=segments)
+    return torch.cat([following, previous, x[:, 2 * fold :]], dim=1)
 
 
 class ShiftedConv(nn.Module):
-    """A residual block's first convolution behind a temporal shift; the block's shortcut stays unshifted."""
+    """A temporal shift followed by a residual block's first convolution; the block's shortcut is not shifted."""
 
     def __init__(self, net: nn.Module, *, segments: int, divisor: int = 8) -> None:
         super().__init__()
@@ -73,9 +73,9 @@ class ShiftedConv(nn.Module):
 
 
 def add_temporal_shift(backbone: nn.Module, *, segments: int, divisor: int = 8) -> int:
-    """Put a shift before `conv1` of every residual block of layer1 to layer4 (official name: blockres).
+    """Put a shift before `conv1` of every residual block of layer1 to layer4 (TSM's blockres).
 
-    Networks whose layer3 has 23 blocks or more (ResNet-101) get it in every second block, as in the official code.
+    Networks whose layer3 has 23 blocks or more (ResNet-101) have it in every second block, as in the official code.
 
     Returns:
         The number of shifts.

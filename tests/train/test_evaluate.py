@@ -1,4 +1,4 @@
-"""Evaluation of checkpoints and of bundles, through the real loader and the real engines."""
+"""Evaluation of checkpoints and bundles, with the real loader and real engines."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from flowless.pipeline.video.encode import write_video
 from flowless.train.checkpoints import load_checkpoint, save_checkpoint
 from flowless.train.evaluation import evaluate_checkpoint
 from flowless.train.evaluation.evaluate import evaluate
-from flowless.train.evaluation.evaluation import EvaluationOptions
-from flowless.train.loop.data import relabel
+from flowless.train.evaluation.options import EvaluationOptions
+from flowless.train.loop.index_checks import relabel
 from flowless.train.models import build_model
 
 SPEC = ClipSpec(segments=4, frames_per_segment=2, height=32, width=32, short_side=32)
@@ -47,7 +47,7 @@ def bundle(tmp_path_factory, checkpoint):
     return folder
 
 
-def test_scores_are_the_models(checkpoint, val_index):
+def test_scores_equal_the_models(checkpoint, val_index):
     result = evaluate(checkpoint, val_index)
     model = load_checkpoint(checkpoint).model
     clips = np.concatenate([load_clip(val_index.path_of(video), SPEC) for video in val_index.videos])
@@ -71,7 +71,7 @@ def test_views_are_averaged(checkpoint, val_index):
 
 @pytest.fixture(scope="module")
 def wide_index(tmp_path_factory, train_index):
-    """Landscape, portrait and square videos, whose crops differ; 70 frames, so that dense clips differ, too."""
+    """Landscape, portrait and square videos, whose crops differ, of 70 frames, so that dense clips differ too."""
     folder = tmp_path_factory.mktemp("wide")
     rng = np.random.default_rng(0)
     for number, (label, height, width) in enumerate((("up", 40, 66), ("down", 70, 42), ("left", 48, 48))):
@@ -83,7 +83,7 @@ def wide_index(tmp_path_factory, train_index):
 
 @pytest.fixture(scope="module")
 def roomy(tmp_path_factory, train_index):
-    """A model of 32 x 32 crops of frames whose short side is 40, so that full resolution is another size."""
+    """A model for crops of 32 x 32 from frames with short side 40, so that full-resolution protocols have another size."""
     torch.manual_seed(1)
     spec = replace(SPEC, short_side=40)
     model = build_model("pan-lite-r18", classes=12, spec=spec, width=0.25, blocks=1)
@@ -99,7 +99,7 @@ def roomy_bundle(tmp_path_factory, roomy):
 
 
 def scores_view_by_view(model, index, spec):
-    """What an average over views must be, from NumPy: each view alone through the model."""
+    """Return the scores of every view, each run through the model alone: `[videos, views, classes]`."""
     rows = []
     for video in index.videos:
         clip = load_clip(index.path_of(video), spec)
@@ -109,14 +109,14 @@ def scores_view_by_view(model, index, spec):
 
 
 def averaged(alone, average):
-    """Average the scores of views, `[videos, views, classes]`, by definition."""
+    """Average the scores of views `[videos, views, classes]` in NumPy."""
     if average == "logits" or alone.shape[1] == 1:
         return alone.mean(1)
     raised = np.exp(alone.astype(np.float64))
     return np.log((raised / raised.sum(-1, keepdims=True)).mean(1))
 
 
-#: Those that show the model larger frames.
+#: Protocols with larger frames -> their side.
 SIDES = dict.fromkeys(("full-resolution", "thirty-view", "three-view", "six-view", "three-consecutive", "thirty-consecutive"), 40)
 EVERY = [
     *(("one-view", 1), ("two-clip", 2), ("dense", 10), ("consecutive", 1), ("three-crop", 3), ("three-crop-two-clip", 6)),
@@ -126,7 +126,7 @@ EVERY = [
 
 
 @pytest.mark.parametrize(("name", "views"), EVERY)
-def test_protocols_average_their_views_in_flat_memory(name, views, roomy, wide_index):
+def test_protocols_average_their_views_in_bounded_batches(name, views, roomy, wide_index):
     checkpoint = load_checkpoint(roomy)
     seen = []
     handle = checkpoint.model.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
@@ -147,8 +147,8 @@ def test_protocols_average_their_views_in_flat_memory(name, views, roomy, wide_i
 
 
 @pytest.mark.parametrize("name", ["full-resolution", "thirty-view", "thirty-draw", "six-view"])
-def test_the_loader_gives_the_same_averages(name, roomy, wide_index, monkeypatch):
-    """On a GPU every protocol comes by the loader; here it is made to."""
+def test_the_loader_gives_the_same_scores(name, roomy, wide_index, monkeypatch):
+    """On a GPU every protocol uses the loader; here it is forced on the CPU."""
     options = EvaluationOptions(views=name, batch_size=7)
     expected = evaluate(roomy, wide_index, options=options)
     checkpoint, seen = load_checkpoint(roomy), []
@@ -176,7 +176,7 @@ def test_a_bundle_runs_the_protocols_of_its_size(name, roomy, roomy_bundle, wide
     engine._backend = Counting()
     result = evaluate(engine, wide_index, options=EvaluationOptions(views=name, batch_size=4))
     total = 3 * result.spec.views
-    assert seen == [4] * (total // 4) + [total % 4] * (total % 4 > 0), "full batches, whatever videos they are of"
+    assert seen == [4] * (total // 4) + [total % 4] * (total % 4 > 0), "batches are full, across videos"
     alone = scores_view_by_view(load_checkpoint(roomy).model, wide_index, result.spec)
     np.testing.assert_allclose(result.scores, averaged(alone, result.spec.average), atol=1e-4)
     assert result.views == name
@@ -184,7 +184,7 @@ def test_a_bundle_runs_the_protocols_of_its_size(name, roomy, roomy_bundle, wide
 
 
 @pytest.mark.parametrize("name", ["full-resolution", "thirty-view"])
-def test_a_bundle_of_another_size_says_how_to_get_one(name, roomy_bundle, wide_index):
+def test_a_bundle_of_another_size_is_refused(name, roomy_bundle, wide_index):
     with pytest.raises(FlowlessError, match=rf"frames of 40 x 40; .* 32 x 32\. .*flowless export .* --views {name}.* three-crop"):
         evaluate(roomy_bundle, wide_index, options=EvaluationOptions(views=name))
 
@@ -204,8 +204,8 @@ def test_a_bundle_exported_for_a_protocol_runs_it(roomy, wide_index, tmp_path, c
         np.testing.assert_allclose(item.scores, scores, atol=1e-4)
     capsys.readouterr()
     assert main(["predict", str(large), *map(str, videos), "--top", "1", "--json"]) == 0
-    said = [row["top"][0]["index"] for row in json.loads(capsys.readouterr().out)]
-    assert said == result.scores.argmax(1).tolist()
+    printed = [row["top"][0]["index"] for row in json.loads(capsys.readouterr().out)]
+    assert printed == result.scores.argmax(1).tolist()
     other = evaluate(large, wide_index, options=EvaluationOptions(views="full-resolution"))
     assert other.spec.views == 2, "of the same size"
 
@@ -236,7 +236,7 @@ def test_a_bundle_needs_no_torch(bundle, shapes):
     assert json.loads(done.stdout)["videos"] == 12
 
 
-def test_command(checkpoint, shapes, tmp_path, capsys):
+def test_the_command(checkpoint, shapes, tmp_path, capsys):
     data = ["--data", str(shapes / "val.index.jsonl")]
     picture = tmp_path / "confusion.png"
     assert main(["evaluate", str(checkpoint), *data, "--plot", str(picture)]) == 0
@@ -259,7 +259,7 @@ def test_command(checkpoint, shapes, tmp_path, capsys):
     assert main(["evaluate", str(checkpoint), *data, "--plot", "matrix.doc"]) == 1
 
 
-def test_bad_videos_are_counted_out(checkpoint, bundle, val_index, tmp_path):
+def test_bad_videos_are_left_out(checkpoint, bundle, val_index, tmp_path):
     (tmp_path / "bad.mp4").write_text("no video")
     rest = tuple(replace(video, path=str(val_index.path_of(video))) for video in val_index.videos[1:])
     index = replace(val_index, root=tmp_path, videos=(replace(val_index.videos[0], path="bad.mp4"), *rest))
@@ -267,11 +267,11 @@ def test_bad_videos_are_counted_out(checkpoint, bundle, val_index, tmp_path):
     assert len(engine.ids) == 11
     assert [bad.path for bad in engine.bad_videos] == ["bad.mp4"]
     only = replace(index, videos=index.videos[:1])
-    with pytest.raises(FlowlessError, match=r"bad\.mp4|not one of 1"):
+    with pytest.raises(FlowlessError, match=r"none of the 1 videos could be read; the first: .*bad\.mp4"):
         evaluate(bundle, only)
 
 
-def test_what_is_no_model(tmp_path, val_index):
+def test_files_that_are_no_model_are_refused(tmp_path, val_index):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.safetensors").write_text("hello")
     for name in ("missing", "empty", "text.safetensors"):
@@ -279,7 +279,7 @@ def test_what_is_no_model(tmp_path, val_index):
             evaluate(tmp_path / name, val_index)
 
 
-def test_labels_go_by_name(checkpoint, val_index):
+def test_labels_are_matched_by_name(checkpoint, val_index):
     turned = replace(val_index, labels=val_index.labels[::-1])
     unknown = replace(val_index, labels=("swimming", *val_index.labels[1:]))
     names = val_index.labels
@@ -297,7 +297,7 @@ def test_videos_shorter_than_a_dense_clip_are_counted(checkpoint, bundle, val_in
     evaluate(model, val_index, options=EvaluationOptions(views="one-view"))
     assert "wrap around" not in capsys.readouterr().err
     evaluate(model, val_index, options=EvaluationOptions(views="dense"))
-    said = " ".join(capsys.readouterr().err.split())
+    printed = " ".join(capsys.readouterr().err.split())
     count = len(val_index.videos)
-    assert f"{count} of the {count} videos" in said
-    assert "fewer than the 64 frames that a clip spans here (dense)" in said
+    assert f"{count} of the {count} videos" in printed
+    assert "fewer frames than a clip spans here, 64 (dense)" in printed

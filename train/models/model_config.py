@@ -1,4 +1,4 @@
-"""What is asked of a model: checked once, and written into the checkpoint."""
+"""The arguments of `build_model`, checked, and the parts of a model that several families build from them."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from torch import nn
 
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.spec import ClipSpec
-from flowless.train.models.backbones.backbone import resnet
+from flowless.train.models.backbones.timm_backbones import resnet
 from flowless.train.models.layers.deep_persistence import DeepPersistence, PixelPersistence
 from flowless.train.models.layers.temporal_projection import MLP_SHAPES, PixelwiseTemporalProjection
 from flowless.train.models.options import AppearanceOptions, FamilyOptions, PAOptions
 from flowless.train.pa.persistence import PersistenceOfAppearance
 
-#: Start of the PA filters without pretrained weights: large enough that motion outweighs the RGB channels beside it. PAN-Lite, one
-#: seed each, on videos of none of the tables: Moving Shapes of another seed (1,600 videos, 3 epochs) 82, 80, 90, 95 % of unseen videos
-#: right with 0.02, 0.1, 0.5, 2; UTD-MHAD's depth videos (27 actions, 20 epochs) 75 and 80 % of an unseen person's with 0.5 and 2.
+#: Standard deviation of PA's initial filters without pretrained weights: so large that the maps outweigh the RGB channels beside them.
+#: PAN-Lite, one seed each, on videos that no published table uses: Moving Shapes with another seed (1,600 videos, 3 epochs) top-1 82, 80,
+#: 90, 95 % with 0.02, 0.1, 0.5, 2; UTD-MHAD's depth videos (27 actions, 20 epochs) 75 and 80 % on an unseen person with 0.5 and 2.
 SCRATCH_STD = 2.0
-#: The official start, made for pretrained weights and long training; from scratch the maps would stay invisible.
+#: The same in the official code, which starts from pretrained weights; from scratch the maps would stay too small to matter.
 OFFICIAL_STD = 0.001
-#: As many as ResNet-101 has in its longest stage.
+#: The most blocks per stage: ResNet-101 has 23 in its longest.
 MOST_BLOCKS = 23
-#: What a checkpoint keeps of every model, beside its family's options.
+#: Arguments that a checkpoint stores for every model, beside its family's options.
 CONFIG = ("classes", "width", "dropout", "blocks")
 
 Options = TypeVar("Options", bound=FamilyOptions)
@@ -32,8 +32,8 @@ PAModule = PersistenceOfAppearance | PixelPersistence
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What `build_model` was asked for; see there."""
+class ModelConfig:
+    """The arguments of `build_model`; see there."""
 
     name: str
     classes: int
@@ -46,7 +46,7 @@ class Plan:
     options: FamilyOptions = field(default_factory=FamilyOptions)
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be built."""
+        """Refuse arguments that no model can be built with."""
         if self.classes < 1:
             raise FlowlessError(f"{self.name}: classes is {self.classes}; it must be at least 1.")
         if not 0 < self.width <= 4:
@@ -59,19 +59,18 @@ class Plan:
             )
         if self.blocks and self.from_pretrained:
             raise FlowlessError(
-                f"{self.name}: blocks is {self.blocks}; pretrained weights exist for whole networks. "
+                f"{self.name}: blocks is {self.blocks}; pretrained weights exist for the full depth only. "
                 f"Train from scratch, or leave blocks at 0."
             )
 
-    def asked(self, kind: type[Options]) -> Options:
-        """Return the options as the family's own type."""
+    def options_as(self, kind: type[Options]) -> Options:
+        """Return the options, typed as the family's class."""
         assert isinstance(self.options, kind), (self.name, type(self.options))
         return self.options
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """Return the arguments that a checkpoint keeps: what `build_model` needs beside the name and the ClipSpec."""
-        return {**{name: getattr(self, name) for name in CONFIG}, **self.options.of_the_model}
+    def to_dict(self) -> dict[str, Any]:
+        """Return the arguments that a checkpoint stores: those that `build_model` needs beside the name and the ClipSpec."""
+        return {**{name: getattr(self, name) for name in CONFIG}, **self.options.model_options}
 
     @property
     def from_pretrained(self) -> bool:
@@ -79,13 +78,13 @@ class Plan:
         return bool(self.pretrained) or self.pretrained_path is not None
 
     def backbone(self) -> nn.Module:
-        """Build one backbone, `[K, 3, H, W]` to `[K, backbone.num_features]`."""
+        """Build a ResNet, `[K, 3, H, W]` to `[K, backbone.num_features]`."""
         depth = self.name.rpartition("-")[2]
         return resnet(depth, width=self.width, blocks=self.blocks, pretrained=self.pretrained, pretrained_path=self.pretrained_path)
 
     @property
     def maps(self) -> int:
-        """Motion maps of a segment, m - 1."""
+        """Number of PA maps per segment, m - 1."""
         frames = self.spec.frames_per_segment
         if frames < 2:
             raise FlowlessError(
@@ -94,8 +93,8 @@ class Plan:
         return frames - 1
 
     def persistence(self) -> PAModule:
-        """Build one PA module."""
-        options = self.asked(PAOptions)
+        """Build a PA module."""
+        options = self.options_as(PAOptions)
         std = OFFICIAL_STD if self.from_pretrained else SCRATCH_STD
         if options.pa_depth == 1:
             return PersistenceOfAppearance(encoding=options.pa_encoding, eps_inside=options.eps_inside, std=std)
@@ -105,7 +104,7 @@ class Plan:
 
     def projection(self) -> PixelwiseTemporalProjection:
         """Build a PWTP module."""
-        options = self.asked(AppearanceOptions)
+        options = self.options_as(AppearanceOptions)
         return PixelwiseTemporalProjection(
             self.spec.frames_per_segment,
             subspace=options.da_subspace,

@@ -1,4 +1,4 @@
-"""Heads: from one feature vector a segment to one score a class."""
+"""Heads: from one feature vector per segment to one score per class."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flowless.train.models.options import AggregationOptions
 
 
 class AverageHead(nn.Module):
-    """TSN's consensus: each segment votes, the votes are averaged."""
+    """TSN's consensus: the mean of the segments' scores."""
 
     def __init__(self, features: int, *, classes: int, dropout: float) -> None:
         super().__init__()
@@ -25,16 +25,16 @@ class AverageHead(nn.Module):
 
 
 class VariousTimescaleAggregationPooling(nn.Module):
-    """VAP (paper, Eq. 11 to 15): the strongest response at each of several timescales, weighed by what is seen.
+    """VAP (PAN, Eq. 11 to 15): max-pooling over time at several timescales, with weights that depend on the input.
 
     For the timescales s = 1, 2, 4, … N/2, features that lie s segments apart are max-pooled: s vectors each, N - 1 in
-    all (N = 8: 7). A small network turns the vectors' means into weights that sum to 1, and the weighted sum is classified.
+    all (N = 8: 7). A small network maps the vectors' means to weights that sum to 1, and the weighted sum is classified.
 
     Args:
         features: D, the length of a segment's vector.
         segments: N, a power of two of at least 2.
-        classes: Scores to predict.
-        dropout: Share of the aggregate that is dropped in training.
+        classes: Number of scores.
+        dropout: Dropout probability of the weighted sum.
         expansion: Width of the small network, in multiples of N - 1 (the paper's alpha, Table IV).
     """
 
@@ -57,7 +57,7 @@ class VariousTimescaleAggregationPooling(nn.Module):
         return torch.cat([features.unflatten(1, (self.segments // s, s)).amax(1) for s in self.scales], dim=1)
 
     def timescale_weights(self, features: Tensor) -> Tensor:
-        """Return how much each vector of `pooled` counts: `[B, N-1]`, positive, summing to 1."""
+        """Return the weight of each vector of `pooled`: `[B, N-1]`, positive, summing to 1."""
         return self._weights(self.pooled(features))
 
     def _weights(self, pooled: Tensor) -> Tensor:
@@ -71,25 +71,25 @@ class VariousTimescaleAggregationPooling(nn.Module):
 
 
 class TimescalePooling(nn.Module):
-    """The strongest response at one timescale, or at several of which each is classified by itself: PAN's Table IV, VIP.
+    """Max-pooling at one timescale, or at several with a classifier each: the single timescales and VIP of PAN's Table IV.
 
-    At the timescale s features that lie s segments apart are max-pooled, as in VAP, and the s vectors are averaged. Every timescale has a
-    classifier of its own; the scores are their mean.
+    At the timescale s, features that lie s segments apart are max-pooled, as in VAP, and the s vectors are averaged. Every timescale has
+    a separate classifier; the score is the mean of theirs.
 
-    The paper says of VIP that the "weights of inference function for score fusion are fixed hyper-parameters" (section I) and does not
-    give them; the paper of VIP (Zhang et al., ACM MM 2019) was not at hand. The rest is read from public code for tagging videos that has a
-    `VIP_layer`; whether its authors are VIP's was not confirmed. It has a classifier for each timescale over the mean of its vectors, in
-    training and test alike, and by default the same weight for all. It adds the scores up; here they are averaged, the same up to a factor.
+    PAN says of VIP that the "weights of inference function for score fusion are fixed hyper-parameters" (section I) and does not
+    give them; the paper of VIP (Zhang et al., ACM MM 2019) was not available. The rest follows public code for tagging videos with a
+    `VIP_layer`, whose authors are not confirmed to be VIP's. It has one classifier per timescale over the mean of its vectors, in
+    training and test alike, and by default equal weights. It adds the scores; here they are averaged, which differs by a constant factor.
 
     Args:
         features: D, the length of a segment's vector.
-        segments: N, which every timescale must divide and lie below.
-        classes: Scores to predict.
-        dropout: Share of each timescale's vector that is dropped in training.
+        segments: N; every timescale must divide it and be smaller.
+        classes: Number of scores.
+        dropout: Dropout probability of each timescale's vector.
         scales: The timescales.
 
     Attributes:
-        pred: The classifiers side by side, one matrix of `len(scales) * D` columns; their biases are one.
+        pred: All classifiers as one layer with `len(scales) * D` inputs; they share one bias.
     """
 
     def __init__(self, features: int, *, segments: int, classes: int, dropout: float, scales: Sequence[int]) -> None:
@@ -99,7 +99,7 @@ class TimescalePooling(nn.Module):
             fits = [scale for scale in (1, 2, 4, 8) if scale < segments and segments % scale == 0]
             raise FlowlessError(
                 f"aggregation is {wrong[0]}, and segments is {segments}; a timescale must divide the segments and be below them: "
-                f"{', '.join(map(str, fits)) or 'there is none, take average'}."
+                f"{', '.join(map(str, fits)) or 'there is no such timescale, take average'}."
             )
         self.scales = tuple(scales)
         self.dropout = nn.Dropout(dropout)
@@ -107,24 +107,24 @@ class TimescalePooling(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map `[B, N, D]` to scores `[B, classes]`."""
-        # Cut, not reshaped as in VAP: the exporter would join a reshape that comes first with the backbone's own, and no tensor of the
-        # graph were what `flowless explain` reads, `[B, N, D]`.
+        # Sliced, not reshaped as in VAP: the exporter would merge a first reshape with the backbone's, and the graph would have no tensor
+        # `[B, N, D]` for `flowless explain` to read.
         pooled = [[features[:, first::scale].amax(1) for first in range(scale)] for scale in self.scales]
         vectors = torch.cat([torch.stack(vectors).mean(0) for vectors in pooled], dim=1)
-        # The classifiers are linear: the mean of their scores is the sum of those of what was divided before.
+        # The classifiers are linear: dividing their inputs gives the mean of their scores.
         return self.pred(self.dropout(vectors) / len(self.scales))
 
     def segment_scores(self, features: Tensor) -> Tensor:
-        """Return the scores of clips of one segment repeated, `[B, N, D]` to `[B, N, classes]`: pooled, it is itself."""
+        """Return each segment's scores alone, `[B, N, D]` to `[B, N, classes]`: those of a clip with that segment in all places."""
         count = len(self.scales)
         return self.pred(features.repeat(1, 1, count) / count)
 
 
 def aggregation_head(features: int, *, segments: int, classes: int, dropout: float, options: AggregationOptions) -> nn.Module:
-    """Return PAN's head, `[B, N, D]` to scores `[B, classes]`, as its options ask (Table IV).
+    """Return the head of a PAN model that its options describe, `[B, N, D]` to scores `[B, classes]` (Table IV).
 
     Raises:
-        FlowlessError: The segments do not divide into the timescales.
+        FlowlessError: The number of segments does not fit the timescales.
     """
     if options.aggregation == "average":
         return AverageHead(features, classes=classes, dropout=dropout)
@@ -145,11 +145,11 @@ def _all_timescales(segments: int, *, what: str) -> tuple[int, ...]:
     return tuple(2**level for level in range(segments.bit_length() - 1))
 
 
-def start_heads(heads: Iterable[nn.Module], *, std: float) -> None:
-    """Draw the first weights of heads as the official PAN code does: N(0, std), VAP's small network included; biases are 0.
+def init_heads(heads: Iterable[nn.Module], *, std: float) -> None:
+    """Initialise heads as the official PAN code does: weights from N(0, std), VAP's small network included; biases 0.
 
-    VAP then begins with the same weight for every timescale. With PyTorch's own start its scores already differ by the features' scale,
-    and which timescale wins is chance.
+    VAP then starts with nearly equal weights for all timescales. With PyTorch's default initialisation the weights differ at random from
+    the start, more so the larger the features are.
     """
     for layer in (module for head in heads for module in head.modules() if isinstance(module, nn.Linear)):
         nn.init.normal_(layer.weight, std=std)
@@ -158,7 +158,7 @@ def start_heads(heads: Iterable[nn.Module], *, std: float) -> None:
 
 
 def prediction(features: int, classes: int) -> nn.Linear:
-    """Return the last layer, its biases at zero."""
+    """Return the last layer, with biases of zero."""
     layer = nn.Linear(features, classes)
     nn.init.zeros_(layer.bias)
     return layer

@@ -1,4 +1,4 @@
-"""STM's ablations: its modules alone (Table 6) and types of convolution (Table 10), against NumPy float64 and the printed sizes."""
+"""STM's ablations: single modules (Table 6) and types of convolution (Table 10), against NumPy float64 and the paper's sizes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch import nn
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.checkpoints import load_checkpoint, save_checkpoint
-from flowless.train.loop.optim import parameter_groups
+from flowless.train.loop.optimizer import parameter_groups
 from flowless.train.models import build_model
 from flowless.train.models.flops import size_of
+from flowless.train.models.layers.stm_block import ChannelwiseMotion, OrdinaryTemporalConv, SpatioTemporalMotion
 from flowless.train.models.options import STMOptions
-from flowless.train.models.stm import ChannelwiseMotion, OrdinaryTemporalConv, SpatioTemporalMotion
 from flowless.train.recipes import Recipe, find_recipe
 
 SPEC = ClipSpec(segments=4, frames_per_segment=1, height=32, width=32, short_side=32)
@@ -42,7 +42,7 @@ variants = pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
 
 
 def make(name="stm-r18", **options: Any):
-    """Build a small model whose every weight counts, as a trained one's do."""
+    """Build a small model with random batch norms, as in a trained network."""
     torch.manual_seed(1)
     model = build_model(name, classes=5, spec=SPEC, width=0.25, dropout=0.0, **options)
     for module in model.modules():
@@ -58,7 +58,7 @@ def clips(batch=2):
 
 @variants
 @pytest.mark.parametrize(("name", "layer", "stride"), [("stm-r50", "layer2.0", 2), ("stm-r18", "layer1.0", 1)])
-def test_the_block(reference, name, layer, stride, options):
+def test_stm_block_equals_the_reference(reference, name, layer, stride, options):
     block = make(name, **options).get_submodule(f"backbone.{layer}").double()
     for parameter in block.conv2.parameters():  # type: ignore[union-attr]
         nn.init.normal_(parameter, 0, 0.3)
@@ -81,7 +81,7 @@ def test_ordinary_convolutions_start_as_the_channelwise_ones(reference):
 
 
 @variants
-def test_order_is_seen_and_every_weight_learns(options):
+def test_order_is_seen_and_every_weight_has_a_gradient(options):
     model = make(**options)
     with torch.inference_mode():
         assert (model(clips()) - model(clips().flip(1))).abs().max() > 1e-3
@@ -90,8 +90,8 @@ def test_order_is_seen_and_every_weight_learns(options):
 
 
 @pytest.mark.parametrize("options", [CMM, CMM | ORDINARY_MOTION, ORDINARY_TIME | ORDINARY_MOTION, CSTM | ORDINARY_TIME])
-def test_pretrained_weights_mean_what_they_meant(tmp_path, options):
-    """CMM alone begins as the network of the ImageNet weights; so does an ordinary temporal convolution that takes the present alone."""
+def test_a_pretrained_network_starts_unchanged(tmp_path, options):
+    """CMM alone starts as the pretrained network; an ordinary temporal convolution with the identity on this segment equals it too."""
     torch.manual_seed(3)
     donor: Any = timm.create_model("resnet18").eval()
     save_file(donor.state_dict(), tmp_path / "weights.safetensors")
@@ -106,8 +106,8 @@ def test_pretrained_weights_mean_what_they_meant(tmp_path, options):
         torch.testing.assert_close(model.features(frames).flatten(0, 1), wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_what_decays():
-    """Kernels of one channel that mix moments do not; ordinary ones, and CSTM's 3x3 of either type, do as all convolutions do."""
+def test_weight_decay_of_the_parameter_groups():
+    """Channel-wise kernels over time have no weight decay; ordinary convolutions, and CSTM's 3x3 of either type, have it."""
 
     def groups(**options):
         model = make(**options)
@@ -126,33 +126,33 @@ def test_what_decays():
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"stm_fixed": True} | ORDINARY_TIME, "stm_fixed has fixed channel-wise kernels"),
         ({"stm_fixed": True} | ORDINARY_MOTION, "stm_fixed has fixed channel-wise kernels"),
         (CMM | ORDINARY_TIME, "stm_temporal is ordinary, but with stm_modules cmm there is no CSTM: leave it out"),
         (CMM | CHANNELWISE_SPACE, "stm_spatial is channel-wise, but with stm_modules cmm there is no CSTM"),
         (CSTM | ORDINARY_MOTION, "stm_motion is ordinary, but with stm_modules cstm there is no CMM"),
-        (CSTM | {"stm_fusion": "concat"}, "stm_fusion is concat, but stm_modules is cstm"),
-        (CMM | {"stm_fusion": "concat"}, "stm_fusion is concat, but stm_modules is cmm"),
+        (CSTM | {"stm_fusion": "concat"}, "stm_fusion is concat, but with stm_modules cstm there are no two modules"),
+        (CMM | {"stm_fusion": "concat"}, "stm_fusion is concat, but with stm_modules cmm there are no two modules"),
         ({"stm_modules": "none"}, "stm_modules is 'none'; it must be one of both, cstm, cmm"),
         ({"stm_temporal": "3d"}, "stm_temporal is '3d'; it must be one of channel-wise, ordinary"),
     ],
 )
-def test_what_makes_no_sense(options, told):
-    with pytest.raises(FlowlessError, match=told):
+def test_contradictory_options_are_refused(options, message):
+    with pytest.raises(FlowlessError, match=message):
         find_recipe("stm-r18/tiny", **options)
 
 
 @pytest.mark.parametrize("modules", ["cstm", "cmm"])
-def test_the_degenerated_modules_alone(modules):
+def test_single_modules_can_be_degenerated(modules):
     model = make(stm_modules=modules, stm_fixed=True)
     assert not [name for name, _ in model.named_parameters() if "temporal" in name or "move" in name]
     with torch.inference_mode():
         assert (model(clips()) - model(clips().flip(1))).abs().max() > 1e-3
 
 
-def test_a_checkpoint_keeps_its_variant_and_an_older_one_has_none(tmp_path):
+def test_checkpoints_with_and_without_the_options(tmp_path):
     def save(model):
         return save_checkpoint(
             tmp_path / "stm.safetensors", model, model_name="stm-r18", recipe={}, spec=SPEC, labels=tuple("abcde"), metrics={}
@@ -175,7 +175,7 @@ def test_a_checkpoint_keeps_its_variant_and_an_older_one_has_none(tmp_path):
     assert Recipe.from_dict(recipe.to_dict()) == recipe
 
 
-# Options; the paper's parameters in millions and GMAC (Table 10; Table 6's rows are the first of each module), and ours.
+# Options; the paper's parameters in millions and GMAC (Table 10; Table 6's rows are the first of each module), and the counted ones.
 TABLE_10 = {
     "cstm channel-wise 1D": (CSTM, 23.88, 32.93, 23.876, 32.746),
     "cstm channel-wise 1D, 2D": (CSTM | CHANNELWISE_SPACE, 13.28, 24.05, 12.593, 18.048),
@@ -187,16 +187,16 @@ TABLE_10 = {
 
 @pytest.mark.parametrize("row", TABLE_10)
 def test_table_10(row):
-    """Printed numbers are met to within 1 %, as in the other tables; what is not is named here.
+    """The paper's numbers are met to within 1 %, as in the other tables, with these exceptions.
 
-    CSTM, channel-wise 1D and 2D. Of the 23.88 M parameters the sixteen 3x3 convolutions are 11.32 M and, channel by channel, 0.03 M:
-    12.59 M are left, and of 32.7 GMAC 18.0. The paper prints 13.28 M and 24.05 G. Were those of conv2_x and conv3_x left ordinary
-    (0.69 M, 6.4 G), it would be 13.29 M, but 24.45 G; the text says nothing of it.
+    CSTM, channel-wise 1D and 2D: of the 23.88 M parameters the sixteen 3x3 convolutions have 11.32 M as ordinary and 0.03 M as
+    channel-wise ones, so 12.59 M remain, and of 32.7 GMAC 18.0. The paper has 13.28 M and 24.05 G. If the 3x3 convolutions of conv2_x and
+    conv3_x stayed ordinary (0.69 M, 6.4 G), it would be 13.29 M and 24.45 G, but the text does not say so.
 
-    CMM. By its text (1x1 to C / 16, 3x3, 1x1 back to C) it adds 0.159 M to the backbone's 23.865 M; the paper's 23.95 M would be one of the
-    two 1x1 convolutions alone (0.079 M); within 1 % all the same. An ordinary 3x3 over C / 16 channels has 0.044 M where the channel-wise
-    one has 0.002 M, and 0.08 G more: 24.07 M and 33.05 G. The paper prints 0.30 M and 0.55 G more: 24.25 M (0.8 % off) and 33.5 G (1.3 %
-    off), which no reduction by 16 gives.
+    CMM: as described (1x1 to C / 16, 3x3, 1x1 back to C) it adds 0.159 M to the backbone's 23.865 M. The paper's 23.95 M fits only one of
+    the two 1x1 convolutions (0.079 M), but both are within 1 %. With an ordinary 3x3, which has 0.044 M over C / 16 channels instead of
+    0.002 M, and 0.08 G more, it is 24.07 M and 33.05 G. The paper has 0.30 M and 0.55 G more: 24.25 M (0.8 % off) and 33.5 G (1.3 % off),
+    which no reduction by 16 gives.
     """
     options, paper_millions, paper_gigas, millions, gigas = TABLE_10[row]
     size = size_of("stm-r50", classes=CLASSES, spec=EIGHT, **options)
@@ -206,8 +206,8 @@ def test_table_10(row):
     assert (size.macs / 1e9 == pytest.approx(paper_gigas, rel=0.01)) == (row not in {"cstm channel-wise 1D, 2D", "cmm ordinary"})
 
 
-def test_the_row_of_channelwise_3x3_by_its_arithmetic():
-    """What `test_table_10` says of it: 13.29 M and 24.45 G, were the 3x3 convolutions of conv2_x and conv3_x ordinary."""
+def test_table_10_channelwise_3x3_by_arithmetic():
+    """The docstring of `test_table_10`: 13.29 M and 24.45 G, if the 3x3 convolutions of conv2_x and conv3_x were ordinary."""
     with torch.device("meta"):
         model = build_model("stm-r50", classes=CLASSES, spec=EIGHT, **CSTM, **CHANNELWISE_SPACE)
     size = size_of("stm-r50", classes=CLASSES, spec=EIGHT, **CSTM, **CHANNELWISE_SPACE)

@@ -1,6 +1,7 @@
-"""One video whose three crops score (9, 0, 0), (0, 3, 0), (0, 3, 0): logits pick class 0, softmax picks class 1, wherever it is asked.
+"""The average over views, logits or softmax, is the same in every command: engine, evaluation, accuracy gate and explanation.
 
-A real network, whose last layer is solved so that it says this of a real video's crops; its checkpoint, bundle and engines.
+A network's last layer is solved so that the three crops of one video score (9, 0, 0), (0, 3, 0), (0, 3, 0). Then the mean of the logits
+is highest for class 0, and the mean of the softmax for class 1.
 """
 
 from __future__ import annotations
@@ -31,20 +32,20 @@ from flowless.pipeline.video.encode import write_video
 from flowless.train.checkpoints import load_checkpoint, save_checkpoint
 from flowless.train.evaluation import evaluate_checkpoint
 from flowless.train.evaluation.evaluate import evaluate
-from flowless.train.evaluation.evaluation import EvaluationOptions
+from flowless.train.evaluation.options import EvaluationOptions
 from flowless.train.models import build_model
 
-PROOF = np.array([[9, 0, 0], [0, 3, 0], [0, 3, 0]], np.float64)
+CROP_SCORES = np.array([[9, 0, 0], [0, 3, 0], [0, 3, 0]], np.float64)
 SPEC = ClipSpec(segments=4, frames_per_segment=1, height=32, width=32, short_side=40, crop="three", average="softmax")
-SHARES = np.exp(PROOF) / np.exp(PROOF).sum(1, keepdims=True)
+SHARES = np.exp(CROP_SCORES) / np.exp(CROP_SCORES).sum(1, keepdims=True)
 #: Class 1 by the mean of the probabilities, class 0 by the mean of the logits.
-SOFTMAX, LOGITS = np.log(SHARES.mean(0)), PROOF.mean(0)
+SOFTMAX, LOGITS = np.log(SHARES.mean(0)), CROP_SCORES.mean(0)
 LABELS = ("first", "second", "third")
 
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory) -> DatasetIndex:
-    """The same wide video under each of three labels; its ends and its middle show other things."""
+    """The same wide video under each of three labels; its left, middle and right parts differ."""
     folder = tmp_path_factory.mktemp("wide")
     rng = np.random.default_rng(0)
     film = rng.integers(0, 256, (12, 5, 15, 3)).astype(np.uint8).repeat(8, 1).repeat(8, 2)
@@ -67,11 +68,11 @@ def checkpoint(tmp_path_factory, index) -> Path:
     with torch.inference_mode():
         model(views)
     handle.remove()
-    weight, *_ = np.linalg.lstsq(features[0].double().numpy(), PROOF, rcond=None)
+    weight, *_ = np.linalg.lstsq(features[0].double().numpy(), CROP_SCORES, rcond=None)
     head.get_parameter("pred.weight").data = torch.from_numpy(weight.T.copy()).float()
     head.get_parameter("pred.bias").data.zero_()
     with torch.inference_mode():
-        np.testing.assert_allclose(model(views).numpy(), PROOF, atol=1e-3)
+        np.testing.assert_allclose(model(views).numpy(), CROP_SCORES, atol=1e-3)
     path = tmp_path_factory.mktemp("model") / "best.safetensors"
     recipe = {"name": "tsn-r18/ours", "test_views": "thirty-draw"}
     return save_checkpoint(path, model, model_name="tsn-r18", recipe=recipe, spec=SPEC, labels=LABELS, metrics={})
@@ -79,7 +80,7 @@ def checkpoint(tmp_path_factory, index) -> Path:
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory, checkpoint) -> dict[str, Path]:
-    """One bundle an average: only what the manifest and the graph say differs."""
+    """One bundle for each average; they differ only in the manifest and the graph's metadata."""
     folder, loaded = tmp_path_factory.mktemp("bundles"), load_checkpoint(checkpoint)
     for average in ("softmax", "logits"):
         export_bundle(replace(loaded, spec=replace(SPEC, average=average)), folder / average)
@@ -115,14 +116,14 @@ def test_an_evaluation_of_a_bundle(average, batch_size, bundles, index):
 @pytest.mark.parametrize("average", [None, "softmax", "logits"])
 @pytest.mark.parametrize("loader_views", [2, 3])
 def test_an_evaluation_of_a_checkpoint(average, loader_views, checkpoint, index, monkeypatch):
-    """Both ways: view by view, and by the loader, as on a GPU. Unasked, the checkpoint's own average holds."""
-    ways = []
+    """Both view by view, and with the loader, as on a GPU. By default the checkpoint's average is taken."""
+    called = []
     monkeypatch.setattr(evaluate_checkpoint, "_LOADER_VIEWS", loader_views)
-    for name in ("score_videos", "_by_loader"):
+    for name in ("score_videos", "_score_with_loader"):
         inner = getattr(evaluate_checkpoint, name)
-        monkeypatch.setattr(evaluate_checkpoint, name, lambda *a, inner=inner, name=name, **k: ways.append(name) or inner(*a, **k))
+        monkeypatch.setattr(evaluate_checkpoint, name, lambda *a, inner=inner, name=name, **k: called.append(name) or inner(*a, **k))
     found = evaluate(checkpoint, index, options=EvaluationOptions(average=average, batch_size=2))
-    assert ways == ["_by_loader" if loader_views == 3 else "score_videos"]
+    assert called == ["_score_with_loader" if loader_views == 3 else "score_videos"]
     np.testing.assert_allclose(found.scores, [EXPECTED[average or "softmax"]] * 3, atol=2e-3)
     assert (found.spec.average, found.views) == (average or "softmax", "three-crop")
 
@@ -141,11 +142,11 @@ def test_the_command_line(checkpoint, index, tmp_path, capsys):
     assert "three-crop: 3 views of 32 x 32, softmax averaged" in " ".join(capsys.readouterr().out.split())
 
 
-def test_the_papers_protocol_by_name(checkpoint, bundles, index, tmp_path, capsys):
-    """The recipe's `test_views`; a bundle keeps no recipe and says so."""
+def test_views_paper_takes_the_recipes_protocol(checkpoint, bundles, index, tmp_path, capsys):
+    """A checkpoint takes the recipe's `test_views`; a bundle has no recipe and is refused."""
     found = evaluate(checkpoint, index, options=EvaluationOptions(views="paper"))
     assert (found.views, found.spec.views, found.spec.crop_side) == ("thirty-draw", 30, 40)
-    with pytest.raises(FlowlessError, match=r"a bundle keeps no recipe.*thirty-draw"):
+    with pytest.raises(FlowlessError, match=r"a bundle has no recipe.*thirty-draw"):
         evaluate(bundles["softmax"], index, options=EvaluationOptions(views="paper"))
     loaded = load_checkpoint(checkpoint)
     with pytest.raises(FlowlessError, match=r"the model's recipe \(tsn-r18/else\) names no test protocol"):
@@ -160,7 +161,7 @@ def test_the_papers_protocol_by_name(checkpoint, bundles, index, tmp_path, capsy
         np.testing.assert_allclose(prediction.scores, scores, atol=1e-4)
 
 
-def test_accuracy_beside_the_exact_engine(bundles, index):
+def test_compare_accuracy_averages_the_same(bundles, index):
     for average, bundle in bundles.items():
         manifest = read_manifest(bundle)
         artefact = manifest.artefact("onnxruntime", "fp32")
@@ -173,7 +174,7 @@ def test_accuracy_beside_the_exact_engine(bundles, index):
 
 
 @pytest.mark.parametrize("average", ["softmax", "logits"])
-def test_an_explanation_answers_as_a_prediction(average, bundles, index):
+def test_an_explanation_has_the_same_scores(average, bundles, index):
     found = explain(open_looker(bundles[average]), index.path_of(index.videos[0]))
     np.testing.assert_allclose(found.scores, EXPECTED[average], atol=2e-3)
     np.testing.assert_allclose(found.branch_scores, [EXPECTED[average]], atol=2e-3)
@@ -181,7 +182,7 @@ def test_an_explanation_answers_as_a_prediction(average, bundles, index):
 
 
 def test_older_checkpoints_and_bundles_average_logits(checkpoint, bundles, index, tmp_path):
-    """As they were written before `average` and `crop_side`."""
+    """Checkpoints and bundles written before the fields `average` and `crop_side` existed."""
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 

@@ -1,4 +1,4 @@
-"""Fusing separately trained branches of PAN into one checkpoint."""
+"""Fuse separately trained branches of PAN into one checkpoint."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ def fuse_checkpoints(
     """Fuse separately trained branches into one model, as the official code fuses their scores.
 
     Args:
-        rgb: Checkpoint of a pan-rgb; its m may differ, since it sees the first frame of each segment alone.
+        rgb: Checkpoint of a pan-rgb; its m may differ, since it reads only the first frame of each segment.
         pa: Checkpoint of a pan-pa.
         lite: Checkpoint of a pan-lite; with it the model is PAN-En, without it PAN-Full.
-        weights: How much each branch's scores count, in the order lite (where there is one), rgb, pa; none are equal weights.
+        weights: The weight of each branch's scores, in the order lite (where there is one), rgb, pa; empty: equal weights.
 
     Returns:
-        A checkpoint of pan-full or, sampled as two clips, pan-en; the labels and the ClipSpec are the PA branch's.
+        A checkpoint of pan-full, or with `lite` of pan-en, which is tested on two clips; the labels and the ClipSpec are the PA branch's.
 
     Raises:
-        FlowlessError: A file is no checkpoint of its branch, the branches do not fit each other, or the weights do not fit them.
+        FlowlessError: A file is not a checkpoint of its branch, the branches do not fit each other, or the weights do not fit them.
     """
-    places = {"lite": lite, "rgb": rgb, "pa": pa}
-    parts = {branch: (Path(place), load_checkpoint(place)) for branch, place in places.items() if place is not None}
+    paths = {"lite": lite, "rgb": rgb, "pa": pa}
+    parts = {branch: (Path(path), load_checkpoint(path)) for branch, path in paths.items() if path is not None}
     source, base = parts["pa"]
     depth = base.name.rpartition("-")[2]
     for branch, (path, part) in parts.items():
         wanted = f"pan-{branch}-{depth}"
         if part.name.rpartition("-")[0] != f"pan-{branch}":
-            raise FlowlessError(f"{path}: a {part.name}; the branch {branch} must be a pan-{branch}. Give each branch its own checkpoint.")
+            raise FlowlessError(f"{path}: a {part.name}; the branch {branch} must be a pan-{branch}. Give a checkpoint of that family.")
         differences = _differences(branch, part, base)
         if part.name != wanted:
             differences.insert(0, f"it is a {part.name}, not a {wanted}")
         if differences:
-            raise FlowlessError(f"{path}: does not fit {source} ({'; '.join(differences)}). Branches that are fused must agree in these.")
+            raise FlowlessError(f"{path}: does not fit {source} ({'; '.join(differences)}). Fused branches must be equal in these.")
     name = f"pan-{'en' if lite is not None else 'full'}-{depth}"
     spec = base.spec if lite is None else replace(base.spec, sampling="two-clip")
     model = build_model(name, spec=spec, **base.model.config, fusion_weights=tuple(weights))
@@ -58,18 +58,18 @@ def fuse_checkpoints(
 
 
 def _differences(branch: str, part: Checkpoint, base: Checkpoint) -> list[str]:
-    """Say in what a branch differs from the PA branch that it should not differ in."""
+    """Return the differences of a branch from the PA branch that prevent fusing them."""
     found = []
     if part.labels != base.labels:
         found.append(f"its {len(part.labels)} labels are not the same {len(base.labels)} in the same order")
-    asked = [name for name in part.model.config if name != "dropout"]
-    ours, theirs = part.model.config, base.model.config
-    found += [f"{name} {ours[name]!r} instead of {theirs[name]!r}" for name in asked if ours[name] != theirs[name]]
-    may = {"frames_per_segment"} if branch == "rgb" else set()
+    compared = [name for name in part.model.config if name != "dropout"]
+    own, wanted = part.model.config, base.model.config
+    found += [f"{name} {own[name]!r} instead of {wanted[name]!r}" for name in compared if own[name] != wanted[name]]
+    may_differ = {"frames_per_segment"} if branch == "rgb" else set()
     spec = base.spec.to_dict()
     found += [
         f"{name} {value!r} instead of {spec[name]!r}"
         for name, value in part.spec.to_dict().items()
-        if name not in may and value != spec[name]
+        if name not in may_differ and value != spec[name]
     ]
     return found

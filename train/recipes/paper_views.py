@@ -1,4 +1,4 @@
-"""How the papers test their models, as recipes name it: the protocol of their tables. No heavy library is imported here."""
+"""The test protocol of each model's paper, for recipes. No heavy library is imported here."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from typing import Any
 
 from flowless.pipeline.clip.protocols import Views
 
-#: Data sets of scenes.
+#: Data sets whose actions can mostly be recognised from the scene.
 _SCENES = ("kinetics400", "ucf101", "hmdb51")
 _PUBLIC = ("something-v1", "something-v2", "jester", *_SCENES)
 
 
 def view_changes(model: str, data: str) -> dict[str, Any]:
-    """Return what a recipe says of views: `average`, `test_views` and, on Kinetics, consecutive frames for dynamic appearance.
+    """Return the recipe's fields about test views: `average`, `test_views` and, for dynamic appearance on Kinetics, the sampling.
 
-    `protocols.protocol_spec` has the table with the papers' sections. TSN, TSM and Disentangling are tested in their papers in ways
-    that have no name here, or that they do not say; data of one's own have no paper.
+    `protocols.protocol_spec` has the table of protocols with the papers' sections. The protocols of TSN, TSM and Disentangling are not
+    among them, or not stated in the papers; data sets of no paper have none.
 
     Args:
         model: Such as stm-r50.
