@@ -11,9 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
-import numpy as np
 import pytest
 from filelock import FileLock
 from hypothesis import settings
@@ -135,45 +133,6 @@ def train_index(shapes: Path) -> DatasetIndex:
 @pytest.fixture(scope="session")
 def val_index(shapes: Path) -> DatasetIndex:
     return DatasetIndex.load(shapes / "val.index.jsonl")
-
-
-@pytest.fixture(scope="session")
-def told_alike() -> Callable[[Any, Any], None]:
-    """Return what holds two `Seen` of the same clips against each other: cue, scores, segments, weights."""
-
-    def compare(one: Any, other: Any) -> None:
-        def close(mine: np.ndarray | None, theirs: np.ndarray | None) -> None:
-            assert (mine is None) == (theirs is None)
-            if mine is not None and theirs is not None:
-                assert mine.shape == theirs.shape
-                assert np.abs(mine).max() > 0
-                np.testing.assert_allclose(theirs, mine, rtol=1e-3, atol=1e-3 * np.abs(mine).max())
-
-        close(one.scores, other.scores)
-        assert [branch.name for branch in one.branches] == [branch.name for branch in other.branches]
-        for mine, theirs in zip(one.branches, other.branches, strict=True):
-            for part in ("scores", "segment_scores", "timescale_weights"):
-                close(getattr(mine, part), getattr(theirs, part))
-        assert (one.cue is None) == (other.cue is None)
-        if one.cue is not None:
-            assert (one.cue.name, one.cue.kind, one.cue.over) == (other.cue.name, other.cue.kind, other.cue.over)
-            close(one.cue.values, other.cue.values)
-
-    return compare
-
-
-@pytest.fixture(scope="session")
-def explained_alike(told_alike: Callable[[Any, Any], None]) -> Callable[[Any, Path], None]:
-    """Return what looks into a checkpoint and into its bundle, and expects to see the same."""
-
-    def compare(checkpoint: Any, bundle: Path) -> None:
-        from flowless.export.explain.introspection import BundleLooker, CheckpointLooker
-        from flowless.export.verify.reference import Reference
-
-        clips = Reference.load(bundle / "reference.npz", checkpoint.spec).clips[:2]
-        told_alike(CheckpointLooker(checkpoint, name="").look(clips), BundleLooker(bundle).look(clips))
-
-    return compare
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
