@@ -15,11 +15,10 @@ import torch
 
 from flowless.cli import main
 from flowless.errors import FlowlessError
-from flowless.export.bundle_writer import export_bundle
 from flowless.export.explain.data_set_page import render
 from flowless.export.explain.explain_data_set import DataSetExplanation, DataSetOutputs, class_gains, run_data_set
 from flowless.export.explain.introspection import ModelInfo, open_model
-from flowless.export.explain.tsne_map import place_in_plane, same_class_share, sample_evenly
+from flowless.export.explain.tsne_map import chance_share, place_in_plane, same_class_share, sample_evenly
 from flowless.pipeline.clip.preprocess import load_clip
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.pipeline.dataset.index import DatasetIndex, Refused
@@ -125,6 +124,10 @@ def test_share_of_neighbours_of_the_same_class():
         ]
     )
     assert same_class_share(line, np.arange(12) % 2) == pytest.approx(expected)
+    # Random features: 3 classes of 20 videos have 19 of 59 others in common.
+    random = [same_class_share(np.random.default_rng(seed).normal(size=(60, 8)), labels) for seed in range(40)]
+    assert chance_share(labels) == pytest.approx(19 / 59)
+    assert np.mean(random) == pytest.approx(19 / 59, abs=0.02)
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +146,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, train_index: DatasetIndex) 
     return made
 
 
-def test_scores_features_and_weights_are_those_of_the_network(models, val_index, tmp_path):
+def test_scores_features_and_weights_are_those_of_the_network(models, val_index):
     found = run_data_set(open_model(models["pan-full-r18"]), val_index, batch_size=3)
     loaded: Any = load_checkpoint(models["pan-full-r18"])
     assert found.ids == tuple(video.id for video in val_index.videos)
@@ -159,10 +162,15 @@ def test_scores_features_and_weights_are_those_of_the_network(models, val_index,
         np.testing.assert_allclose(found.features[place], torch.cat([one.mean((0, 1)) for one in features]).numpy(), **SAME)
         np.testing.assert_allclose(found.timescale_weights["pa"][place], weights.numpy(), **SAME)
     assert list(found.timescale_weights) == ["rgb", "pa"]
-    export_bundle(models["tsn-r18"], tmp_path / "bundle")
-    one, other = (run_data_set(open_model(model), val_index) for model in (models["tsn-r18"], tmp_path / "bundle"))
-    np.testing.assert_allclose(other.features, one.features, **SAME)
-    np.testing.assert_allclose(other.scores, one.scores, **SAME)
+
+
+def test_a_bundle_has_the_outputs_of_its_checkpoint(checkpoint, exported, val_index):
+    labels = open_model(checkpoint).info.labels
+    index = replace(val_index, labels=labels, videos=tuple(replace(video, label=video.label % len(labels)) for video in val_index.videos))
+    one, other = (run_data_set(open_model(model), index) for model in (checkpoint, exported))
+    for part in ("features", "scores"):
+        np.testing.assert_allclose(getattr(other, part), getattr(one, part), **SAME)
+    np.testing.assert_allclose(other.timescale_weights[""], one.timescale_weights[""], **SAME)
 
 
 def test_the_command_writes_a_page_and_lists_unreadable_videos(models, val_index, tmp_path, capsys):
