@@ -233,10 +233,10 @@ def run_data_set(model: InspectableModel, index: DatasetIndex, *, batch_size: in
         FlowlessError: The index does not fit the model, no video can be read, or the outputs are not finite.
     """
     index = relabel(index, model.info.labels)
-    inner = _InnerMeans(model, views=model.info.spec.views)
+    means = _ViewMeans(model, views=model.info.spec.views)
     options = EvaluationOptions(batch_size=batch_size, threads=threads)
-    scores, records, bad = score_videos(inner.scores, index, model.info.spec, options=options)
-    features, *weights = inner.columns()
+    scores, records, bad = score_videos(means.scores, index, model.info.spec, options=options)
+    features, *weights = means.columns()
     broken = int((~np.isfinite(features).all(1) | ~np.isfinite(scores).all(1)).sum())
     if broken:
         raise FlowlessError(
@@ -248,12 +248,12 @@ def run_data_set(model: InspectableModel, index: DatasetIndex, *, batch_size: in
         labels=np.array([record.label for record in records], np.int64),
         scores=scores,
         features=features,
-        timescale_weights=dict(zip(inner.vap_branches, weights, strict=True)),
+        timescale_weights=dict(zip(means.vap_branches, weights, strict=True)),
         bad_videos=tuple(bad),
     )
 
 
-class _InnerMeans:
+class _ViewMeans:
     """Scores batches of views, and averages their features and VAP weights over each video's views.
 
     The views arrive video after video, equally many of each, in batches that may begin and end within a video.

@@ -126,7 +126,11 @@ class CheckpointModel(InspectableModel):
 
         heads = self._network.heads
         recorded: dict[int, tuple[Tensor, Tensor]] = {}
-        hooks = [head.register_forward_hook(lambda one, given, out: recorded.update({id(one): (given[0], out)})) for head in heads]
+
+        def record(head: Any, inputs: Any, scores: Tensor) -> None:
+            recorded[id(head)] = (inputs[0], scores)
+
+        hooks = [head.register_forward_hook(record) for head in heads]
         try:
             with torch.inference_mode():
                 scores = self._network(self._tensor(clips)).cpu().numpy()
