@@ -31,7 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "build": ("flowless.export.build_engine:main", "build an engine into a bundle; verified before it is kept"),
     "cache": ("flowless.export.cache:main", "what builds keep in the user's cache folder; --clear empties it"),
     "predict": ("flowless.engines.commands:predict", "what happens in each video"),
-    "explain": ("flowless.export.explain.explain_command:main", "what a model saw in a video (page or film), or makes of a data set"),
+    "explain": ("flowless.export.explain.explain_command:main", "what a prediction rests on (page or film), or accuracy by class (--data)"),
     "bench": ("flowless.bench.commands:bench", "measure: speed, motion cues, the systems side by side; see flowless bench"),
 }
 

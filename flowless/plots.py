@@ -1,8 +1,7 @@
-"""Plots of the HTML reports, drawn with matplotlib and returned as inline SVG or data URLs."""
+"""Plots for reports and evaluations: matplotlib figures as inline SVG, and a confusion matrix as a file."""
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,15 +11,16 @@ import numpy as np
 
 from flowless.errors import FlowlessError
 from flowless.files import whole_file
+from flowless.html_pages import image_uri
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: Model -> its colour in every plot, distinguishable with red-green colour blindness.
+#: One colour per model, the same in every plot; safe for red-green colour blindness.
 COLOURS = {"pan-lite": "#0b6e99", "tsn": "#c2571a"}
 INK = "#22303a"
 _FORMATS = (".png", ".svg", ".pdf", ".jpg")
-#: A confusion matrix labels its axes up to the first number of classes, and prints percentages up to the second.
+#: Most classes for which a confusion matrix has class names, and percentages in its cells.
 _NAMED_CLASSES, _NUMBERED_CLASSES = 60, 30
 
 
@@ -29,8 +29,8 @@ def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]], *, c
 
     Args:
         histories: model -> its rows of metrics.csv (`epoch`, `train_loss`, `val_loss`, `train_top1`, `val_top1`).
-        chance: top-1 of guessing.
-        ceiling: highest top-1 that a model which ignores the order of frames can reach.
+        chance: top-1 of random guesses.
+        ceiling: highest top-1 that a model can reach by single frames.
     """
     figure, (left, right) = subplots(1, 2, size=(9.6, 3.2))
     for name, rows in histories.items():
@@ -41,8 +41,8 @@ def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]], *, c
             axes.plot(epochs, [row[f"val_{key}"] for row in rows], color=colour, lw=2, marker="o", ms=3.5, label=f"{name}, validation")
     left.set(title="cross entropy", xlabel="epoch")
     right.set(title="top-1", xlabel="epoch", ylim=(-0.02, 1.02))
-    # Labels go beside the axes, where they cover no curve.
-    for height, colour, text in ((ceiling, "#888", "ceiling of\nappearance\nalone"), (chance, "#bbb", "chance")):
+    # Labels beside the axes, where no curve overlaps them.
+    for height, colour, text in ((ceiling, "#888", "limit of\nsingle\nframes"), (chance, "#bbb", "chance")):
         right.axhline(height, color=colour, lw=1, ls="--")
         right.annotate(text, (1.01, height), xycoords=("axes fraction", "data"), va="center", fontsize=8, color="#666")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
@@ -52,7 +52,7 @@ def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]], *, c
 
 
 def confusion(matrix: np.ndarray, labels: Sequence[str], *, title: str, group: int = 1) -> str:
-    """Draw a confusion matrix `[true, predicted]` of counts as inline SVG, each row normalised to percent.
+    """Draw a confusion matrix of counts `[true, predicted]` as inline SVG, each row in percent of its videos.
 
     Lines separate groups of `group` neighbouring classes.
     """
@@ -64,15 +64,17 @@ def confusion(matrix: np.ndarray, labels: Sequence[str], *, title: str, group: i
 
 
 def save_confusion(path: Path, matrix: np.ndarray, labels: Sequence[str], *, title: str) -> None:
-    """Draw a confusion matrix into a file whose name passed `check_picture_path`."""
+    """Draw a confusion matrix into a file; check its name with `check_picture_path` first."""
     with whole_file(path) as draft:
         _confusion_figure(matrix, labels, title=title).savefig(draft, dpi=120)
 
 
 def check_picture_path(path: Path) -> None:
-    """Raise FlowlessError where the suffix of an image file names no supported format."""
+    """Refuse a file name that does not end in the suffix of a picture format."""
     if path.suffix.lower() not in _FORMATS:
-        raise FlowlessError(f"{path}: {path.suffix!r} is not a supported image format. Name a file that ends in {', '.join(_FORMATS)}.")
+        raise FlowlessError(
+            f"{path}: {path.suffix!r} is not the suffix of a picture format. Name a file that ends in {', '.join(_FORMATS)}."
+        )
 
 
 def _confusion_figure(matrix: np.ndarray, labels: Sequence[str], *, title: str) -> Figure:
@@ -93,7 +95,7 @@ def _confusion_figure(matrix: np.ndarray, labels: Sequence[str], *, title: str) 
 
 
 def vap_weights(weights: Mapping[str, np.ndarray], *, timescales: Sequence[str]) -> str:
-    """Draw VAP's mean weight of each timescale, one row per action (PAN, section IV-B), as inline SVG."""
+    """Draw VAP's mean weight of each vector (columns) for each action (rows) as inline SVG (PAN, section IV-B)."""
     table = np.stack(list(weights.values()))
     figure, axes = subplots(1, 1, size=(5.6, 4.2))
     image = axes.imshow(table, cmap="Purples", vmin=0, aspect="auto")
@@ -104,7 +106,7 @@ def vap_weights(weights: Mapping[str, np.ndarray], *, timescales: Sequence[str])
 
 
 def stage_bars(seconds: Mapping[str, float]) -> str:
-    """Draw the duration of each stage in the order of `seconds`, as inline SVG."""
+    """Draw the seconds that each stage took as inline SVG, in their order."""
     figure, axes = subplots(1, 1, size=(9.6, 0.6 + 0.3 * len(seconds)))
     names, values = list(seconds), list(seconds.values())
     axes.barh(names, values, color=COLOURS["pan-lite"], height=0.62)
@@ -116,11 +118,11 @@ def stage_bars(seconds: Mapping[str, float]) -> str:
 
 
 def engine_bars(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Draw the latency and top-1 of each engine that was kept and timed, as inline SVG.
+    """Draw the latency of each engine that was kept and timed as inline SVG, labelled with its top-1.
 
     Args:
-        rows: `target`, `precision`, `latency_ms_p50`, `top1`, `kept`, `recommended` of each engine, grouped by target. Engines that were
-            not kept are left out: they were not timed interleaved with the others.
+        rows: `target`, `precision`, `latency_ms_p50`, `top1`, `kept`, `recommended` of each engine, those of a target adjacent. Engines
+            that were not kept are left out: they were timed separately, so their latencies do not compare.
     """
     timed = [row for row in rows if row["kept"] and row["latency_ms_p50"] is not None]
     figure, axes = subplots(1, 1, size=(9.6, 0.8 + 0.32 * len(timed)))
@@ -129,41 +131,32 @@ def engine_bars(rows: Sequence[Mapping[str, Any]]) -> str:
         colour = COLOURS["tsn"] if row["recommended"] else COLOURS["pan-lite"]
         value = row["latency_ms_p50"]
         axes.barh(place, value, color=colour, height=0.62)
-        parts = [f"{value:.2f} ms"]
-        parts += [] if row["top1"] is None else [f"top-1 {100 * row['top1']:.1f} %"]
-        parts += ["recommended"] * row["recommended"]
-        axes.text(value + longest / 100, place, ", ".join(parts), va="center", fontsize=8, color=INK)
+        label = [f"{value:.2f} ms"]
+        label += [] if row["top1"] is None else [f"top-1 {100 * row['top1']:.1f} %"]
+        label += ["recommended"] * row["recommended"]
+        axes.text(value + longest / 100, place, ", ".join(label), va="center", fontsize=8, color=INK)
     axes.set_yticks(range(len(timed)), [f"{row['target']} {row['precision']}" for row in timed], fontsize=8)
     axes.invert_yaxis()
-    axes.set(xlabel="ms per clip, median", xlim=(0, longest * 1.4))
+    axes.set(xlabel="median latency per clip, ms", xlim=(0, longest * 1.4))
     return svg(figure)
 
 
 def motion_strip(frames: np.ndarray, maps: np.ndarray, *, scale: int = 2) -> str:
-    """Return a strip of frames above their PA maps as a PNG data URL.
+    """Return frames above their PA maps as one picture, a data URI for an `img`.
 
     Args:
         frames: uint8 `[T, H, W, 3]`.
-        maps: `[T, H, W]`, the motion from each frame to the next; scaled by the strip's maximum.
-        scale: integer upscaling factor.
+        maps: `[T, H, W]`, PA from each frame to the next; the colour scale ends at the largest value.
+        scale: Factor of enlargement.
     """
     from flowless.export.explain.cue_pictures import heat
 
     rows = [np.concatenate(list(part), axis=1) for part in (frames, heat(maps, reach=max(float(maps.max()), 1e-9)))]
-    return png(np.concatenate(rows, axis=0).repeat(scale, axis=0).repeat(scale, axis=1))
-
-
-def png(picture: np.ndarray) -> str:
-    """Return uint8 `[H, W, 3]` as a PNG data URL."""
-    from PIL import Image
-
-    stream = io.BytesIO()
-    Image.fromarray(picture).save(stream, format="png", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+    return image_uri(np.concatenate(rows, axis=0).repeat(scale, axis=0).repeat(scale, axis=1), lossless=True)
 
 
 def subplots(rows: int, columns: int, *, size: tuple[float, float]) -> tuple[Figure, Any]:
-    """Make a figure without pyplot, which keeps global state and looks for a window system."""
+    """Make a figure in the project's style, without pyplot, which needs global state and a display."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
@@ -176,7 +169,7 @@ def subplots(rows: int, columns: int, *, size: tuple[float, float]) -> tuple[Fig
 
 
 def svg(figure: Figure) -> str:
-    """Return a figure as inline SVG; the output is deterministic."""
+    """Return a figure as inline SVG; deterministic."""
     from matplotlib import rc_context
 
     stream = io.StringIO()

@@ -11,9 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
-import numpy as np
 import pytest
 from filelock import FileLock
 from hypothesis import settings
@@ -135,45 +133,6 @@ def train_index(shapes: Path) -> DatasetIndex:
 @pytest.fixture(scope="session")
 def val_index(shapes: Path) -> DatasetIndex:
     return DatasetIndex.load(shapes / "val.index.jsonl")
-
-
-@pytest.fixture(scope="session")
-def assert_same_introspection() -> Callable[[Any, Any], None]:
-    """Return a function that compares two results of introspection of the same clips: cue, scores, segments, weights."""
-
-    def compare(one: Any, other: Any) -> None:
-        def close(mine: np.ndarray | None, theirs: np.ndarray | None) -> None:
-            assert (mine is None) == (theirs is None)
-            if mine is not None and theirs is not None:
-                assert mine.shape == theirs.shape
-                assert np.abs(mine).max() > 0
-                np.testing.assert_allclose(theirs, mine, rtol=1e-3, atol=1e-3 * np.abs(mine).max())
-
-        close(one.scores, other.scores)
-        assert [branch.name for branch in one.branches] == [branch.name for branch in other.branches]
-        for mine, theirs in zip(one.branches, other.branches, strict=True):
-            for part in ("scores", "segment_scores", "timescale_weights"):
-                close(getattr(mine, part), getattr(theirs, part))
-        assert (one.cue is None) == (other.cue is None)
-        if one.cue is not None:
-            assert (one.cue.name, one.cue.kind, one.cue.over) == (other.cue.name, other.cue.kind, other.cue.over)
-            close(one.cue.values, other.cue.values)
-
-    return compare
-
-
-@pytest.fixture(scope="session")
-def assert_bundle_introspects_alike(assert_same_introspection: Callable[[Any, Any], None]) -> Callable[[Any, Path], None]:
-    """Return a function that checks that a checkpoint and its bundle give the same introspection results."""
-
-    def compare(checkpoint: Any, bundle: Path) -> None:
-        from flowless.export.explain.introspection import BundleLooker, CheckpointLooker
-        from flowless.export.verify.reference import Reference
-
-        clips = Reference.load(bundle / "reference.npz", checkpoint.spec).clips[:2]
-        assert_same_introspection(CheckpointLooker(checkpoint, name="").look(clips), BundleLooker(bundle).look(clips))
-
-    return compare
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups

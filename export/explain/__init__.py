@@ -1,1 +1,1 @@
-"""What a model sees in a video, and what it makes of a data set."""
+"""`flowless explain`: what a model attends to in a video, and how it does on a data set."""

@@ -1,4 +1,4 @@
-"""A model's own motion cue of a clip: what each system reads from the frames where others would compute optical flow."""
+"""The motion cue of each system: what it computes from the frames in place of optical flow."""
 
 from __future__ import annotations
 
@@ -15,88 +15,111 @@ if TYPE_CHECKING:
 
     from flowless.train.models import Recognizer
 
-#: What a cue's values are: strengths, displacements (rows first), or colours around zero.
+#: What a cue's values are: magnitudes, displacement vectors (row component first), or RGB centred at zero.
 Kind = Literal["map", "flow", "colour"]
-#: What one value is of: a frame and the next one, all frames of a segment, or a segment and the next one.
+#: What one picture is computed from: a frame and the next one, all frames of a segment, or a segment and the next one.
 Over = Literal["frames", "segment", "segments"]
-#: Axes of one picture of a kind.
-_AXES: dict[Kind, tuple[int | None, ...]] = {"map": (None, None), "flow": (2, None, None), "colour": (3, None, None)}
+#: Kind -> the axes of one picture before its height and width.
+_CHANNELS: dict[Kind, tuple[int, ...]] = {"map": (), "flow": (2,), "colour": (3,)}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Cue:
-    """The motion cue of some clips, a picture or several for each segment."""
+    """The motion cue of B clips: K pictures for each of N segments."""
 
     name: str
     """Its name, such as Persistence of Appearance."""
     kind: Kind
     """What the values are."""
     over: Over
-    """What one picture is of. `frames`: K = m - 1 of a segment's m frames; `segment` and `segments`: K = 1."""
+    """What one picture is computed from. `frames`: K = m - 1 of a segment's m frames; `segment` and `segments`: K = 1."""
     values: NDArray[np.float32]
     """`map`: `[B, N, K, H, W]`, at least 0. `flow`: `[B, N, K, 2, h, w]`, rows first, in cells of the h x w grid. `colour`:
-    `[B, N, K, 3, H, W]`, red, green and blue in normalised colours. H and W may be smaller than the clip's."""
+    `[B, N, K, 3, H, W]`, normalised RGB. H and W may be smaller than the clip's."""
     meaning: str
-    """What is seen in it, in a sentence for people."""
+    """How to read it, in a sentence for the page."""
 
     def __post_init__(self) -> None:
-        axes = _AXES.get(self.kind)
-        shape = self.values.shape[3:]
-        if axes is None or len(shape) != len(axes) or any(want not in {None, got} for want, got in zip(axes, shape, strict=True)):
-            raise FlowlessError(f"cue {self.name}: kind {self.kind!r} with values {list(self.values.shape)}; they do not fit each other.")
+        channels = _CHANNELS.get(self.kind)
+        if channels is None or self.values.ndim != 5 + len(channels) or self.values.shape[3:-2] != channels:
+            raise FlowlessError(f"cue {self.name}: values {list(self.values.shape)} do not fit kind {self.kind!r}.")
         if self.values.dtype != np.float32:
             raise FlowlessError(f"cue {self.name}: values are {self.values.dtype}; they must be float32.")
 
-
-def persistence_cue(maps: NDArray[np.float32]) -> Cue:
-    """Return the cue of PA maps `[B, N, m-1, H, W]` (PAN, Eq. 4 and 5)."""
-    meaning = (
-        "How much the learnt shallow features of each place change from one frame to the next. What stands still is dark; edges that "
-        "move are bright."
-    )
-    return Cue(name="Persistence of Appearance", kind="map", over="frames", values=maps, meaning=meaning)
+    @property
+    def magnitudes(self) -> NDArray[np.float32]:
+        """Absolute values; of a flow the vectors' lengths, `[B, N, K, h, w]`."""
+        if self.kind == "flow":
+            return np.hypot(self.values[..., 0, :, :], self.values[..., 1, :, :])
+        return np.abs(self.values)
 
 
-def displacement_cue(maps: NDArray[np.float32]) -> Cue:
-    """Return the cue of displacement maps `[B, N, m-1, 2, h, w]` (Disentangling, Eq. 1 and 2)."""
-    meaning = (
-        "Where the features of each place are found in the next frame. The hue is the direction, the saturation the length; what "
-        "stands still is white, unless its neighbours look like it: the map is drawn towards them."
-    )
-    return Cue(name="Displacement map", kind="flow", over="frames", values=maps, meaning=meaning)
+#: System, as an exported graph names it -> its cue's name, kind, over and meaning.
+_CUES: dict[str, dict[str, Any]] = {
+    # PAN, Eq. 4 and 5
+    "persistence": {
+        "name": "Persistence of Appearance",
+        "kind": "map",
+        "over": "frames",
+        "meaning": "How much the learnt shallow features change from one frame to the next. Static areas are dark, moving edges bright.",
+    },
+    # Disentangling, Eq. 1 and 2
+    "displacement": {
+        "name": "Displacement map",
+        "kind": "flow",
+        "over": "frames",
+        "meaning": (
+            "Where the features of each place are found in the next frame. The hue is the direction, the saturation the length. Static "
+            "areas are white, except where their surroundings look alike: there the estimate is pulled towards similar neighbours."
+        ),
+    },
+    # Dynamic Appearance, Eq. 6
+    "appearance": {
+        "name": "Dynamic appearance",
+        "kind": "colour",
+        "over": "segment",
+        "meaning": "What is left of a segment's frames without each pixel's static component. Static areas are grey, motion is coloured.",
+    },
+    # STM, Eq. 2: the length over the channels of CMM's feature differences
+    "channelwise-motion": {
+        "name": "Channel-wise motion",
+        "kind": "map",
+        "over": "segments",
+        "meaning": (
+            "How much the reduced features in the network's first STM block differ from the next segment's. The last segment has no next "
+            "one: it is dark."
+        ),
+    },
+}
 
 
-def appearance_cue(pictures: NDArray[np.float32]) -> Cue:
-    """Return the cue of dynamic appearance `[B, N, 3, H, W]` (Dynamic Appearance, Eq. 6)."""
-    meaning = (
-        "What remains of a segment's frames when each pixel's static part has been projected out. What stands still is grey; colours "
-        "stand for what moved."
-    )
-    return Cue(name="Dynamic appearance", kind="colour", over="segment", values=pictures[:, :, None], meaning=meaning)
+def make_cue(system: str, values: NDArray[np.float32], *, clips: int, segments: int) -> Cue:
+    """Return the cue of a system's tensor.
 
-
-def channelwise_motion_cue(differences: NDArray[np.float32]) -> Cue:
-    """Return the cue of CMM's feature differences `[B, N, C, h, w]` (STM, Eq. 2): their length over the channels."""
-    meaning = (
-        "How much the reduced features of each place in the network's first STM block differ from the next segment's. The last segment "
-        "has no next one: it is dark."
-    )
-    length = np.sqrt(np.square(differences.astype(np.float64)).sum(2)).astype(np.float32)
-    return Cue(name="Channel-wise motion", kind="map", over="segments", values=length[:, :, None], meaning=meaning)
+    Args:
+        system: `persistence`, `displacement`, `appearance` or `channelwise-motion`.
+        values: PA maps `[..., H, W]`, displacement maps `[..., 2, h, w]`, dynamic appearance `[..., 3, H, W]`, or CMM's feature
+            differences `[..., C, h, w]`. The leading axes are clips, segments and pictures in this order, flattened or not.
+        clips: B.
+        segments: N.
+    """
+    height, width = values.shape[-2:]
+    if system == "channelwise-motion":
+        differences = values.reshape(clips, segments, -1, height, width).astype(np.float64)
+        values = np.sqrt(np.square(differences).sum(2)).astype(np.float32)
+    channels = _CHANNELS[_CUES[system]["kind"]]
+    return Cue(**_CUES[system], values=values.reshape(clips, segments, -1, *channels, height, width))
 
 
 def cue_of(model: Recognizer, clip: Tensor) -> Cue | None:
-    """Ask a model for its own motion cue.
+    """Compute a model's motion cue without the layers after it.
 
-    A model of several branches gives the PA branch's. TSN, TSM and PAN's RGB branch see single frames and have none; nor have
-    Disentangling without displacement maps, and Dynamic Appearance's models with another input.
+    Of several branches it is the PA branch's. TSN, TSM and PAN's RGB branch process single frames and have none; nor have Disentangling
+    without displacement maps, and Dynamic Appearance's models with another input.
 
     Args:
         model: Any model, in evaluation mode.
         clip: uint8 `[B, N, m, H, W, 3]`, on the model's device.
-
-    Returns:
-        The cue, None where the model has none.
 
     Raises:
         FlowlessError: The clip is not what the model takes.
@@ -104,58 +127,52 @@ def cue_of(model: Recognizer, clip: Tensor) -> Cue | None:
     import torch
 
     from flowless.train.models import AppearanceRecognizer, DisentanglingRecognizer, FusedRecognizer, MotionRecognizer
+    from flowless.train.models.layers.stm_block import ChannelwiseMotion
 
     with torch.inference_mode():
         if isinstance(model, MotionRecognizer | FusedRecognizer):
-            return persistence_cue(_array(model.motion(clip)))
-        if isinstance(model, DisentanglingRecognizer) and model.has_displacement:
-            return displacement_cue(_array(model.displacement(clip)))
-        if isinstance(model, AppearanceRecognizer):
-            return appearance_cue(_array(model.appearance(clip)))
-        block = first_stm_block(model)
-        return None if block is None else channelwise_motion_cue(_stm_differences(model, clip, block))
-
-
-def first_stm_block(model: Recognizer) -> str | None:
-    """Return the path of the first STM block's CMM, such as `backbone.layer1.0.conv2.motion`; None where there is none."""
-    from flowless.train.models.layers.stm_block import ChannelwiseMotion
-
-    return next((path for path, module in model.named_modules() if isinstance(module, ChannelwiseMotion)), None)
+            system, values = "persistence", model.motion(clip)
+        elif isinstance(model, DisentanglingRecognizer) and model.has_displacement:
+            system, values = "displacement", model.displacement(clip)
+        elif isinstance(model, AppearanceRecognizer):
+            system, values = "appearance", model.appearance(clip)
+        else:
+            block = next((module for module in model.modules() if isinstance(module, ChannelwiseMotion)), None)
+            if block is None:
+                return None
+            system, values = "channelwise-motion", _input_of(block.restore, model, clip)
+    return make_cue(system, values.float().cpu().numpy(), clips=len(clip), segments=model.spec.segments)
 
 
 def timescales(segments: int) -> list[tuple[int, int]]:
-    """Return the timescale and the first segment of each vector that VAP pools of N segments: those that lie the timescale apart."""
+    """Return `(scale, first segment)` of each vector that VAP pools of N segments: from `first` on, every `scale`-th."""
     return [(2**level, first) for level in range(segments.bit_length() - 1) for first in range(2**level)]
 
 
 def timescale_names(segments: int) -> tuple[str, ...]:
-    """Return the name of each vector that VAP pools of N segments: the timescale and, where it has several, the first segment."""
+    """Return the name of each vector that VAP pools of N segments: its timescale and, of several, its first segment from 1."""
     return tuple(f"s = {scale}" + (f", from {first + 1}" if scale > 1 else "") for scale, first in timescales(segments))
 
 
-def _stm_differences(model: Recognizer, clip: Tensor, path: str) -> NDArray[np.float32]:
-    """Return what the CMM at `path` sees between segments, `[B, N, C, h, w]`: what its last convolution reads."""
+def _input_of(module: Any, model: Recognizer, clip: Tensor) -> Tensor:
+    """Return a module's input for a clip. The forward pass ends there: most of its time is spent in the layers after it."""
 
-    def leave(_: Any, inputs: tuple[Tensor]) -> None:
-        raise _Reached(inputs[0])
+    def stop(_: Any, inputs: tuple[Tensor]) -> None:
+        raise _StopForward(inputs[0])
 
-    hook = model.get_submodule(f"{path}.restore").register_forward_pre_hook(leave)
+    hook = module.register_forward_pre_hook(stop)
     try:
         model(clip)
-    except _Reached as reached:
-        return _array(reached.tensor.unflatten(0, (len(clip), -1)))
+    except _StopForward as reached:
+        return reached.tensor
     finally:
         hook.remove()
-    raise AssertionError(f"{path}: the network does not run it")
+    raise AssertionError(f"the network does not run {module}")
 
 
-class _Reached(Exception):
-    """Ends a forward pass where what was looked for is seen: the rest of the network is most of its time."""
+class _StopForward(Exception):
+    """Ends a forward pass where a tensor was reached."""
 
     def __init__(self, tensor: Tensor) -> None:
         super().__init__()
         self.tensor = tensor
-
-
-def _array(tensor: Tensor) -> NDArray[np.float32]:
-    return tensor.float().cpu().numpy()

@@ -1,4 +1,4 @@
-"""`flowless explain`: what a model saw in a video, as a page or as a film; what it makes of a data set, as a page."""
+"""`flowless explain`: what a model's prediction for a video rests on (page or film), or its accuracy by class on a data set (page)."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from flowless.pipeline.dataset.refused_table import refused_table
 
 if TYPE_CHECKING:
     from flowless.export.explain.explain_data_set import DataSetExplanation
-    from flowless.export.explain.explain_video import Explanation
+    from flowless.export.explain.explain_video import VideoExplanation
 
-#: Suffix -> what is written.
+#: Suffix of --out -> what is written.
 FORMS = {".html": "a page", ".mp4": "a film"}
-#: Classes that the table has from each end.
+#: Classes that the table lists from each end.
 _SHOWN = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainArgs:
-    """Show what a model saw in a video, or what it makes of a whole data set (--data).
+    """Show what a model's prediction for a video rests on, or how the model does on a data set (--data).
 
-    Of a video: its own motion cue over the frames, and what it made of it. The cue is Persistence of Appearance (pan-...), the
-    displacement map (disentangling-...), dynamic appearance (da-...) or channel-wise motion (stm-...). TSN, TSM and PAN's RGB branch
-    see single frames and have none; nor have disentangling-... without displacement maps and da-... with another da_input. Beside it
-    Grad-CAM (of a checkpoint: it needs gradients), every segment's own scores, every branch's, and VAP's weights of the timescales.
-    The film lays the cue beside every frame of the whole video.
+    For a video: its predicted classes, the model's motion cue, Grad-CAM, the prediction from each segment and each branch alone, and
+    VAP's weights of the timescales. The motion cue is Persistence of Appearance (pan-...), the displacement map (disentangling-...),
+    dynamic appearance (da-...) or channel-wise motion (stm-...). TSN, TSM and PAN's RGB branch process single frames and have none; nor
+    have disentangling-... without displacement maps and da-... with another da_input. Grad-CAM needs gradients, so a checkpoint. A film
+    shows every frame of the video with the cue beside it.
 
-    Of a data set: each class's accuracy and, with --against, its gain over another model; a map of the videos by their features
-    (t-SNE); VAP's weights, class by class.
+    For a data set: each class's accuracy and, with --against, the gain over another model; a map of the videos by their features
+    (t-SNE); VAP's mean weights by class.
 
-    A checkpoint runs in PyTorch; of a bundle the float32 graph runs in ONNX Runtime, with the same numbers.
+    A checkpoint runs in PyTorch. Of a bundle the float32 graph runs in ONNX Runtime, with the same numbers.
     """
 
     model: tyro.conf.Positional[Path]
@@ -50,122 +50,131 @@ class ExplainArgs:
     video: tyro.conf.Positional[Path | None] = None
     """The video file; or leave it out and give --data."""
     out: Path | None = None
-    """The file to write: a page (.html) or, of a video, a film (.mp4); by default a page named by the video's or the index's path,
+    """The file to write: a page (.html) or, for a video, a film (.mp4). Default: a page named after the path of the video or index,
     such as runs/explain/videos/up/1.mp4.html."""
     top: int = 5
-    """Of a video: classes to name."""
+    """For a video: number of classes to list."""
     label: str | None = None
-    """Of a video: class to show Grad-CAM for; by default the answer."""
+    """For a video: class of Grad-CAM; by default the predicted one."""
     data: Path | None = None
     """Index of the videos, from `flowless scan`; its labels must be among the model's."""
     against: Path | None = None
-    """With --data: another checkpoint or bundle, to show what each class gains over it."""
+    """With --data: another checkpoint or bundle to compare with."""
     most: int = 2000
-    """With --data: videos on the map, at most; of more, as many of each class as there are."""
+    """With --data: videos on the map, at most; of more, equally many of each class are chosen as far as there are."""
     threads: int | None = None
-    """With --data: threads that decode; by default one a processor core."""
+    """With --data: decoding threads; by default one per processor core."""
     json: bool = False
     """Print one JSON document with all numbers instead of a table."""
 
 
-def main(words: Sequence[str]) -> int:
+def main(args: Sequence[str]) -> int:
     """Run `flowless explain`."""
-    ask = tyro.cli(ExplainArgs, args=list(words), prog="flowless explain", description=inspect.getdoc(ExplainArgs))
-    _refuse_misfits(ask)
-    seen = ask.data or ask.video
-    assert seen is not None
-    out = ask.out or page_of(seen)
-    forms = {suffix: what for suffix, what in FORMS.items() if suffix == ".html" or ask.data is None}
+    parsed = tyro.cli(ExplainArgs, args=list(args), prog="flowless explain", description=inspect.getdoc(ExplainArgs))
+    source = _source(parsed)
+    out = parsed.out or default_page(source)
+    forms = {suffix: form for suffix, form in FORMS.items() if suffix == ".html" or parsed.data is None}
     if out.suffix.lower() not in forms:
-        allowed = ", ".join(f"{suffix} ({what})" for suffix, what in forms.items())
+        allowed = ", ".join(f"{suffix} ({form})" for suffix, form in forms.items())
         raise FlowlessError(f"--out is {out}; its suffix chooses what is written and must be one of {allowed}.")
-    if out.resolve() == seen.resolve():
-        raise FlowlessError(f"--out is {out}, {'the index' if ask.data else 'the video'} itself. Name another file.")
+    if out.resolve() == source.resolve():
+        raise FlowlessError(f"--out is {out}, {'the index' if parsed.data else 'the video'} itself. Name another file.")
     refuse_unwritable(out)
-    return _explain_video(ask, seen, out) if ask.data is None else _explain_data(ask, seen, out)
+    return _explain_video(parsed, source, out) if parsed.data is None else _explain_data_set(parsed, source, out)
 
 
-def _refuse_misfits(ask: ExplainArgs) -> None:
-    """Refuse options that do not go together."""
-    if (ask.video is None) == (ask.data is None):
-        given = "neither a video nor --data" if ask.video is None else f"both a video, {ask.video}, and --data {ask.data}"
+def _source(args: ExplainArgs) -> Path:
+    """Return the video or the index, whichever is given; refuse options that do not go with it."""
+    source = args.video or args.data
+    if source is None or (args.video is not None and args.data is not None):
+        given = "neither a video nor --data" if source is None else f"both a video, {args.video}, and --data {args.data}"
         raise FlowlessError(
             f"explain: {given} was given; give one of them: flowless explain MODEL VIDEO, or flowless explain MODEL --data INDEX."
         )
-    if ask.against is not None and ask.data is None:
-        raise FlowlessError(f"--against is {ask.against}; it compares two models over a data set. Give --data INDEX instead of a video.")
-    if ask.label is not None and ask.data is not None:
-        raise FlowlessError(f"--label is {ask.label!r}; Grad-CAM is shown of one video. Give a video instead of --data, or leave it out.")
+    if args.against is not None and args.data is None:
+        raise FlowlessError(f"--against is {args.against}; it compares two models over a data set. Give --data INDEX instead of a video.")
+    if args.label is not None and args.data is not None:
+        raise FlowlessError(
+            f"--label is {args.label!r}, the class of Grad-CAM, which is for one video. Give a video instead of --data, or leave it out."
+        )
+    return source
 
 
-def _explain_video(ask: ExplainArgs, video: Path, out: Path) -> int:
-    from flowless.export.explain.explain_video import explain
-    from flowless.export.explain.introspection import open_looker
+def _explain_video(args: ExplainArgs, video: Path, out: Path) -> int:
+    from flowless.export.explain.explain_video import explain_video
+    from flowless.export.explain.introspection import open_model
 
-    looker = open_looker(ask.model)
-    explanation = explain(looker, video, top=ask.top, label=ask.label)
+    model = open_model(args.model)
+    explanation = explain_video(model, video, top=args.top, label=args.label)
     form = FORMS[out.suffix.lower()]
     if form == "a film":
         from flowless.export.explain.film import write_film
 
-        write_film(out, explanation, looker)
+        write_film(out, explanation, model)
     else:
-        from flowless.export.explain.video_page import write_page
+        from flowless.export.explain.video_page import render
+        from flowless.html_pages import write_text
 
-        write_page(out, explanation)
+        write_text(out, render(explanation))
     if explanation.info.gaps:
         log.print(f"flowless: {video}: {explanation.info.gaps}.", style="yellow", markup=False, soft_wrap=True)
     if explanation.cue is None:
-        log.print(f"{explanation.model}: this model has no motion cue. Scores alone are shown.", markup=False, soft_wrap=True)
-    emit({**explanation.to_dict(), "out": str(out)}, _table(explanation), escape(f"{form}: {out}"), as_json=ask.json)
+        log.print(
+            f"{explanation.model.name}: this model has no motion cue; the output shows its scores alone.", markup=False, soft_wrap=True
+        )
+    emit({**explanation.to_dict(), "out": str(out)}, _prediction_table(explanation), escape(f"{form}: {out}"), as_json=args.json)
     return 0
 
 
-def _explain_data(ask: ExplainArgs, data: Path, out: Path) -> int:
-    from flowless.export.explain.data_set_page import write_page
+def _explain_data_set(args: ExplainArgs, data: Path, out: Path) -> int:
+    from flowless.export.explain.data_set_page import render
     from flowless.export.explain.explain_data_set import explain_data_set
-    from flowless.export.explain.introspection import open_looker
+    from flowless.export.explain.introspection import open_model
+    from flowless.html_pages import write_text
 
     index = DatasetIndex.load(data)
-    looker = open_looker(ask.model)
-    against = None if ask.against is None else open_looker(ask.against)
-    explanation = explain_data_set(looker, index, against=against, most=ask.most, threads=ask.threads)
-    write_page(out, explanation)
+    against = None if args.against is None else open_model(args.against)
+    explanation = explain_data_set(open_model(args.model), index, against=against, most=args.most, threads=args.threads)
+    write_text(out, render(explanation))
     tables = [_class_table(explanation), *refused_table(explanation.bad_videos, title="could not be read")]
-    emit({**explanation.to_dict(), "out": str(out)}, *tables, escape(f"a page: {out}"), as_json=ask.json)
+    emit({**explanation.to_dict(), "out": str(out)}, *tables, escape(f"a page: {out}"), as_json=args.json)
     return 0
+
+
+def default_page(source: Path) -> Path:
+    """Return the default page of a video or an index: its path from the current folder, below runs/explain/.
+
+    So files of one name in two folders have different pages.
+    """
+    path = Path(os.path.normpath(source.absolute()))
+    if path.is_relative_to(Path.cwd()):
+        below = path.relative_to(Path.cwd())
+    else:
+        below = Path("elsewhere", *(part.strip(":\\/") for part in path.parts))
+    return Path("runs", "explain", *below.parts[:-1], f"{below.name or 'here'}.html")
+
+
+def _prediction_table(explanation: VideoExplanation) -> Table:
+    cue = "no motion cue" if explanation.cue is None else explanation.cue.name
+    table = Table("class", "score", title=escape(f"{Path(explanation.video).name}, {explanation.model.name}: {cue}"))
+    for item in explanation.top:
+        table.add_row(escape(item.label), f"{item.score:.3f}")
+    return table
 
 
 def _class_table(explanation: DataSetExplanation) -> Table:
     """Return the classes with the largest gains and the largest losses; the page has them all."""
-    models = [seen.model for seen in explanation.models]
-    gain = ["gain"] if len(models) > 1 else []
-    table = Table("class", "videos", *gain, *models, title=escape(" beside ".join(models)))
-    rows = explanation.classes
-    shown = [*rows[:_SHOWN], None, *rows[-_SHOWN:]] if len(rows) > 2 * _SHOWN else rows
-    for item in shown:
-        if item is None:
-            table.add_row("…")
-            continue
-        gain = [] if item.gain is None else [f"{100 * item.gain:+.1f}"]
-        shares = [f"{100 * share:.1f} %" for share in (item.accuracy, item.other) if share is not None]
-        table.add_row(escape(item.label), str(item.videos), *gain, *shares)
-    return table
-
-
-def page_of(video: Path) -> Path:
-    """Return the page of a video or an index: its path from here below runs/explain/, so that one name in two folders is two pages."""
-    whole = Path(os.path.normpath(video.absolute()))
-    if whole.is_relative_to(Path.cwd()):
-        inside = whole.relative_to(Path.cwd())
-    else:
-        inside = Path("elsewhere", *(part.strip(":\\/") for part in whole.parts))
-    return Path("runs", "explain", *inside.parts[:-1], f"{inside.name or 'here'}.html")
-
-
-def _table(explanation: Explanation) -> Table:
-    cue = "no motion cue" if explanation.cue is None else explanation.cue.name
-    table = Table("what happens", "score", title=escape(f"{Path(explanation.video).name}, {explanation.model}: {cue}"))
-    for answer in explanation.top:
-        table.add_row(escape(answer.label), f"{answer.score:.3f}")
+    models = [outputs.model.name for outputs in explanation.models]
+    table = Table("class", "videos", *(["gain"] if len(models) > 1 else []), *models, title=escape(" and ".join(models)))
+    rows = [
+        [
+            escape(item.label),
+            str(item.videos),
+            *([] if item.gain is None else [f"{100 * item.gain:+.1f}"]),
+            *(f"{100 * share:.1f} %" for share in (item.accuracy, item.other) if share is not None),
+        ]
+        for item in explanation.classes
+    ]
+    for row in [*rows[:_SHOWN], ["…"], *rows[-_SHOWN:]] if len(rows) > 2 * _SHOWN else rows:
+        table.add_row(*row)
     return table

@@ -1,7 +1,7 @@
-"""Looking into a model while it sees clips: its cue, each branch's scores, each segment's, VAP's weights.
+"""Run a checkpoint or a bundle and read its inner tensors: motion cue, branches' scores and features, segments' scores, VAP's weights.
 
-A checkpoint runs in PyTorch, a bundle as its `model.onnx` in ONNX Runtime with the tensors opened that the exporter noted. Both
-give the same numbers.
+A checkpoint runs in PyTorch. Of a bundle, `model.onnx` runs in ONNX Runtime with the inner tensors that the exporter recorded as additional
+outputs. Both give the same numbers within float32 rounding.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,152 +18,148 @@ from numpy.typing import NDArray
 
 from flowless.engines.streaming.memory import feeds_of
 from flowless.errors import FlowlessError, first_line
-from flowless.export.explain.cues import (
-    Cue,
-    appearance_cue,
-    channelwise_motion_cue,
-    cue_of,
-    displacement_cue,
-    persistence_cue,
-)
+from flowless.export.explain.cues import Cue, cue_of, make_cue
 from flowless.export.explain.grad_cam import BranchMaps, branch_of, grad_cam
 from flowless.pipeline.clip.spec import ClipSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from flowless.export.graph.graph_outputs import GraphOutputs, HeadOutputs
+    from flowless.export.graph.graph_outputs import HeadOutputs
     from flowless.train.checkpoints import Checkpoint
 
 Floats = NDArray[np.float32]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class BranchSeen:
-    """What one branch said of some clips."""
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """What was loaded."""
 
     name: str
-    """Its name, such as `pa`; empty where there is one alone."""
+    """The model's name, such as `pan-lite-r50`."""
+    source: str
+    """The checkpoint or bundle and the library that runs it, for messages and pages."""
+    spec: ClipSpec
+    """What a clip is."""
+    labels: tuple[str, ...]
+    """Class names in the order of the scores."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BranchOutputs:
+    """The outputs of one branch for B clips."""
+
+    name: str
+    """Its name, such as `pa`; empty where the model has a single one."""
     scores: Floats
     """`[B, classes]`, before any softmax."""
     features: Floats
-    """`[B, N, D]`: what its head reads; `[B, 1, D]` where a clip has one vector alone."""
+    """`[B, N, D]`, its head's input; `[B, 1, D]` where the network makes one vector of the whole clip."""
     segment_scores: Floats | None
-    """`[B, N, classes]`: the last layer's scores of each segment's own features; None where a clip has one vector alone."""
+    """`[B, N, classes]`: the last layer applied to each segment's features; None where the network makes one vector of the whole clip."""
     timescale_weights: Floats | None
-    """`[B, N-1]`: VAP's weights; None in a head that learns none."""
+    """`[B, N-1]`: VAP's weights; None in other heads."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Seen:
-    """What a model saw in some clips, and said of them."""
+class ModelOutputs:
+    """The outputs of a model for B clips."""
 
     scores: Floats
-    """`[B, classes]`: the branches', fused."""
-    branches: tuple[BranchSeen, ...]
-    """The branches."""
-    cue: Cue | None
-    """Its motion cue; None where it has none, or was not asked for."""
+    """`[B, classes]`, fused over the branches, before any softmax."""
+    branches: tuple[BranchOutputs, ...]
 
 
-class Looker(ABC):
-    """A model that can be looked into.
+class InspectableModel(ABC):
+    """A model whose inner tensors can be read."""
 
-    Attributes:
-        model: The model's name.
-        source: What runs, for people.
-        spec: What a clip is.
-        labels: Class names in the order of the scores.
-        has_gradients: Whether there is Grad-CAM.
-    """
-
-    model: str
-    source: str
-    spec: ClipSpec
-    labels: tuple[str, ...]
+    info: ModelInfo
     has_gradients = False
+    """Whether `grad_cam` returns maps."""
 
     @abstractmethod
-    def look(self, clips: NDArray[np.uint8], *, cue: bool = True) -> Seen:
-        """Look at clips, uint8 `[B, N, m, H, W, 3]`; without `cue` at all but their cue, which may take a pass of its own."""
+    def run(self, clips: NDArray[np.uint8]) -> ModelOutputs:
+        """Run the network on clips, uint8 `[B, N, m, H, W, 3]`."""
 
     @abstractmethod
     def cue(self, clips: NDArray[np.uint8]) -> Cue | None:
-        """Return the cue of clips alone, without the network behind it."""
+        """Compute the motion cue without the layers after it; None where the model has none."""
 
     def grad_cam(self, clips: NDArray[np.uint8], *, index: int) -> tuple[BranchMaps, ...]:
-        """Return the branches' Grad-CAM of clips for a class, counted from 0; nothing where what runs has no gradients."""
+        """Return the branches' Grad-CAM for a class, counted from 0; empty without gradients."""
         return ()
 
 
-def open_looker(model: str | os.PathLike[str]) -> Looker:
+def open_model(model: str | os.PathLike[str]) -> InspectableModel:
     """Open a checkpoint (a file) or a bundle (a folder).
 
     Raises:
-        FlowlessError: There is none, it is damaged, or its graph does not say where its cue lies.
+        FlowlessError: It does not exist, is damaged, or its graph does not record where its inner tensors are.
     """
     path = Path(model)
     if not path.exists():
         raise FlowlessError(f"{path}: no such checkpoint (a .safetensors file) or bundle (a folder).")
     if path.is_dir():
-        return BundleLooker(path)
+        return BundleModel(path)
     from flowless.train.checkpoints import load_checkpoint
 
-    return CheckpointLooker(load_checkpoint(path), name=path.name)
+    return CheckpointModel(load_checkpoint(path), file_name=path.name)
 
 
-class CheckpointLooker(Looker):
-    """A checkpoint, run by PyTorch, on the GPU where there is one."""
+class CheckpointModel(InspectableModel):
+    """A checkpoint in PyTorch, on the GPU if there is one."""
 
     has_gradients = True
 
-    def __init__(self, checkpoint: Checkpoint, *, name: str) -> None:
-        self.model, self.spec, self.labels = checkpoint.name, checkpoint.spec, checkpoint.labels
-        self.source = f"checkpoint {name}, PyTorch in float32"
+    def __init__(self, checkpoint: Checkpoint, *, file_name: str) -> None:
         import torch
 
+        source = f"checkpoint {file_name}, PyTorch in float32"
+        self.info = ModelInfo(name=checkpoint.name, source=source, spec=checkpoint.spec, labels=checkpoint.labels)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        # Grad-CAM asks for the gradients of features alone; those of parameters would keep all layers' inputs in memory.
+        # Grad-CAM needs the gradients of features alone; those of parameters would keep all layers' inputs in memory.
         self._network = checkpoint.model.eval().requires_grad_(False).to(self._device)
 
-    def look(self, clips: NDArray[np.uint8], *, cue: bool = True) -> Seen:
-        """Look at clips, uint8 `[B, N, m, H, W, 3]`."""
+    def run(self, clips: NDArray[np.uint8]) -> ModelOutputs:
+        """Run the network on clips, uint8 `[B, N, m, H, W, 3]`."""
         import torch
 
-        network = self._network
-        paths = {id(module): path for path, module in network.named_modules()}
-        read: dict[int, Any] = {}
-        hooks = [head.register_forward_hook(lambda one, given, out: read.update({id(one): (given[0], out)})) for head in network.heads]
+        heads = self._network.heads
+        recorded: dict[int, tuple[Tensor, Tensor]] = {}
+
+        def record(head: Any, inputs: Any, scores: Tensor) -> None:
+            recorded[id(head)] = (inputs[0], scores)
+
+        hooks = [head.register_forward_hook(record) for head in heads]
         try:
             with torch.inference_mode():
-                scores = network(self._tensor(clips)).cpu().numpy()
-                branches = []
-                for head in network.heads:
-                    features, said = read[id(head)]
-                    apart = features.shape[1] == self.spec.segments
-                    each = getattr(head, "segment_scores", head.get_submodule("pred"))
-                    weights = getattr(head, "timescale_weights", None)
-                    branches.append(
-                        BranchSeen(
-                            name=branch_of(paths[id(head)]),
-                            scores=said.cpu().numpy(),
-                            features=features.cpu().numpy(),
-                            segment_scores=each(features).cpu().numpy() if apart else None,
-                            timescale_weights=weights(features).cpu().numpy() if weights is not None else None,
-                        )
-                    )
+                scores = self._network(self._tensor(clips)).cpu().numpy()
+                branches = tuple(self._branch(head, *recorded[id(head)]) for head in heads)
         finally:
             for hook in hooks:
                 hook.remove()
-        return Seen(scores=scores, branches=tuple(branches), cue=self.cue(clips) if cue else None)
+        return ModelOutputs(scores=scores, branches=branches)
 
     def cue(self, clips: NDArray[np.uint8]) -> Cue | None:
-        """Return the cue of clips alone, without the network behind it."""
+        """Compute the motion cue without the layers after it; None where the model has none."""
         return cue_of(self._network, self._tensor(clips))
 
     def grad_cam(self, clips: NDArray[np.uint8], *, index: int) -> tuple[BranchMaps, ...]:
-        """Return the branches' Grad-CAM of clips for a class, counted from 0."""
+        """Return the branches' Grad-CAM for a class, counted from 0."""
         return grad_cam(self._network, self._tensor(clips), index=index)
+
+    def _branch(self, head: Any, features: Tensor, scores: Tensor) -> BranchOutputs:
+        path = next(path for path, module in self._network.named_modules() if module is head)
+        by_segment = features.shape[1] == self.info.spec.segments
+        last_layer = getattr(head, "segment_scores", head.pred)
+        weights = getattr(head, "timescale_weights", None)
+        return BranchOutputs(
+            name=branch_of(path),
+            scores=scores.cpu().numpy(),
+            features=features.cpu().numpy(),
+            segment_scores=last_layer(features).cpu().numpy() if by_segment else None,
+            timescale_weights=None if weights is None else weights(features).cpu().numpy(),
+        )
 
     def _tensor(self, clips: NDArray[np.uint8]) -> Tensor:
         import torch
@@ -170,8 +167,8 @@ class CheckpointLooker(Looker):
         return torch.from_numpy(clips).to(self._device)
 
 
-class BundleLooker(Looker):
-    """A bundle's `model.onnx`, run by ONNX Runtime on the CPU."""
+class BundleModel(InspectableModel):
+    """A bundle's `model.onnx` in ONNX Runtime on the CPU."""
 
     def __init__(self, bundle: Path) -> None:
         from flowless.engines.bundle.manifest import read_manifest
@@ -180,70 +177,60 @@ class BundleLooker(Looker):
 
         manifest = read_manifest(bundle)
         manifest.check([manifest.graph])
-        path = manifest.path_of(manifest.graph)
-        self.model, self.spec, self.labels = manifest.model, manifest.spec, manifest.labels
-        self.source = f"bundle {bundle.resolve().name}, {manifest.graph} by ONNX Runtime in float32"
-        self._what = path
-        self._proto = read_graph(path)
-        self._outputs: GraphOutputs = read_outputs(self._proto, what=str(path))
-        self._answer = self._proto.graph.output[0].name  # scores; an online graph's memory comes behind
-        # Where there is one head, what it says is the answer.
-        self._names = list(dict.fromkeys([*tensor_names(self._outputs), self._answer]))
-        self._layers = {head.layer: last_layer(self._proto, head) for head in self._outputs.heads}
-        self._whole, self._part = self._session(self._names), None
+        self._path = manifest.path_of(manifest.graph)
+        source = f"bundle {bundle.resolve().name}, {manifest.graph} by ONNX Runtime in float32"
+        self.info = ModelInfo(name=manifest.model, source=source, spec=manifest.spec, labels=manifest.labels)
+        self._graph = read_graph(self._path)
+        self._outputs = read_outputs(self._graph, what=str(self._path))
+        self._scores = self._graph.graph.output[0].name  # an online graph's memory comes after it
+        # A single head's scores are the graph's.
+        self._names = list(dict.fromkeys([*tensor_names(self._outputs), self._scores]))
+        self._names = [name for name in self._names if name != self._outputs.cue]
+        self._last_layers = {head.layer: last_layer(self._graph, head) for head in self._outputs.heads}
+        self._session = self._session_of(self._names)
 
-    def look(self, clips: NDArray[np.uint8], *, cue: bool = True) -> Seen:
-        """Look at clips, uint8 `[B, N, m, H, W, 3]`."""
-        found = self._whole.run(self._names, self._feeds(clips))
-        tensors = dict(zip(self._names, found, strict=True))
-        branches = tuple(self._branch(head, tensors) for head in self._outputs.heads)
-        seen = self._cue(tensors[self._outputs.cue], len(clips)) if self._outputs.cue and cue else None
-        return Seen(scores=tensors[self._answer], branches=branches, cue=seen)
+    def run(self, clips: NDArray[np.uint8]) -> ModelOutputs:
+        """Run the network on clips, uint8 `[B, N, m, H, W, 3]`."""
+        tensors = dict(zip(self._names, self._session.run(self._names, self._feeds(clips)), strict=True))
+        return ModelOutputs(scores=tensors[self._scores], branches=tuple(self._branch(head, tensors) for head in self._outputs.heads))
 
     def cue(self, clips: NDArray[np.uint8]) -> Cue | None:
-        """Return the cue of clips alone, without the network behind it."""
+        """Compute the motion cue by the part of the graph that it needs; None where the model has none."""
         if not self._outputs.cue:
             return None
-        self._part = self._part or self._session([self._outputs.cue])
-        return self._cue(self._part.run(None, self._feeds(clips))[0], len(clips))
+        (values,) = self._cue_session.run(None, self._feeds(clips))
+        return make_cue(self._outputs.system, values, clips=len(clips), segments=self.info.spec.segments)
 
     def _feeds(self, clips: NDArray[np.uint8]) -> dict[str, np.ndarray]:
-        return feeds_of(np.ascontiguousarray(clips), [item.name for item in self._proto.graph.input])
+        return feeds_of(np.ascontiguousarray(clips), [item.name for item in self._graph.graph.input])
 
-    def _branch(self, head: HeadOutputs, tensors: dict[str, Floats]) -> BranchSeen:
+    def _branch(self, head: HeadOutputs, tensors: dict[str, Floats]) -> BranchOutputs:
         features = tensors[head.features]
-        weight, bias = self._layers[head.layer]
-        apart = features.shape[1] == self.spec.segments
-        # A head with a classifier for each timescale (VIP) is, to one segment alone, their mean.
+        weight, bias = self._last_layers[head.layer]
+        # VIP's head has a classifier for each timescale, side by side; the scores of one segment alone are their mean.
         weight = weight.reshape(-1, features.shape[-1], weight.shape[-1]).mean(0)
-        return BranchSeen(
+        return BranchOutputs(
             name=head.branch,
             scores=tensors[head.scores],
             features=features,
-            segment_scores=features @ weight + bias if apart else None,
+            segment_scores=features @ weight + bias if features.shape[1] == self.info.spec.segments else None,
             timescale_weights=tensors[head.weights] if head.weights else None,
         )
 
-    def _cue(self, values: Floats, clips: int) -> Cue:
-        lead, size = (clips, self.spec.segments), values.shape[-2:]
-        if self._outputs.system == "persistence":
-            return persistence_cue(values.reshape(*lead, -1, *size))
-        if self._outputs.system == "displacement":
-            return displacement_cue(values.reshape(*lead, -1, 2, *size))
-        if self._outputs.system == "appearance":
-            return appearance_cue(values.reshape(*lead, 3, *size))
-        return channelwise_motion_cue(values.reshape(*lead, -1, *size))
+    @cached_property
+    def _cue_session(self) -> Any:
+        return self._session_of([self._outputs.cue])
 
-    def _session(self, names: list[str]) -> Any:
+    def _session_of(self, names: list[str]) -> Any:
         import onnxruntime
 
         from flowless.engines.backends.backend import onnxruntime_options
         from flowless.export.graph.graph_outputs import opened
 
-        graph = opened(self._proto, names)
+        graph = opened(self._graph, names)
         try:
             return onnxruntime.InferenceSession(graph.SerializeToString(), onnxruntime_options(), providers=["CPUExecutionProvider"])
-        except Exception as error:  # the library raises types of its own
+        except Exception as error:  # ONNX Runtime's own exception types
             raise FlowlessError(
-                f"{self._what}: ONNX Runtime cannot compute its inner tensors ({first_line(error)}). Export it again."
+                f"{self._path}: ONNX Runtime cannot compute its inner tensors ({first_line(error)}). Export the model again."
             ) from error

@@ -1,132 +1,98 @@
-"""An explanation as one self-contained HTML page."""
+"""Render the explanation of one video as a self-contained HTML page."""
 
 from __future__ import annotations
 
-import base64
-import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from flowless import __version__, html_pages
 from flowless.engines.engine import softmax
 from flowless.export.explain.cue_pictures import heat_stops, overlaid, paint, reach_of, wheel
 from flowless.export.explain.cues import Cue, timescale_names, timescales
-from flowless.export.explain.explain_video import Explanation
+from flowless.export.explain.explain_video import VideoExplanation
 from flowless.export.explain.grad_cam import BranchMaps
-from flowless.export.explain.introspection import BranchSeen
+from flowless.export.explain.introspection import BranchOutputs
+from flowless.html_pages import image_uri, rendered
 
 
-def write_page(path: Path, explanation: Explanation) -> None:
-    """Write the page, whole or not at all."""
-    html_pages.write_text(path, render(explanation))
-
-
-def render(explanation: Explanation) -> str:
-    """Return the page's HTML; it refers to nothing outside itself."""
+def render(explanation: VideoExplanation) -> str:
+    """Return the page's HTML, which loads nothing from outside."""
     cue = explanation.cue
-    return html_pages.rendered(
+    branch_shares = softmax(explanation.branch_scores)
+    return rendered(
         Path(__file__).with_name("video_page.html"),
-        it=explanation,
+        explanation=explanation,
         name=Path(explanation.video).name,
         cue=cue,
-        legend=None if cue is None else _legend(cue, explanation),
+        legend=None if cue is None else _legend(cue, explanation.model.spec.height),
         segments=_segments(explanation),
         cams=[_cam(cam, explanation) for cam in explanation.cams],
-        shown=explanation.labels[explanation.shown_class],
+        cam_label=explanation.model.labels[explanation.cam_class],
         heat=heat_stops(),
-        sharp=explanation.spec.width < 160,
-        answers=_answers(explanation),
-        branches=[_branch(branch, explanation) for branch in explanation.seen.branches],
-        version=__version__,
+        sharp=explanation.model.spec.width < 160,
+        classes=[{"label": item.label, "share": item.score, "branches": branch_shares[:, item.index]} for item in explanation.top],
+        branches=[_branch(branch, explanation) for branch in explanation.branches],
     )
 
 
-def _segments(explanation: Explanation) -> list[dict[str, Any]]:
-    """Return each segment's frames and cue as data addresses: the first frame and the mean cue for a glance, and all of them."""
+def _segments(explanation: VideoExplanation) -> list[dict[str, Any]]:
+    """Return each segment's frames and cue pictures as data URIs, and the mean of its cue pictures."""
     cue = explanation.cue
-    painted, glance = None, None
+    pictures, means = None, None
     if cue is not None:
         reach = reach_of(cue)
-        painted = paint(cue, reach=reach)[0]
-        mean = Cue(name=cue.name, kind=cue.kind, over=cue.over, values=cue.values.mean(2, keepdims=True), meaning=cue.meaning)
-        glance = paint(mean, reach=reach)[0, :, 0]
+        pictures = paint(cue, reach=reach)[0]
+        means = paint(replace(cue, values=cue.values.mean(2, keepdims=True)), reach=reach)[0, :, 0]
     return [
         {
             "frames": [
-                {"ordinal": int(ordinal), "seconds": explanation.seconds(int(ordinal)), "picture": picture(frame)}
-                for ordinal, frame in zip(explanation.places[number], explanation.clip[number], strict=True)
+                {"index": index, "seconds": explanation.seconds(index), "picture": image_uri(frame)}
+                for index, frame in zip(indices.tolist(), explanation.clip[number], strict=True)
             ],
-            "maps": [] if painted is None else [picture(one) for one in painted[number]],
-            "glance": None if glance is None else picture(glance[number]),
+            "cues": [] if pictures is None else [image_uri(picture) for picture in pictures[number]],
+            "mean_cue": None if means is None else image_uri(means[number]),
         }
-        for number in range(len(explanation.places))
+        for number, indices in enumerate(explanation.frame_indices)
     ]
 
 
-def _cam(cam: BranchMaps, explanation: Explanation) -> dict[str, Any]:
-    """Return a branch's Grad-CAM over each segment's first frame, its strongest place in the fullest colour."""
+def _cam(cam: BranchMaps, explanation: VideoExplanation) -> dict[str, Any]:
+    """Return a branch's Grad-CAM over each segment's first frame; the colour scale ends at its largest value."""
     maps = cam.values[0]
-    strongest = float(maps.max())
-    pictures = overlaid(explanation.clip[:, 0], maps, reach=strongest or 1.0)
-    cells = f"{maps.shape[1]} × {maps.shape[2]}"
+    largest = float(maps.max())
     return {
         "branch": cam.branch,
         "layer": cam.layer,
-        "places": cells,
-        "pictures": [picture(one) for one in pictures],
-        "none": not strongest,
+        "grid": f"{maps.shape[1]} × {maps.shape[2]}",
+        "pictures": [image_uri(picture) for picture in overlaid(explanation.clip[:, 0], maps, reach=largest or 1.0)],
+        "all_zero": not largest,
     }
 
 
-def _answers(explanation: Explanation) -> list[dict[str, Any]]:
-    """Return the named classes with their probability, in all and by each branch."""
-    apart = softmax(explanation.branch_scores)
-    return [{"label": answer.label, "share": answer.score, "branches": apart[:, answer.index].tolist()} for answer in explanation.top]
-
-
-def _branch(branch: BranchSeen, explanation: Explanation) -> dict[str, Any]:
-    """Return a branch's rows: the named classes' probability by each segment alone, and VAP's weights."""
-    rows, weights, sums, segments = [], [], {}, len(explanation.places)
+def _branch(branch: BranchOutputs, explanation: VideoExplanation) -> dict[str, Any]:
+    """Return a branch's tables: the listed classes' probability by each segment alone, and VAP's weights."""
+    rows, weights, sums, averaged = [], [], {}, False
     if branch.segment_scores is not None:
-        apart = softmax(branch.segment_scores[0])
-        rows = [{"label": answer.label, "shares": apart[:, answer.index].tolist()} for answer in explanation.top]
+        shares = softmax(branch.segment_scores[0])
+        rows = [{"label": item.label, "shares": shares[:, item.index]} for item in explanation.top]
+        averaged = np.allclose(branch.segment_scores.mean(1), branch.scores, rtol=1e-3, atol=1e-3)
     if branch.timescale_weights is not None:
-        found = branch.timescale_weights[0]
-        sums = {scale: 0.0 for scale, _ in timescales(segments)}
-        for (scale, _), weight in zip(timescales(segments), found, strict=True):
-            sums[scale] += float(weight)
-        weights = [
-            {"name": name, "pooled": pooled, "weight": float(weight), "width": float(weight / found.max())}
-            for name, pooled, weight in zip(timescale_names(segments), _pooled(segments), found, strict=True)
-        ]
-    averaged = branch.segment_scores is not None and np.allclose(branch.segment_scores.mean(1), branch.scores, rtol=1e-3, atol=1e-3)
-    return {"name": branch.name, "rows": rows, "weights": weights, "sums": sums, "averaged": averaged}
+        segments, values = explanation.model.spec.segments, branch.timescale_weights[0].tolist()
+        for name, (scale, first), weight in zip(timescale_names(segments), timescales(segments), values, strict=True):
+            pooled = [segment % scale == first for segment in range(segments)]
+            weights.append({"name": name, "pooled": pooled, "weight": weight, "width": weight / max(values)})
+            sums[scale] = sums.get(scale, 0.0) + weight
+    return {"name": branch.name, "rows": rows, "averaged": averaged, "weights": weights, "sums": sums}
 
 
-def _pooled(segments: int) -> list[list[bool]]:
-    """Return for each of VAP's vectors which segments it pools: those that lie s apart."""
-    return [[place % scale == first for place in range(segments)] for scale, first in timescales(segments)]
-
-
-def _legend(cue: Cue, explanation: Explanation) -> dict[str, Any]:
-    """Return what the colours mean."""
+def _legend(cue: Cue, height: int) -> dict[str, Any]:
+    """Return the legend of the colours, for frames of `height` rows."""
     reach = reach_of(cue)
     if cue.kind == "flow":
-        pixels = reach * explanation.spec.height / cue.values.shape[-2]
-        return {"kind": "flow", "picture": picture(wheel(96)), "text": f"full colour: {pixels:.1f} pixels a frame"}
+        pixels = reach * height / cue.values.shape[-2]
+        return {"kind": "flow", "picture": image_uri(wheel(96)), "text": f"full colour: {pixels:.1f} pixels per frame"}
     if cue.kind == "map":
         return {"kind": "scale", "colours": heat_stops(), "low": "0", "high": f"{reach:.3g}"}
     return {"kind": "scale", "colours": "black, #808080, white", "low": f"−{reach:.3g}", "high": f"+{reach:.3g}"}
-
-
-def picture(pixels: NDArray[np.uint8]) -> str:
-    """Return uint8 `[H, W, 3]` or `[H, W, 4]` as a data address, an order of magnitude smaller than PNG where pixels are photographs."""
-    from PIL import Image
-
-    stream = io.BytesIO()
-    small = min(pixels.shape[:2]) < 160 or pixels.shape[2] == 4
-    Image.fromarray(pixels).save(stream, format="webp", lossless=small, quality=90)
-    return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode("ascii")

@@ -213,3 +213,54 @@ def calibration(shapes) -> Calibration:
     from flowless.pipeline.clip.spec import ClipSpec
 
     return Calibration(index=shapes / "train.index.jsonl", spec=ClipSpec(**LEARNT_CLIP), videos=12)
+
+
+@pytest.fixture(scope="session")
+def assert_same_outputs() -> Callable[[Any, Any], None]:
+    """Return what compares two `ModelOutputs` of the same clips: scores, and those of branches and segments, and VAP's weights."""
+
+    def compare(one: Any, other: Any) -> None:
+        _assert_close(one.scores, other.scores)
+        assert [branch.name for branch in one.branches] == [branch.name for branch in other.branches]
+        for mine, theirs in zip(one.branches, other.branches, strict=True):
+            for part in ("scores", "segment_scores", "timescale_weights"):
+                _assert_close(getattr(mine, part), getattr(theirs, part))
+
+    return compare
+
+
+@pytest.fixture(scope="session")
+def assert_same_explanation(assert_same_outputs: Callable[[Any, Any], None]) -> Callable[[Any, Any, np.ndarray], None]:
+    """Return what compares the outputs and the motion cues of two `InspectableModel`s for clips."""
+
+    def compare(one: Any, other: Any, clips: np.ndarray) -> None:
+        assert_same_outputs(one.run(clips), other.run(clips))
+        mine, theirs = one.cue(clips), other.cue(clips)
+        assert (mine is None) == (theirs is None)
+        if mine is not None:
+            assert (mine.name, mine.kind, mine.over) == (theirs.name, theirs.kind, theirs.over)
+            _assert_close(mine.values, theirs.values)
+
+    return compare
+
+
+@pytest.fixture(scope="session")
+def assert_bundle_explains_alike(assert_same_explanation: Callable[[Any, Any, np.ndarray], None]) -> Callable[[Any, Path], None]:
+    """Return what compares the outputs and the motion cues of a checkpoint and its bundle."""
+
+    def compare(checkpoint: Any, bundle: Path) -> None:
+        from flowless.export.explain.introspection import BundleModel, CheckpointModel
+        from flowless.export.verify.reference import Reference
+
+        clips = Reference.load(bundle / "reference.npz", checkpoint.spec).clips[:2]
+        assert_same_explanation(CheckpointModel(checkpoint, file_name=""), BundleModel(bundle), clips)
+
+    return compare
+
+
+def _assert_close(mine: np.ndarray | None, theirs: np.ndarray | None) -> None:
+    assert (mine is None) == (theirs is None)
+    if mine is not None and theirs is not None:
+        assert mine.shape == theirs.shape
+        assert np.abs(mine).max() > 0
+        np.testing.assert_allclose(theirs, mine, rtol=1e-3, atol=1e-3 * np.abs(mine).max())

@@ -40,13 +40,11 @@ def lively(name: str, options: dict[str, Any]) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "options", "system", "branches"), VARIANTS)
-def test_as_a_graph(
-    tmp_path: Path, assert_same_introspection, name: str, options: dict[str, Any], system: str, branches: list[str]
-) -> None:
+def test_as_a_graph(tmp_path: Path, assert_same_outputs, name: str, options: dict[str, Any], system: str, branches: list[str]) -> None:
     import onnxruntime
     import torch
 
-    from flowless.export.explain.introspection import CheckpointLooker, Seen
+    from flowless.export.explain.introspection import CheckpointModel, ModelOutputs
     from flowless.export.graph.export_graph import export_onnx
     from flowless.export.graph.graph_outputs import opened, read_outputs, tensor_names
     from flowless.train.checkpoints import Checkpoint
@@ -58,34 +56,33 @@ def test_as_a_graph(
     assert bool(outputs.cue) == bool(system)
     names = list(dict.fromkeys([*tensor_names(outputs), "scores"]))
     session = onnxruntime.InferenceSession(opened(proto, names).SerializeToString(), providers=["CPUExecutionProvider"])
-    looker = CheckpointLooker(
-        Checkpoint(model=model, name=name, spec=model.spec, labels=tuple("abcd"), recipe={}, versions={}, metrics={}), name=""
+    inspected = CheckpointModel(
+        Checkpoint(model=model, name=name, spec=model.spec, labels=tuple("abcd"), recipe={}, versions={}, metrics={}), file_name=""
     )
     for batch in (1, 3):
         clips = torch.randint(0, 256, (batch, *model.spec.shape), dtype=torch.uint8).numpy()
         found: dict[str, Any] = dict(zip(names, session.run(names, {"clip": clips}), strict=True))
-        seen = looker.look(clips)
-        assert seen.scores.std() > 0.01
-        theirs = Seen(
+        ours, cue = inspected.run(clips), inspected.cue(clips)
+        assert ours.scores.std() > 0.01
+        theirs = ModelOutputs(
             scores=found["scores"],
             branches=tuple(
                 replace(mine, name=head.branch, scores=found[head.scores], timescale_weights=None)
-                for head, mine in zip(outputs.heads, seen.branches, strict=True)
+                for head, mine in zip(outputs.heads, ours.branches, strict=True)
             ),
-            cue=None,
         )
-        if seen.cue is not None:
-            np.testing.assert_allclose(found[outputs.cue].ravel(), seen.cue.values.ravel(), atol=1e-3 * np.abs(seen.cue.values).max())
-        assert (seen.cue is None) == (not system)
+        if cue is not None:
+            np.testing.assert_allclose(found[outputs.cue].ravel(), cue.values.ravel(), atol=1e-3 * np.abs(cue.values).max())
+        assert (cue is None) == (not system)
         assert len(theirs.branches) == len(branches)
-        assert_same_introspection(Seen(scores=seen.scores, branches=seen.branches, cue=None), theirs)
+        assert_same_outputs(ours, theirs)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"), [("da-tsm-r18", {"da_input": "rgb-difference"}), (DISENTANGLING, {"branches": "changes", "changes_input": "rgb"})]
 )
-def test_a_bundle_without_a_cue(tmp_path: Path, assert_bundle_introspects_alike, name: str, options: dict[str, Any]) -> None:
+def test_a_bundle_without_a_cue(tmp_path: Path, assert_bundle_explains_alike, name: str, options: dict[str, Any]) -> None:
     """The export's own gate, and the same seen in the checkpoint and in the bundle."""
     from flowless.export.bundle_writer import export_bundle
     from flowless.train.checkpoints import Checkpoint
@@ -94,4 +91,4 @@ def test_a_bundle_without_a_cue(tmp_path: Path, assert_bundle_introspects_alike,
     checkpoint = Checkpoint(model=model, name=name, spec=model.spec, labels=tuple("abcd"), recipe={}, versions={}, metrics={})
     manifest = export_bundle(checkpoint, tmp_path / "bundle")
     assert manifest.parity["max_abs_diff"] < manifest.parity["allowed"]
-    assert_bundle_introspects_alike(checkpoint, tmp_path / "bundle")
+    assert_bundle_explains_alike(checkpoint, tmp_path / "bundle")

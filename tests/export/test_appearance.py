@@ -102,7 +102,7 @@ def test_pwtp_alone(tmp_path: Path, subspace: int) -> None:
     ("name", "options"),
     [("da-tsm-r18", {"da_subspace": 3}), ("da-vit-b", {"da_subspace": 2})],  # others: test_family.py
 )
-def test_the_bundle_gives_pytorchs_scores(tmp_path: Path, name: str, options: dict[str, Any], assert_bundle_introspects_alike) -> None:
+def test_the_bundle_gives_pytorchs_scores(tmp_path: Path, name: str, options: dict[str, Any], assert_bundle_explains_alike) -> None:
     """The project's own gate, on ONNX Runtime and OpenVINO, at every batch size that it tries."""
     from flowless.export.build_engine import build
     from flowless.export.bundle_writer import export_bundle
@@ -115,7 +115,7 @@ def test_the_bundle_gives_pytorchs_scores(tmp_path: Path, name: str, options: di
     assert not onnx.load(tmp_path / "bundle" / "model.onnx").functions
     # The gate is a thousandth of the spread; what is left here is the order of additions.
     assert manifest.parity["max_abs_diff"] < 1e-4 * manifest.parity["spread"]
-    assert_bundle_introspects_alike(checkpoint, tmp_path / "bundle")
+    assert_bundle_explains_alike(checkpoint, tmp_path / "bundle")
     engine = build(tmp_path / "bundle", target="openvino")
     assert engine.status == "verified"
     assert engine.max_abs_diff is not None

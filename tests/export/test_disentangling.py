@@ -60,7 +60,7 @@ TABLE = pytest.mark.xdist_group("table-disentangling-bninception")
 
 @TABLE
 @pytest.mark.slow
-def test_one_graph_for_every_target(learnt, assert_bundle_introspects_alike) -> None:
+def test_one_graph_for_every_target(learnt, assert_bundle_explains_alike) -> None:
     from flowless.train.checkpoints import load_checkpoint
 
     bundle = learnt("disentangling-bninception")
@@ -80,7 +80,7 @@ def test_one_graph_for_every_target(learnt, assert_bundle_introspects_alike) -> 
     assert [node for node in convolutions if node not in quantised] == convolutions[:1]
     exact = set(kept_exact(proto))
     assert {node.name for node in proto.graph.node if node.op_type in {"MatMul", "Softmax", "GridSample"}} <= exact
-    assert_bundle_introspects_alike(load_checkpoint(bundle.with_suffix(".safetensors")), bundle)
+    assert_bundle_explains_alike(load_checkpoint(bundle.with_suffix(".safetensors")), bundle)
 
 
 @TABLE

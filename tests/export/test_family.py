@@ -53,13 +53,13 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "options", "nodes"), CASES)
 def test_one_graph_with_pytorchs_scores(
-    tmp_path: Path, name: str, options: dict[str, Any], nodes: int, assert_bundle_introspects_alike
+    tmp_path: Path, name: str, options: dict[str, Any], nodes: int, assert_bundle_explains_alike
 ) -> None:
     from flowless.export.bundle_writer import export_bundle
 
     made = checkpoint(name, **options)
     same_scores(export_bundle(made, tmp_path / "bundle"), name, nodes)
-    assert_bundle_introspects_alike(made, tmp_path / "bundle")
+    assert_bundle_explains_alike(made, tmp_path / "bundle")
 
 
 @pytest.mark.slow
@@ -71,13 +71,13 @@ def test_one_graph_with_pytorchs_scores(
         for name in ("tsn-r18", "tsm-r18", "stm-r18", "pan-full-r18", "da-tsm-r18", "da-x3d-xs")
     ],
 )
-def test_what_has_learnt_is_one_graph_too(name: str, nodes: int, learnt, assert_bundle_introspects_alike) -> None:
+def test_what_has_learnt_is_one_graph_too(name: str, nodes: int, learnt, assert_bundle_explains_alike) -> None:
     from flowless.engines.bundle.manifest import read_manifest
     from flowless.train.checkpoints import load_checkpoint
 
     bundle = learnt(name)
     same_scores(read_manifest(bundle), name, nodes)
-    assert_bundle_introspects_alike(load_checkpoint(bundle.with_suffix(".safetensors")), bundle)
+    assert_bundle_explains_alike(load_checkpoint(bundle.with_suffix(".safetensors")), bundle)
 
 
 def same_scores(manifest, name: str, nodes: int) -> None:

@@ -129,9 +129,9 @@ def test_whole_videos_and_old_bundles(online_bundle, videos, capsys):
     assert read_manifest(online_bundle).memory == 0
 
 
-def test_its_outputs_are_those_of_the_offline_form(film_bundles, assert_same_introspection):
+def test_its_outputs_are_those_of_the_offline_form(film_bundles, assert_same_explanation):
     """`flowless explain` of an online bundle shows what it shows of the model."""
-    from flowless.export.explain.introspection import BundleLooker
+    from flowless.export.explain.introspection import BundleModel
 
     clips = np.random.default_rng(4).integers(0, 256, (2, N, 1, H, W, 3), dtype=np.uint8)
-    assert_same_introspection(*(BundleLooker(film_bundles[form]).look(clips) for form in ("offline", "online")))
+    assert_same_explanation(BundleModel(film_bundles["offline"]), BundleModel(film_bundles["online"]), clips)

@@ -120,7 +120,7 @@ def fail_if_called(*_: object, **__: object) -> None:
     ("module", "work", "args"),
     [
         ("pipeline.commands:scan", "pipeline.dataset.scan:list_source", ["videos", "--out"]),
-        ("export.explain.explain_command:main", "export.explain.introspection:open_looker", ["bundle", "a.mp4", "--out"]),
+        ("export.explain.explain_command:main", "export.explain.introspection:open_model", ["bundle", "a.mp4", "--out"]),
         ("train.commands.evaluate:main", "train.evaluation.evaluate:evaluate", ["bundle", "--data", "a.jsonl", "--plot"]),
         ("bench.speed.neighbours:main", "bench.speed.neighbours:measure", ["--out"]),
         ("bench.systems.systems:main", "bench.systems.systems:measure", ["--out"]),

@@ -21,8 +21,8 @@ from flowless.engines.backends.backend import open_backend
 from flowless.engines.bundle.manifest import MANIFEST, read_manifest
 from flowless.errors import FlowlessError
 from flowless.export.bundle_writer import export_bundle
-from flowless.export.explain.explain_video import explain
-from flowless.export.explain.introspection import open_looker
+from flowless.export.explain.explain_video import explain_video
+from flowless.export.explain.introspection import open_model
 from flowless.export.verify.accuracy import compare_accuracy
 from flowless.pipeline.clip.preprocess import load_clip
 from flowless.pipeline.clip.spec import ClipSpec
@@ -174,8 +174,8 @@ def test_compare_accuracy_averages_the_same(bundles, index):
 
 
 @pytest.mark.parametrize("average", ["softmax", "logits"])
-def test_an_explanation_has_the_same_scores(average, bundles, index):
-    found = explain(open_looker(bundles[average]), index.path_of(index.videos[0]))
+def test_an_explanation_answers_as_a_prediction(average, bundles, index):
+    found = explain_video(open_model(bundles[average]), index.path_of(index.videos[0]))
     np.testing.assert_allclose(found.scores, EXPECTED[average], atol=2e-3)
     np.testing.assert_allclose(found.branch_scores, [EXPECTED[average]], atol=2e-3)
     assert found.top[0].index == EXPECTED[average].argmax()

@@ -1,4 +1,4 @@
-"""Grad-CAM: the paper's formula on the layers' own tensors, and maps that lie where the evidence is."""
+"""Grad-CAM: the paper's formula in NumPy on the layers' tensors, and maps that are largest where the evidence is."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from flowless.train.checkpoints import load_checkpoint, save_checkpoint
 from flowless.train.models import build_model
 
 LABELS = ("wave & greet", "<clap>", "still")
-SEGMENTS = 4
-#: Model -> the layer of each branch that is weighed, for frames of 128 x 160 and of 48 x 64, and their places. Of the small frames the
-#: last stages have 2 x 2 and 3 x 4 places.
+SEGMENTS = 2
+#: Model -> of each branch its name, and the layer that is weighted and its places, for frames of 128 x 160 and of 48 x 64; the last
+#: stages of the latter have 2 x 2 and 3 x 4 places.
 LAYERS: dict[str, list[tuple[str, str, tuple[int, int], str, tuple[int, int]]]] = {
     "tsn-r18": [("", "backbone.layer4", (4, 5), "backbone.layer2", (6, 8))],
     "stm-r18": [("", "backbone.layer4", (4, 5), "backbone.layer2", (6, 8))],
@@ -42,8 +42,8 @@ LAYERS: dict[str, list[tuple[str, str, tuple[int, int], str, tuple[int, int]]]] 
 }
 
 
-def made(name: str, *, height: int = 128, width: int = 160, blocks: int = 2, **options: Any) -> Any:
-    """A model that has seen noise, so that all its channels live, with a classifier whose scores differ by class."""
+def varied(name: str, *, height: int = 128, width: int = 160, blocks: int = 2, **options: Any) -> Any:
+    """Return a model with batch norm statistics of noise, so that all its channels are active, and a random classifier."""
     frames = 1 if name.startswith(("tsn", "stm")) else 3
     spec = ClipSpec(segments=SEGMENTS, frames_per_segment=frames, height=height, width=width, short_side=width)
     torch.manual_seed(5)
@@ -65,8 +65,8 @@ def clips_of(model: Any, *, count: int = 2) -> torch.Tensor:
     return torch.from_numpy(coarse.repeat(8, 3).repeat(8, 4))
 
 
-def by_numpy(features: np.ndarray, gradients: np.ndarray, *, count: int, grid: tuple[int, int]) -> np.ndarray:
-    """Eq. 1 and 2 in float64, segment by segment, of a layer's output and its gradient as the layer gives them."""
+def reference_maps(features: np.ndarray, gradients: np.ndarray, *, count: int, grid: tuple[int, int]) -> np.ndarray:
+    """Compute Eq. 1 and 2 in float64, segment by segment, from a layer's output and its gradient."""
     rows, columns = grid
     maps = np.zeros((count, SEGMENTS, rows, columns))
     for clip in range(count):
@@ -74,12 +74,12 @@ def by_numpy(features: np.ndarray, gradients: np.ndarray, *, count: int, grid: t
             if features.ndim == 5:  # [B, C, N, h, w]
                 pairs = [(features[clip, :, segment], gradients[clip, :, segment])]
             elif features.ndim == 3:  # [B, N h w, C]
-                mine = slice(segment * rows * columns, (segment + 1) * rows * columns)
-                pairs = [tuple(part[clip, mine].T.reshape(-1, rows, columns) for part in (features, gradients))]
+                tokens = slice(segment * rows * columns, (segment + 1) * rows * columns)
+                pairs = [tuple(part[clip, tokens].T.reshape(-1, rows, columns) for part in (features, gradients))]
             else:
-                many = len(features) // (count * SEGMENTS)
-                first = (clip * SEGMENTS + segment) * many
-                pairs = [(features[place], gradients[place]) for place in range(first, first + many)]
+                per_segment = len(features) // (count * SEGMENTS)
+                first = (clip * SEGMENTS + segment) * per_segment
+                pairs = [(features[place], gradients[place]) for place in range(first, first + per_segment)]
             for feature, gradient in pairs:
                 for channel in range(len(feature)):
                     alpha = gradient[channel].sum() / (rows * columns)
@@ -89,47 +89,47 @@ def by_numpy(features: np.ndarray, gradients: np.ndarray, *, count: int, grid: t
 
 @pytest.mark.parametrize("small", [False, True])
 @pytest.mark.parametrize("name", list(LAYERS))
-def test_the_maps_are_the_papers(name, small):
-    # BN-Inception with a module a stage: its stages are what counts.
+def test_maps_follow_the_paper(name, small):
+    # BN-Inception is large: one module a stage, and one clip.
     blocks, count = (1, 1) if name.startswith("disentangling") else (2, 2)
-    model = made(name, height=48, width=64, blocks=blocks) if small else made(name, blocks=blocks)
+    model = varied(name, height=48, width=64, blocks=blocks) if small else varied(name, blocks=blocks)
     clips = clips_of(model, count=count)
-    found = grad_cam(model, clips, index=1)
-    held: dict[str, torch.Tensor] = {}
+    found = grad_cam(model, clips, index=2)
+    kept: dict[str, torch.Tensor] = {}
 
     def keep(layer: str) -> Any:
         def hook(_: Any, __: Any, out: torch.Tensor) -> None:
             out.retain_grad()
-            held[layer] = out
+            kept[layer] = out
 
         return model.get_submodule(layer).register_forward_hook(hook)
 
-    wanted = [(branch, *((below, grid) if small else (last, wide))) for branch, last, wide, below, grid in LAYERS[name]]
-    hooks = [keep(layer) for _, layer, _ in wanted]
-    # The whole network's own gradients, which need no cut in it.
-    model(clips)[:, 1].sum().backward()
+    expected = [(branch, *((below, grid) if small else (last, wide))) for branch, last, wide, below, grid in LAYERS[name]]
+    hooks = [keep(layer) for _, layer, _ in expected]
+    # Gradients through the whole network.
+    model(clips)[:, 2].sum().backward()
     for hook in hooks:
         hook.remove()
-    assert [(maps.branch, maps.layer) for maps in found] == [(branch, layer) for branch, layer, _ in wanted]
-    for maps, (_, layer, grid) in zip(found, wanted, strict=True):
-        features, gradient = held[layer].detach().double().numpy(), held[layer].grad
+    assert [(maps.branch, maps.layer) for maps in found] == [(branch, layer) for branch, layer, _ in expected]
+    for maps, (_, layer, grid) in zip(found, expected, strict=True):
+        features, gradient = kept[layer].detach().double().numpy(), kept[layer].grad
         assert gradient is not None
         assert maps.values.shape == (count, SEGMENTS, *grid)
-        reference = by_numpy(features, gradient.double().numpy(), count=count, grid=grid)
+        reference = reference_maps(features, gradient.double().numpy(), count=count, grid=grid)
         assert reference.max() > 0
         np.testing.assert_allclose(maps.values, reference, rtol=1e-3, atol=1e-4 * reference.max())
 
 
-def test_late_pooling_adds_a_segments_frames_up():
-    model = made("disentangling-bninception", blocks=1, appearance_pooling="late")
-    appearance = grad_cam(model, clips_of(model, count=1), index=0)[0]
+def test_late_pooling_adds_the_maps_of_a_segment():
+    model = varied("disentangling-bninception", blocks=1, branches="appearance", appearance_pooling="late")
+    (appearance,) = grad_cam(model, clips_of(model, count=1), index=0)
     assert appearance.values.shape == (1, SEGMENTS, 4, 5)
     assert appearance.values.max() > 0
 
 
-def test_without_any_gradient_by_hand():
-    """TSN's score is the mean over segments and places of the classifier's products with layer4: Grad-CAM is those products."""
-    model = made("tsn-r18")
+def test_tsn_by_hand_without_gradients():
+    """TSN's score is the mean over segments and places of the products of classifier and features: Grad-CAM is those products."""
+    model = varied("tsn-r18")
     clips = clips_of(model)
     with torch.no_grad():
         frames = model.normalise(model.as_frames(clips[:, :, 0])).flatten(0, 1)
@@ -144,13 +144,13 @@ def test_without_any_gradient_by_hand():
 
 @pytest.mark.parametrize("name", ["tsn-r18", "stm-r18", "pan-lite-r18", "da-x3d-xs"])
 @pytest.mark.parametrize("corner", [0, 1, 2, 3])
-def test_a_classs_map_is_where_its_evidence_is(name, corner):
-    """A flickering patch in one corner, and a classifier that is asked for what the patch adds to the features."""
-    model = made(name, height=256, width=256, blocks=1)
+def test_the_map_of_a_class_is_where_its_evidence_is(name, corner):
+    """A flickering patch in one corner, and a classifier for what the patch adds to the features."""
+    model = varied(name, height=128, width=128, blocks=1)
     clip = torch.full((1, *model.spec.shape), 110, dtype=torch.uint8)
     empty = clip.clone()
-    rows, columns = (slice(176, 240) if corner > 1 else slice(16, 80)), (slice(176, 240) if corner % 2 else slice(16, 80))
-    patch = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, *model.spec.shape[:2], 8, 8, 3), dtype=np.uint8))
+    rows, columns = (slice(80, 128) if corner > 1 else slice(0, 48)), (slice(80, 128) if corner % 2 else slice(0, 48))
+    patch = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, *model.spec.shape[:2], 6, 6, 3), dtype=np.uint8))
     clip[:, :, :, rows, columns] = patch.repeat_interleave(8, 3).repeat_interleave(8, 4)
     features: list[torch.Tensor] = []
     hook = model.head.register_forward_pre_hook(lambda _, given: features.append(given[0]))
@@ -158,23 +158,23 @@ def test_a_classs_map_is_where_its_evidence_is(name, corner):
         model(clip)
         model(empty)
     hook.remove()
-    added, ground = (features[0] - features[1]).mean((0, 1)), features[1].mean((0, 1))
-    # The ground by itself says nothing for the class, nor against it.
-    model.head.pred.weight.data[1] = added - (added @ ground) / (ground @ ground) * ground
+    added, background = (features[0] - features[1]).mean((0, 1)), features[1].mean((0, 1))
+    # The background alone neither raises nor lowers the score.
+    model.head.pred.weight.data[1] = added - (added @ background) / (background @ background) * background
     model.head.pred.weight.data[2] = -model.head.pred.weight.data[1]
     quarters = []
     for index in (1, 2):
         values = grad_cam(model, clip, index=index)[0].values.sum((0, 1))
-        assert values.shape == (8, 8)
-        quarters.append(values.reshape(2, 4, 2, 4).sum((1, 3)).ravel())
+        assert values.shape == (4, 4)
+        quarters.append(values.reshape(2, 2, 2, 2).sum((1, 3)).ravel())
     assert quarters[0].argmax() == corner
-    # What speaks against a class is not shown as if it spoke for it.
-    assert quarters[1].argmin() == corner
+    # What lowers the score is not shown as if it raised it.
+    assert quarters[1][corner] == quarters[1].min()
     assert quarters[1][corner] < 0.5 * quarters[0][corner]
 
 
-def test_the_model_stays_as_it_was():
-    model = made("pan-full-r18")
+def test_the_model_is_unchanged():
+    model = varied("pan-full-r18")
     clips = clips_of(model)
     with torch.no_grad():
         before = model(clips)
@@ -206,7 +206,7 @@ def test_the_overlay_is_brightest_where_the_map_is():
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model = made("pan-full-r18", height=64, width=64)
+    model = varied("pan-full-r18", height=64, width=64)
     path = tmp_path_factory.mktemp("model") / "pan full.safetensors"
     return save_checkpoint(path, model, model_name="pan-full-r18", recipe={}, spec=model.spec, labels=LABELS, metrics={})
 
@@ -219,34 +219,34 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_page_shows_it_beside_the_cue(checkpoint, video, tmp_path, capsys):
+def test_the_page_shows_grad_cam(checkpoint, video, tmp_path, capsys):
     page = tmp_path / "page.html"
 
-    def explained(*words: str) -> dict[str, Any]:
-        assert main(["explain", str(checkpoint), str(video), "--out", str(page), "--json", *words]) == 0
+    def explained(*args: str) -> dict[str, Any]:
+        assert main(["explain", str(checkpoint), str(video), "--out", str(page), "--json", *args]) == 0
         return json.loads(capsys.readouterr().out)
 
-    answer = explained()
-    assert answer["grad_cam"]["label"] == answer["top"][0]["label"]
-    asked = explained("--label", "<clap>")
-    assert asked["grad_cam"]["label"] == "<clap>"
-    assert [part["branch"] for part in asked["grad_cam"]["branches"]] == ["rgb", "pa"]
-    assert np.array(asked["grad_cam"]["branches"][1]["maps"]).shape == (4, 4, 4)
+    predicted = explained()
+    assert predicted["grad_cam"]["label"] == predicted["top"][0]["label"]
+    chosen = explained("--label", "<clap>")
+    assert chosen["grad_cam"]["label"] == "<clap>"
+    assert [part["branch"] for part in chosen["grad_cam"]["branches"]] == ["rgb", "pa"]
+    assert np.array(chosen["grad_cam"]["branches"][1]["maps"]).shape == (SEGMENTS, 4, 4)
     text = page.read_text(encoding="utf-8")
-    assert text.count('alt="Grad-CAM of rgb, segment') == text.count('alt="Grad-CAM of pa, segment') == 4
+    assert text.count('alt="Grad-CAM of rgb, segment') == text.count('alt="Grad-CAM of pa, segment') == SEGMENTS
     assert "branches.pa.backbone.layer3" in text
-    assert "speak for <b>&lt;clap&gt;</b>" in text
-    # The maps are the first view's of the checkpoint's own network.
+    assert "raise the score of <b>&lt;clap&gt;</b>" in text
+    # The maps are those of the first view.
     loaded = load_checkpoint(checkpoint)
     from flowless.pipeline.clip.preprocess import load_clip
 
-    wanted = grad_cam(loaded.model, torch.from_numpy(load_clip(video, loaded.spec)[:1]), index=1)
-    np.testing.assert_allclose(asked["grad_cam"]["branches"][0]["maps"], wanted[0].values[0], rtol=1e-3, atol=1e-6)
+    expected = grad_cam(loaded.model, torch.from_numpy(load_clip(video, loaded.spec)[:1]), index=1)
+    np.testing.assert_allclose(chosen["grad_cam"]["branches"][0]["maps"], expected[0].values[0], rtol=1e-3, atol=1e-6)
 
 
-def test_a_label_that_is_none(checkpoint, video, tmp_path, capsys):
+def test_an_unknown_label_is_refused(checkpoint, video, tmp_path, capsys):
     assert main(["explain", str(checkpoint), str(video), "--label", "clap", "--out", str(tmp_path / "x.html")]) == 1
-    said = " ".join(capsys.readouterr().err.split())
-    assert "label is 'clap'" in said
-    assert "'<clap>'" in said
+    message = " ".join(capsys.readouterr().err.split())
+    assert "label is 'clap'" in message
+    assert "'<clap>'" in message
     assert not list(tmp_path.iterdir())
