@@ -237,7 +237,7 @@ class BundleLooker(Looker):
     def _session(self, names: list[str]) -> Any:
         import onnxruntime
 
-        from flowless.engines.backends.backend import onnxruntime_options
+        from flowless.engines.backends.onnxruntime_backend import onnxruntime_options
         from flowless.export.graph.graph_outputs import opened
 
         graph = opened(self._proto, names)

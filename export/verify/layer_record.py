@@ -1,4 +1,4 @@
-"""What a built engine really computes in, whatever library built it: one light record for all targets."""
+"""The layers of a built engine and their precisions, as one record for all targets."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-#: Kinds of layers that hold nearly all arithmetic; only these are judged.
+#: Kinds of layers that hold nearly all arithmetic; only their precision is checked.
 ARITHMETIC = ("convolution", "matrix product")
-#: Precision of a layer that an inspector does not tell.
+#: Kind or precision of a layer that an inspector does not report.
 UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer, as a target's inspector tells of it."""
+    """One layer, as a target's inspector reports it."""
 
     name: str
     """The ONNX node that it comes from; of a fused layer all of them, joined by ` + `; in a function's body after the calling
     node's name and a slash."""
     kind: str
-    """`convolution`, `matrix product`, `residual add`, or the library's own word in lower case."""
+    """`convolution`, `matrix product`, `residual add`, or the library's name for it in lower case."""
     precision: str
-    """What its inputs are: `fp32`, `bf16`, `fp16`, `int8`; what is wrong with them, in words; or `unknown`."""
+    """Type of its inputs: `fp32`, `bf16`, `fp16`, `int8`, or `unknown`; with a note where only one of two inputs is quantised."""
 
     @property
     def nodes(self) -> tuple[str, ...]:

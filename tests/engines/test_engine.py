@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,7 +14,7 @@ import flowless
 from flowless.engines import loading
 from flowless.engines.backends import backend as backends
 from flowless.engines.backends import openvino_core
-from flowless.engines.backends.backend import HINTS
+from flowless.engines.backends.openvino_core import HINTS
 from flowless.engines.bundle.manifest import Artefact, read_manifest
 from flowless.engines.engine import Engine
 from flowless.engines.video import timed_clip
@@ -80,8 +81,8 @@ def test_what_was_measured_here_decides_between_targets_and_precisions(bundle, m
 
 def test_without_openvino_the_next_is_taken(built, monkeypatch):
     monkeypatch.setattr(backends.cuda_driver, "compute_capability", lambda: None)
-    find = backends.importlib.util.find_spec
-    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None if name == "openvino" else find(name))
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "openvino" else find(name))
     engine = flowless.load(built)
     assert engine.target == "onnxruntime"
     assert "not openvino: openvino is not installed (pip install openvino)" in engine.why
@@ -126,7 +127,7 @@ def test_what_load_refuses(asked, says, built):
 
 
 def test_tensorrt_rtx_without_a_gpu(built):
-    if loading.runnable()["tensorrt-rtx"] is None:
+    if backends.why_not("tensorrt-rtx") is None:
         pytest.skip("there is a GPU here")
     with pytest.raises(FlowlessError, match="not tensorrt-rtx: there is no NVIDIA GPU here"):
         flowless.load(built, "tensorrt-rtx")
@@ -210,7 +211,7 @@ PROCESSORS = {
 @pytest.mark.parametrize("hint", [None, "f32", "bf16", "f16"])
 def test_what_is_computed_in_on_any_processor(processor, stored, hint, monkeypatch):
     answers = dict(zip(HINTS, PROCESSORS[processor], strict=True))
-    monkeypatch.setattr(backends, "computes_in", answers.__getitem__)
+    monkeypatch.setattr(openvino_core, "computes_in", answers.__getitem__)
     own = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}[stored]
     artefact = Artefact(target="openvino", precision=stored, status="verified", files=("a",), options={"hint": own})
     computed, told = loading._computed(artefact, hint)

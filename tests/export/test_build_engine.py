@@ -19,8 +19,9 @@ from flowless.cli import main
 from flowless.engines.bundle.manifest import read_manifest
 from flowless.errors import CheckFailed, FlowlessError
 from flowless.export import build_engine
-from flowless.export.build_engine import build, engine_key
+from flowless.export.build_engine import build
 from flowless.export.targets.build_options import BuildOptions
+from flowless.export.targets.engine_key import engine_key
 
 FORCED = BuildOptions(force=True)
 
@@ -68,7 +69,7 @@ def test_rtx_for_named_gpus(bundle):
 
 
 def test_what_is_there_is_not_built_again(bundle, monkeypatch):
-    monkeypatch.setattr(build_engine, "_builder", lambda target: pytest.fail("built again"))
+    monkeypatch.setattr(build_engine, "compile_engine", lambda *_: pytest.fail("built again"))
     before = contents(bundle)
     assert build(bundle, target="openvino").status == "verified"
     assert contents(bundle) == before

@@ -19,7 +19,8 @@ import pytest
 import verdicts
 
 from flowless.engines.bundle.manifest import read_manifest
-from flowless.export import auto_precision as trials
+from flowless.engines.targets import Target
+from flowless.export.auto_precision import try_precisions
 from flowless.export.precision.precisions import PRECISIONS
 from flowless.export.verify.checks import Checks
 from flowless.export.verify.parity import TOLERANCE
@@ -37,7 +38,7 @@ MODELS = (
     "disentangling-bninception",
 )
 
-TARGETS = (*verdicts.TARGETS, "tensorrt-rtx")
+TARGETS: tuple[Target, ...] = (*verdicts.TARGETS, "tensorrt-rtx")
 #: Values of `ONEDNN_MAX_CPU_ISA`, which PyTorch's and OpenVINO's oneDNN obey -> what the processor must have, as PyTorch names it, and
 #: limits of the other libraries. (ONNX Runtime's MLAS obeys none: it computes as it does without.) Limits only take away.
 LIMITS = {
@@ -67,12 +68,10 @@ def test_the_table_of_tolerances_is_whole():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", [pytest.param(model, marks=pytest.mark.xdist_group(f"table-{model}")) for model in MODELS])
-def test_model_by_precision_by_target(model, learnt, calibration, tmp_path, monkeypatch):
-    # Times are not looked at here, and opening all engines once more takes seconds. (The race: test_trials.py.)
-    monkeypatch.setattr(trials, "_race", lambda *_, **__: None)
+def test_model_by_precision_by_target(model, learnt, calibration, tmp_path):
     bundle = shutil.copytree(learnt(model), tmp_path / model)
     calibration = replace(calibration, spec=read_manifest(bundle).spec, used=[], skipped=[])
-    rows = trials.try_all(bundle, TARGETS, checks=Checks(slower=True), calibration=calibration)  # pyright: ignore[reportArgumentType]
+    rows = try_precisions(bundle, TARGETS, checks=Checks(slower=True), calibration=calibration)
     assert {(row["target"], row["precision"]) for row in rows} == {(target, item) for target in TARGETS for item in PRECISIONS}
     for row in rows:
         told = f"{model}: {row['target']} {row['precision']}: {row['status']}"

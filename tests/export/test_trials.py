@@ -52,7 +52,7 @@ def test_auto_tries_all_and_tries_nothing_twice(learnt_bundle, calibration, shap
             assert item["gate"] in {"layers", "speed", "accuracy", "parity"}
     manifest = read_manifest(learnt_bundle)
     assert {item["precision"] for item in manifest.trials} == set(rows)
-    monkeypatch.setattr(build_engine, "_make", lambda *_: pytest.fail("built again"))
+    monkeypatch.setattr(build_engine, "compile_engine", lambda *_: pytest.fail("built again"))
     assert main(words) == 0
     again = json.loads(capsys.readouterr().out)
     assert again == document

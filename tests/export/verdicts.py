@@ -16,11 +16,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from flowless.engines.backends.backend import HINTS
-from flowless.engines.backends.openvino_core import computes_in, openvino_core
+from flowless.engines.backends.openvino_core import HINTS, computes_in, openvino_core
+from flowless.engines.targets import Target
 from flowless.export.precision.precisions import PRECISIONS
 
-TARGETS = ("onnxruntime", "openvino")
+TARGETS: tuple[Target, ...] = ("onnxruntime", "openvino")
 _TYPES = {"fp32": TensorProto.FLOAT, "bf16": TensorProto.BFLOAT16, "fp16": TensorProto.FLOAT16, "int8": TensorProto.FLOAT}
 _SIDE = 8
 
@@ -120,13 +120,12 @@ def disagreement(row: dict[str, Any], computes: str, *, emulated: bool = False) 
 def main(bundle: Path, index: Path) -> None:
     """Print one JSON document: the rows of trials, and what the libraries say."""
     from flowless.engines.bundle.manifest import read_manifest
-    from flowless.export import auto_precision as trials
+    from flowless.export.auto_precision import try_precisions
     from flowless.export.precision.calibration import Calibration
     from flowless.export.verify.checks import Checks
 
-    trials._race = lambda *_, **__: None  # times are not looked at
     calibration = Calibration(index=index, spec=read_manifest(bundle).spec, videos=12)
-    rows = trials.try_all(bundle, TARGETS, checks=Checks(slower=True), calibration=calibration)
+    rows = try_precisions(bundle, TARGETS, checks=Checks(slower=True), calibration=calibration)
     told = {f"{target} {precision}": said(target, precision) for target in TARGETS for precision in PRECISIONS}
     kernels = {precision: openvino_kernel(precision)[1] for precision in PRECISIONS}
     close = [precision for precision in PRECISIONS if emulated(precision)]
