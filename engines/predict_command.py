@@ -1,4 +1,4 @@
-"""`flowless predict`."""
+"""The command line of `flowless predict`."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from flowless.waiting import let_waiting_threads_sleep
 #: Subcommand -> the function that runs it (module:function, called with the remaining arguments), and what it does.
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("flowless.bench.commands:demo", "every stage on generated videos, into runs/demo/"),
-    "doctor": ("flowless.bench.commands:doctor", "what this machine can decode, train, build and run, and what is missing for the rest"),
+    "doctor": ("flowless.doctor:main", "what this machine can decode, train, build and run, and what is missing for the rest"),
     "scan": ("flowless.pipeline.commands:scan", "index a data set: frames, fps, rotation, label; every refused file with its reason"),
     "shapes": ("flowless.pipeline.commands:shapes", "generate Moving Shapes, the benchmark that needs no download"),
     "train": ("flowless.train.commands.train:train", "train a recipe, such as pan-lite-r50/something-v1"),

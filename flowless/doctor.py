@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import tyro
 from rich.markup import escape
 from rich.table import Table
 
 from flowless import cuda_driver, waiting
+from flowless.console import emit
 from flowless.engines.targets import TARGETS, Target
 from flowless.errors import FlowlessError, first_line
 from flowless.machine import environment, gpu_names
@@ -238,3 +241,18 @@ def _installed(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:
         return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorArgs:
+    """Show what this machine can decode, train, build and run, and how to install what is missing."""
+
+    json: bool = False
+    """Print one JSON document instead of a table."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run `flowless doctor`."""
+    args = tyro.cli(DoctorArgs, args=list(arguments), prog="flowless doctor", description=inspect.getdoc(DoctorArgs))
+    findings = examine()
+    emit(document(findings), table(findings), as_json=args.json)

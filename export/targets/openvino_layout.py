@@ -1,4 +1,4 @@
-"""A rewrite of the inlined graph for OpenVINO: compute PA's differences before the transposition, not after it."""
+"""Differences before layout: a rewrite of the inlined graph that OpenVINO is the faster for."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from onnx import NodeProto, helper
 def differences_first(proto: onnx.ModelProto) -> int:
     """Turn "transpose the frames, then subtract neighbours" into "subtract, then transpose the differences", in place.
 
-    The results are the same and OpenVINO is faster: there is one difference fewer than frames, and OpenVINO merges the remaining
-    transposition with its reordering before the convolution.
+    The numbers are the same. There is one difference fewer than frames, and OpenVINO merges the transposition that is left
+    with its own reordering before the convolution.
 
     Args:
         proto: The graph with its functions inlined; PA's differences are slices of one transposed tensor.
 
     Returns:
-        The number of differences rewritten.
+        How many differences were rewritten.
     """
     nodes = proto.graph.node
     maker = {output: node for node in nodes for output in node.output}
     rewritten = 0
     for difference in [node for node in nodes if node.op_type == "Sub" and node.name.startswith("PA_difference")]:
-        # In PA's body they are two slices of the frames along time, which nothing else reads.
+        # By PA's body: two slices along time, of the frames, which nothing else reads.
         slices = [maker[name] for name in difference.input]
         transpose = _common_transpose(slices, maker)
         if transpose is None:
@@ -39,7 +39,7 @@ def differences_first(proto: onnx.ModelProto) -> int:
 
 
 def _common_transpose(slices: list[NodeProto], maker: dict[str, NodeProto]) -> NodeProto | None:
-    """Return the transposition that both slices read; None unless it leaves the time axis, the fourth last, in its place."""
+    """Return the transposition that both slices read, where it leaves the axis of time, the fourth last, in its place."""
     sources = {part.input[0] for part in slices}
     transpose = maker.get(sources.pop()) if len(sources) == 1 else None
     if transpose is None or transpose.op_type != "Transpose":

@@ -1,4 +1,4 @@
-"""Changes to a precision's graph for one target; they keep the numbers or make them more exact."""
+"""What a target needs changed in the graph of a precision; the numbers stay what they are, or become finer."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from flowless.export.precision.qdq import floats_unrounded, shortcuts_only, unsi
 
 
 def graph_for(proto: onnx.ModelProto, *, target: Target, precision: str) -> onnx.ModelProto:
-    """Return the graph that a target's engine is built from.
+    """Return the graph that a target is built from.
 
-    An int8 graph for TensorRT has signed zero points and no Q/DQ pair in front of residual adds and of operators outside INT8 (see
-    `precision/int8.py`), for OpenVINO unsigned zero points and otherwise the same pairs, for ONNX Runtime unsigned ones and every pair.
+    int8: TensorRT wants signed numbers and float results in front of residual adds and of what stays out of INT8 (`quantised.py`
+    says why), OpenVINO unsigned numbers and the same results, ONNX Runtime unsigned numbers and all of them quantised.
     """
     if precision != "int8":
         return proto

@@ -105,7 +105,7 @@ def _check_layers(candidate: Candidate) -> dict[str, Any]:
     if found.wrong:
         shown = "; ".join(found.wrong[:3]) + (f"; and {len(found.wrong) - 3} more" if len(found.wrong) > 3 else "")
         raise EngineRefused(
-            f"{candidate.name}: not what the graph asks for: {shown}. Nothing was kept: {candidate.record.target} does not compute this "
+            f"{candidate.name}: not the graph's precision: {shown}. Nothing was kept: {candidate.record.target} does not compute this "
             f"graph in {candidate.record.precision} here; build another precision.",
             gate="layers",
             short=shown,

@@ -20,7 +20,7 @@ from flowless.engines.backends.tensorrt_process import TensorRtProcess, tensorrt
 from flowless.engines.bundle.manifest import Artefact
 from flowless.engines.targets import Target
 from flowless.export.targets.tensorrt_network import parse_graph
-from flowless.export.verify.layer_record import UNKNOWN, Inspection, Layer, inspection, unlike, wrong_layers
+from flowless.export.verify.layer_record import UNKNOWN, Inspection, Layer, differing_layers, inspection, wrong_layers
 
 _PRECISIONS = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8", "FP8": "fp8", "INT4": "int4", "FP4": "fp4"}
 _KINDS = {"CONVOLUTION": "convolution", "DECONVOLUTION": "convolution", "MATRIX_MULTIPLY": "matrix product"}
@@ -49,12 +49,12 @@ def inspect_build(
     Raises:
         FlowlessError: The graph or the engine cannot be read.
     """
-    asked = inspect_graph(proto, target=artefact.target, plugin_library=plugin_library)
-    wrong = wrong_layers(asked, artefact.precision, kept=kept)
+    wanted = inspect_graph(proto, target=artefact.target, plugin_library=plugin_library)
+    wrong = wrong_layers(wanted, artefact.precision, kept=kept)
     if cuda_driver.compute_capability() is None:
-        return inspection(asked, wrong)
+        return inspection(wanted, wrong)
     found = inspect_engine(engine, artefact=artefact)
-    return inspection(found, dict.fromkeys([*wrong, *unlike(asked, found)]))
+    return inspection(found, dict.fromkeys([*wrong, *differing_layers(wanted, found)]))
 
 
 def inspect_graph(proto: onnx.ModelProto, *, target: Target, plugin_library: Path | None = None) -> list[Layer]:

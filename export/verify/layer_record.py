@@ -32,62 +32,62 @@ class Layer:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found in an engine, or in the network that it is built from."""
+    """The layers of an engine, or of the network that it is built from."""
 
     layers: tuple[Layer, ...]
     """All layers."""
     wrong: tuple[str, ...] = ()
-    """One sentence for each layer that does not run in the precision that the graph asks for."""
+    """One sentence for each layer that does not run in the graph's precision."""
     summary: dict[str, int] = field(default_factory=dict)
-    """How many layers of which kind run in which precision, `{"convolution int8": 21}`; of the arithmetic alone."""
+    """Number of layers by kind and precision, `{"convolution int8": 21}`, of convolutions, matrix products and residual adds."""
 
 
 def inspection(layers: Iterable[Layer], wrong: Iterable[str] = ()) -> Inspection:
-    """Return the record of layers, with its summary."""
+    """Return layers with their summary."""
     found = tuple(layers)
     counts = Counter(f"{layer.kind} {layer.precision}" for layer in found if layer.kind in (*ARITHMETIC, "residual add"))
     return Inspection(found, tuple(wrong), dict(sorted(counts.items())))
 
 
 def is_kept(layer: Layer, kept: Iterable[str]) -> bool:
-    """Whether a layer comes from nodes that stay exact: itself, or the function's body of such a node."""
+    """Whether a layer comes from a node that stays exact, or from the function's body of such a node."""
     names = tuple(kept)
     return any(node in names or node.partition("/")[0] in names for node in layer.nodes)
 
 
 def wrong_layers(layers: Iterable[Layer], precision: str, *, kept: Sequence[str] = ()) -> tuple[str, ...]:
-    """Return a sentence for each layer of the arithmetic that does not run in a precision.
+    """Return a sentence for each convolution or matrix product that does not run in a precision.
 
     Args:
-        layers: What an inspector found.
-        precision: What the graph asks for.
+        layers: The layers of an engine or network.
+        precision: The graph's precision.
         kept: Names of ONNX nodes that stay exact in this graph: PA, normalisation, VAP, the classifier.
 
     Returns:
-        Nothing where all is as it should be. A layer of unknown precision is not judged. In an int8 graph additions are
-        judged too: one without a quantised input is computed, and its inputs are stored, in floating point.
+        Nothing where all layers are right. A layer of unknown precision is not checked. In an int8 graph residual adds are checked too:
+        one without a quantised input is computed, and its inputs are stored, in floating point.
     """
-    judged = (*ARITHMETIC, "residual add") if precision == "int8" else ARITHMETIC
+    checked = (*ARITHMETIC, "residual add") if precision == "int8" else ARITHMETIC
     return tuple(
         f"{layer.kind} {layer.name} runs in {layer.precision}, not {precision}"
         for layer in layers
-        if layer.kind in judged and layer.precision not in {precision, UNKNOWN} and not is_kept(layer, kept)
+        if layer.kind in checked and layer.precision not in {precision, UNKNOWN} and not is_kept(layer, kept)
     )
 
 
-def unlike(asked: Iterable[Layer], found: Iterable[Layer]) -> tuple[str, ...]:
-    """Return a sentence for each layer that an engine computes in another precision than the graph asked for.
+def differing_layers(wanted: Iterable[Layer], found: Iterable[Layer]) -> tuple[str, ...]:
+    """Return a sentence for each layer that an engine computes in another precision than its network.
 
     Args:
-        asked: Layers of the network or the graph, one node each.
-        found: Layers of the engine, fused as they may be.
+        wanted: Layers of the network, one node each.
+        found: Layers of the engine, possibly fused.
 
     Returns:
-        Nothing where all agree. A node that no layer of the engine names, or whose precision it does not tell, is not judged.
+        Nothing where all agree. A node that no layer of the engine names, or whose precision the engine does not report, is not checked.
     """
     runs = {node: layer.precision for layer in found for node in layer.nodes if layer.kind in ARITHMETIC}
     return tuple(
-        f"{layer.kind} {layer.name} runs in {runs[layer.name]}, and the graph asks for {layer.precision}"
-        for layer in asked
+        f"{layer.kind} {layer.name} runs in {runs[layer.name]}, and in the graph in {layer.precision}"
+        for layer in wanted
         if layer.kind in ARITHMETIC and runs.get(layer.name, UNKNOWN) not in {UNKNOWN, layer.precision}
     )

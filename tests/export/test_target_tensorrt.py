@@ -28,7 +28,7 @@ from flowless.export.targets.build_tensorrt import build_tensorrt
 from flowless.export.targets.stop_build import progress_monitor
 from flowless.export.targets.tensorrt_config import merge_timing_cache
 from flowless.export.verify.inspect_tensorrt import inspect_build, inspect_graph, read_engine_information
-from flowless.export.verify.layer_record import Layer, inspection, unlike, wrong_layers
+from flowless.export.verify.layer_record import Layer, differing_layers, inspection, wrong_layers
 from flowless.files import whole_folder
 
 RTX: Target = "tensorrt-rtx"
@@ -388,7 +388,7 @@ def test_what_an_inspector_reports_of_an_engine():
         Layer("conv3", "myelin", "unknown"),
         Layer("a name alone", "unknown", "unknown"),
     ]
-    asked = [Layer(name, "convolution", "int8") for name in ("conv1", "conv2", "conv3")] + [Layer("fc", "matrix product", "fp32")]
-    assert unlike(asked, found) == ("convolution conv2 runs in fp32, and the graph asks for int8",)
+    wanted = [Layer(name, "convolution", "int8") for name in ("conv1", "conv2", "conv3")] + [Layer("fc", "matrix product", "fp32")]
+    assert differing_layers(wanted, found) == ("convolution conv2 runs in fp32, and in the graph in int8",)
     assert wrong_layers(found, "int8", kept=["pa", "fc"]) == ("convolution conv2 runs in fp32, not int8",)
     assert inspection(found).summary == {"convolution fp16": 1, "convolution fp32": 1, "convolution int8": 1, "matrix product fp32": 1}
