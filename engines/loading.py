@@ -60,14 +60,14 @@ def load(
     artefact, why = _choose(manifest, target, precision)
     manifest.check(artefact.files)
     backend = open_backend(artefact, manifest.path_of(artefact.files[0]), classes=len(manifest.labels), threads=threads, hint=hint)
-    computed, reason = _computed(artefact, hint)
+    computed, reason = computed_precision(artefact, hint)
     why += reason
     if backend.fallback:
         why += f"; on the {backend.device}, because {backend.fallback}"
     return Engine(backend, manifest=manifest, target=artefact.target, precision=computed, why=why)
 
 
-def _computed(artefact: Artefact, hint: str | None) -> tuple[str, str]:
+def computed_precision(artefact: Artefact, hint: str | None) -> tuple[str, str]:
     """Return the precision that an engine computes in on this processor, and what `Engine.why` adds about it."""
     if artefact.target != "openvino" or artefact.precision == "int8":
         return artefact.precision, ""
@@ -144,7 +144,7 @@ def _candidate(manifest: Manifest, target: str, precision: str | None) -> tuple[
 
     def rank(item: Artefact) -> tuple[bool, bool, float, int]:
         # Where this processor computes in another precision than the engine's, the engine is no faster here than the fp32 one.
-        otherwise = why_not(target, item) is None and _computed(item, None)[0] != item.precision
+        otherwise = why_not(target, item) is None and computed_precision(item, None)[0] != item.precision
         time = item.figures["latency_ms_p50"] if timed else 0.0
         return (target, item.precision) != recommended, otherwise, time, _PREFERRED.index(item.precision)
 

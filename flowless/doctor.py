@@ -7,7 +7,7 @@ import importlib.util
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import tyro
 from rich.markup import escape
@@ -48,9 +48,10 @@ class Finding:
     """The command or package that adds it; empty where it works."""
 
 
-def examine() -> list[Finding]:
-    """Try everything that flowless can use on this machine; what fails becomes a finding and raises nothing."""
-    return [finding for part in (_decoders, _dali, _training, _building, _running, _measuring) for finding in part()]
+def examine(areas: Sequence[Area] = get_args(Area)) -> list[Finding]:
+    """Try everything that flowless can use on this machine in these areas; what fails becomes a finding and raises nothing."""
+    parts = {"decode": (_decoders, _dali), "train": (_training,), "build": (_building,), "run": (_running,), "measure": (_measuring,)}
+    return [finding for area in areas for part in parts[area] for finding in part()]
 
 
 def document(findings: list[Finding]) -> dict[str, Any]:

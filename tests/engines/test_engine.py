@@ -185,7 +185,7 @@ def test_many_threads_one_engine(engine):
 
 
 def test_the_bf16_hint_is_named(built):
-    """An engine says what OpenVINO computes in, which is not what it was asked for on every processor."""
+    """An engine reports the precision that OpenVINO computes in, which on some processors is not the hint's."""
     engine = flowless.load(built, hint="bf16")
     here = HINTS[openvino_core.computes_in("bf16")]
     assert (engine.target, engine.precision) == ("openvino", here)
@@ -195,7 +195,7 @@ def test_the_bf16_hint_is_named(built):
     np.testing.assert_allclose(engine(clip), exact, atol=0.2 * exact.std())
 
 
-#: A processor -> what OpenVINO computes in there when asked for f32, bf16 and f16.
+#: A processor -> what OpenVINO computes in there with the hints f32, bf16 and f16.
 PROCESSORS = {
     "AVX2": ("f32", "f32", "f32"),
     "AVX-512 without bf16, which is emulated": ("f32", "bf16", "f32"),
@@ -214,7 +214,7 @@ def test_what_is_computed_in_on_any_processor(processor, stored, hint, monkeypat
     monkeypatch.setattr(openvino_core, "computes_in", answers.__getitem__)
     own = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}[stored]
     artefact = Artefact(target="openvino", precision=stored, status="verified", files=("a",), options={"hint": own})
-    computed, told = loading._computed(artefact, hint)
+    computed, told = loading.computed_precision(artefact, hint)
     asked, found = hint or own, answers[hint or own]
     if stored == "int8":
         assert (computed, told) == ("int8", "")
@@ -222,7 +222,7 @@ def test_what_is_computed_in_on_any_processor(processor, stored, hint, monkeypat
         assert computed == HINTS[found]
         assert ("does not compute in" in told) == (found != asked)
     other = replace(artefact, target="onnxruntime")
-    assert loading._computed(other, None) == (stored, "")
+    assert loading.computed_precision(other, None) == (stored, "")
 
 
 def test_the_timed_clip_is_the_pipelines_clip(engine, videos):
