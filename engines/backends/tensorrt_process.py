@@ -46,7 +46,8 @@ class TensorRtProcess:
     def __init__(self, target: Target) -> None:
         self.target = target
         self.trt: Any = importlib.import_module(TARGETS[target].module)
-        self._lock = threading.RLock()
+        # Two locks, so that a message of one of TensorRT's own threads does not wait for a plugin that is being registered.
+        self._registry_lock, self._messages_lock = threading.RLock(), threading.RLock()
         self._open: list[tuple[int, ErrorMessages]] = []
         self.logger: Any = _make_logger(self.trt, self._record)
 
@@ -59,24 +60,24 @@ class TensorRtProcess:
     def errors(self) -> Iterator[ErrorMessages]:
         """Collect the errors that are logged within the block."""
         entry = (threading.get_ident(), ErrorMessages())
-        with self._lock:
+        with self._messages_lock:
             self._open.append(entry)
         try:
             yield entry[1]
         finally:
-            with self._lock:
+            with self._messages_lock:
                 self._open = [other for other in self._open if other is not entry]
 
     def _record(self, text: str) -> None:
         thread, line = threading.get_ident(), " ".join(text.split())
-        with self._lock:
+        with self._messages_lock:
             own = [messages for ident, messages in self._open if ident == thread]
             for messages in own or [messages for _, messages in self._open]:
                 messages.texts.append(line)
 
     def plugin_kind(self) -> str | None:
         """Return TensorRT's name for the kind of the PA op's registered plugin creator; None where none is registered."""
-        with self._lock:
+        with self._registry_lock:
             for item in self.trt.get_plugin_registry().all_creators:
                 if (item.name, item.plugin_version, item.plugin_namespace) == PLUGIN:
                     return item.interface_info.kind
@@ -87,7 +88,7 @@ class TensorRtProcess:
 
         The library stays loaded until the process ends. Returns None where TensorRT does not register the plugin from it.
         """
-        with self._lock:
+        with self._registry_lock:
             if self.plugin_kind() is None:
                 self.trt.get_plugin_registry().load_library(str(Path(library).absolute()))
             return self.plugin_kind()

@@ -1,4 +1,4 @@
-"""Which engines fit this machine, told in one line before anything is loaded."""
+"""Which engines fit this machine, decided before anything is loaded, and libraries that refuse an engine."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def engine(target: str, version: str | None, options: dict) -> Artefact:
     ("artefact", "here"),
     [
         (engine("tensorrt", "10.13.3.9", ON_A10), A10),
-        # what the driver does not tell, and what an older manifest does not record, is not held against an engine
+        # facts that the driver does not report or an older manifest does not record are not compared
         (engine("tensorrt", "10.13.3.9", ON_A10), dataclasses.replace(A10, gpu=None)),
         (engine("tensorrt", None, {}), A10),
         # portable: later versions of the same major version, TensorRT 11 for those of 10, and any GPU since Ampere
@@ -128,8 +128,8 @@ def test_engines_that_do_not_fit(artefact, here, says):
     line = mismatch(artefact, here)
     assert line is not None
     assert "\n" not in line
-    for words in [*says, f"; build it again with: flowless build BUNDLE --target {artefact.target} --precision fp16 --force"]:
-        assert words in line
+    for arguments in [*says, f"; build it again with: flowless build BUNDLE --target {artefact.target} --precision fp16 --force"]:
+        assert arguments in line
 
 
 @pytest.mark.parametrize("named", [[], [86, 89]])
@@ -183,7 +183,7 @@ def test_why_not_knows_what_is_here(built, monkeypatch):
 
 def test_without_a_gpu_nothing_is_imported(built, monkeypatch):
     monkeypatch.setattr(cuda_driver, "compute_capability", lambda: None)
-    monkeypatch.setattr(compatibility, "what_is_here", lambda *_: pytest.fail("asked for the version"))
+    monkeypatch.setattr(compatibility, "what_is_here", lambda *_: pytest.fail("imported the library"))
     artefact = read_manifest(built).artefact("tensorrt-rtx", "fp32")
     assert backends.why_not("tensorrt-rtx", artefact) == "there is no NVIDIA GPU here"
     with pytest.raises(FlowlessError, match="No NVIDIA GPU can be used here"):
@@ -262,7 +262,7 @@ Summary:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (REFUSED, "MaxPool-20: Kernel after dilation has size (dim: 3) larger than the data shape after padding (dim: 2) at axis 0."),
         ("Exception from src/x.cpp:1:\nCannot open the file.\n", "Cannot open the file."),
@@ -270,12 +270,12 @@ Summary:
         ("", "RuntimeError"),
     ],
 )
-def test_openvinos_reason_is_told_and_not_its_source_files(text, told):
-    assert openvino_reason(RuntimeError(text)) == told
+def test_openvinos_reason_is_told_and_not_its_source_files(text, message):
+    assert openvino_reason(RuntimeError(text)) == message
 
 
 def test_int8_sums_do_not_overflow_on_any_processor(tmp_path):
-    """Without VNNI two products of bytes are added in 16 bits: 255 x 127 twice is more. (ONNX Runtime knows a way around it.)"""
+    """Without VNNI two products of bytes are added in 16 bits: 255 x 127 twice is more. (ONNX Runtime has an option against it.)"""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 

@@ -95,9 +95,9 @@ def test_a_gpu_that_the_engine_was_not_built_for(built, monkeypatch):
     assert artefact is not None
     assert backends.why_not("tensorrt-rtx", artefact) is None
     chosen = replace(artefact, options={"compute_capabilities": [86, 89]})
-    told = backends.why_not("tensorrt-rtx", chosen)
-    assert told is not None
-    assert told.startswith("it was built for compute capability 86, 89 and the GPU here has 120; build it again with: flowless build")
+    message = backends.why_not("tensorrt-rtx", chosen)
+    assert message is not None
+    assert message.startswith("it was built for compute capability 86, 89 and the GPU here has 120; build it again with: flowless build")
 
 
 def test_on_a_gpu_that_tensorrt_rtx_does_not_know_the_next_engine_is_taken(built, monkeypatch):
@@ -111,7 +111,7 @@ def test_on_a_gpu_that_tensorrt_rtx_does_not_know_the_next_engine_is_taken(built
 
 
 @pytest.mark.parametrize(
-    ("asked", "says"),
+    ("arguments", "says"),
     [
         ({"target": "cuda"}, "target is 'cuda'; it must be one of tensorrt, tensorrt-rtx, openvino, onnxruntime"),
         ({"precision": "fp12"}, "precision is 'fp12'; it must be one of fp32, bf16, fp16, int8"),
@@ -121,9 +121,9 @@ def test_on_a_gpu_that_tensorrt_rtx_does_not_know_the_next_engine_is_taken(built
         ({"threads": 0}, "threads is 0"),
     ],
 )
-def test_what_load_refuses(asked, says, built):
+def test_what_load_refuses(arguments, says, built):
     with pytest.raises(FlowlessError, match=says):
-        flowless.load(built, **asked)
+        flowless.load(built, **arguments)
 
 
 def test_tensorrt_rtx_without_a_gpu(built):
@@ -210,17 +210,17 @@ PROCESSORS = {
 @pytest.mark.parametrize("stored", ["fp32", "bf16", "fp16", "int8"])
 @pytest.mark.parametrize("hint", [None, "f32", "bf16", "f16"])
 def test_what_is_computed_in_on_any_processor(processor, stored, hint, monkeypatch):
-    answers = dict(zip(HINTS, PROCESSORS[processor], strict=True))
-    monkeypatch.setattr(openvino_core, "computes_in", answers.__getitem__)
+    computes = dict(zip(HINTS, PROCESSORS[processor], strict=True))
+    monkeypatch.setattr(openvino_core, "computes_in", computes.__getitem__)
     own = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}[stored]
     artefact = Artefact(target="openvino", precision=stored, status="verified", files=("a",), options={"hint": own})
-    computed, told = loading.computed_precision(artefact, hint)
-    asked, found = hint or own, answers[hint or own]
+    computed, note = loading.computed_precision(artefact, hint)
+    wanted, found = hint or own, computes[hint or own]
     if stored == "int8":
-        assert (computed, told) == ("int8", "")
+        assert (computed, note) == ("int8", "")
     else:
         assert computed == HINTS[found]
-        assert ("does not compute in" in told) == (found != asked)
+        assert ("does not compute in" in note) == (found != wanted)
     other = replace(artefact, target="onnxruntime")
     assert loading.computed_precision(other, None) == (stored, "")
 

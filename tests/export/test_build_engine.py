@@ -220,7 +220,7 @@ def test_damaged_reference_clips(bundle):
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("arguments", "says"),
     [
         (["--target", "openvino", "--precision", "int8"], "int8 needs videos to measure its scales on"),
         (["--target", "openvino", "--precision", "int8", "--calibrate", "gone.jsonl"], "no such index"),
@@ -230,9 +230,9 @@ def test_damaged_reference_clips(bundle):
         (["--target", "tensorrt-rtx", "--batch", "4", "2", "1"], "MIN OPT MAX"),
     ],
 )
-def test_what_build_refuses(words, says, bundle, capsys):
+def test_what_build_refuses(arguments, says, bundle, capsys):
     before = contents(bundle)
-    assert main(["build", str(bundle), *words]) == 1
+    assert main(["build", str(bundle), *arguments]) == 1
     assert says.replace(" ", "") in "".join(capsys.readouterr().err.split())
     assert contents(bundle) == before
 

@@ -130,11 +130,11 @@ def test_int8_is_kept_with_its_calibration_record(learnt_bundle, calibration):
 
 @pytest.mark.slow
 def test_top1_may_not_fall(learnt_bundle, calibration, shapes, monkeypatch):
-    """An engine that always says the same loses accuracy; parity is loosened so that only the gate of accuracy can tell."""
+    """An engine whose scores never change loses accuracy; the limits of parity are widened, so that the gate of accuracy refuses it."""
     monkeypatch.setitem(TOLERANCE, ("int8", "CPU"), Tolerance(largest=1e9, snr=-1e9))
     honest = target_openvino.build_openvino
 
-    def dull(proto, folder, **rest):
+    def constant_scores(proto, folder, **rest):
         changed = onnx.ModelProto()
         changed.CopyFrom(proto)
         node = [node for node in changed.graph.node if node.op_type == "Gemm"][-1]
@@ -142,7 +142,7 @@ def test_top1_may_not_fall(learnt_bundle, calibration, shapes, monkeypatch):
         return honest(changed, folder, **rest)
 
     build(learnt_bundle, target="openvino", checks=KEEP)
-    monkeypatch.setattr(target_openvino, "build_openvino", dull)
+    monkeypatch.setattr(target_openvino, "build_openvino", constant_scores)
     checks = replace(KEEP, data=shapes / "train.index.jsonl")
     with pytest.raises(EngineRefused, match=r"top-1 falls from .* on 24 videos, by 91\.7 points") as caught:
         build(learnt_bundle, target="openvino", precision="int8", checks=checks, calibration=calibration)
@@ -152,13 +152,13 @@ def test_top1_may_not_fall(learnt_bundle, calibration, shapes, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_stricter_question_is_answered_again(learnt_bundle, shapes):
-    """An engine that was kept without a look at its top-1 is there already, until its top-1 is asked for."""
+def test_stricter_limits_verify_an_engine_again(learnt_bundle, shapes):
+    """An engine that was kept without measuring its top-1 is built again once its top-1 must be checked."""
     first = build(learnt_bundle, target="openvino")
     assert "top1" not in first.figures
-    asked = build(learnt_bundle, target="openvino", checks=Checks(data=shapes / "train.index.jsonl"))
-    assert asked.figures["top1"] == 1.0
-    assert build(learnt_bundle, target="openvino", checks=Checks(data=shapes / "train.index.jsonl")) == asked
+    checked = build(learnt_bundle, target="openvino", checks=Checks(data=shapes / "train.index.jsonl"))
+    assert checked.figures["top1"] == 1.0
+    assert build(learnt_bundle, target="openvino", checks=Checks(data=shapes / "train.index.jsonl")) == checked
 
 
 @pytest.mark.slow
@@ -195,7 +195,7 @@ def test_it_must_be_faster_than_the_fastest_kept_and_not_than_the_next_precision
 
 def test_an_engine_that_computes_in_something_else_is_named(exported, tmp_path, capsys):
     """ONNX Runtime has no half-precision convolution on x86: it casts back to fp32 without a word. On Arm it may have."""
-    if verdicts.said("onnxruntime", "fp16") != "fp32":
+    if verdicts.runs_in("onnxruntime", "fp16") != "fp32":
         pytest.skip("ONNX Runtime computes in fp16 on this processor")
     bundle = Path(shutil.copytree(exported, tmp_path / "bundle"))
     before = contents(bundle)

@@ -60,9 +60,9 @@ def cuda_headers() -> list[Path]:
     return [folder for folder in folders if (folder / "cuda_runtime_api.h").is_file()]
 
 
-def in_process(code: str, *words: str | Path) -> subprocess.CompletedProcess[str]:
+def in_process(code: str, *args: str | Path) -> subprocess.CompletedProcess[str]:
     """Run code apart: what a registry has loaded stays in its process, and TensorRT-RTX ends it at a plugin's layer."""
-    return subprocess.run([sys.executable, "-c", LISTEN + code, *map(str, words)], capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run([sys.executable, "-c", LISTEN + code, *map(str, args)], capture_output=True, text=True, check=False, timeout=120)
 
 
 LISTEN = """

@@ -40,9 +40,9 @@ def test_where_nothing_runs_the_lowest_precision_is():
 
 @pytest.mark.slow
 def test_auto_tries_all_and_tries_nothing_twice(learnt_bundle, calibration, shapes, capsys, monkeypatch):
-    words = ["build", str(learnt_bundle), "--target", "openvino", "--precision", "auto", "--json"]
-    words += ["--calibrate", str(calibration.index), "--data", str(shapes / "train.index.jsonl"), "--max-drop", "10"]
-    assert main(words) == 0
+    arguments = ["build", str(learnt_bundle), "--target", "openvino", "--precision", "auto", "--json"]
+    arguments += ["--calibrate", str(calibration.index), "--data", str(shapes / "train.index.jsonl"), "--max-drop", "10"]
+    assert main(arguments) == 0
     document = json.loads(capsys.readouterr().out)
     rows = {item["precision"]: item for item in document["engines"]}
     assert set(rows) == {"fp32", "bf16", "fp16", "int8"}
@@ -57,7 +57,7 @@ def test_auto_tries_all_and_tries_nothing_twice(learnt_bundle, calibration, shap
     manifest = read_manifest(learnt_bundle)
     assert {item["precision"] for item in manifest.trials} == set(rows)
     monkeypatch.setattr(build_engine, "compile_engine", lambda *_: pytest.fail("built again"))
-    assert main(words) == 0
+    assert main(arguments) == 0
     again = json.loads(capsys.readouterr().out)
     assert again == document
 
