@@ -174,7 +174,7 @@ def test_videos_given_by_the_user(checkpoint, exported, videos, tmp_path, capsys
     ("arguments", "says"),
     [
         (["{missing}", "--out", "{out}"], "missing.safetensors"),
-        (["{checkpoint}", "--out", "{full}"], "it is no bundle"),
+        (["{checkpoint}", "--out", "{full}"], "it is not a bundle"),
         (["{checkpoint}", "--out", "{file}"], "is a file"),
         (["{checkpoint}", "--out", "{out}", "--clips", "{file}"], "notes.txt"),
     ],
