@@ -104,8 +104,8 @@ def _order(manifest: Manifest, precision: str | None) -> list[Target]:
     """Return the targets in the order to try: those of GPUs first, then those of CPUs, the one measured fastest here first."""
     best = recommendation(manifest)
     there: dict[Target, list[Artefact]] = {name: _engines(manifest, name, precision) for name in TARGETS}
-    on_cpu = [name for name, engines in there.items() if engines and not TARGETS[name].gpu_to_run and why_not(name) is None]
-    measured = {name: time for name in on_cpu if (time := _time(there[name])) is not None}
+    on_cpu = [name for name, library in TARGETS.items() if there[name] and not library.gpu_to_run and why_not(name) is None]
+    measured = {name: latency for name in on_cpu if (latency := _latency(there[name])) is not None}
     # Times decide only where every candidate has one.
     times = measured if len(measured) == len(on_cpu) else {}
 
@@ -120,7 +120,7 @@ def _engines(manifest: Manifest, target: str, precision: str | None) -> list[Art
     return [item for item in manifest.artefacts if item.target == target and precision in {None, item.precision}]
 
 
-def _time(engines: Sequence[Artefact]) -> float | None:
+def _latency(engines: Sequence[Artefact]) -> float | None:
     """Return the shortest latency of engines, in ms a clip, measured when they were built; None where one was not timed here."""
     here = machine_name()
     times = [item.figures["latency_ms_p50"] for item in engines if item.figures.get("machine") == here]
@@ -140,7 +140,7 @@ def _candidate(manifest: Manifest, target: str, precision: str | None) -> tuple[
     if not there:
         return "the bundle has no such engine", None
     recommended = recommendation(manifest)
-    timed = _time(there) is not None
+    timed = _latency(there) is not None
 
     def rank(item: Artefact) -> tuple[bool, bool, float, int]:
         # Where this processor computes in another precision than the engine's, the engine is no faster here than the fp32 one.
