@@ -104,7 +104,7 @@ def _order(manifest: Manifest, precision: str | None) -> list[Target]:
     """Return the targets in the order to try: those of GPUs first, then those of CPUs, the one measured fastest here first."""
     best = recommendation(manifest)
     there: dict[Target, list[Artefact]] = {name: _engines(manifest, name, precision) for name in TARGETS}
-    on_cpu = [name for name, library in TARGETS.items() if there[name] and not library.gpu_to_run and why_not(name) is None]
+    on_cpu: list[Target] = [name for name, library in TARGETS.items() if there[name] and not library.gpu_to_run and why_not(name) is None]
     measured = {name: latency for name in on_cpu if (latency := _latency(there[name])) is not None}
     # Times decide only where every candidate has one.
     times = measured if len(measured) == len(on_cpu) else {}
