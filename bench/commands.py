@@ -1,4 +1,4 @@
-"""The command-line face of the benches: `doctor`, `demo`, `bench`."""
+"""The command lines of `flowless demo` and `flowless bench`."""
 
 from __future__ import annotations
 
@@ -30,23 +30,6 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
     "memory": ("flowless.bench.speed.video_memory:main", "memory of a batch of 4K clips, and over ten thousand clips"),
     "gpu": ("flowless.bench.gpu.command:main", "everything that needs a GPU: kernels, decoder, engines; says what is not here"),
 }
-
-
-def doctor(words: Sequence[str]) -> None:
-    """`flowless doctor`."""
-
-    def run(*, json: bool = False) -> None:
-        """Tell what this machine can decode, train on, build and run, and what to install for the rest.
-
-        Args:
-            json: print one JSON document instead of the table.
-        """
-        from flowless.doctor import document, examine, table
-
-        findings = examine()
-        emit(document(findings), table(findings), as_json=json)
-
-    tyro.cli(run, prog="flowless doctor", args=words)
 
 
 def demo(words: Sequence[str]) -> None:

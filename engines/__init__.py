@@ -1,4 +1,4 @@
-"""Loading a bundle and running it: numpy, PyAV, Pillow and one backend; no PyTorch, DALI or ONNX."""
+"""Loading a bundle and running it with numpy, PyAV, Pillow and one library of a target; without PyTorch, DALI or ONNX."""
 
 from flowless.engines.engine import Engine, Label, Prediction
 from flowless.engines.loading import load

@@ -1,4 +1,4 @@
-"""An engine: clips or video files in, scores or predictions out."""
+"""A loaded engine: clips in and scores out, or video files in and predictions out."""
 
 from __future__ import annotations
 
@@ -22,40 +22,40 @@ from flowless.errors import FlowlessError
 from flowless.machine import usable_cores
 from flowless.pipeline.clip.view_scores import ViewAverage
 
-#: Views of a video that are cut and scored together: thirty of them at once would be 190 MB.
+#: Views of a video that are cropped and scored together; thirty at once would take 190 MB.
 _VIEWS_AT_ONCE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Label:
-    """One answer."""
+    """A class with its score."""
 
     label: str
     """Name of the class."""
     index: int
-    """Its place among the labels."""
+    """Its index among the labels."""
     score: float
     """Probability: the softmax of the video's scores."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What an engine saw in one video, or why it could not look."""
+    """The prediction for one video, or why the video could not be read."""
 
     video: str
     """The file, as it was named."""
     top: tuple[Label, ...] = ()
-    """Likeliest classes first; empty where `error` says why."""
+    """Most likely classes first; empty where `error` is set."""
     scores: np.ndarray | None = field(default=None, repr=False, compare=False)
-    """float32 `[classes]`: the network's scores, averaged over the views by `spec.average`; their softmax are the probabilities."""
+    """float32 `[classes]`: the network's scores, averaged over the views by `spec.average`; their softmax gives the probabilities."""
     target: str = ""
     """Library that ran it."""
     precision: str = ""
-    """Arithmetic that it ran in."""
+    """Precision that it computed in."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Time of `decode`, `preprocess` and `engine`."""
     warning: str = ""
-    """What is missing of the video, such as packets that were lost; empty where it is whole."""
+    """What is missing from the video, such as lost packets; empty where nothing is."""
     error: str | None = None
     """Why the video could not be read; None where it could."""
 
@@ -75,7 +75,7 @@ def softmax(scores: np.ndarray) -> np.ndarray:
 
 
 def likeliest(scores: np.ndarray, labels: Sequence[str], top: int) -> tuple[Label, ...]:
-    """Return the `top` classes with the highest scores `[classes]`, likeliest first, with their softmax."""
+    """Return the `top` classes with the highest scores `[classes]`, the most likely first, with their softmax."""
     shares = softmax(scores)
     order: list[int] = np.argsort(-shares, kind="stable")[:top].tolist()
     return tuple(Label(label=labels[index], index=index, score=float(shares[index])) for index in order)
@@ -89,9 +89,9 @@ class Engine:
         labels: Class names in the order of the scores.
         model: The model's name.
         target: Library that runs it.
-        precision: Arithmetic that it runs in.
+        precision: Precision that it computes in.
         device: `CPU` or `GPU`.
-        why: Why this target was taken, in a sentence.
+        why: Why this target was chosen, in one sentence.
         manifest: The bundle's manifest.
     """
 
@@ -125,7 +125,7 @@ class Engine:
         if not isinstance(clip, np.ndarray) or clip.dtype != np.uint8:
             kind = clip.dtype if isinstance(clip, np.ndarray) else type(clip).__name__
             raise FlowlessError(
-                f"the clip is {kind}; an engine takes a numpy array of uint8, pixels from 0 to 255. Normalisation is inside."
+                f"the clip is {kind}; an engine takes a numpy array of uint8, pixels from 0 to 255. It normalises them itself."
             )
         if clip.ndim != 6 or clip.shape[1:] != self.spec.shape or len(clip) == 0:
             wanted = ", ".join(map(str, self.spec.shape))
@@ -138,11 +138,11 @@ class Engine:
 
     @property
     def online(self) -> bool:
-        """Whether the graph itself takes a frame and a memory (`flowless export --online`). It answers whole clips all the same."""
+        """Whether the graph takes a frame and a memory (`flowless export --online`). Such an engine scores whole clips as well."""
         return self.manifest.memory > 0
 
     def step(self, frame: np.ndarray, memory: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Score the newest frame of a film, or of several side by side, after those before it.
+        """Score the newest frame of a stream, or of several streams as a batch, with the frames before it.
 
         Args:
             frame: uint8 `[B, H, W, 3]`, resized and cropped as `ClipSpec` says.
@@ -171,10 +171,9 @@ class Engine:
         return self(clip[:, :, None]), clip[:, 1:]
 
     def predict(self, path: str | os.PathLike[str], top: int = 5) -> Prediction:
-        """Say what happens in a video.
+        """Recognise the action in a video.
 
-        The views that `spec.sampling` and `spec.crop` take are scored; by `spec.average` their scores are averaged and go through a
-        softmax, or their softmax is averaged.
+        The views of `spec.sampling` and `spec.crop` are scored; `spec.average` says whether they are averaged before or after the softmax.
 
         Args:
             path: The video.
@@ -188,14 +187,14 @@ class Engine:
     def predict_many(self, paths: Iterable[str | os.PathLike[str]], top: int = 5, *, workers: int | None = None) -> Iterator[Prediction]:
         """Predict videos in their order; the next ones are decoded while the engine runs.
 
-        A video that cannot be read comes as a `Prediction` with its `error`, and the others go on.
+        A video that cannot be read gives a `Prediction` with its `error`; the others are still predicted.
 
         Args:
             paths: The videos.
             top: Number of classes to name.
-            workers: Threads that decode; by default one a core, at most four. At most one clip more than that waits.
+            workers: Decoding threads; by default one per core, at most four. At most one clip more than that is held ready.
         """
-        # Here, in the calling thread: a Ctrl-C in the middle of an import would leave its lock held, and a thread that waits for it.
+        # Imported in the calling thread: a Ctrl-C within an import in a worker would leave the import lock held.
         importlib.import_module("flowless.pipeline.clip.preprocess")
         workers = workers or min(4, usable_cores())
         remaining = iter(paths)

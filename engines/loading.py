@@ -1,17 +1,19 @@
-"""Choosing the engine of a bundle that suits this machine, and opening it."""
+"""Loading a bundle: choosing the engine for this machine and opening it."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 
-from flowless.engines.backends.backend import HINTS, LIBRARIES, open_backend, other_arithmetic, why_not
-from flowless.engines.bundle.manifest import TARGETS, Artefact, Manifest, read_manifest
+from flowless.engines.backends.backend import open_backend, why_not
+from flowless.engines.backends.openvino_core import HINTS, other_arithmetic
+from flowless.engines.bundle.manifest import Artefact, Manifest, read_manifest
 from flowless.engines.engine import Engine
+from flowless.engines.targets import TARGETS, Target, find_target
 from flowless.errors import FlowlessError
 from flowless.machine import machine_name
 
-#: What is taken where several precisions are there: the quickest that an export has checked, last the exact one.
+#: Preference among a target's precisions: lower precisions were verified when they were built, so the exact one comes last.
 _PREFERRED = ("int8", "fp16", "bf16", "fp32")
 
 
@@ -23,27 +25,27 @@ def load(
     threads: int | None = None,
     hint: str | None = None,
 ) -> Engine:
-    """Load a bundle: the best target that this machine can run, unless one is named.
+    """Load a bundle: the fastest target that this machine can run, unless one is named.
 
-    Only the files that are loaded are compared with their fingerprints, so that a bundle of many engines opens quickly.
+    Only the files that are loaded are checked against their hashes, so that a bundle of many engines opens quickly.
 
     Args:
         bundle: The bundle's folder.
         target: `tensorrt`, `tensorrt-rtx`, `openvino` or `onnxruntime`; None takes the first of these that runs here.
         precision: `fp32`, `bf16`, `fp16` or `int8`; None takes what the bundle has for the target.
         threads: CPU threads; None lets the library choose.
-        hint: OpenVINO: arithmetic to compute an fp32 engine in, `f32` (the default), `bf16` or `f16`. `bf16` is about twice
-            as fast where the processor has it, and rounds to 8 bits; no export has compared it with PyTorch.
+        hint: OpenVINO: precision to compute an fp32 engine in, `f32` (the default), `bf16` or `f16`. `bf16` is about twice
+            as fast where the processor has it, and rounds to 8 bits; its scores were not compared with PyTorch's.
 
     Returns:
-        An engine; its `why` says what was chosen, and why not the others; its `precision` is what it computes in, and `why` says so
-        where OpenVINO, which falls back without a word, lacks on this processor what was asked for.
+        An engine. Its `why` says what was chosen and why not the others. Its `precision` is the one that it computes in; where OpenVINO
+        silently falls back to another one on this processor, `why` says so.
 
     Raises:
         FlowlessError: The bundle is damaged, or has no engine that runs here.
     """
-    if target is not None and target not in TARGETS:
-        raise FlowlessError(f"target is {target!r}; it must be one of {', '.join(TARGETS)}.")
+    if target is not None:
+        find_target(target)
     if precision is not None and precision not in _PREFERRED:
         raise FlowlessError(f"precision is {precision!r}; it must be one of {', '.join(reversed(_PREFERRED))}.")
     if hint is not None and hint not in HINTS:
@@ -58,15 +60,15 @@ def load(
     artefact, why = _choose(manifest, target, precision)
     manifest.check(artefact.files)
     backend = open_backend(artefact, manifest.path_of(artefact.files[0]), classes=len(manifest.labels), threads=threads, hint=hint)
-    computed, reason = _computed(artefact, hint)
+    computed, reason = computed_precision(artefact, hint)
     why += reason
     if backend.fallback:
         why += f"; on the {backend.device}, because {backend.fallback}"
     return Engine(backend, manifest=manifest, target=artefact.target, precision=computed, why=why)
 
 
-def _computed(artefact: Artefact, hint: str | None) -> tuple[str, str]:
-    """Return the precision that an engine computes in on this processor, and what `why` says of it."""
+def computed_precision(artefact: Artefact, hint: str | None) -> tuple[str, str]:
+    """Return the precision that an engine computes in on this processor, and what `Engine.why` adds about it."""
     if artefact.target != "openvino" or artefact.precision == "int8":
         return artefact.precision, ""
     asked = hint or artefact.options.get("hint", "f32")
@@ -83,7 +85,7 @@ def _choose(manifest: Manifest, target: str | None, precision: str | None) -> tu
         reason, artefact = _candidate(manifest, name, precision)
         if artefact is not None and reason is None:
             because = "asked for" if target else "the fastest engine of this bundle that runs here"
-            if not target and _recommended(manifest) == (name, artefact.precision):
+            if not target and recommendation(manifest) == (name, artefact.precision):
                 because = "what flowless build --precision auto found the fastest"
             why = f"{name} {artefact.precision}: {because} ({artefact.status})"
             return artefact, "; ".join([why, *passed_over])
@@ -98,19 +100,19 @@ def _choose(manifest: Manifest, target: str | None, precision: str | None) -> tu
     )
 
 
-def _order(manifest: Manifest, precision: str | None) -> list[str]:
-    """Return the targets in the order to try: a GPU's first, and of a processor's the one that was found the faster here."""
-    best = _recommended(manifest)
-    there = {name: _engines(manifest, name, precision) for name in TARGETS}
-    on_processor = [name for name, engines in there.items() if engines and not name.startswith("tensorrt") and why_not(name) is None]
-    found = {name: time for name in on_processor if (time := _time(there[name])) is not None}
-    # Where one was not timed, no time counts.
-    known = found if len(found) == len(on_processor) else {}
+def _order(manifest: Manifest, precision: str | None) -> list[Target]:
+    """Return the targets in the order to try: those of GPUs first, then those of CPUs, the one measured fastest here first."""
+    best = recommendation(manifest)
+    there: dict[Target, list[Artefact]] = {name: _engines(manifest, name, precision) for name in TARGETS}
+    on_cpu: list[Target] = [name for name, library in TARGETS.items() if there[name] and not library.gpu_to_run and why_not(name) is None]
+    measured = {name: latency for name in on_cpu if (latency := _latency(there[name])) is not None}
+    # Times decide only where every candidate has one.
+    times = measured if len(measured) == len(on_cpu) else {}
 
-    def rank(name: str) -> tuple[bool, bool, float, int]:
-        return not name.startswith("tensorrt"), best is None or name != best[0], known.get(name, 0.0), TARGETS.index(name)
+    def rank(name: Target) -> tuple[bool, bool, float]:
+        return not TARGETS[name].gpu_to_run, best is None or name != best[0], times.get(name, 0.0)
 
-    return sorted(TARGETS, key=rank)
+    return sorted(TARGETS, key=rank)  # stable: equal targets stay in the table's order
 
 
 def _engines(manifest: Manifest, target: str, precision: str | None) -> list[Artefact]:
@@ -118,34 +120,33 @@ def _engines(manifest: Manifest, target: str, precision: str | None) -> list[Art
     return [item for item in manifest.artefacts if item.target == target and precision in {None, item.precision}]
 
 
-def _time(engines: Sequence[Artefact]) -> float | None:
-    """Return the shortest time of a clip, in ms, that engines had when they were built; None where one was not timed on this machine."""
+def _latency(engines: Sequence[Artefact]) -> float | None:
+    """Return the shortest latency of engines, in ms a clip, measured when they were built; None where one was not timed here."""
     here = machine_name()
     times = [item.figures["latency_ms_p50"] for item in engines if item.figures.get("machine") == here]
     return min(times) if times and len(times) == len(engines) else None
 
 
-def _recommended(manifest: Manifest) -> tuple[str, str] | None:
-    """Return target and precision that `flowless build --precision auto` recommends, where it was run on a machine like this one."""
+def recommendation(manifest: Manifest) -> tuple[str, str] | None:
+    """Return the target and precision that `flowless build --precision auto` recommends for this machine; None without such a row."""
     rows = [row for row in manifest.trials if row.get("recommended")]
     here = machine_name() if rows else ""
     return next(((row["target"], row["precision"]) for row in rows if row.get("machine") == here), None)
 
 
 def _candidate(manifest: Manifest, target: str, precision: str | None) -> tuple[str | None, Artefact | None]:
-    """Return why a target cannot be taken (None where it can) and its artefact."""
+    """Return the artefact of a target to load, or why none of them can be loaded."""
     there = _engines(manifest, target, precision)
     if not there:
         return "the bundle has no such engine", None
-    found_best = _recommended(manifest)
-
-    timed = _time(there) is not None
+    recommended = recommendation(manifest)
+    timed = _latency(there) is not None
 
     def rank(item: Artefact) -> tuple[bool, bool, float, int]:
-        # What this processor would compute in another arithmetic is no quicker here than the exact engine.
-        otherwise = why_not(target, item) is None and _computed(item, None)[0] != item.precision
+        # Where this processor computes in another precision than the engine's, the engine is no faster here than the fp32 one.
+        otherwise = why_not(target, item) is None and computed_precision(item, None)[0] != item.precision
         time = item.figures["latency_ms_p50"] if timed else 0.0
-        return (target, item.precision) != found_best, otherwise, time, _PREFERRED.index(item.precision)
+        return (target, item.precision) != recommended, otherwise, time, _PREFERRED.index(item.precision)
 
     reasons = []
     for artefact in sorted(there, key=rank):
@@ -154,8 +155,3 @@ def _candidate(manifest: Manifest, target: str, precision: str | None) -> tuple[
             return None, artefact
         reasons.append(reason)
     return reasons[0], None
-
-
-def runnable() -> dict[str, str | None]:
-    """Return for each target why this machine cannot run it, None where it can."""
-    return {name: why_not(name) for name in LIBRARIES}

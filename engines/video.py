@@ -1,4 +1,4 @@
-"""From a video file to the views that the engine sees, with the time that each part took."""
+"""The views of a video file that an engine scores, with the time that each step took."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TimedClip:
-    """A video's views, and how long it took to make them."""
+    """A video's views, and the time that making them took."""
 
     views: ClipViews
-    """The views, cut when they are asked for."""
+    """The views, which are cropped when they are read."""
     decode: float
     """Seconds of reading, decoding and conversion to RGB."""
     preprocess: float
-    """Seconds of resizing; cutting the views comes on top."""
+    """Seconds of resizing, without cropping the views."""
     gaps: str
-    """What is missing of the video (`VideoInfo.gaps`)."""
+    """What is missing from the video (`VideoInfo.gaps`)."""
 
     @property
     def clip(self) -> np.ndarray:
@@ -35,12 +35,12 @@ class TimedClip:
 
 
 def timed_clip(path: str | os.PathLike[str], spec: ClipSpec) -> TimedClip:
-    """Make the views that `flowless.pipeline.clip.preprocess.load_clip` makes, and time its parts.
+    """Make the same views as `flowless.pipeline.clip.preprocess.load_clip`, and time the steps.
 
     Raises:
         FlowlessError: The file cannot be read.
     """
-    # PyAV is imported for a video alone: whoever has arrays needs none.
+    # Imported here because only video files need PyAV, arrays do not.
     from flowless.pipeline.clip.preprocess import load_views
     from flowless.pipeline.video.open_reader import open_reader
 

@@ -1,30 +1,45 @@
-"""`--precision auto`: every precision of every target tried, one recommended, and the table of what was found."""
+"""`--precision auto`: try every precision of every target, keep what passes, and recommend one engine for this machine."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from flowless.console import log
 from flowless.engines.backends.backend import why_not
-from flowless.engines.bundle.manifest import Artefact, Target, read_manifest
+from flowless.engines.bundle.manifest import Artefact, Manifest, read_manifest
+from flowless.engines.targets import Target
 from flowless.errors import FlowlessError
-from flowless.export.build_engine import build, engine_key
-from flowless.export.bundle_writer import keep_trials
+from flowless.export.build_engine import build
+from flowless.export.bundle_changes import keep_trials
 from flowless.export.precision.calibration import Calibration
 from flowless.export.precision.precisions import PRECISIONS
 from flowless.export.targets.build_options import BuildOptions
+from flowless.export.targets.engine_key import engine_key
 from flowless.export.verify.checks import Checks, EngineRefused
 from flowless.files import sha256_of
 from flowless.machine import machine_name
 
-#: Figures of a trial, as its row has them.
+#: Measured values of a row.
 _FIGURES = ("max_abs_diff", "snr_db", "top1", "fp32_top1", "latency_ms_p50")
 
-#: Rounds of the race between all that was kept, each of which every engine runs once.
-_ROUNDS = 15
+#: A row: `target`, `precision`, `kept`, `status` (or why it was not kept, and at which `gate`), `key`, `machine`, `checks`, figures.
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialSettings:
+    """What all trials of one call have in common."""
+
+    bundle: Path
+    options: BuildOptions
+    checks: Checks
+    calibration: Calibration | None
+    earlier: dict[tuple[str, str], Row]
+    """This machine's rows in the manifest, by target and precision."""
 
 
 def try_all(
@@ -34,77 +49,74 @@ def try_all(
     options: BuildOptions | None = None,
     checks: Checks | None = None,
     calibration: Calibration | None = None,
-) -> list[dict[str, Any]]:
-    """Try every precision of each target, and keep what passes.
+) -> list[Row]:
+    """Try every precision of each target, keep what passes, and recommend one of all engines that were tried on this machine.
 
-    Nothing that was tried before on this machine, with the same graph, options, videos and versions, is tried again.
+    A trial that was run before on this machine, with the same graph, options, videos and versions, is not run again. The manifest keeps
+    the rows. Rows of other targets that were tried on this machine before take part in the recommendation: it is one per machine.
 
     Returns:
-        One row a trial, as the manifest keeps them: `target`, `precision`, `kept`, `status` (or why it was not kept, and at which
-        `gate`), `key`, `machine`, and what was measured until then. `recommended` is true in one row at most.
+        One row per trial, as the manifest keeps them. `recommended` is true in at most one row, and in none where the recommended engine
+        is one of another target.
 
     Raises:
         FlowlessError: The bundle cannot be used, or no target takes it even in fp32.
     """
-    options, checks = options or BuildOptions(), checks or Checks()
-    here = machine_name()
-    before = {(row["target"], row["precision"]): row for row in read_manifest(bundle).trials if row.get("machine") == here}
-    rows: list[dict[str, Any]] = []
-    failed: FlowlessError | None = None
-    for target in targets:
-        try:
-            rows += _target_trials(bundle, target, (options.for_target(target), checks, calibration), before)
-        except FlowlessError as error:
-            # Without fp32 there is nothing to compare with: this target is given up, the others are not.
-            failed = failed or error
-            log.print(f"{bundle}: {target}: {error}", style="yellow", markup=False, soft_wrap=True)
-            rows += [_row(target, precision, f"not built: {_first_sentence(error)}") for precision in PRECISIONS]
-    if failed and not any(row["kept"] for row in rows):
-        raise failed
-    if any(row.get("new") for row in rows):
-        _race(bundle, rows, threads=options.threads)
-    best = recommended(rows)
-    rows = [{**{key: value for key, value in row.items() if key != "new"}, "machine": here, "recommended": row is best} for row in rows]
-    others = [row for row in read_manifest(bundle).trials if row["target"] not in targets]
+    rows = try_precisions(bundle, targets, options=options, checks=checks, calibration=calibration)
+    manifest, here = read_manifest(bundle), machine_name()
+    others = [dict(row) for row in manifest.trials if row["target"] not in targets]
+    mine = [*rows, *(row for row in others if row.get("machine") == here and _still_kept(manifest, row))]
+    built = [row.pop("new", False) for row in rows]
+    if any(built):
+        _time_interleaved(manifest, mine, threads=options.threads if options else None)
+    best = recommended(mine)
+    for row in (*rows, *(row for row in others if row.get("machine") == here)):
+        row |= {"machine": here, "recommended": row is best}
     keep_trials(bundle, [*others, *rows])
     return rows
 
 
-def _target_trials(
+def try_precisions(
     bundle: str | os.PathLike[str],
-    target: Target,
-    how: tuple[BuildOptions, Checks, Calibration | None],
-    before: dict[tuple[str, str], dict[str, Any]],
-) -> list[dict[str, Any]]:
-    """Try every precision of one target; raise where its fp32 engine cannot be built."""
-    rows = []
-    for precision in PRECISIONS:
-        if precision == "int8" and how[2] is None:
-            rows.append(_row(target, precision, "not tried: it needs videos, --calibrate INDEX"))
-        else:
-            rows.append(_trial(bundle, target, precision, how, before.get((target, precision))))
+    targets: Sequence[Target],
+    *,
+    options: BuildOptions | None = None,
+    checks: Checks | None = None,
+    calibration: Calibration | None = None,
+) -> list[Row]:
+    """Build every precision of each target, and keep what passes; the rows are not written, and nothing is recommended.
+
+    Returns:
+        One row per trial. `new` is true where an engine was built.
+
+    Raises:
+        FlowlessError: The bundle cannot be used, or no target takes it even in fp32.
+    """
+    options, here = options or BuildOptions(), machine_name()
+    settings = TrialSettings(
+        bundle=Path(bundle),
+        options=options,
+        checks=checks or Checks(),
+        calibration=calibration,
+        earlier={(row["target"], row["precision"]): row for row in read_manifest(bundle).trials if row.get("machine") == here},
+    )
+    rows: list[Row] = []
+    first_error: FlowlessError | None = None
+    for target in targets:
+        try:
+            rows += _try_target(settings, target)
+        except FlowlessError as error:
+            # Without an fp32 engine a target's lower precisions have nothing to be compared with. The other targets are still tried.
+            first_error = first_error or error
+            log.print(f"{bundle}: {target}: {error}", style="yellow", markup=False, soft_wrap=True)
+            rows += [_row(target, precision, f"not built: {_first_sentence(error)}") for precision in PRECISIONS]
+    if first_error and not any(row["kept"] for row in rows):
+        raise first_error
     return rows
 
 
-def _race(bundle: str | os.PathLike[str], rows: list[dict[str, Any]], *, threads: int | None) -> None:
-    """Time what was kept and runs here once more, all in turn: only so can one target's time be compared with another's."""
-    from flowless.engines.loading import load
-    from flowless.export.verify.reference import Reference
-    from flowless.timing import time_interleaved
-
-    manifest = read_manifest(bundle)
-    clip = Reference.load(manifest.path_of(manifest.reference), manifest.spec).clips[:1]
-    running = [row for row in rows if row["kept"] and row["status"] != "built, not run here"]
-    engines = {f"{row['target']} {row['precision']}": load(bundle, row["target"], row["precision"], threads=threads) for row in running}
-    found = time_interleaved(
-        {name: lambda engine=engine: engine(clip) for name, engine in engines.items()}, runs=_ROUNDS, warmup=2, warmup_each=1
-    )
-    for row in running:
-        row["latency_ms_p50"] = found[f"{row['target']} {row['precision']}"].p50_ms
-
-
-def recommended(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return the row to use: of what runs here the quickest, otherwise the lowest precision that was kept."""
+def recommended(rows: Sequence[Row]) -> Row | None:
+    """Return the row to use: the fastest of those that were timed here, otherwise the lowest precision that was kept."""
     kept = [row for row in rows if row["kept"]]
     timed = [row for row in kept if row.get("latency_ms_p50") is not None]
     if timed:
@@ -112,24 +124,38 @@ def recommended(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     return max(kept, key=lambda row: PRECISIONS.index(row["precision"]), default=None)
 
 
-def _trial(
-    bundle: str | os.PathLike[str],
-    target: Target,
-    precision: str,
-    how: tuple[BuildOptions, Checks, Calibration | None],
-    older: dict[str, Any] | None,
-) -> dict[str, Any]:
-    options, checks, calibration = how
-    manifest = read_manifest(bundle)
-    key = engine_key(manifest, target, precision, options, calibration)
-    asked = _asked(checks)
-    if older and older["key"] == key and not older["kept"] and not options.force and older.get("checks") == asked:
-        return older
-    row = {**_row(target, precision, ""), "key": key, "checks": asked}
+def row_of(record: Artefact) -> Row:
+    """Return the row of an engine that was kept."""
+    figures = {name: record.figures.get(name) for name in _FIGURES}
+    row = _row(record.target, record.precision, record.status) | figures
+    if why_not(record.target, record) is not None:
+        row["latency_ms_p50"] = None  # it was timed on another machine
+    return row | {"kept": True, "key": record.key, "max_abs_diff": record.max_abs_diff}
+
+
+def _try_target(settings: TrialSettings, target: Target) -> list[Row]:
+    """Try every precision of one target; raise where its fp32 engine cannot be built."""
+    rows = []
+    for precision in PRECISIONS:
+        if precision == "int8" and settings.calibration is None:
+            rows.append(_row(target, precision, "not tried: it needs videos, --calibrate INDEX"))
+        else:
+            rows.append(_try(settings, target, precision))
+    return rows
+
+
+def _try(settings: TrialSettings, target: Target, precision: str) -> Row:
+    bundle, checks, calibration = settings.bundle, settings.checks, settings.calibration
+    options = settings.options.for_target(target)
+    manifest, earlier = read_manifest(bundle), settings.earlier.get((target, precision))
+    key, limits = engine_key(manifest, target, precision, options, calibration), _limits(checks)
+    if earlier and earlier["key"] == key and not earlier["kept"] and not options.force and earlier.get("checks") == limits:
+        return dict(earlier)
+    row = {**_row(target, precision, ""), "key": key, "checks": limits}
     try:
         record = build(bundle, target=target, precision=precision, options=options, checks=checks, calibration=calibration)
-        if older and older["kept"] and older["key"] == record.key and record == manifest.artefact(target, precision):
-            return {**row_of(record), "latency_ms_p50": older["latency_ms_p50"]}
+        if earlier and earlier["kept"] and earlier["key"] == record.key and record == manifest.artefact(target, precision):
+            return {**row_of(record), "latency_ms_p50": earlier["latency_ms_p50"]}
         return {**row_of(record), "new": True}
     except EngineRefused as error:
         log.print(f"{bundle}: {error}", style="yellow", markup=False, soft_wrap=True)
@@ -142,20 +168,39 @@ def _trial(
         return {**row, "status": f"not built: {_first_sentence(error)}"}
 
 
-def row_of(record: Artefact) -> dict[str, Any]:
-    """Return the row of an engine that was kept."""
-    figures = {name: record.figures.get(name) for name in _FIGURES}
-    here = {} if why_not(record.target, record) is None else {"latency_ms_p50": None}
-    row = _row(record.target, record.precision, record.status)
-    return {**row, "kept": True, "key": record.key, **figures, "max_abs_diff": record.max_abs_diff, **here}
+def _still_kept(manifest: Manifest, row: Row) -> bool:
+    """Whether the bundle still has the engine of a row."""
+    artefact = manifest.artefact(row["target"], row["precision"])
+    return bool(row["kept"]) and artefact is not None and artefact.key == row["key"]
 
 
-def _row(target: str, precision: str, status: str) -> dict[str, Any]:
+def _runs_here(manifest: Manifest, row: Row) -> bool:
+    """Whether this machine can run the engine of a row that was kept."""
+    return row["status"] != "built, not run here" and why_not(row["target"], manifest.artefact(row["target"], row["precision"])) is None
+
+
+def _time_interleaved(manifest: Manifest, rows: Sequence[Row], *, threads: int | None) -> None:
+    """Time all kept engines that run here together, and write their latencies into the rows.
+
+    The gates have timed them target by target; only latencies that were measured interleaved can be compared between targets.
+    """
+    from flowless.engines.loading import load
+    from flowless.export.verify.reference import Reference
+    from flowless.export.verify.speed import interleaved_ms
+
+    clip = Reference.load(manifest.path_of(manifest.reference), manifest.spec).clips[:1]
+    running = {f"{row['target']} {row['precision']}": row for row in rows if row["kept"] and _runs_here(manifest, row)}
+    engines = {name: load(manifest.folder, row["target"], row["precision"], threads=threads) for name, row in running.items()}
+    for name, latency in interleaved_ms(engines, clip).items():
+        running[name]["latency_ms_p50"] = latency
+
+
+def _row(target: str, precision: str, status: str) -> Row:
     return {"target": target, "precision": precision, "kept": False, "status": status, "gate": "", "key": "", **dict.fromkeys(_FIGURES)}
 
 
-def _asked(checks: Checks) -> dict[str, Any]:
-    """Return what decides whether an engine that was not kept would be now."""
+def _limits(checks: Checks) -> dict[str, Any]:
+    """Return the limits of the gates as JSON values, to decide whether an engine that failed them must be tried again."""
     return {**asdict(checks), "data": sha256_of(checks.data) if checks.data else None}
 
 

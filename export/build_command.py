@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import tyro
 
 from flowless.console import emit, log
 from flowless.engines.bundle.manifest import Manifest, read_manifest
+from flowless.engines.loading import recommendation
+from flowless.engines.targets import Target
 from flowless.errors import FlowlessError
 from flowless.export.precision.calibration import Calibration
 from flowless.export.targets.build_options import BuildOptions
@@ -20,41 +21,41 @@ from flowless.export.verify.checks import Checks
 
 
 @dataclass(frozen=True, kw_only=True)
-class Build:
+class BuildArgs:
     """Build an engine into a bundle, and verify it before it is kept.
 
-    An engine that this machine can run passes four gates, or ends with exit code 3 and is not kept: its layers compute in what was
-    asked for; its scores on real clips are PyTorch's; with --data, its top-1 falls by at most --max-drop points; a lower
-    precision is faster than the one above it. An engine for a GPU that is not here is kept as "built, not run here".
+    An engine that this machine can run must pass four gates; otherwise it is not kept and the exit code is 3: its layers compute in the
+    precision of the graph; its scores on clips of videos are PyTorch's; with --data, its top-1 falls by at most --max-drop points; a
+    lower precision is faster than the higher ones. An engine for a GPU that is not here is kept as "built, not run here".
 
-    --precision auto tries them all, keeps what passes, and recommends one.
+    --precision auto tries all of them, keeps what passes, and recommends one.
     """
 
     bundle: tyro.conf.Positional[Path]
     """The bundle's folder, which flowless export wrote."""
-    target: Annotated[Literal["all", "openvino", "onnxruntime", "tensorrt-rtx", "tensorrt"], tyro.conf.arg()]
+    target: Literal["all", Target]
     """openvino: any CPU. onnxruntime: CPU or CUDA. tensorrt-rtx: RTX GPUs, built anywhere. tensorrt: the GPU here. all: every one that
     can be built here."""
     precision: Literal["fp32", "bf16", "fp16", "int8", "auto"] = "fp32"
-    """Arithmetic of the network's backbone. PA, normalisation, VAP and the classifier stay in fp32. auto: try all, recommend one."""
+    """Precision of the network's backbone. PA, normalisation, VAP and the classifier stay in fp32. auto: try all, recommend one."""
     calibrate: Path | None = None
-    """int8: index of videos to measure the scales on, from flowless scan; best of training videos."""
+    """int8: index of videos to measure the scales on, from flowless scan; training videos are best."""
     calibration_videos: int = 32
-    """int8: videos to measure on, one clip each, taken class by class in turn."""
+    """int8: number of videos to measure on, one clip each, alternating between the classes."""
     calibration_method: Literal["max", "entropy"] = "max"
-    """int8: max keeps the largest values seen, entropy cuts off rare large ones."""
+    """int8: max keeps the largest values seen, entropy clips rare large ones."""
     data: Path | None = None
     """Index of labelled videos, other than those of --calibrate: top-1 on them may fall by at most --max-drop."""
     max_drop: float = 0.5
     """Points of top-1, of 100, that a lower precision may lose."""
     keep_slower: bool = False
-    """Keep a lower precision though it is no faster here."""
+    """Keep a lower precision even if it is no faster here."""
     batch: tuple[int, int, int] = (1, 1, 8)
-    """MIN OPT MAX: batches that a TensorRT or TensorRT-RTX engine takes, and the one it is tuned for."""
+    """MIN OPT MAX: smallest and largest batch that a TensorRT or TensorRT-RTX engine takes, and the one that it is tuned for."""
     compute_capability: tuple[int, ...] = field(default=())
     """tensorrt-rtx: GPUs to build for, such as 86 89 (75, 80, 86, 89, 120, 121); none: any since Ampere."""
     portable: bool = False
-    """tensorrt: an engine that runs on every GPU since Ampere and in later versions of the same major version, at some speed."""
+    """tensorrt: an engine that runs on every GPU since Ampere and in later versions of the same major version, slower than others."""
     strip_weights: bool = False
     """tensorrt (tensorrt-rtx where there is a GPU): leave the weights out of the engine; loading takes them from the graph."""
     pa: Literal["function", "plugin"] = "function"
@@ -62,7 +63,7 @@ class Build:
     workspace: int | None = None
     """tensorrt, tensorrt-rtx: MiB of GPU memory that a layer may use while it runs; by default all there is."""
     optimization_level: int | None = None
-    """tensorrt, tensorrt-rtx: 0 builds quickest, 5 searches longest."""
+    """tensorrt, tensorrt-rtx: 0 builds fastest, 5 searches longest."""
     threads: int | None = None
     """CPU threads for the gates; by default the library chooses."""
     force: bool = False
@@ -76,11 +77,11 @@ class Build:
         return BuildOptions(compute_capabilities=self.compute_capability, **{name: getattr(self, name) for name in names})
 
     def checks(self) -> Checks:
-        """Return what an engine must pass."""
+        """Return the limits of the gates."""
         return Checks(data=self.data, max_drop=self.max_drop, slower=self.keep_slower)
 
     def calibration(self, manifest: Manifest) -> Calibration | None:
-        """Return what int8 is calibrated on, if anything."""
+        """Return the videos that int8 is calibrated on; None without --calibrate."""
         if self.calibrate is None:
             return None
         if not self.calibrate.is_file():
@@ -88,35 +89,36 @@ class Build:
         return Calibration(index=self.calibrate, spec=manifest.spec, videos=self.calibration_videos, method=self.calibration_method)
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Run `flowless build`."""
-    ask = tyro.cli(Build, args=list(sys.argv[1:] if words is None else words), prog="flowless build", description=inspect.getdoc(Build))
+    args = tyro.cli(BuildArgs, args=list(arguments), prog="flowless build", description=inspect.getdoc(BuildArgs))
     from flowless.export.auto_precision import row_of, try_all
-    from flowless.export.build_engine import build, build_all, buildable
+    from flowless.export.build_engine import build, build_all
+    from flowless.export.targets.builders import buildable
 
-    options, checks = ask.options(), ask.checks()
-    calibration = ask.calibration(read_manifest(ask.bundle))
-    how = {"options": options, "checks": checks, "calibration": calibration}
+    options, checks = args.options(), args.checks()
+    calibration = args.calibration(read_manifest(args.bundle))
+    shared: dict[str, Any] = {"options": options, "checks": checks, "calibration": calibration}
     left_out: dict[str, str] = {}
-    if ask.precision == "auto":
-        if ask.target == "all":
+    targets: list[Target]
+    if args.precision == "auto":
+        if args.target == "all":
             targets, left_out = buildable()
-            rows = try_all(ask.bundle, targets, **how)
         else:
-            options.check(ask.target)
-            rows = try_all(ask.bundle, (ask.target,), **how)
+            options.check(args.target)
+            targets = [args.target]
+        rows = try_all(args.bundle, targets, **shared)
     else:
-        if ask.target == "all":
-            built, left_out = build_all(ask.bundle, precision=ask.precision, **how)
+        if args.target == "all":
+            built, left_out = build_all(args.bundle, precision=args.precision, **shared)
         else:
-            built = [build(ask.bundle, target=ask.target, precision=ask.precision, **how)]
+            built = [build(args.bundle, target=args.target, precision=args.precision, **shared)]
         rows = [{**asdict(item), **row_of(item), "recommended": False} for item in built]
-    manifest = read_manifest(ask.bundle)
+    manifest = read_manifest(args.bundle)
     rows = [{**row, "bytes": _bytes(manifest, row)} for row in rows]
-    emit({"bundle": str(ask.bundle), "engines": rows, "left_out": left_out}, _table(rows, left_out), as_json=ask.json)
-    best = next((row for row in rows if row.get("recommended")), None)
-    if best:
-        log.print(f"recommended: {best['target']} {best['precision']}", markup=False)
+    emit({"bundle": str(args.bundle), "engines": rows, "left_out": left_out}, _table(rows, left_out), as_json=args.json)
+    if args.precision == "auto" and (best := recommendation(manifest)):
+        log.print(f"recommended: {best[0]} {best[1]}", markup=False)
     return 0
 
 

@@ -1,52 +1,63 @@
-"""`flowless build`, or `python export/build_engine.py`: an engine for a bundle, verified before it is kept."""
+"""Building an engine into a bundle: resolve -> graph for (target, precision) -> compile -> verify -> commit.
+
+`build` is that line; each step is a function of the build's context. `python export/build_engine.py` runs `flowless build`.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flowless import cuda_driver
 from flowless.console import log
-from flowless.engines.backends.backend import LIBRARIES, why_not
-from flowless.engines.bundle.compatibility import this_platform
-from flowless.engines.bundle.manifest import TARGETS, Artefact, Manifest, Target, read_manifest
-from flowless.errors import FlowlessError
+from flowless.engines.backends.backend import why_not
+from flowless.engines.bundle.manifest import Artefact, Manifest, read_manifest
+from flowless.engines.targets import TARGETS, Target, find_target
+from flowless.export.bundle_changes import ArtefactDraft, commit_artefact, open_draft
 from flowless.export.precision.calibration import Calibration
 from flowless.export.precision.precisions import check_precision
 from flowless.export.targets.build_options import BuildOptions
-from flowless.export.verify.checks import Checks
-from flowless.files import sha256_of
-from flowless.machine import installed_versions
+from flowless.export.targets.builders import buildable, builder_of, refuse_missing_library
+from flowless.export.targets.engine_key import engine_key
+from flowless.export.verify.checks import Checks, passed
 
 if TYPE_CHECKING:
-    import onnx
-
-#: Target -> the distributions whose versions decide its engines.
-_DISTRIBUTIONS = {
-    "openvino": ("openvino",),
-    "onnxruntime": ("onnxruntime-gpu", "onnxruntime"),
-    "tensorrt-rtx": ("tensorrt-rtx",),
-    "tensorrt": ("tensorrt",),
-}
-#: Raised whenever this code makes another engine of the same graph.
-_MAKER = 1
+    from flowless.export.precision.graph_cache import PreciseGraph
+    from flowless.export.verify.gates import Candidate
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """What is to be built, and what it must pass."""
+class BuildContext:
+    """What one build is to make, and what the bundle has."""
 
+    manifest: Manifest
+    """The bundle before the build."""
     target: Target
     precision: str
     options: BuildOptions
     checks: Checks
     calibration: Calibration | None
     key: str
+    """The engine's key, see `engine_key`."""
+    kept: Artefact | None
+    """The engine, where the bundle has it already; it need not be built."""
+
+    @property
+    def bundle(self) -> Path:
+        """The bundle's folder."""
+        return self.manifest.folder
+
+    @property
+    def is_graph(self) -> bool:
+        """Whether the engine is the bundle's graph itself, as ONNX Runtime's in fp32."""
+        return (self.target, self.precision) == ("onnxruntime", "fp32")
+
+    @property
+    def lacks_baseline(self) -> bool:
+        """Whether the target's fp32 engine, which lower precisions are compared with, must be built first."""
+        return self.precision != "fp32" and self.manifest.artefact(self.target, "fp32") is None and not why_not(self.target)
 
 
 def build(
@@ -60,54 +71,134 @@ def build(
 ) -> Artefact:
     """Build one engine into a bundle.
 
-    What this machine can run goes through the gates of `verify.py` before it is kept: layers, parity with PyTorch, top-1 on
-    `checks.data`, speed against the higher precision. An engine for a GPU that is not here is kept as `built, not run here`.
-    For a lower precision the target's fp32 engine is built first, to be the yardstick.
+    An engine that this machine can run must pass the gates of `verify/gates.py` before it is kept: layers, parity with PyTorch, top-1 on
+    `checks.data`, speed against the higher precisions. An engine for a GPU that is not here is kept as `built, not run here`. For a lower
+    precision the target's fp32 engine is built first, as the baseline.
 
     Args:
         bundle: The bundle's folder.
         target: `openvino`, `onnxruntime`, `tensorrt-rtx` or `tensorrt`.
         precision: `fp32`, `bf16`, `fp16` or `int8`.
         options: How to build.
-        checks: What it must pass.
+        checks: The limits of the gates.
         calibration: int8: the videos that its scales are measured on.
 
     Returns:
-        The engine's record in the manifest. One that is there already, of the same graph, options and versions, is returned
-        as it is, unless `options.force`.
+        The engine's record in the manifest. An engine of the same graph, options and versions that the bundle has already is returned
+        without building it, unless `options.force`.
 
     Raises:
         FlowlessError: The bundle is damaged, the target's library is missing, or it refuses the graph.
         EngineRefused: The engine failed a gate; nothing was kept.
     """
-    options, checks = options or BuildOptions(), checks or Checks()
-    if target not in TARGETS:
-        raise FlowlessError(f"target is {target!r}; it must be one of {', '.join(TARGETS)}.")
+    context = resolve(
+        bundle, target=target, precision=precision, options=options or BuildOptions(), checks=checks or Checks(), calibration=calibration
+    )
+    if context.kept is not None:
+        _print(context, f"{target} {precision} is there already ({context.kept.status}); --force builds it again")
+        return context.kept
+    if context.lacks_baseline:
+        build(bundle, target=target, options=options, checks=checks)
+    graph = make_graph(context)
+    with open_draft(context.bundle, target, precision, in_place=context.is_graph) as draft:
+        candidate = compile_engine(context, graph, draft)
+        record = verify_engine(context, candidate)
+        record = commit_artefact(draft, record, calibration=graph.calibration)
+    _print(context, _summary(record))
+    return record
+
+
+def resolve(
+    bundle: str | os.PathLike[str],
+    *,
+    target: Target,
+    precision: str,
+    options: BuildOptions,
+    checks: Checks,
+    calibration: Calibration | None,
+) -> BuildContext:
+    """Check the arguments and the bundle's files, and find out whether the bundle has the engine already."""
+    find_target(target)
     check_precision(precision)
     options.check(target)
     manifest = read_manifest(bundle)
     refuse_missing_library(target)
-    request = Request(
+    key = engine_key(manifest, target, precision, options, calibration)
+    there = manifest.artefact(target, precision)
+    kept = there if there and not options.force and there.key == key and passed(there, checks) else None
+    manifest.check(kept.files if kept else (manifest.graph, manifest.reference))
+    return BuildContext(
+        manifest=manifest,
         target=target,
         precision=precision,
         options=options,
         checks=checks,
         calibration=calibration,
-        key=engine_key(manifest, target, precision, options, calibration),
+        key=key,
+        kept=kept,
     )
-    there = manifest.artefact(target, precision)
-    if there and not options.force and there.key == request.key and passed(there, checks):
-        manifest.check(there.files)
-        already = f"{target} {precision} is there already ({there.status}); --force builds it again"
-        log.print(f"{manifest.folder}: {already}", markup=False, soft_wrap=True)
-        return there
-    if precision != "fp32" and manifest.artefact(target, "fp32") is None and not why_not(target):
-        build(bundle, target=target, options=options, checks=checks)
-        manifest = read_manifest(bundle)
-    manifest.check([manifest.graph, manifest.reference])
-    record = _make(manifest, request)
-    log.print(f"{manifest.folder}: {_told(record)}", markup=False, soft_wrap=True)
-    return record
+
+
+def make_graph(context: BuildContext) -> PreciseGraph:
+    """Return the graph that the engine is built from: in its precision, and changed for its target."""
+    from flowless.export.precision.graph_cache import precise_graph
+    from flowless.export.targets.target_graph import graph_for
+
+    graph = precise_graph(context.manifest, context.precision, context.calibration)
+    return replace(graph, proto=graph_for(graph.proto, target=context.target, precision=context.precision))
+
+
+def compile_engine(context: BuildContext, graph: PreciseGraph, draft: ArtefactDraft) -> Candidate:
+    """Build the engine into the draft's folder."""
+    from flowless.export.verify.gates import Candidate
+
+    target, precision, options = context.target, context.precision, context.options
+    if context.is_graph:
+        files, versions = (context.manifest.graph,), TARGETS[target].versions()
+        record = Artefact(target=target, precision=precision, status="built, not run here", files=files, versions=versions)
+    else:
+        record = builder_of(target)(graph.proto, draft.folder, precision=precision, options=_with_files(context))
+        if options.strip_weights and precision != "fp32":
+            (draft.folder / "weights.onnx").write_bytes(graph.proto.SerializeToString())
+            record = replace(record, files=(*record.files, "weights.onnx"))
+    return Candidate(
+        record=replace(record, key=context.key),
+        folder=draft.folder,
+        proto=graph.proto,
+        calibration=graph.calibration,
+        index=context.calibration.index if context.calibration else None,
+        threads=options.threads,
+    )
+
+
+def _with_files(context: BuildContext) -> BuildOptions:
+    """Return the options with the files that a build of TensorRT uses."""
+    options = context.options
+    if context.target == "tensorrt" and options.timing_cache is None:
+        from flowless.export.cache import cache_folder
+
+        options = replace(options, timing_cache=cache_folder() / "tensorrt" / "timing.cache")
+    if options.strip_weights:
+        options = replace(options, refit_from="../model.onnx" if context.precision == "fp32" else "weights.onnx")
+    return options
+
+
+def verify_engine(context: BuildContext, candidate: Candidate) -> Artefact:
+    """Put the engine through its gates; return its record with what was measured, or raise `EngineRefused`."""
+    from flowless.export.verify.gates import verified
+
+    return verified(read_manifest(context.bundle), candidate, context.checks)
+
+
+def _print(context: BuildContext, line: str) -> None:
+    log.print(f"{context.bundle}: {line}", markup=False, soft_wrap=True)
+
+
+def _summary(record: Artefact) -> str:
+    """Return what was built and measured, in one line."""
+    difference = "" if record.max_abs_diff is None else f"; differs from PyTorch by {record.max_abs_diff:.2g}"
+    speed = f"; {record.figures['latency_ms_p50']:.3g} ms a clip" if "latency_ms_p50" in record.figures else ""
+    return f"{record.target} {record.precision}: {record.status}{difference}{speed}"
 
 
 def build_all(
@@ -131,165 +222,12 @@ def build_all(
     for target, reason in left_out.items():
         log.print(f"{bundle}: {target} left out: {reason}", markup=False, soft_wrap=True)
     for target in targets:
-        suited = (options or BuildOptions()).for_target(target)
-        built.append(build(bundle, target=target, precision=precision, options=suited, checks=checks, calibration=calibration))
+        own = (options or BuildOptions()).for_target(target)
+        built.append(build(bundle, target=target, precision=precision, options=own, checks=checks, calibration=calibration))
     return built, left_out
 
 
-def buildable() -> tuple[list[Target], dict[str, str]]:
-    """Return the targets that this machine can build, and for each of the others the reason why not."""
-    can: list[Target] = []
-    left_out: dict[str, str] = {}
-    for target in reversed(TARGETS):
-        reason = why_not(target) if target != "tensorrt-rtx" else _missing_library(target)
-        if reason:
-            left_out[target] = reason
-        else:
-            can.append(target)
-    return can, left_out
-
-
-def engine_key(manifest: Manifest, target: Target, precision: str, options: BuildOptions, calibration: Calibration | None) -> str:
-    """Return the SHA-256 over everything that decides an engine: graph, precision, calibration, target, options, versions.
-
-    A TensorRT engine is also of one kind of GPU on one platform, unless it is portable, and of the plugin that lies beside it.
-    """
-    from flowless.export.precision.graph_cache import digest, graph_key
-
-    settings = {
-        name: getattr(options, name)
-        for name in ("batch", "compute_capabilities", "portable", "strip_weights", "workspace", "optimization_level", "pa")
-    }
-    if not target.startswith("tensorrt"):
-        settings = {}
-    if target == "tensorrt":
-        settings["plugin"] = _plugin_digest(options)
-        if not options.portable:
-            settings["gpu"] = [cuda_driver.gpu_name(), cuda_driver.compute_capability(), this_platform()]
-    versions = installed_versions(_DISTRIBUTIONS[target])
-    return digest([_MAKER, graph_key(manifest, precision, calibration), target, settings, versions])
-
-
-def _plugin_digest(options: BuildOptions) -> str | None:
-    """Return the SHA-256 of the plugin's library that a TensorRT engine gets; None for one without, or where it is not there."""
-    from flowless.export.plugin.plugin_library import find_library
-
-    library = options.plugin_library or (find_library() if options.pa == "plugin" else None)
-    return sha256_of(library) if library is not None and library.is_file() else None
-
-
-def _told(record: Artefact) -> str:
-    """Return what was built, and what was found, in a line."""
-    difference = "" if record.max_abs_diff is None else f"; differs from PyTorch by {record.max_abs_diff:.2g}"
-    speed = f"; {record.figures['latency_ms_p50']:.3g} ms a clip" if "latency_ms_p50" in record.figures else ""
-    return f"{record.target} {record.precision}: {record.status}{difference}{speed}"
-
-
-def _make(manifest: Manifest, request: Request) -> Artefact:
-    """Make the engine, take it through its gates, and keep it."""
-    from flowless.export.bundle_writer import add_artefact, add_graph_artefact
-    from flowless.export.precision.graph_cache import precise_graph
-    from flowless.export.targets.target_graph import graph_for
-    from flowless.export.verify.gates import Candidate, verified
-
-    target, precision = request.target, request.precision
-    graph = precise_graph(manifest, precision, request.calibration)
-    proto = graph_for(graph.proto, target=target, precision=precision)
-
-    def judged(record: Artefact, folder: Path) -> Artefact:
-        candidate = Candidate(
-            record=record,
-            folder=folder,
-            proto=proto,
-            calibration=graph.calibration,
-            index=request.calibration.index if request.calibration else None,
-            threads=request.options.threads,
-        )
-        return replace(verified(manifest, candidate, request.checks), key=request.key)
-
-    def make(folder: Path) -> Artefact:
-        options, extra = _placed(request, proto, folder)
-        record = _builder(target)(proto, folder, precision=precision, options=options)
-        return judged(replace(record, files=(*record.files, *extra)), folder)
-
-    if target == "onnxruntime" and precision == "fp32":
-        versions = installed_versions(_DISTRIBUTIONS[target])
-        record = Artefact(target=target, precision=precision, status="built, not run here", files=(manifest.graph,), versions=versions)
-        record = judged(record, manifest.folder)
-        add_graph_artefact(manifest.folder, record)
-        return record
-    done = add_artefact(manifest.folder, target, precision, make, calibration=graph.calibration)
-    record = done.artefact(target, precision)
-    assert record is not None
-    return record
-
-
-def _placed(request: Request, proto: onnx.ModelProto, folder: Path) -> tuple[BuildOptions, tuple[str, ...]]:
-    """Return the options with the files that a build needs named, and those that were written beside the engine."""
-    options, extra = request.options, ()
-    if request.target == "tensorrt" and options.timing_cache is None:
-        from flowless.export.cache import cache_folder
-
-        options = replace(options, timing_cache=cache_folder() / "tensorrt" / "timing.cache")
-    if options.strip_weights:
-        options = replace(options, refit_from="../model.onnx" if request.precision == "fp32" else "weights.onnx")
-        if request.precision != "fp32":
-            (folder / "weights.onnx").write_bytes(proto.SerializeToString())
-            extra = ("weights.onnx",)
-    return options, extra
-
-
-def passed(record: Artefact, checks: Checks) -> bool:
-    """Whether an engine that was kept passed at least these gates; one that cannot run here has passed what it can."""
-    if record.status == "built, not run here" or not checks.parity:
-        return True
-    drop = 100 * (record.figures.get("fp32_top1", 0.0) - record.figures.get("top1", 0.0))
-    known = checks.data is None or (record.figures.get("data") == sha256_of(checks.data) and drop <= checks.max_drop + 1e-9)
-    above = record.figures.get("above_latency_ms_p50")
-    quick = checks.slower or above is None or record.figures["latency_ms_p50"] < above
-    return record.status == "verified" and known and quick
-
-
-def _builder(target: Target) -> Callable[..., Artefact]:
-    if target == "openvino":
-        from flowless.export.targets.build_openvino import build_openvino
-
-        return build_openvino
-    if target == "onnxruntime":
-        from flowless.export.targets.build_onnxruntime import build_onnxruntime
-
-        return build_onnxruntime
-    from flowless.export.targets.build_tensorrt import build_tensorrt
-
-    return partial(build_tensorrt, target=target)
-
-
-def refuse_missing_library(target: Target) -> None:
-    """Raise `FlowlessError`, with what to install, where the target's library is not here."""
-    if reason := _missing_library(target):
-        hint = (
-            " It comes from NVIDIA's own index and needs an NVIDIA GPU; without one, build --target tensorrt-rtx."
-            if target == "tensorrt"
-            else ""
-        )
-        raise FlowlessError(f"--target {target}: {reason}.{hint}")
-
-
-def _missing_library(target: Target) -> str | None:
-    import importlib.util
-
-    module, install = LIBRARIES[target]
-    return None if importlib.util.find_spec(module) else f"{module} is not installed; add it with: {install}"
-
-
-def main(words: list[str] | None = None) -> int:
-    """Run `flowless build`."""
-    from flowless.export.build_command import main as run
-
-    return run(words)
-
-
 if __name__ == "__main__":
-    from flowless.cli import run_command
+    from flowless.cli import main
 
-    sys.exit(run_command(main))
+    sys.exit(main(["build", *sys.argv[1:]]))

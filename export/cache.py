@@ -1,4 +1,4 @@
-"""The cache of builds: where it lies, how large it may grow, and `flowless cache`, which shows and empties it."""
+"""The cache of builds: its folder, its size limit, and `flowless cache`, which shows and empties it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from rich.table import Table
 from flowless.console import emit
 from flowless.errors import FlowlessError
 
-#: Gigabytes that are kept where FLOWLESS_CACHE_GB does not say.
+#: Limit of the cache in GB where FLOWLESS_CACHE_GB is not set.
 DEFAULT_GB = 4.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What belongs together in the cache: files of one folder and one stem, such as a graph and its record."""
+    """Files of the cache that belong together: those of one folder and stem, such as a graph and its record."""
 
     files: tuple[Path, ...]
     size: int
@@ -32,17 +32,17 @@ class Entry:
 
 
 def cache_folder() -> Path:
-    """Return where graphs and timing caches are kept: `FLOWLESS_CACHE`, or `flowless` in the user's cache folder."""
+    """Return the folder of graphs and timing caches: `FLOWLESS_CACHE`, or `flowless` in the user's cache folder."""
     named = os.environ.get("FLOWLESS_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(named) if named else Path(base) / "flowless"
 
 
 def cache_limit() -> int:
-    """Return how many bytes may be kept: `FLOWLESS_CACHE_GB`, by default 4 GB.
+    """Return the limit in bytes: `FLOWLESS_CACHE_GB`, by default 4 GB.
 
     Raises:
-        FlowlessError: It is no number, or negative.
+        FlowlessError: FLOWLESS_CACHE_GB is not a number, or negative.
     """
     text = os.environ.get("FLOWLESS_CACHE_GB", str(DEFAULT_GB))
     try:
@@ -55,7 +55,7 @@ def cache_limit() -> int:
 
 
 def entries() -> list[Entry]:
-    """Return what the cache holds, the least recently used first. A file that another process removes meanwhile is left out."""
+    """Return the entries, the least recently used first. A file that another process removes meanwhile is left out."""
     found: dict[tuple[Path, str], list[tuple[Path, os.stat_result]]] = {}
     for folder in (cache_folder() / "graphs", cache_folder() / "tensorrt"):
         for path in folder.glob("*") if folder.is_dir() else ():
@@ -71,17 +71,17 @@ def entries() -> list[Entry]:
 
 
 def mark_used(path: Path) -> None:
-    """Note that a file of the cache is in use, which makes it the last to be removed."""
+    """Mark a file of the cache as used now, which makes it the last to be removed."""
     try:
         os.utime(path)
-    except OSError:  # a cache that may only be read
+    except OSError:  # a read-only cache
         return
 
 
 def shrink(limit: int) -> int:
-    """Remove the least recently used entries until what is left has at most `limit` bytes; return the bytes removed.
+    """Remove the least recently used entries until at most `limit` bytes are left; return the bytes removed.
 
-    What cannot be removed stays, and the next one goes instead: a build does not fail by its cache.
+    An entry that cannot be removed is skipped, so that a build does not fail because of its cache.
     """
     kept = entries()
     before = total = sum(entry.size for entry in kept)
@@ -97,25 +97,25 @@ def shrink(limit: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheArgs:
-    """Show what builds keep in the user's cache folder, or empty it.
+    """Show or empty the cache of builds in the user's cache folder.
 
-    Cast and quantised graphs are kept, so that no graph is calibrated twice, and TensorRT's timings. What was used least recently is
-    removed when there is more than FLOWLESS_CACHE_GB (4 by default; 0 keeps nothing). FLOWLESS_CACHE names another folder.
+    It holds cast and quantised graphs, so that no graph is calibrated twice, and TensorRT's timings. The least recently used entries are
+    removed when it exceeds FLOWLESS_CACHE_GB (4 by default; 0 keeps nothing). FLOWLESS_CACHE names another folder.
     """
 
     clear: bool = False
-    """Remove everything in it. Bundles and their engines stay as they are."""
+    """Remove everything in it. Bundles and their engines are not changed."""
     json: bool = False
     """Print one JSON document instead of a table."""
 
 
-def main(words: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Run `flowless cache`."""
-    asked = tyro.cli(CacheArgs, args=list(words), prog="flowless cache", description=inspect.getdoc(CacheArgs))
+    args = tyro.cli(CacheArgs, args=list(arguments), prog="flowless cache", description=inspect.getdoc(CacheArgs))
     limit = cache_limit()
-    removed = shrink(0) if asked.clear else 0
+    removed = shrink(0) if args.clear else 0
     found = entries()
-    if asked.clear and found:
+    if args.clear and found:
         raise FlowlessError(
             f"{cache_folder()}: {len(found)} of its entries cannot be removed, such as {found[0].files[0]}. Remove it by hand."
         )
@@ -129,6 +129,6 @@ def main(words: Sequence[str]) -> None:
     table = Table("", "", title=document["folder"], show_header=False)
     table.add_row("graphs and timings", str(document["entries"]))
     table.add_row("MB", f"{document['bytes'] / 1e6:.1f} of at most {limit / 1e6:.0f}")
-    if asked.clear:
+    if args.clear:
         table.add_row("MB removed", f"{removed / 1e6:.1f}")
-    emit(document, table, as_json=asked.json)
+    emit(document, table, as_json=args.json)

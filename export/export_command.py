@@ -1,4 +1,4 @@
-"""`flowless export`."""
+"""The command line of `flowless export`."""
 
 from __future__ import annotations
 
@@ -16,51 +16,51 @@ from flowless.pipeline.clip.spec import Average
 
 
 @dataclass(frozen=True, kw_only=True)
-class Export:
-    """Export a checkpoint to a bundle: a folder with the ONNX graph and all that a runtime must know.
+class ExportArgs:
+    """Export a checkpoint to a bundle: a folder with the ONNX graph and everything that running it needs.
 
-    The graph is run in ONNX Runtime and compared with PyTorch on real clips; scores that differ end with exit code 3, and no
+    The graph is run in ONNX Runtime and compared with PyTorch on clips of videos; where the scores differ, the exit code is 3 and no
     bundle is written. Build engines into the bundle with: flowless build BUNDLE --target all
     """
 
     checkpoint: tyro.conf.Positional[Path]
     """The .safetensors file that flowless train wrote."""
     out: Path
-    """The bundle's folder; an older bundle there is replaced."""
+    """The bundle's folder; an existing bundle there is replaced."""
     clips: tuple[Path, ...] = ()
     """Videos to compare on. Without --clips and --data some are generated."""
     views: ViewsOption | None = None
-    """Test protocol that the bundle is made for, where it is not the checkpoint's own; paper is the one that its recipe names. Those that
-    take larger frames (see flowless evaluate) need a bundle of their own, because a graph fixes the size."""
+    """Test protocol that the bundle is made for; by default the checkpoint's. paper is the one that its recipe names. Protocols with larger
+    frames (see flowless evaluate) need a separate bundle, because the size of the frames is fixed in the graph."""
     average: Average | None = None
-    """What the bundle averages over a video's views: logits, or softmax. Default: as the protocol says, or else the checkpoint."""
+    """What the bundle averages over a video's views: logits or softmax; by default the protocol's, or else the checkpoint's."""
     online: bool = False
-    """Export the online form: the graph takes one frame and the memory of those before it, and gives scores and the next memory. For
-    models that see one frame a segment (stm, tsm, tsn, pan-rgb). Such a bundle is built and used as any other."""
+    """Export the online form: the graph takes one frame and a memory of the frames before it, and returns scores and the next memory.
+    For models with one frame per segment (stm, tsm, tsn, pan-rgb). Such a bundle is built and used like any other."""
     data: Path | None = None
-    """An index of flowless scan whose first videos, one of each of up to 8 classes, are compared on."""
+    """An index of flowless scan: compare on the first video of each of up to 8 classes."""
     json: bool = False
     """Print one JSON document instead of a table."""
 
 
-def export(words: Sequence[str]) -> int:
+def export(arguments: Sequence[str]) -> int:
     """Run `flowless export`."""
-    ask = tyro.cli(Export, args=list(words), prog="flowless export", description=inspect.getdoc(Export))
-    if ask.clips and ask.data:
-        raise FlowlessError("--clips and --data are both given; they say the same thing twice. Give one.")
+    args = tyro.cli(ExportArgs, args=list(arguments), prog="flowless export", description=inspect.getdoc(ExportArgs))
+    if args.clips and args.data:
+        raise FlowlessError("--clips and --data both name the videos to compare on. Give one of them.")
     from rich.table import Table
 
     from flowless.export.bundle_writer import export_bundle
     from flowless.train.checkpoints import load_checkpoint
 
-    checkpoint = load_checkpoint(ask.checkpoint)
+    checkpoint = load_checkpoint(args.checkpoint)
     spec = checkpoint.spec
-    if ask.views is not None:
-        spec = protocol_spec(spec, paper_views(checkpoint.recipe) if ask.views == "paper" else ask.views)
-    checkpoint = replace(checkpoint, spec=replace(spec, average=ask.average or spec.average))
-    manifest = export_bundle(checkpoint, ask.out, videos=ask.clips or _videos_of(ask.data), online=ask.online)
+    if args.views is not None:
+        spec = protocol_spec(spec, paper_views(checkpoint.recipe) if args.views == "paper" else args.views)
+    checkpoint = replace(checkpoint, spec=replace(spec, average=args.average or spec.average))
+    manifest = export_bundle(checkpoint, args.out, videos=args.clips or _videos_of(args.data), online=args.online)
     document = {
-        "bundle": str(ask.out),
+        "bundle": str(args.out),
         "model": manifest.model,
         "labels": list(manifest.labels),
         "clip": manifest.spec.to_dict(),
@@ -73,9 +73,9 @@ def export(words: Sequence[str]) -> int:
     megabytes = sum(record.bytes for record in manifest.files.values()) / 1e6
     clip = " × ".join(map(str, manifest.spec.shape))
     table.add_row(
-        str(ask.out), manifest.model, str(len(manifest.labels)), clip, f"{manifest.parity['max_abs_diff']:.2g}", f"{megabytes:.1f}"
+        str(args.out), manifest.model, str(len(manifest.labels)), clip, f"{manifest.parity['max_abs_diff']:.2g}", f"{megabytes:.1f}"
     )
-    emit(document, table, as_json=ask.json)
+    emit(document, table, as_json=args.json)
     return 0
 
 

@@ -1,7 +1,7 @@
-"""The `flowless` command: one subcommand a stage, each a thin call into its package.
+"""The `flowless` command: one subcommand per stage, each a call into its package.
 
-Only the package of the chosen subcommand is imported, so `flowless --help` is instant and a runtime install, without
-PyTorch, still has every command that it can run.
+Only the chosen subcommand's package is imported, so that `flowless --help` is fast and an install without PyTorch has every command
+that it can run.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from flowless.errors import FlowlessError
 from flowless.interrupts import note_ctrl_c
 from flowless.thread_waiting import let_waiting_threads_sleep
 
-#: Subcommand -> the function that runs it (module:function, called with the remaining words), and what it does.
+#: Subcommand -> the function that runs it (module:function, called with the remaining arguments), and what it does.
 COMMANDS: dict[str, tuple[str, str]] = {
-    "demo": ("flowless.bench.commands:demo", "the whole way on generated videos, into runs/demo/"),
-    "doctor": ("flowless.bench.commands:doctor", "what this machine can decode, train, build and run, and what is missing for the rest"),
+    "demo": ("flowless.bench.commands:demo", "every stage on generated videos, into runs/demo/"),
+    "doctor": ("flowless.doctor:main", "what this machine can decode, train, build and run, and what is missing for the rest"),
     "scan": ("flowless.pipeline.commands:scan", "index a data set: frames, fps, rotation, label; every refused file with its reason"),
     "shapes": ("flowless.pipeline.commands:shapes", "generate Moving Shapes, the benchmark that needs no download"),
     "train": ("flowless.train.commands.train:train", "train a recipe, such as pan-lite-r50/something-v1"),
@@ -28,14 +28,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "fuse": ("flowless.train.commands.fuse:fuse", "put separately trained branches into one PAN-Full or PAN-En"),
     "evaluate": ("flowless.train.commands.evaluate:main", "top-1, top-5, mean class accuracy, confusion matrix of a checkpoint or bundle"),
     "export": ("flowless.export.export_command:export", "a bundle with model.onnx, checked against PyTorch"),
-    "build": ("flowless.export.build_engine:main", "build an engine into a bundle; verified before it is kept"),
-    "cache": ("flowless.export.cache:main", "what builds keep in the user's cache folder; --clear empties it"),
-    "predict": ("flowless.engines.commands:predict", "what happens in each video"),
+    "build": ("flowless.export.build_command:main", "build an engine into a bundle; verified before it is kept"),
+    "cache": ("flowless.export.cache:main", "the graphs and timings that builds keep in the user's cache folder; --clear empties it"),
+    "predict": ("flowless.engines.predict_command:predict", "recognise the action in each video"),
     "explain": ("flowless.export.explain.explain_command:main", "what a prediction rests on (page or film), or accuracy by class (--data)"),
     "bench": ("flowless.bench.commands:bench", "measure: speed, motion cues, the systems side by side; see flowless bench"),
 }
 
-#: Import name -> what to install, for the message where a package's libraries are not there.
+#: Import name -> the extra of flowless that installs it, for the message where a package is missing; the targets' are in their table.
 _EXTRAS = {
     "torch": "train",
     "lightning": "train",
@@ -47,28 +47,25 @@ _EXTRAS = {
     "sklearn": "train",
     "onnx": "export",
     "onnxscript": "export",
-    "onnxruntime": "onnxruntime",
     "nvidia": "dali",
-    "tensorrt_rtx": "rtx",
-    "tensorrt": "tensorrt",
 }
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Run one subcommand; return the exit code: 0 done, 1 the user's input, 2 usage, 3 a check that failed, 130 Ctrl-C."""
-    words = list(sys.argv[1:] if words is None else words)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand; return the exit code: 0 done, 1 the user's input, 2 usage, 3 a failed check, 130 Ctrl-C."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks ends no command
-    if not words or words[0] in {"-h", "--help"}:
+            stream.reconfigure(errors="backslashreplace")  # print also names that the terminal's encoding lacks
+    if not arguments or arguments[0] in {"-h", "--help"}:
         print(usage())
-        return 0 if words else 2
-    if words[0] == "--version":
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
         from flowless import __version__
 
         print(f"flowless {__version__}")
         return 0
-    name, rest = words[0], words[1:]
+    name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
         log.print(f"flowless: no command {name!r}. The commands are: {', '.join(COMMANDS)}.", style="red", markup=False, soft_wrap=True)
         return 2
@@ -87,15 +84,15 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "`flowless COMMAND --help` teaches one command. Exit codes: 0 done, 1 the input, 2 usage, 3 a check that failed, 130 Ctrl-C.",
+            "`flowless COMMAND --help` describes one command. Exit codes: 0 done, 1 the input, 2 usage, 3 a failed check, 130 Ctrl-C.",
         ]
     )
 
 
 def run_command(command: Callable[[], int | None]) -> int:
-    """Run `command`; turn what a user can cause into one paragraph and an exit code, never a traceback.
+    """Run `command` and return its exit code; print errors that the user can cause as one paragraph, without a traceback.
 
-    It must import PyTorch itself, if at all: how threads wait is set here, and read when PyTorch is loaded.
+    PyTorch must not be imported before: how its threads wait is set here, and PyTorch reads it when it is imported.
     """
     let_waiting_threads_sleep()
     try:
@@ -106,9 +103,9 @@ def run_command(command: Callable[[], int | None]) -> int:
         return error.exit_code
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        if missing not in _EXTRAS:
+        extra = _extra_of(missing)
+        if not extra:
             raise
-        extra = _EXTRAS[missing]
         log.print(
             f"flowless: this needs {missing}, which is not installed. Add it with: pip install 'flowless[{extra}]'",
             style="red",
@@ -120,6 +117,13 @@ def run_command(command: Callable[[], int | None]) -> int:
         return 130
     except BrokenPipeError:
         return 0
+
+
+def _extra_of(module: str) -> str:
+    """Return the extra of flowless that installs a module; empty where none does."""
+    from flowless.engines.targets import TARGETS
+
+    return _EXTRAS.get(module) or next((library.extra for library in TARGETS.values() if library.module == module), "")
 
 
 def _function(name: str) -> Callable[[Sequence[str]], int | None]:

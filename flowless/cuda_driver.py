@@ -88,30 +88,36 @@ class Gpu:
         if compute_capability() is None:
             raise FlowlessError(f"{_NO_GPU} Load another target: --target openvino.")
         self._buffers: dict[str, tuple[ctypes.c_uint64, int]] = {}
-        device = ctypes.c_int(0)
+        self._device = ctypes.c_int(0)
         self._context = ctypes.c_void_p()
         self._stream = ctypes.c_void_p()
-        _call("cuDeviceGet", ctypes.byref(device), 0)
-        _call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), device)
-        self.enter()
-        _call("cuStreamCreate", ctypes.byref(self._stream), 1)  # 1: CU_STREAM_NON_BLOCKING, no synchronisation with the default stream
+        _call("cuDeviceGet", ctypes.byref(self._device), 0)
+        _call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), self._device)
+        with self.entered():
+            _call("cuStreamCreate", ctypes.byref(self._stream), 1)  # 1: does not wait for the default stream
 
     def __del__(self) -> None:
         # At interpreter exit the driver may be unloaded already; the memory is then freed with the process.
         with contextlib.suppress(Exception):
-            self.enter()
-            for address, _ in self._buffers.values():
-                _call("cuMemFree_v2", address)
-            _call("cuStreamDestroy_v2", self._stream)
+            with self.entered():
+                for address, _ in self._buffers.values():
+                    _call("cuMemFree_v2", address)
+                _call("cuStreamDestroy_v2", self._stream)
+            _call("cuDevicePrimaryCtxRelease_v2", self._device)
 
     @property
     def stream(self) -> int:
         """The stream's handle (`CUstream`)."""
         return int(self._stream.value or 0)
 
-    def enter(self) -> None:
-        """Make the context current in this thread."""
-        _call("cuCtxSetCurrent", self._context)
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Make the context current in this thread within the block; the thread's own context, if any, is restored afterwards."""
+        _call("cuCtxPushCurrent_v2", self._context)
+        try:
+            yield
+        finally:
+            _call("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
 
     def buffer(self, name: str, size: int) -> int:
         """Return the device address of the buffer `name`, which has at least `size` bytes."""

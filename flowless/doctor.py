@@ -1,23 +1,27 @@
-"""What this machine can decode, train on, build and run; for what is missing, the one thing that adds it."""
+"""`flowless doctor`: what this machine can decode, train, build and run, and how to install what is missing."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+import tyro
 from rich.markup import escape
 from rich.table import Table
 
 from flowless import cuda_driver, thread_waiting
+from flowless.console import emit
+from flowless.engines.targets import TARGETS, Target
 from flowless.errors import FlowlessError, first_line
 from flowless.machine import environment, gpu_names
 
 Area = Literal["decode", "train", "build", "run", "measure"]
 
-#: What video files hold, as people call it, and FFmpeg's names of its decoders, the preferred first.
+#: Codec -> FFmpeg's names of its decoders, the preferred one first.
 CODECS = {
     "H.264": ("h264",),
     "HEVC": ("hevc",),
@@ -28,29 +32,30 @@ CODECS = {
     "MJPEG": ("mjpeg",),
 }
 _NEEDS_GPU = "an NVIDIA GPU with its driver"
-#: Its own extras bring CUDA's and cuDNN's libraries, of the version that it was built for.
+#: ONNX Runtime's extras install the CUDA and cuDNN libraries of the version that it was built for.
 _ORT_CUDA = "pip install 'onnxruntime-gpu[cuda,cudnn]', and a driver for its CUDA"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that this machine can or cannot do."""
+    """Whether this machine can do one thing."""
 
     area: Area
     what: str
     ok: bool
     detail: str
     remedy: str = ""
-    """The command or package that adds it; empty where it is there."""
+    """The command or package that adds it; empty where it works."""
 
 
-def examine() -> list[Finding]:
-    """Try everything that flowless may use here. Nothing that fails raises: it becomes a finding."""
-    return [finding for part in (_decoders, _dali, _training, _building, _running, _measuring) for finding in part()]
+def examine(areas: Sequence[Area] = get_args(Area)) -> list[Finding]:
+    """Try everything that flowless can use on this machine in these areas; what fails becomes a finding and raises nothing."""
+    parts = {"decode": (_decoders, _dali), "train": (_training,), "build": (_building,), "run": (_running,), "measure": (_measuring,)}
+    return [finding for area in areas for part in parts[area] for finding in part()]
 
 
 def document(findings: list[Finding]) -> dict[str, Any]:
-    """Return the findings with the environment, as JSON values."""
+    """Return the findings and the environment as JSON values."""
     return {"environment": environment(), "findings": [asdict(finding) for finding in findings]}
 
 
@@ -95,7 +100,7 @@ def _dali() -> Iterator[Finding]:
     if cuda_driver.compute_capability() is None:
         yield Finding(area="decode", what="NVDEC", ok=False, detail="no GPU here; frames come from PyAV", remedy=_NEEDS_GPU)
     else:
-        # A container sees the driver's decoders only where it was given them.
+        # A container has the driver's decoders only where it was started with them.
         yield _attempt(
             "decode", "NVDEC", _nvdec, remedy="the driver's libnvcuvid (in a container: NVIDIA_DRIVER_CAPABILITIES=compute,video)"
         )
@@ -112,7 +117,7 @@ def _nvdec() -> str:
         for codec, caps in found.items()
         if caps.supported
     ]
-    return f"the driver says that it decodes, in 8 bits of 4:2:0: {', '.join(listed) or 'nothing'}"
+    return f"8-bit 4:2:0 by the driver: {', '.join(listed) or 'nothing'}"
 
 
 def _run_dali_graph() -> str:
@@ -157,34 +162,32 @@ def _building() -> Iterator[Finding]:
     ok = _installed("onnx") and _installed("onnxscript") and _installed("torch")
     exporter = "onnx, onnxscript" if ok else "onnx, onnxscript or torch is missing"
     yield Finding(area="build", what="ONNX", ok=ok, detail=exporter, remedy="" if ok else "pip install 'flowless[export,train]'")
-    for module, what, remedy in (
-        ("openvino", "openvino", "pip install openvino"),
-        ("onnxruntime", "onnxruntime", "pip install 'flowless[onnxruntime]'"),
-        ("tensorrt_rtx", "tensorrt-rtx", "pip install 'flowless[rtx]'"),
-    ):
-        yield _attempt("build", what, lambda module=module: f"version {importlib.import_module(module).__version__}", remedy=remedy)
-    if not _installed("tensorrt"):
-        yield Finding(
-            area="build", what="tensorrt", ok=False, detail="not installed", remedy="pip install 'flowless[tensorrt]', on its GPU"
-        )
-    else:
-        yield Finding(area="build", what="tensorrt", ok=bool(gpu_names()), detail="installed", remedy="" if gpu_names() else _NEEDS_GPU)
+    for name, library in TARGETS.items():
+        remedy = f"{library.install}, on its GPU" if library.gpu_to_build else library.install
+        if library.gpu_to_build and not library.why_missing():
+            # Not imported here: without a GPU its libraries may not load.
+            yield Finding(area="build", what=name, ok=bool(gpu_names()), detail="installed", remedy="" if gpu_names() else _NEEDS_GPU)
+        else:
+            yield _attempt("build", name, lambda library=library: f"version {_import(library.module).__version__}", remedy=remedy)
 
 
 def _running() -> Iterator[Finding]:
     from flowless.engines.backends.backend import why_not
 
     has_gpu = cuda_driver.compute_capability() is not None
-    yield _attempt("run", "openvino", _openvino_devices, remedy="pip install openvino")
-    yield _attempt("run", "onnxruntime", _onnxruntime, remedy="pip install 'flowless[onnxruntime]'")
+    on_cpu: dict[Target, Callable[[], str]] = {"openvino": _openvino_devices, "onnxruntime": _onnxruntime}
+    for name, detail in on_cpu.items():
+        yield _attempt("run", name, detail, remedy=TARGETS[name].install)
     yield _attempt("run", "onnxruntime on CUDA", _onnxruntime_on_cuda, remedy=_ORT_CUDA if has_gpu else _NEEDS_GPU)
-    for module, what, extra in (("tensorrt_rtx", "tensorrt-rtx", "rtx"), ("tensorrt", "tensorrt", "tensorrt")):
-        if not _installed(module):
-            yield Finding(area="run", what=what, ok=False, detail="not installed", remedy=f"pip install 'flowless[{extra}]'")
-        elif reason := why_not(what):
-            yield Finding(area="run", what=what, ok=False, detail=reason, remedy="another target" if has_gpu else _NEEDS_GPU)
+    for name, library in TARGETS.items():
+        if not library.gpu_to_run:
+            continue
+        if library.why_missing():
+            yield Finding(area="run", what=name, ok=False, detail="not installed", remedy=library.install)
+        elif reason := why_not(name):
+            yield Finding(area="run", what=name, ok=False, detail=reason, remedy="another target" if has_gpu else _NEEDS_GPU)
         else:
-            yield Finding(area="run", what=what, ok=True, detail=", ".join(gpu_names()))
+            yield Finding(area="run", what=name, ok=True, detail=", ".join(gpu_names()))
 
 
 def _measuring() -> Iterator[Finding]:
@@ -192,7 +195,7 @@ def _measuring() -> Iterator[Finding]:
 
 
 def _opencv_flows() -> str:
-    cv2 = importlib.import_module("cv2")
+    cv2 = _import("cv2")
     contrib = hasattr(cv2, "optflow")
     return f"OpenCV {cv2.__version__}: {'TV-L1, ' if contrib else ''}Farneback, DIS{'' if contrib else '; TV-L1 is in its contrib modules'}"
 
@@ -208,7 +211,7 @@ def _openvino_devices() -> str:
 
 
 def _onnxruntime() -> str:
-    return f"version {importlib.import_module('onnxruntime').__version__}, on the CPU"
+    return f"version {_import('onnxruntime').__version__}, on the CPU"
 
 
 def _onnxruntime_on_cuda() -> str:
@@ -216,18 +219,22 @@ def _onnxruntime_on_cuda() -> str:
 
     if reason := why_not_cuda():
         raise FlowlessError(reason)
-    return f"CUDA {importlib.import_module('onnxruntime').cuda_version}"
+    return f"CUDA {_import('onnxruntime').cuda_version}"
 
 
 def _attempt(area: Area, what: str, try_it: Callable[[], str], *, remedy: str) -> Finding:
-    """Run `try_it`, which returns the detail; whatever it raises is the finding that this does not work here."""
+    """Run `try_it`, which returns the detail; any exception becomes the finding that it does not work here."""
     try:
         return Finding(area=area, what=what, ok=True, detail=try_it())
     except ModuleNotFoundError:
         return Finding(area=area, what=what, ok=False, detail="not installed", remedy=remedy)
-    except Exception as error:  # a library that is there but broken must not end the examination
+    except Exception as error:  # an installed but broken library must not end the command
         kind = "" if isinstance(error, FlowlessError) else f"{type(error).__name__}: "
         return Finding(area=area, what=what, ok=False, detail=kind + first_line(error), remedy=remedy)
+
+
+def _import(module: str) -> Any:
+    return importlib.import_module(module)
 
 
 def _installed(module: str) -> bool:
@@ -235,3 +242,18 @@ def _installed(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:
         return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorArgs:
+    """Show what this machine can decode, train, build and run, and how to install what is missing."""
+
+    json: bool = False
+    """Print one JSON document instead of a table."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run `flowless doctor`."""
+    args = tyro.cli(DoctorArgs, args=list(arguments), prog="flowless doctor", description=inspect.getdoc(DoctorArgs))
+    findings = examine()
+    emit(document(findings), table(findings), as_json=args.json)

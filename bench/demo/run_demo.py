@@ -149,8 +149,8 @@ def _gate_index(val: DatasetIndex, path: Path) -> Path:
 def _build(bundle: Path, train: Path, gate: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Try every precision of every target that this machine can build; return the trials, and why the other targets were left out."""
     from flowless.export.auto_precision import try_all
-    from flowless.export.build_engine import buildable
     from flowless.export.precision.calibration import Calibration
+    from flowless.export.targets.builders import buildable
     from flowless.export.verify.checks import Checks
 
     targets, left_out = buildable()

@@ -33,14 +33,15 @@ class TensorRtRunner:
         Raises:
             FlowlessError: The library cannot read the engine here.
         """
-        from flowless.engines.backends.tensorrt_backend import TensorRt, listener_of, open_engine
+        from flowless.engines.backends.tensorrt_backend import TensorRt, open_engine
+        from flowless.engines.backends.tensorrt_process import tensorrt_process
 
-        trt = importlib.import_module(_MODULES[artefact.target])
-        self._backend = TensorRt(path, artefact=artefact, module=_MODULES[artefact.target], classes=classes)
-        listener = listener_of(trt)
+        process = tensorrt_process(artefact.target)
+        trt = process.trt
+        self._backend = TensorRt(path, artefact=artefact, classes=classes)
         # The runtime, and the engine after it, must outlive the context.
-        self._runtime = trt.Runtime(listener)
-        self._engine = open_engine(trt, self._runtime, path, artefact=artefact, said=listener.said)
+        self._runtime = trt.Runtime(process.logger)
+        self._engine = open_engine(process, self._runtime, path, artefact=artefact)
         self._context = self._engine.create_execution_context()
         self._stream, self._classes = torch.cuda.Stream(), classes
         names = [self._engine.get_tensor_name(place) for place in range(self._engine.num_io_tensors)]

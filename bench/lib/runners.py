@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flowless.console import log
-from flowless.engines.backends.backend import HINTS, open_backend, other_arithmetic, why_not
-from flowless.engines.bundle.manifest import TARGETS, Manifest, Target, read_manifest
+from flowless.engines.backends.backend import open_backend, why_not
+from flowless.engines.backends.openvino_core import HINTS, other_arithmetic
+from flowless.engines.bundle.manifest import Manifest, read_manifest
+from flowless.engines.targets import TARGETS, Target
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.timing import time_interleaved

@@ -10,7 +10,8 @@ from torch import nn
 
 from flowless.bench.lib.networks import Eager
 from flowless.bench.lib.runners import Runner, why_not_in
-from flowless.engines.backends.backend import HINTS, open_backend, why_not
+from flowless.engines.backends.backend import open_backend, why_not
+from flowless.engines.backends.openvino_core import HINTS
 from flowless.engines.bundle.manifest import Artefact
 from flowless.export.graph.export_graph import export_onnx, inlined, read_graph
 from flowless.export.targets.openvino_layout import differences_first

@@ -20,7 +20,8 @@ from flowless.files import refuse_unwritable, write_json
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from flowless.engines.bundle.manifest import Artefact, Target
+    from flowless.engines.bundle.manifest import Artefact
+    from flowless.engines.targets import Target
     from flowless.export.precision.calibration import Calibration
     from flowless.export.precision.graph_cache import PreciseGraph
     from flowless.export.verify.checks import Checks
@@ -98,7 +99,7 @@ def measure(settings: ExportTime) -> dict[str, Any]:
         CheckFailed: The bundle or an engine failed a gate: there is nothing verified whose time could be told.
     """
     from flowless.bench.lib.system_load import busy_share, judged
-    from flowless.export.build_engine import refuse_missing_library
+    from flowless.export.targets.builders import refuse_missing_library
     from flowless.machine import environment
 
     refuse_missing_library(settings.target)  # now, and not after the export

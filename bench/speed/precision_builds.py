@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from flowless.console import log
-from flowless.engines.bundle.manifest import Target, read_manifest
+from flowless.engines.bundle.manifest import read_manifest
+from flowless.engines.targets import Target
 from flowless.errors import FlowlessError
 from flowless.export.precision.calibration import Calibration
 from flowless.export.precision.precisions import PRECISIONS
@@ -104,7 +105,7 @@ def build_precisions(
         One JSON row each: `target`, `precision`, `status`, `gate`, `megabytes`, `graph_s` (seconds to cast or to calibrate and
         quantise the graph, which all targets share), `build_s` (seconds of the target's own build, with its gates).
     """
-    from flowless.export.build_engine import buildable
+    from flowless.export.targets.builders import buildable
 
     chosen = list(targets)
     if not chosen:

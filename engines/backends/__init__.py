@@ -1,1 +1,1 @@
-"""The libraries that run an engine, each behind one interface."""
+"""The libraries that run an engine, behind one interface."""

@@ -1,6 +1,6 @@
-"""ONNX Runtime's CUDA provider: sessions on it where it starts, and the reason where it does not.
+"""ONNX Runtime's CUDA provider: sessions that use it where it starts, and the reason where it does not.
 
-ONNX Runtime itself goes on on the CPU, says why in its log alone, and raises nothing.
+ONNX Runtime itself falls back to the CPU, writes the reason to its log and raises nothing.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from flowless import cuda_driver
 from flowless.errors import first_line
 
 PROVIDER = "CUDAExecutionProvider"
-#: An ONNX model of one node, Identity of float32 (opset 17, IR 8): enough to see whether the provider starts.
+#: An ONNX model of one node, Identity of float32 (opset 17, IR 8): enough to find out whether the provider starts.
 SMALLEST = (
     b'\x08\x08:+\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x01gZ\t\n\x01x\x12\x04\n\x02\x08\x01'
     b"b\t\n\x01y\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x11"
 )
-#: The part of an error of the provider that says what failed; around it stand C++ signatures and source files.
+#: The part of a provider's error message that says what failed, without the C++ signatures and source files around it.
 _FAILURE = re.compile(r"(?:CUDA|CUDNN|CUBLAS) failure -?\d+: [^;]+")
 
 
 def why_not_cuda() -> str | None:
-    """Say in one line why ONNX Runtime cannot use a GPU here; None where it can. Tried once in a process."""
+    """Return in one line why ONNX Runtime cannot use a GPU here; None where it can. Tried once per process."""
     if cuda_driver.compute_capability() is None:
         return "there is no NVIDIA GPU here"
     if PROVIDER not in onnxruntime.get_available_providers():
@@ -51,8 +51,8 @@ def open_session(model: os.PathLike[str] | bytes, options: onnxruntime.SessionOp
     if reason is None:
         try:
             return open_on_cuda(model, options), None
-        except Exception as error:  # what is wrong with the model itself is raised again on the CPU
-            reason = f"the CUDA provider does not take this graph ({_told(error)})"
+        except Exception as error:  # a fault of the model itself is raised again on the CPU
+            reason = f"the CUDA provider does not take this graph ({_failure(error)})"
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"]), reason
 
 
@@ -62,29 +62,29 @@ def open_on_cuda(model: os.PathLike[str] | bytes, options: onnxruntime.SessionOp
     Args:
         model: The file, or the model's bytes.
         options: ONNX Runtime's options.
-        tf32: Whether fp32 may be computed in TF32 (10 bits of mantissa, ONNX Runtime's default): fp32 means float32 unless asked.
+        tf32: Whether fp32 may be computed in TF32 (10 bits of mantissa, ONNX Runtime's default): here fp32 means float32 by default.
 
     Raises:
         RuntimeError: The provider does not start; or whatever ONNX Runtime raises for this model.
     """
     providers = [(PROVIDER, {"use_tf32": str(int(tf32))}), "CPUExecutionProvider"]
-    # Its own fallback prints on standard output, and goes on on the CPU.
+    # Its fallback to the CPU is switched off because it prints on standard output.
     session = onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
     if PROVIDER not in session.get_providers():
-        raise RuntimeError(_loader_says())
+        raise RuntimeError(_loader_error())
     return session
 
 
 @functools.cache
 def _start() -> str | None:
-    """Open the smallest session on the provider; return what prevents it."""
+    """Open the smallest session on the provider; return why it does not open, None where it does."""
     _preload()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     try:
         open_on_cuda(SMALLEST, options)
-    except Exception as error:  # the library raises types of its own, one of them plain RuntimeError
-        reason = _told(error)
+    except Exception as error:  # the library's own exception types, among them plain RuntimeError
+        reason = _failure(error)
     else:
         return None
     version = f"onnxruntime {onnxruntime.__version__}"
@@ -94,10 +94,10 @@ def _start() -> str | None:
 
 
 def _preload() -> None:
-    """Load CUDA's and cuDNN's libraries as pip installs them, for the provider to find."""
+    """Load the CUDA and cuDNN libraries that pip installed, so that the provider finds them."""
     if not hasattr(onnxruntime, "preload_dlls"):
         return
-    # What it does not find it prints on standard output, which may be a JSON document's: `print` is hidden from this module alone.
+    # It prints what it does not find on standard output, where a JSON document may go: hide `print` from this module only.
     setattr(onnxruntime, "print", lambda *_, **__: None)  # noqa: B010  it has no such attribute
     try:
         onnxruntime.preload_dlls()
@@ -105,8 +105,8 @@ def _preload() -> None:
         delattr(onnxruntime, "print")
 
 
-def _loader_says() -> str:
-    """Load the provider's library as ONNX Runtime did, for the system's word on what is missing."""
+def _loader_error() -> str:
+    """Load the provider's library as ONNX Runtime did, and return the system's error message."""
     folder = Path(onnxruntime.__file__).parent / "capi"
     pattern = "onnxruntime_providers_{}.dll" if sys.platform == "win32" else "libonnxruntime_providers_{}.so"
     try:
@@ -114,9 +114,9 @@ def _loader_says() -> str:
         ctypes.CDLL(str(folder / pattern.format("cuda")))
     except OSError as error:
         return first_line(error).replace(f"{folder}/", "")
-    return "its log says why, on standard error"
+    return "the reason is in its log, on standard error"
 
 
-def _told(error: Exception) -> str:
+def _failure(error: Exception) -> str:
     found = _FAILURE.search(str(error))
     return found[0].strip() if found else first_line(error)

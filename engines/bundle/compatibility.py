@@ -1,4 +1,4 @@
-"""Whether an engine of TensorRT or TensorRT-RTX fits this machine, told before anything is loaded."""
+"""Whether an engine of TensorRT or TensorRT-RTX can run on this machine, decided from its record before it is loaded."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from flowless import cuda_driver
 from flowless.engines.bundle.manifest import Artefact
+from flowless.engines.targets import TARGETS
 
 #: The oldest GPUs that run what was built for no GPU in particular: Ampere.
 _AMPERE = 80
@@ -18,18 +19,18 @@ _ALSO_RUNS = {11: 10, 10: 8}
 
 @dataclass(frozen=True, kw_only=True)
 class Here:
-    """What an engine would run on."""
+    """The library, GPU and system of this machine."""
 
     version: str
     """Version of the library, `10.13.3.9`."""
     capability: int
     """The GPU's compute capability, 86 for 8.6."""
     gpu: str | None
-    """The GPU's name; None where the driver does not tell."""
+    """The GPU's name; None where the driver does not report one."""
     platform: str
     """System and processor, `linux-x86_64`."""
     known: tuple[int, ...] = ()
-    """Compute capabilities that the library itself names (TensorRT-RTX's `ComputeCapability`); empty where it names none."""
+    """Compute capabilities that the library lists (TensorRT-RTX's `ComputeCapability`); empty for TensorRT, which lists none."""
 
 
 def this_platform() -> str:
@@ -50,25 +51,25 @@ def what_is_here(module: str, capability: tuple[int, int]) -> Here:
 
 
 def known_capabilities(library: Any) -> tuple[int, ...]:
-    """Return the compute capabilities that TensorRT-RTX builds for and runs on, such as 86 for 8.6; none of TensorRT, which names none."""
+    """Return the compute capabilities that TensorRT-RTX supports, such as 86 for 8.6; nothing for TensorRT, which lists none."""
     members = getattr(getattr(library, "ComputeCapability", None), "__members__", {})
     return tuple(sorted(int(name[2:]) for name in members if name.startswith("SM") and name[2:].isdigit()))
 
 
 def rebuild(artefact: Artefact) -> str:
-    """Return the words that tell how to build an engine again on the machine at hand."""
+    """Return how to build an engine again on this machine, for the end of a message."""
     return f"build it again with: flowless build BUNDLE --target {artefact.target} --precision {artefact.precision} --force"
 
 
 def mismatch(artefact: Artefact, here: Here) -> str | None:
-    """Say in one line what an engine was built for, what is here, and how to build it again; None where it fits.
+    """Return in one line what an engine was built for, what this machine has, and how to build it again; None where it fits.
 
-    What a manifest does not record is not judged.
+    Facts that the manifest does not record are not compared.
 
     Rules: NVIDIA, "Engine Compatibility" of TensorRT 11 and of TensorRT-RTX 1.7. TensorRT's engines are for one version, one
     kind of GPU and one platform; portable ones run on GPUs since Ampere and on later versions of the same major version, and a
     TensorRT 11 also runs those of TensorRT 10. TensorRT-RTX's are for one version, for the GPUs that were named or those since
-    Ampere that this version names ("CPU-Only AOT": 8.0, 8.6, 8.9, 12.0 and later; no 8.7, 9.0, 10.x, 11.0), on Linux and Windows alike.
+    Ampere that this version lists ("CPU-Only AOT": 8.0, 8.6, 8.9, 12.0 and later; no 8.7, 9.0, 10.x, 11.0), on Linux and Windows alike.
     """
     options = artefact.options
     rtx = artefact.target == "tensorrt-rtx"
@@ -78,15 +79,15 @@ def mismatch(artefact: Artefact, here: Here) -> str | None:
     built_on = options.get("platform")
     if artefact.target == "tensorrt" and built_on and built_on != here.platform:
         wrong.append(f"it was built for {built_on} and this is {here.platform}")
-    told = [reason for reason in wrong if reason]
-    if not told:
+    reasons = [reason for reason in wrong if reason]
+    if not reasons:
         return None
     turing = rtx and here.capability < _AMPERE
-    return f"{'; '.join(told)}; {rebuild(artefact)}{f' --compute-capability {here.capability}' if turing else ''}"
+    return f"{'; '.join(reasons)}; {rebuild(artefact)}{f' --compute-capability {here.capability}' if turing else ''}"
 
 
 def unknown_gpu(here: Here) -> str | None:
-    """Say in one line that the library does not know the GPU that is here, for which no engine can be built; None where it does."""
+    """Return in one line that the library does not support this machine's GPU; None where it does, or lists no GPUs."""
     if not here.known or here.capability in here.known:
         return None
     names = ", ".join(f"{item // 10}.{item % 10}" for item in here.known)
@@ -95,7 +96,7 @@ def unknown_gpu(here: Here) -> str | None:
 
 
 def _of_version(artefact: Artefact, here: Here) -> str | None:
-    module = artefact.target.replace("-", "_")
+    module = TARGETS[artefact.target].module
     built = artefact.versions.get(module)
     if built is None or built == here.version:
         return None

@@ -1,4 +1,4 @@
-"""The bundle's manifest: what a bundle holds, and the proof that what is loaded is what was written."""
+"""The bundle's manifest: its engines, its files with their hashes, and what was measured when they were made."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
+from flowless.engines.targets import TARGETS, Target
 from flowless.errors import FlowlessError
 from flowless.files import sha256_of, write_json
 from flowless.pipeline.clip.spec import ClipSpec
@@ -17,9 +18,6 @@ FORMAT = "flowless-bundle"
 VERSION = 1
 MANIFEST = "manifest.json"
 
-Target = Literal["tensorrt", "tensorrt-rtx", "openvino", "onnxruntime"]
-#: All targets, the fastest where it runs first: the order in which `flowless.load` tries them.
-TARGETS: tuple[Target, ...] = get_args(Target)
 #: `verified`: compared with PyTorch when it was built. `built, not compared`: runs here, its weights are random or the comparison was
 #: switched off. `built, not run here`: accepted by the builder, never run.
 Status = Literal["verified", "built, not compared", "built, not run here"]
@@ -27,7 +25,7 @@ Status = Literal["verified", "built, not compared", "built, not run here"]
 
 @dataclass(frozen=True, kw_only=True)
 class FileRecord:
-    """One file's fingerprint."""
+    """Size and hash of one file."""
 
     sha256: str
     """64 hexadecimal digits."""
@@ -42,7 +40,7 @@ class Artefact:
     target: Target
     """Library that runs it."""
     precision: str
-    """Arithmetic that the graph asks for: `fp32`, `bf16`, `fp16` or `int8`."""
+    """Precision of the graph: `fp32`, `bf16`, `fp16` or `int8`."""
     status: Status
     """Whether it was compared with PyTorch when it was built."""
     files: tuple[str, ...]
@@ -52,16 +50,16 @@ class Artefact:
     versions: dict[str, str] = field(default_factory=dict)
     """Version of the library that built it."""
     options: dict[str, Any] = field(default_factory=dict)
-    """How it was built: compute capabilities, batch profile; OpenVINO: the arithmetic that the runtime is asked for (`hint`)."""
+    """How it was built: compute capabilities, batch profile; OpenVINO: the precision hint that it is compiled with (`hint`)."""
     figures: dict[str, Any] = field(default_factory=dict)
     """What its gates measured: parity, accuracy, latency, layers by precision."""
     key: str = ""
-    """SHA-256 over everything that decides the engine; the same key need not be built again."""
+    """SHA-256 over everything that decides the engine; an engine with the same key is not built again."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a bundle says about itself."""
+    """Contents of `manifest.json`."""
 
     folder: Path
     """The bundle."""
@@ -76,7 +74,7 @@ class Manifest:
     config: dict[str, Any] = field(default_factory=dict)
     """What the model was built with besides its name and `spec`, such as `width`; empty in older bundles."""
     memory: int = 0
-    """Frames that an online graph takes beside the newest one, N - 1 (`engines/streaming/memory.py`); 0: the graph takes whole clips."""
+    """Earlier frames that an online graph takes beside the newest one, N - 1 (`engines/streaming/memory.py`); 0: it takes whole clips."""
     graph: str = "model.onnx"
     """The ONNX graph that every artefact was built from."""
     reference: str = "reference.npz"
@@ -88,7 +86,7 @@ class Manifest:
     calibration: dict[str, Any] | None = None
     """How quantisation was calibrated: videos, method, SHA-256 of the scales; None while nothing is quantised."""
     trials: tuple[dict[str, Any], ...] = ()
-    """What `--precision auto` found of every target and precision: kept, or why not."""
+    """Rows of `--precision auto`, one per target and precision: kept, or why not; `recommended` in at most one row per machine."""
     files: dict[str, FileRecord] = field(default_factory=dict)
     """Every file of the bundle but the manifest."""
     artefacts: tuple[Artefact, ...] = ()
@@ -125,13 +123,13 @@ class Manifest:
                 )
 
     def with_artefact(self, artefact: Artefact) -> Manifest:
-        """Return a manifest in which `artefact` stands in place of what had its target and precision."""
+        """Return the manifest with an artefact added, in place of one with the same target and precision."""
         base = self.without_artefact(artefact.target, artefact.precision)
         added = {name: fingerprint(self.folder / name) for name in artefact.files if name not in base.files}
         return replace(base, files={**base.files, **added}, artefacts=(*base.artefacts, artefact))
 
     def without_artefact(self, target: str, precision: str) -> Manifest:
-        """Return a manifest that has forgotten an artefact and the files that were its alone."""
+        """Return the manifest without an artefact and without the files that only this artefact used."""
         kept = tuple(item for item in self.artefacts if (item.target, item.precision) != (target, precision))
         used = {self.graph, self.reference, *(name for item in kept for name in item.files)}
         return replace(self, files={name: record for name, record in self.files.items() if name in used}, artefacts=kept)
@@ -190,7 +188,7 @@ def read_manifest(bundle: str | os.PathLike[str]) -> Manifest:
 
 
 def fingerprint(path: Path) -> FileRecord:
-    """Return the fingerprint of a file as it is now."""
+    """Return the size and hash of a file."""
     return FileRecord(sha256=sha256_of(path), bytes=path.stat().st_size)
 
 

@@ -1,1 +1,1 @@
-"""Online recognition: one frame in, one answer out."""
+"""Online recognition: one frame in, scores out."""

@@ -1,11 +1,11 @@
-"""Online recognition: one frame in, one answer out, from a memory of the frames before it.
+"""Online recognition: scores for every frame of a stream, from the frame and a memory of the frames before it.
 
 Wang et al., Learning SpatioTemporal and Motion Features in a Unified 2D Network for Action Recognition, section 4.6: "we keep a
 memory cache to store the historical seven frames. When recognizing a specific frame, we combine it with the stored frames".
-The network is the offline one. The memory holds pictures and not features: what a segment's features are depends on the segments
-before and after it, all of which move one place on with every frame. (The layers before the first that mixes segments are the
-exception: of a ResNet its first convolution, 3 % of the arithmetic, whose features are five times a picture's size.) An online
-engine takes and gives the memory itself; around an offline one it is kept here.
+The network is the offline one. The memory holds frames and not features: a segment's features depend on the segments before and after it,
+all of which move on by one with every frame. (The layers before the first that mixes segments are the exception: in a ResNet the first
+convolution, 3 % of the arithmetic, whose features are five times a frame's size.) An online engine takes and returns the memory; around
+an offline engine it is kept here.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
 
 class Online:
-    """An engine that is shown a film frame by frame. For one film and one thread; make another for another film.
+    """A stream that an engine recognises frame by frame. For one stream and one thread; create another for another stream.
 
-    The clip that the engine sees ends in the newest frame: its N segments are the last N frames that were pushed, the oldest
-    first. Before N frames are there, the first one stands for those before it, as if the film had stood still until it began
-    (the paper does not say). A spec of three crops scores all three. Crops and moments are averaged as the spec averages views.
+    The clip that the engine scores ends in the newest frame: its N segments are the last N frames that were pushed, the oldest
+    first. Before N frames were pushed, the missing ones are copies of the first frame (the paper does not say). A spec with three crops
+    scores all three. Crops and frames are averaged as the spec averages views.
 
     Args:
         engine: Any engine whose clip is N segments of one frame, such as STM, TSM or TSN, online or not.
@@ -46,7 +46,7 @@ class Online:
     """
 
     def __init__(self, engine: Engine) -> None:
-        # Here, and not with the module: whoever has arrays needs no PyAV, which this brings; and not within the first frame's time.
+        # Imported here because it needs PyAV, which arrays do not, and not in `push`, where it would slow down the first frame.
         from flowless.pipeline.clip.preprocess import resize_and_crop
 
         self._resize = resize_and_crop
@@ -61,28 +61,28 @@ class Online:
         return self._moments.count
 
     def push(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """See one more frame.
+        """Score the next frame.
 
         Args:
             frame: uint8 `[H, W, 3]`, RGB, upright, of any size: it is resized and cropped once, by the engine's ClipSpec.
 
         Returns:
-            float32 `[classes]`: the network's scores of this moment, before any softmax.
+            float32 `[classes]`: the network's scores at this frame, before any softmax.
 
         Raises:
-            FlowlessError: The frame has another type or shape; the memory is as it was.
+            FlowlessError: The frame has another type or shape; the memory is unchanged.
         """
         return self.see(self.picture(frame))
 
     def picture(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return what the engine sees of a frame, uint8 `[crops, height, width, 3]`: what `see` takes, so that it can be timed."""
+        """Return a frame resized and cropped, uint8 `[crops, height, width, 3]`, for `see`; separate so that it can be timed."""
         if not isinstance(frame, np.ndarray) or frame.ndim != 3:
             kind = list(frame.shape) if isinstance(frame, np.ndarray) else type(frame).__name__
-            raise FlowlessError(f"the frame is {kind}; it must be one picture, uint8 [H, W, 3], RGB.")
+            raise FlowlessError(f"the frame is {kind}; it must be one image, uint8 [H, W, 3], RGB.")
         return self._resize(frame[None], self.engine.spec)
 
     def see(self, picture: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Do what `push` does, with what `picture` made of the frame."""
+        """Score the next frame, resized and cropped by `picture`."""
         memory = first_memory(picture, self.engine.spec.segments) if self._memory is None else self._memory
         each, self._memory = self.engine.step(picture, memory)
         scores = average_views(each, self.engine.spec.average)
@@ -91,7 +91,7 @@ class Online:
 
     @property
     def average(self) -> NDArray[np.float32]:
-        """The average of all moments' scores so far, float32 `[classes]`: the film's own scores, once it has ended.
+        """The average of the scores of all frames so far, float32 `[classes]`; at the end of a video, the video's scores.
 
         Raises:
             FlowlessError: No frame has been pushed yet.
@@ -103,24 +103,24 @@ class Online:
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """What an engine thought when a frame came."""
+    """The prediction at one frame."""
 
     frame: int
-    """The frame's ordinal in the film, from 0."""
+    """The frame's ordinal in the video, from 0."""
     now: Label
-    """Likeliest class by this moment's scores."""
+    """Most likely class by the scores at this frame."""
     so_far: Label
-    """Likeliest class by the average of all scores so far."""
+    """Most likely class by the average of the scores so far."""
     seconds: float
     """From the decoded frame to its scores: resizing and engine."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnlinePrediction(Prediction):
-    """A film seen frame by frame; `top` and `scores` are those of the average."""
+    """The prediction for a video that was fed frame by frame; `top` and `scores` are those of the average."""
 
     moments: tuple[Moment, ...] = ()
-    """Every frame that was seen."""
+    """The predictions at every frame that was fed."""
 
     def to_dict(self) -> dict:
         """Return the JSON form of `flowless predict --online --json`."""
@@ -140,23 +140,23 @@ class OnlinePrediction(Prediction):
 
 
 def predict_online(engine: Engine, path: str | os.PathLike[str], *, top: int = 5, every: int = 1) -> OnlinePrediction:
-    """Show a video to an engine frame by frame, as a camera would.
+    """Feed a video to an engine frame by frame, as a camera would.
 
     Args:
         engine: See `Online`.
         path: The video.
         top: Number of classes to name.
-        every: Show every so manieth frame. The engine learnt from frames a segment apart; with 1, neighbours are as near in time as
-            they can be (the paper does not say which frames it takes).
+        every: Feed every n-th frame. The model was trained on frames one segment apart; with 1, neighbouring frames are as close in time
+            as possible (the paper does not say which frames it takes).
 
     Raises:
-        FlowlessError: The video cannot be read, has no frame, or the engine is not one for single frames.
+        FlowlessError: The video cannot be read, has no frame, or the engine takes several frames per segment.
     """
     if every < 1 or top < 1:
         raise FlowlessError(f"every is {every} and top {top}; both must be at least 1.")
     online, moments = Online(engine), []
     spent = {"decode": 0.0, "preprocess": 0.0, "engine": 0.0}
-    from flowless.pipeline.video.open_reader import open_reader  # here: whoever has arrays needs no PyAV
+    from flowless.pipeline.video.open_reader import open_reader  # here, because it needs PyAV
 
     opening = time.perf_counter()
     with open_reader(path, threads=usable_cores()) as video, closing(_timed_frames(video, every, spent)) as frames:
@@ -187,7 +187,7 @@ def predict_online(engine: Engine, path: str | os.PathLike[str], *, top: int = 5
 def _timed_frames(
     video: VideoReader | FrameFolder, every: int, spent: dict[str, float]
 ) -> Generator[tuple[int, NDArray[np.uint8]], None, None]:
-    """Yield every so manieth frame with its ordinal; add what decoding took to `spent`."""
+    """Yield every n-th frame with its ordinal; add the time of decoding to `spent`."""
     started = time.perf_counter()
     for ordinal, frame in enumerate(video):
         if ordinal % every == 0:

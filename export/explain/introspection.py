@@ -224,7 +224,7 @@ class BundleModel(InspectableModel):
     def _session_of(self, names: list[str]) -> Any:
         import onnxruntime
 
-        from flowless.engines.backends.backend import onnxruntime_options
+        from flowless.engines.backends.onnxruntime_backend import onnxruntime_options
         from flowless.export.graph.graph_outputs import opened
 
         graph = opened(self._graph, names)

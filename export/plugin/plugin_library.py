@@ -1,4 +1,4 @@
-"""The PA op's TensorRT plugin: building its library, finding and loading it, and the graph that makes the parser look for it.
+"""The PA op's TensorRT plugin: compiling its library, finding and registering it, and the graph that makes the parser use it.
 
     python -m flowless.export.plugin.plugin_library --tensorrt-root FOLDER
 
@@ -18,7 +18,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 import tyro
@@ -26,16 +25,17 @@ from onnx import NodeProto, TensorProto, numpy_helper
 from rich.text import Text
 
 from flowless.console import emit
+from flowless.engines.backends.tensorrt_process import TensorRtProcess
 from flowless.errors import FlowlessError
-from flowless.export.graph.pa_function import DOMAIN, OP, OP_VERSION, pa_nodes
+from flowless.export.graph.pa_function import DOMAIN, OP, pa_nodes
 from flowless.files import whole_file
 
-#: Names the library where it is not in its own place.
+#: Environment variable that names the library where it is not in its default place.
 VARIABLE = "FLOWLESS_PA_PLUGIN"
 SOURCES = Path(__file__).parent
-#: Where the library is built to, and looked for.
+#: The library's default place.
 DEFAULT_LIBRARY = SOURCES / "build" / "libflowless_pa_plugin.so"
-#: What the plugin's kernel is written for: filters, colours, rows, columns.
+#: Shape of the weight that the plugin's kernel takes: filters, colours, rows, columns.
 WEIGHT_SHAPE = (8, 3, 7, 7)
 _TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16)
 _HOW_TO_BUILD = "Build it with: python -m flowless.export.plugin.plugin_library --tensorrt-root FOLDER"
@@ -56,29 +56,27 @@ def find_library() -> Path | None:
     return path
 
 
-def load_plugin(trt: Any, library: str | os.PathLike[str]) -> None:
-    """Register the library's plugin with TensorRT; does nothing where that was done before.
+def load_plugin(process: TensorRtProcess, library: str | os.PathLike[str]) -> None:
+    """Register the library's plugin with TensorRT, unless it is registered already.
 
-    It must be done before an engine with the plugin is built, and in every process that loads such an engine. From then on the
+    It must be registered before an engine with the plugin is built, and in every process that loads such an engine. From then on the
     process's parsers take the plugin for every PA node, even where the graph has the body: an engine without the plugin is
-    built from the inlined graph (`graph.inlined`), or in another process.
+    built from the inlined graph (`export_graph.inlined`), or in another process.
 
     Args:
-        trt: The module `tensorrt` or `tensorrt_rtx`.
-        library: The library, as `find_library` gives it.
+        process: The state of `tensorrt` or `tensorrt_rtx` in this process, which owns the registry.
+        library: The library, as `find_library` returns it.
 
     Raises:
         FlowlessError: There is no such library, it does not load, or it was compiled for another TensorRT.
     """
-    registry = trt.get_plugin_registry()
-    kind = registered_kind(registry)
+    kind = process.plugin_kind()
     if kind is None:
         path = Path(library).absolute()
-        _check_library(path, trt)
-        registry.load_library(str(path))
-        kind = registered_kind(registry)
+        _check_library(path, process)
+        kind = process.load_plugin(path)
         if kind is None:
-            raise FlowlessError(f"{path}: {trt.__name__} {trt.__version__} does not register {DOMAIN}::{OP} from it. {_HOW_TO_BUILD}")
+            raise FlowlessError(f"{path}: {process.name} does not register {DOMAIN}::{OP} from it. {_HOW_TO_BUILD}")
     if "V3ONE" not in kind:
         raise FlowlessError(
             f"{DOMAIN}::{OP} is registered in this process as a Python plugin already, and TensorRT takes one plugin of a name. "
@@ -86,26 +84,19 @@ def load_plugin(trt: Any, library: str | os.PathLike[str]) -> None:
         )
 
 
-def registered_kind(registry: Any) -> str | None:
-    """Return TensorRT's name for the kind of creator that has the PA op's name in a registry, or None where there is none."""
-    wanted = (OP, str(OP_VERSION), DOMAIN)
-    found = [item for item in registry.all_creators if (item.name, item.plugin_version, item.plugin_namespace) == wanted]
-    return found[0].interface_info.kind if found else None
-
-
 def without_function(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the graph without the PA op's body, so that TensorRT's parser looks for the plugin.
+    """Return the graph without the PA op's body, so that TensorRT's parser uses the plugin.
 
-    A weight that is not of the clip's type is converted to it: a plugin's inputs are not converted for it.
+    A weight of another type than the clip is converted to the clip's type, because the parser does not convert a plugin's inputs.
 
     Args:
-        proto: The graph, in its precision, with PA nodes. It stays as it is.
+        proto: The graph, in its precision, with PA nodes. It is not changed.
 
     Raises:
         FlowlessError: There is no PA node, or one is not what the plugin is written for: FP32 or FP16, filters [8, 3, 7, 7].
     """
     if not pa_nodes(proto):
-        raise FlowlessError("The graph has no PA node, so there is nothing for the plugin to do. Build it without --pa plugin.")
+        raise FlowlessError("The graph has no PA node for the plugin. Build it without --pa plugin.")
     bare = onnx.ModelProto()
     bare.CopyFrom(proto)
     kept = [function for function in bare.functions if (function.domain, function.name) != (DOMAIN, OP)]
@@ -146,21 +137,21 @@ def build_library(
     return Path(out)
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run `python -m flowless.export.plugin.plugin_library`."""
-    ask = tyro.cli(
-        BuildPlugin,
-        args=list(sys.argv[1:] if words is None else words),
+    args = tyro.cli(
+        PluginArgs,
+        args=list(sys.argv[1:] if arguments is None else arguments),
         prog="flowless.export.plugin.plugin_library",
-        description=inspect.getdoc(BuildPlugin),
+        description=inspect.getdoc(PluginArgs),
     )
-    library = build_library(tensorrt_root=ask.tensorrt_root, out=ask.out, architectures=ask.architectures)
-    emit({"library": str(library), "bytes": library.stat().st_size}, Text(str(library), overflow="ignore", no_wrap=True), as_json=ask.json)
+    library = build_library(tensorrt_root=args.tensorrt_root, out=args.out, architectures=args.architectures)
+    emit({"library": str(library), "bytes": library.stat().st_size}, Text(str(library), overflow="ignore", no_wrap=True), as_json=args.json)
     return 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class BuildPlugin:
+class PluginArgs:
     """Compile the PA op's plugin library for TensorRT. It needs CMake, nvcc and TensorRT's headers, but no GPU."""
 
     tensorrt_root: Path | None = None
@@ -173,23 +164,23 @@ class BuildPlugin:
     """Print one JSON document instead of a line."""
 
 
-def _check_library(path: Path, trt: Any) -> None:
+def _check_library(path: Path, process: TensorRtProcess) -> None:
     if not path.is_file():
         raise FlowlessError(f"{path}: no such plugin library. {_HOW_TO_BUILD}")
     try:
         major = int(ctypes.CDLL(str(path)).flowless_pa_tensorrt_major())
     except (OSError, AttributeError) as error:
         raise FlowlessError(f"{path}: not flowless's plugin library, or not for this system ({error}). {_HOW_TO_BUILD}") from error
-    # TensorRT-RTX counts its versions by itself, and has no plugin layers to run.
-    if trt.__name__ == "tensorrt" and major != int(trt.__version__.split(".")[0]):
+    # TensorRT-RTX has version numbers of its own, and cannot run plugin layers.
+    if process.target == "tensorrt" and major != int(process.trt.__version__.split(".")[0]):
         raise FlowlessError(
-            f"{path}: compiled with the headers of TensorRT {major}, and this is TensorRT {trt.__version__}. The headers must be of the "
-            f"same major version. {_HOW_TO_BUILD}"
+            f"{path}: compiled with the headers of TensorRT {major}, and this is TensorRT {process.trt.__version__}. The headers must be "
+            f"of the same major version. {_HOW_TO_BUILD}"
         )
 
 
 def _element_types(proto: onnx.ModelProto) -> dict[str, int]:
-    """Return the type of each tensor of the graph that has a known one."""
+    """Return tensor name -> element type, where the type is known."""
     graph = proto.graph
     if not {node.input[0] for node in pa_nodes(proto)} <= {item.name for item in (*graph.value_info, *graph.input)}:
         graph = onnx.shape_inference.infer_shapes(proto).graph

@@ -1,4 +1,4 @@
-"""ONNX Runtime: the graph itself."""
+"""ONNX Runtime: the engine is the ONNX graph."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 import onnx
 
 from flowless.engines.bundle.manifest import Artefact
+from flowless.engines.targets import TARGETS
 from flowless.export.targets.build_options import BuildOptions
-from flowless.machine import installed_versions
 
 
 def build_onnxruntime(proto: onnx.ModelProto, folder: Path, *, precision: str, options: BuildOptions) -> Artefact:
@@ -17,8 +17,8 @@ def build_onnxruntime(proto: onnx.ModelProto, folder: Path, *, precision: str, o
     Args:
         proto: The graph, in its precision.
         folder: Where to write.
-        precision: What the graph says, for the record.
-        options: Nothing of them concerns ONNX Runtime, which keeps the batch free.
+        precision: The graph's precision, for the record.
+        options: Unused: the batch stays dynamic.
     """
     del options
     (folder / "model.onnx").write_bytes(proto.SerializeToString())
@@ -27,5 +27,5 @@ def build_onnxruntime(proto: onnx.ModelProto, folder: Path, *, precision: str, o
         precision=precision,
         status="built, not run here",
         files=("model.onnx",),
-        versions=installed_versions(("onnxruntime-gpu", "onnxruntime")),
+        versions=TARGETS["onnxruntime"].versions(),
     )

@@ -1,4 +1,4 @@
-"""OpenVINO: the graph with its functions inlined, as OpenVINO's own IR, which no ONNX library is needed to read."""
+"""OpenVINO: the graph with its functions inlined, as OpenVINO's IR, which can be read without an ONNX library."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from pathlib import Path
 
 import onnx
 
-from flowless.engines.backends.openvino_core import import_openvino, openvino_core, openvino_reason
+from flowless.engines.backends.openvino_core import HINTS, import_openvino, openvino_core, openvino_reason
 from flowless.engines.bundle.manifest import Artefact
 from flowless.errors import FlowlessError
 from flowless.export.graph.export_graph import inlined
 from flowless.export.targets.build_options import BuildOptions
 from flowless.export.targets.openvino_layout import differences_first
 
-#: Precision -> what the runtime is asked to compute in; of int8, what is not quantised.
-_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
+#: Precision -> the hint that the engine is compiled with; in an int8 graph it applies to what is not quantised.
+_HINTS = {**{precision: hint for hint, precision in HINTS.items()}, "int8": "f32"}
 
 
 def build_openvino(proto: onnx.ModelProto, folder: Path, *, precision: str, options: BuildOptions) -> Artefact:
@@ -24,8 +24,8 @@ def build_openvino(proto: onnx.ModelProto, folder: Path, *, precision: str, opti
     Args:
         proto: The graph, in its precision.
         folder: Where to write.
-        precision: What the graph says, for the record.
-        options: Nothing of them concerns OpenVINO: its IR keeps the batch free, and the runtime compiles what it runs.
+        precision: The graph's precision, for the record.
+        options: Unused: the IR's batch stays dynamic, and the runtime compiles it when it is loaded.
 
     Raises:
         FlowlessError: OpenVINO refuses the graph, or cannot write.
@@ -44,10 +44,10 @@ def build_openvino(proto: onnx.ModelProto, folder: Path, *, precision: str, opti
                 f"openvino {openvino.__version__} does not take the graph: {openvino_reason(error)}. Build another target."
             ) from error
         try:
-            # The weights stay as they are: IR would otherwise round them to fp16.
+            # compress_to_fp16 is on by default and would round the weights.
             openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
         except RuntimeError as error:
-            # OpenVINO writes by itself and tells no reason.
+            # OpenVINO writes the files itself and gives no reason.
             raise FlowlessError(
                 f"{folder.parent}: OpenVINO could not write its model there ({openvino_reason(error)}). Most often the disk is full or a "
                 "quota is reached. Nothing was kept; free some space and run again."
@@ -58,6 +58,6 @@ def build_openvino(proto: onnx.ModelProto, folder: Path, *, precision: str, opti
         status="built, not run here",
         files=("model.xml", "model.bin"),
         versions={"openvino": openvino.__version__},
-        # The processor's plugin computes in what it is asked for, whatever the graph's types: the artefact asks for its own.
+        # The CPU plugin computes in the hint's precision, whatever the graph's types.
         options={"hint": _HINTS[precision]},
     )

@@ -1,27 +1,18 @@
-"""How to build an engine, whatever its target."""
+"""Options of a build, for all targets; which target has which option says `engines/targets.py`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from flowless.engines.targets import Target, find_target, targets_with
 from flowless.errors import FlowlessError
 
-#: What TensorRT-RTX can build for without that GPU: Turing, Ampere, Ada, Blackwell.
+#: Compute capabilities that TensorRT-RTX builds for without that GPU: Turing, Ampere, Ada, Blackwell.
 RTX_CAPABILITIES = (75, 80, 86, 89, 120, 121)
-#: Option -> the targets that have it. An option that is not here is everyone's, or ignored where it means nothing.
-TARGETS_OF: dict[str, tuple[str, ...]] = {
-    "portable": ("tensorrt", "tensorrt-rtx"),
-    "strip_weights": ("tensorrt", "tensorrt-rtx"),
-    "compute_capabilities": ("tensorrt-rtx",),
-    "pa": ("tensorrt",),
-    "plugin_library": ("tensorrt",),
-    "workspace": ("tensorrt", "tensorrt-rtx"),
-    "optimization_level": ("tensorrt", "tensorrt-rtx"),
-}
-#: How an option is asked for on the command line, where the name itself does not say it.
-_FLAGS = {"compute_capabilities": "--compute-capability", "pa": "--pa"}
+#: Option -> its name on the command line, where that is not the option's own name.
+_FLAGS = {"compute_capabilities": "--compute-capability"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +20,7 @@ class BuildOptions:
     """How to build an engine."""
 
     batch: tuple[int, int, int] = (1, 1, 8)
-    """TensorRT and TensorRT-RTX: smallest, commonest and largest batch that the engine takes."""
+    """TensorRT and TensorRT-RTX: smallest, most common and largest batch that the engine takes."""
     compute_capabilities: tuple[int, ...] = ()
     """TensorRT-RTX: GPUs to build for, such as 86 and 89; none: every one since Ampere."""
     portable: bool = False
@@ -40,7 +31,7 @@ class BuildOptions:
     refit_from: str | None = None
     """With `strip_weights`: the file that has the weights, relative to the engine's folder: the graph that the engine is built from."""
     timing_cache: Path | None = None
-    """TensorRT: file that keeps what earlier builds timed; read, added to and written back. TensorRT-RTX times nothing."""
+    """TensorRT: file with the kernel timings of earlier builds; read, added to and written back. TensorRT-RTX times nothing."""
     pa: Literal["function", "plugin"] = "function"
     """TensorRT: Persistence of Appearance as standard operators; or as the C++ plugin's one fused kernel (see export/plugin/)."""
     plugin_library: Path | None = None
@@ -48,14 +39,14 @@ class BuildOptions:
     workspace: int | None = None
     """TensorRT and TensorRT-RTX: MiB of GPU memory that a layer may use while it runs; None: all there is."""
     optimization_level: int | None = None
-    """TensorRT and TensorRT-RTX: 0 builds quickest, 5 searches longest; None: the library's own."""
+    """TensorRT and TensorRT-RTX: 0 builds fastest, 5 searches longest; None: the library's default."""
     force: bool = False
     """Build again what is there already."""
     threads: int | None = None
     """CPU threads for the comparison with PyTorch; None lets the library choose."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be built."""
+        """Raise `FlowlessError` for values that no target can build."""
         least, best, most = self.batch
         if not 1 <= least <= best <= most:
             raise FlowlessError(f"batch is {least} {best} {most}; it must be MIN OPT MAX with 1 <= MIN <= OPT <= MAX, such as 1 1 8.")
@@ -76,20 +67,23 @@ class BuildOptions:
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
             raise FlowlessError(f"optimization level is {self.optimization_level}; it must be from 0 to 5.")
 
-    def check(self, target: str) -> None:
-        """Refuse what a target does not have, and say which target has it."""
-        for name in self._lacking(target):
+    def check(self, target: Target) -> None:
+        """Raise `FlowlessError`, naming the targets that have it, for an option that is set and that a target does not have."""
+        for name in self._foreign(target):
             flag = _FLAGS.get(name, "--" + name.replace("_", "-"))
+            having = targets_with(name)
             raise FlowlessError(
-                f"{flag}: {target} has nothing of the kind; --target {' and --target '.join(TARGETS_OF[name])} "
-                f"{'has' if len(TARGETS_OF[name]) == 1 else 'have'} it. Leave it out, or build that target."
+                f"{flag}: {target} has no such option; --target {' and --target '.join(having)} "
+                f"{'has' if len(having) == 1 else 'have'} it. Leave it out, or build that target."
             )
 
-    def for_target(self, target: str) -> BuildOptions:
+    def for_target(self, target: Target) -> BuildOptions:
         """Return the options without those that a target does not have, for building several targets at once."""
-        defaults = {item.name: item.default for item in fields(self)}
-        return replace(self, **{name: defaults[name] for name in self._lacking(target)})
+        foreign = self._foreign(target)
+        return replace(self, **foreign)
 
-    def _lacking(self, target: str) -> list[str]:
-        defaults = {item.name: item.default for item in fields(self)}
-        return [name for name, targets in TARGETS_OF.items() if target not in targets and getattr(self, name) != defaults[name]]
+    def _foreign(self, target: Target) -> dict[str, Any]:
+        """Return the options that are set and that the target does not have, with their default values."""
+        own = find_target(target).options
+        specific = [item for item in fields(self) if item.name not in own and targets_with(item.name)]
+        return {item.name: item.default for item in specific if getattr(self, item.name) != item.default}

@@ -1,8 +1,7 @@
-"""TensorRT-RTX, which builds anywhere, and TensorRT, which builds on its GPU: through Polygraphy, strongly typed networks only."""
+"""Building engines of TensorRT-RTX, which needs no GPU, and of TensorRT, which builds on the GPU that the engine is for."""
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,37 +10,35 @@ from typing import Any
 import onnx
 
 from flowless import cuda_driver
-from flowless.engines.backends.backend import LIBRARIES
+from flowless.engines.backends.tensorrt_process import TensorRtProcess, tensorrt_process
 from flowless.engines.bundle.compatibility import this_platform
-from flowless.engines.bundle.manifest import Artefact, Target
+from flowless.engines.bundle.manifest import Artefact
 from flowless.engines.streaming.memory import FRAME, MEMORY
+from flowless.engines.targets import TARGETS, Target
 from flowless.errors import FlowlessError
 from flowless.export.targets.build_options import BuildOptions
-from flowless.export.targets.polygraphy_front import Front, open_front, progress_monitor, stopping
-from flowless.files import whole_file
+from flowless.export.targets.stop_build import Stop, progress_monitor, stop_on_ctrl_c
+from flowless.export.targets.tensorrt_config import make_config, merge_timing_cache
+from flowless.export.targets.tensorrt_network import parse_graph
 
 _AMPERE = (8, 0)
-#: What lets weights be put back. TensorRT 11.3 may lose a bias under REFIT, not under REFIT_IDENTICAL ("Refitting an Engine",
-#: known issues), and we put the same weights back; TensorRT-RTX documents weightless engines with REFIT.
-_REFIT = {"tensorrt": "REFIT_IDENTICAL", "tensorrt-rtx": "REFIT"}
 
 
 def build_tensorrt(proto: onnx.ModelProto, folder: Path, *, target: Target, precision: str, options: BuildOptions) -> Artefact:
     """Write `model.engine` into `folder`.
 
-    The network is strongly typed: its arithmetic is the graph's, nothing is chosen by flags. The engine keeps what
+    The network is strongly typed: its precisions are the graph's, no flag chooses them. The engine keeps the layer information that
     `inspect_tensorrt` reads (profiling verbosity DETAILED).
 
     Args:
-        proto: The graph, in its precision; its functions are inlined by the parser.
+        proto: The graph, in its precision; the parser inlines its functions.
         folder: Where to write.
         target: `tensorrt-rtx` or `tensorrt`.
-        precision: What the graph says, for the record.
-        options: Batch profile, and what else `BuildOptions` has for these targets.
+        precision: The graph's precision, for the record.
+        options: Batch profile, and the other options of these targets.
 
     Returns:
-        The engine's record; its options say what it was built for, which `engines/bundle/compatibility.py`
-        compares with what is there.
+        The engine's record; its options say what it was built for, which `engines/bundle/compatibility.py` compares with the machine.
 
     Raises:
         FlowlessError: The library refuses the graph, the target lacks an option, or it needs a GPU and there is none.
@@ -52,38 +49,25 @@ def build_tensorrt(proto: onnx.ModelProto, folder: Path, *, target: Target, prec
     files = ["model.engine"]
     if options.pa == "plugin":
         proto, options = _for_plugin(proto, options)
-        # The engine is nothing without the library, so it travels with it.
+        # The engine cannot run without the plugin's library, so the library is kept beside it.
         files.append(Path(shutil.copy(str(options.plugin_library), folder)).name)
-    with open_front(target) as front, stopping() as stop:
-        engine = _built(front, proto, options, progress_monitor(front.trt, stop), lambda: stop.asked)
+    process = tensorrt_process(target)
+    with stop_on_ctrl_c() as stop:
+        engine = _build(process, proto, options, stop)
         if engine is not None:
             (folder / "model.engine").write_bytes(bytes(engine))
-        version = front.trt.__version__
     return Artefact(
         target=target,
         precision=precision,
         status="built, not run here",
         files=tuple(files),
-        versions={LIBRARIES[target][0]: version},
+        versions={TARGETS[target].module: process.trt.__version__},
         options=_record(target, options),
     )
 
 
-def _with_pa(front: Front, proto: onnx.ModelProto, options: BuildOptions) -> onnx.ModelProto:
-    """Register what computes PA, and return the graph that asks for it."""
-    from flowless.export.graph.export_graph import inlined
-    from flowless.export.plugin.plugin_library import load_plugin, registered_kind
-
-    if options.plugin_library is not None:
-        load_plugin(front.trt, options.plugin_library)
-        return proto
-    # A plugin that was registered for an earlier build would be taken even where the node has its body.
-    registered = registered_kind(front.trt.get_plugin_registry()) is not None
-    return inlined(proto) if registered else proto
-
-
 def _for_plugin(proto: onnx.ModelProto, options: BuildOptions) -> tuple[onnx.ModelProto, BuildOptions]:
-    """Return the graph whose PA nodes have no body, and the options with the library that computes them."""
+    """Return the graph whose PA nodes have no body, and the options with the plugin's library."""
     from flowless.export.plugin.plugin_library import VARIABLE, find_library, without_function
 
     library = options.plugin_library or find_library()
@@ -95,108 +79,44 @@ def _for_plugin(proto: onnx.ModelProto, options: BuildOptions) -> tuple[onnx.Mod
     return without_function(proto), replace(options, plugin_library=library)
 
 
-def merge_timing_cache(config: Any, path: Path) -> None:
-    """Write a builder's timing cache to a file, together with what another build wrote there meanwhile.
+def _with_pa(process: TensorRtProcess, proto: onnx.ModelProto, options: BuildOptions) -> onnx.ModelProto:
+    """Register the PA plugin where it is used, and return the graph to parse."""
+    from flowless.export.graph.export_graph import inlined
+    from flowless.export.plugin.plugin_library import load_plugin
 
-    Two builds that end at the same moment may lose one's timings, which costs time at the next build and nothing else.
-
-    Args:
-        config: The builder's configuration, after the build.
-        path: The file; it appears whole or not at all. One that is damaged, or of another version or GPU, is replaced.
-    """
-    cache = config.get_timing_cache()
-    if cache is None:
-        return
-    older = _read_cache(config, path)
-    if older is not None:
-        cache.combine(older, ignore_mismatch=False)
-    with whole_file(path) as draft:
-        draft.write_bytes(bytes(cache.serialize()))
+    if options.plugin_library is not None:
+        load_plugin(process, options.plugin_library)
+        return proto
+    # A plugin that an earlier build of this process has registered would be taken even where the node has a body.
+    return inlined(proto) if process.plugin_kind() is not None else proto
 
 
-def _built(front: Front, proto: onnx.ModelProto, options: BuildOptions, monitor: Any, stopped: Any) -> Any:
-    """Return the serialised engine, None where the build was stopped."""
-    builder, network, parser = front.parse(_with_pa(front, proto, options))
-    names = [network.get_input(place).name for place in range(network.num_inputs)]
+def _build(process: TensorRtProcess, proto: onnx.ModelProto, options: BuildOptions, stop: Stop) -> Any:
+    """Return the serialised engine; None where the build was stopped."""
+    graph = parse_graph(process, _with_pa(process, proto, options))
+    names = [graph.network.get_input(place).name for place in range(graph.network.num_inputs)]
     if names not in (["clip"], [FRAME, MEMORY]):
         raise FlowlessError(
             f"The graph's inputs are {names}; an engine takes the clip, or of an online graph {FRAME} and {MEMORY}. Export the model again."
         )
-    kept: list[Any] = []
-    config = _config(front, network, options, monitor, kept)
-    try:
-        engine = front.backend.EngineBytesFromNetwork((builder, network, parser), config)()
-    except Exception as error:
-        if stopped():
-            return None
-        if not type(error).__module__.startswith("polygraphy."):
-            raise
-        raise FlowlessError(f"{front.name} could not build the engine: {front.because()}.") from error
-    if options.timing_cache is not None and front.target == "tensorrt":
-        merge_timing_cache(kept[0], options.timing_cache)
-    return None if stopped() else engine
-
-
-def _config(front: Front, network: Any, options: BuildOptions, monitor: Any, kept: list[Any]) -> Any:
-    """Return Polygraphy's recipe of the configuration; what comes of it is put into `kept`."""
-    trt = front.trt
-    settings: dict[str, Any] = {
-        "profiles": [_profile(front, network, options)],
-        "profiling_verbosity": trt.ProfilingVerbosity.DETAILED,
-        "progress_monitor": monitor,
-        "strip_plan": options.strip_weights,
-        "builder_optimization_level": options.optimization_level,
-    }
-    if options.workspace is not None:
-        settings["memory_pool_limits"] = {trt.MemoryPoolType.WORKSPACE: options.workspace << 20}
-    if front.target == "tensorrt-rtx":
-        from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
-
-        create = CreateConfigRTX
-
-        named = list(dict.fromkeys(options.compute_capabilities))
-        settings["compute_capabilities"] = [divmod(item, 10) for item in named] or None
-    else:
-        create = front.backend.CreateConfig
-        if options.portable:
-            settings["version_compatible"] = True
-            settings["hardware_compatibility_level"] = trt.HardwareCompatibilityLevel.AMPERE_PLUS
-
-    def finish(builder: Any, network: Any, config: Any) -> None:
-        kept.append(config)
-        config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means float32, not 10 bits of mantissa
-        if options.strip_weights:
-            config.set_flag(getattr(trt.BuilderFlag, _REFIT[front.target]))
-        if options.timing_cache is not None and front.target == "tensorrt":
-            cache = _read_cache(config, options.timing_cache)
-            if cache is not None and not config.set_timing_cache(cache, ignore_mismatch=False):
-                # Another version's, or another GPU's: begin a new one.
-                config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
-            front.said.clear()  # of an old or damaged cache TensorRT complains; we need not
-
-    return front.backend.PostprocessConfig(create(**settings), finish)
-
-
-def _profile(front: Front, network: Any, options: BuildOptions) -> Any:
-    profile = front.backend.Profile()
-    for taken in (network.get_input(place) for place in range(network.num_inputs)):
-        profile.add(taken.name, *((batch, *tuple(taken.shape)[1:]) for batch in options.batch))
-    return profile
-
-
-def _read_cache(config: Any, path: Path) -> Any:
-    """Return the timing cache in a file; None where there is none that can be read."""
-    with contextlib.suppress(OSError, RuntimeError):
-        return config.create_timing_cache(path.read_bytes())
-    return None
+    config = make_config(process, graph, options, progress_monitor(process.trt, stop))
+    with process.errors() as errors:
+        engine = graph.builder.build_serialized_network(graph.network, config)
+    if stop.requested:
+        return None
+    if engine is None:
+        raise FlowlessError(f"{process.name} could not build the engine: {errors}.")
+    if options.timing_cache is not None and process.target == "tensorrt":
+        merge_timing_cache(config, options.timing_cache)
+    return engine
 
 
 def _refuse_without_gpu(target: Target, options: BuildOptions) -> None:
     capability = cuda_driver.compute_capability()
-    if target == "tensorrt":
+    if TARGETS[target].gpu_to_build:
         if capability is None:
             raise FlowlessError(
-                "tensorrt builds an engine on the GPU that it is for, and there is no NVIDIA GPU here. Build on that machine, or build "
+                f"{target} builds an engine on the GPU that it is for, and there is no NVIDIA GPU here. Build on that machine, or build "
                 "--target tensorrt-rtx, which needs none."
             )
         if options.portable and capability < _AMPERE:
@@ -205,7 +125,7 @@ def _refuse_without_gpu(target: Target, options: BuildOptions) -> None:
                 "Build without it."
             )
     elif options.strip_weights and capability is None:
-        # Measured with 1.7.1: as soon as weights may be put back, its builder wants to speak to a GPU, and fails.
+        # Measured with 1.7.1: with a flag that allows refitting, its builder needs a GPU, and fails without one.
         raise FlowlessError(
             "--strip-weights: TensorRT-RTX builds an engine without weights only where there is a GPU, and there is none here. Build "
             "without it, or on a machine with a GPU."

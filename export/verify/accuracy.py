@@ -1,4 +1,4 @@
-"""Accuracy of an engine beside the exact one, on labelled videos, clip by clip."""
+"""Top-1 of an engine and of the exact engine on the same labelled videos."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from flowless.pipeline.dataset.index import DatasetIndex, VideoRecord
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """What two engines made of the same videos."""
+    """Top-1 of two engines on the same videos."""
 
     videos: int
     """Videos that could be read."""
     top1: float
-    """Share of them that the engine names rightly."""
+    """Share of them that the engine labels correctly."""
     exact_top1: float
-    """The same of the exact engine."""
+    """The same share for the exact engine."""
 
     @property
     def drop(self) -> float:
@@ -38,7 +38,7 @@ class Accuracy:
 
 
 def compare_accuracy(engine: Backend, exact: Backend, manifest: Manifest, data: Path, *, what: str) -> Accuracy:
-    """Score every video of an index with both engines; one clip is in memory at a time, and one a core on its way.
+    """Score every video of an index with both engines. Videos are decoded a few ahead: one for each core is in memory.
 
     Raises:
         FlowlessError: The index cannot be used, or none of its videos can be read.
@@ -47,7 +47,7 @@ def compare_accuracy(engine: Backend, exact: Backend, manifest: Manifest, data: 
     unknown = sorted({index.labels[record.label] for record in index.videos} - set(manifest.labels))
     if unknown:
         raise FlowlessError(
-            f"{data}: labels that the model does not know: {', '.join(unknown[:5])}. The model's: {', '.join(manifest.labels[:20])}."
+            f"{data}: labels that the model does not have: {', '.join(unknown[:5])}. The model's: {', '.join(manifest.labels[:20])}."
         )
     right, exact_right, videos = 0, 0, 0
     with progress() as bar:
@@ -69,7 +69,7 @@ def compare_accuracy(engine: Backend, exact: Backend, manifest: Manifest, data: 
 def clips_of(
     index: DatasetIndex, records: tuple[VideoRecord, ...] | list[VideoRecord], spec: ClipSpec
 ) -> Iterator[tuple[VideoRecord, np.ndarray | FlowlessError]]:
-    """Yield each video's views, uint8 `[views, N, m, H, W, 3]`, or why there are none, decoded a few videos ahead."""
+    """Yield each video's views, uint8 `[views, N, m, H, W, 3]`, or the error that decoding it raised; a few videos are decoded ahead."""
 
     def read(record: VideoRecord) -> np.ndarray | FlowlessError:
         try:

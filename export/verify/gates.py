@@ -1,9 +1,8 @@
-"""The gates: what an engine must show before it is kept. Exit code 3 and nothing kept where it does not."""
+"""The gates that an engine must pass before it is kept: layers, parity, accuracy, speed. One that fails ends with exit code 3."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,13 @@ from flowless.export.verify import parity
 from flowless.export.verify.accuracy import clips_of, compare_accuracy
 from flowless.export.verify.checks import Checks, EngineRefused
 from flowless.export.verify.reference import Reference, made_clips
+from flowless.export.verify.speed import compare_speed
 from flowless.files import sha256_of
 from flowless.machine import machine_name
 from flowless.pipeline.dataset.index import DatasetIndex
-from flowless.timing import time_interleaved
 
-#: Videos of an index that an int8 engine is compared on, none of which it was calibrated on.
-_FRESH = 16
-#: Rounds of the race between two precisions, each of which both run once.
-_ROUNDS = 15
+#: Videos of an index that an int8 engine is compared on; it was calibrated on none of them.
+_UNSEEN = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,18 +46,36 @@ class Candidate:
     """CPU threads; None lets the library choose."""
 
     @property
-    def what(self) -> str:
-        """Its name, for messages."""
+    def name(self) -> str:
+        """Target and precision, for messages."""
         return f"{self.record.target} {self.record.precision}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class OpenedCandidate:
+    """A candidate that runs here, with the engines that it is compared with."""
+
+    manifest: Manifest
+    """The bundle, with the engines kept so far."""
+    candidate: Candidate
+    checks: Checks
+    engine: Backend
+    """The candidate itself."""
+    exact: Backend
+    """The target's fp32 engine, or ONNX Runtime's where there is none."""
+    higher: dict[str, Backend]
+    """The target's kept engines of higher precision that run here, by precision."""
+    figures: dict[str, Any] = field(default_factory=dict)
+    """What the gates have measured so far; they add to it."""
+
+
 def verified(manifest: Manifest, candidate: Candidate, checks: Checks) -> Artefact:
-    """Take an engine through the gates: layers, parity, accuracy, speed.
+    """Put an engine through the gates.
 
     Args:
         manifest: The bundle, with the engines kept so far.
         candidate: The engine.
-        checks: How strict to be.
+        checks: The limits.
 
     Returns:
         Its record with what was measured. An engine that cannot run here passes only the gate of its layers.
@@ -68,73 +83,74 @@ def verified(manifest: Manifest, candidate: Candidate, checks: Checks) -> Artefa
     Raises:
         EngineRefused: It failed a gate.
     """
-    record = candidate.record
-    figures: dict[str, Any] = {}
-    _check_layers(candidate, figures)
+    record, figures = candidate.record, _check_layers(candidate)
     if why_not(record.target, record):
         return replace(record, figures=figures)
-    backend = open_backend(record, candidate.folder / record.files[0], classes=len(manifest.labels), threads=candidate.threads)
-    exact, higher = _yardsticks(manifest, candidate)
+    opened = _open(manifest, candidate, checks, figures)
     if checks.parity:
-        _check_parity(manifest, candidate, (backend, exact), checks, figures)
+        _check_parity(opened)
         if checks.data is not None:
-            _check_accuracy(manifest, candidate, (backend, exact), checks, figures)
-    _check_speed(manifest, candidate, (backend, higher), checks, figures)
+            _check_accuracy(opened, checks.data)
+    _check_speed(opened)
     status = "verified" if checks.parity else "built, not compared"
     return replace(record, status=status, max_abs_diff=figures.get("max_abs_diff"), figures=figures)
 
 
-def _check_layers(candidate: Candidate, figures: dict[str, Any]) -> None:
-    """Gate (d): what the library really computes in, where it tells."""
+def _check_layers(candidate: Candidate) -> dict[str, Any]:
+    """Refuse an engine whose layers compute in another precision than the graph's, where the library reports it."""
     from flowless.export.verify.inspect_engine import inspect
 
     found = inspect(candidate.record, candidate.folder, candidate.proto)
-    figures["layers"] = found.summary
+    figures: dict[str, Any] = {"layers": found.summary}
     if found.wrong:
         shown = "; ".join(found.wrong[:3]) + (f"; and {len(found.wrong) - 3} more" if len(found.wrong) > 3 else "")
         raise EngineRefused(
-            f"{candidate.what}: not what the graph asks for: {shown}. Nothing was kept: {candidate.record.target} does not compute this "
+            f"{candidate.name}: not the graph's precision: {shown}. Nothing was kept: {candidate.record.target} does not compute this "
             f"graph in {candidate.record.precision} here; build another precision.",
             gate="layers",
             short=shown,
             figures=figures,
         )
+    return figures
 
 
-def _yardsticks(manifest: Manifest, candidate: Candidate) -> tuple[Backend, dict[str, Backend]]:
-    """Return what computes exactly, and the kept engines of the same target and a higher precision that run here, by precision."""
+def _open(manifest: Manifest, candidate: Candidate, checks: Checks, figures: dict[str, Any]) -> OpenedCandidate:
     record, classes = candidate.record, len(manifest.labels)
 
-    def opened(artefact: Artefact) -> Backend:
+    def open_kept(artefact: Artefact) -> Backend:
         manifest.check(artefact.files)
         return open_backend(artefact, manifest.path_of(artefact.files[0]), classes=classes, threads=candidate.threads)
 
     higher = PRECISIONS[: PRECISIONS.index(record.precision)]
     kept = [item for item in manifest.artefacts if item.target == record.target and item.precision in higher]
-    kept = [item for item in kept if why_not(item.target, item) is None]
-    backends = {item.precision: opened(item) for item in kept}
+    backends = {item.precision: open_kept(item) for item in kept if why_not(item.target, item) is None}
     graph = Artefact(target="onnxruntime", precision="fp32", status="verified", files=(manifest.graph,))
-    return backends.get("fp32") or opened(graph), backends
+    return OpenedCandidate(
+        manifest=manifest,
+        candidate=candidate,
+        checks=checks,
+        engine=open_backend(record, candidate.folder / record.files[0], classes=classes, threads=candidate.threads),
+        exact=backends.get("fp32") or open_kept(graph),
+        higher=backends,
+        figures=figures,
+    )
 
 
-def _check_parity(
-    manifest: Manifest, candidate: Candidate, backends: tuple[Backend, Backend], checks: Checks, figures: dict[str, Any]
-) -> None:
-    """Gate (a): PyTorch's scores, on the bundle's clips; of int8 on clips of videos only, and on fresh ones."""
-    backend, exact = backends
+def _check_parity(opened: OpenedCandidate) -> None:
+    """Compare scores with PyTorch's on the bundle's clips; of int8 on clips of videos alone, and on videos of the index as well."""
+    manifest, candidate, figures = opened.manifest, opened.candidate, opened.figures
     reference = Reference.load(manifest.path_of(manifest.reference), manifest.spec)
     clips, expected = reference.clips, reference.scores
     if candidate.record.precision == "int8":
-        # Noise and edges of full contrast lie far outside any calibrated range, and are rightly cut off.
+        # Noise and edges of full contrast lie far outside any calibrated range, so clipping them is right.
         videos = [place for place, name in enumerate(reference.names) if name not in made_clips(manifest.spec)]
         clips, expected = clips[videos], expected[videos]
-        fresh = _fresh_clips(manifest, candidate, checks)
-        if len(fresh):
-            clips, expected = np.concatenate([clips, fresh]), np.concatenate([expected, parity.run_in_batches(exact, fresh, 1)])
+        unseen = _unseen_clips(opened)
+        if len(unseen):
+            clips, expected = np.concatenate([clips, unseen]), np.concatenate([expected, parity.run_in_batches(opened.exact, unseen, 1)])
+    what = f"{manifest.folder.name}: {candidate.name}"
     try:
-        result = parity.check(
-            backend, clips, expected, precision=candidate.record.precision, what=f"{manifest.folder.name}: {candidate.what}"
-        )
+        result = parity.check(opened.engine, clips, expected, precision=candidate.record.precision, what=what)
     except CheckFailed as error:
         raise EngineRefused(str(error), gate="parity", short="its scores are not PyTorch's", figures=figures) from error
     figures |= {"clips": result.clips, "max_abs_diff": result.max_abs_diff, "spread": result.spread, "allowed": result.allowed}
@@ -142,33 +158,32 @@ def _check_parity(
         figures["snr_db"] = round(result.snr, 1)
 
 
-def _fresh_clips(manifest: Manifest, candidate: Candidate, checks: Checks) -> np.ndarray:
-    """Return clips of videos that int8 was not calibrated on, first of the data to be evaluated; maybe none."""
-    source = checks.data or candidate.index
+def _unseen_clips(opened: OpenedCandidate) -> np.ndarray:
+    """Return clips of videos that int8 was not calibrated on, of the data for accuracy if there are any; possibly none."""
+    manifest, candidate = opened.manifest, opened.candidate
+    source = opened.checks.data or candidate.index
     if source is None:
         return np.empty((0, *manifest.spec.shape), np.uint8)
     index = DatasetIndex.load(source)
     used = set((candidate.calibration or {}).get("used", ())) if source == candidate.index else set()
-    records = [record for record in chosen(index, seed=1) if record.id not in used][:_FRESH]
+    records = [record for record in chosen(index, seed=1) if record.id not in used][:_UNSEEN]
     clips = [clip[:1] for _, clip in clips_of(index, records, manifest.spec) if not isinstance(clip, FlowlessError)]
     return np.concatenate(clips) if clips else np.empty((0, *manifest.spec.shape), np.uint8)
 
 
-def _check_accuracy(
-    manifest: Manifest, candidate: Candidate, backends: tuple[Backend, Backend], checks: Checks, figures: dict[str, Any]
-) -> None:
-    """Gate (b): top-1 on the user's own videos."""
-    assert checks.data is not None
-    found = compare_accuracy(*backends, manifest, checks.data, what=candidate.what)
+def _check_accuracy(opened: OpenedCandidate, data: Path) -> None:
+    """Compare top-1 with the exact engine's on the user's own videos."""
+    candidate, checks, figures = opened.candidate, opened.checks, opened.figures
+    found = compare_accuracy(opened.engine, opened.exact, opened.manifest, data, what=candidate.name)
     figures |= {
-        "data": sha256_of(checks.data),
+        "data": sha256_of(data),
         "videos": found.videos,
         "top1": round(found.top1, 4),
         "fp32_top1": round(found.exact_top1, 4),
     }
     if found.drop > checks.max_drop + 1e-9:
         raise EngineRefused(
-            f"{candidate.what}: top-1 falls from {found.exact_top1:.1%} to {found.top1:.1%} on {found.videos} videos, by {found.drop:.1f} "
+            f"{candidate.name}: top-1 falls from {found.exact_top1:.1%} to {found.top1:.1%} on {found.videos} videos, by {found.drop:.1f} "
             f"points; {checks.max_drop:g} are allowed (--max-drop). Nothing was kept. Calibrate on more or other videos, or keep a higher "
             "precision.",
             gate="accuracy",
@@ -177,30 +192,25 @@ def _check_accuracy(
         )
 
 
-def _check_speed(
-    manifest: Manifest, candidate: Candidate, backends: tuple[Backend, dict[str, Backend]], checks: Checks, figures: dict[str, Any]
-) -> None:
-    """Gate (c): an engine must be faster than every kept one of a higher precision; all run in turn."""
-    backend, higher = backends
+def _check_speed(opened: OpenedCandidate) -> None:
+    """Refuse an engine that is no faster than a kept one of higher precision, unless `checks.slower`."""
+    manifest, candidate, figures = opened.manifest, opened.candidate, opened.figures
     clip = Reference.load(manifest.path_of(manifest.reference), manifest.spec).clips[:1]
-    runners = {precision: partial(run, clip) for precision, run in {**higher, candidate.record.precision: backend}.items()}
-    found = {precision: timing.p50_ms for precision, timing in time_interleaved(runners, runs=_ROUNDS, warmup=2, warmup_each=1).items()}
-    own = figures["latency_ms_p50"] = found.pop(candidate.record.precision)
-    figures["machine"] = machine_name()
-    if not found:
+    found = compare_speed(opened.engine, opened.higher, clip, precision=candidate.record.precision)
+    figures |= {"latency_ms_p50": found.own_ms, "machine": machine_name()}
+    if found.fastest is None or found.fastest_ms is None:
         return
-    above = min(found, key=lambda precision: found[precision])
-    figures |= {"above": above, "above_latency_ms_p50": found[above]}
-    if own < found[above]:
+    figures |= {"above": found.fastest, "above_latency_ms_p50": found.fastest_ms}
+    if found.faster:
         return
-    times = f"{own:.3g} ms a clip, {above} {found[above]:.3g} ms"
-    if checks.slower:
-        log.print(f"{candidate.what}: no faster than {above} here ({times})", style="yellow", markup=False, soft_wrap=True)
+    times = f"{found.own_ms:.3g} ms a clip, {found.fastest} {found.fastest_ms:.3g} ms"
+    if opened.checks.slower:
+        log.print(f"{candidate.name}: no faster than {found.fastest} here ({times})", style="yellow", markup=False, soft_wrap=True)
         return
     raise EngineRefused(
-        f"{candidate.what}: no faster here than {above}: {times}. Nothing was kept; use {candidate.record.target} "
-        f"{above}, which is the faster (--keep-slower keeps it all the same).",
+        f"{candidate.name}: no faster here than {found.fastest}: {times}. Nothing was kept; use {candidate.record.target} "
+        f"{found.fastest}, which is faster (--keep-slower keeps this one all the same).",
         gate="speed",
-        short=f"no faster than {above} here",
+        short=f"no faster than {found.fastest} here",
         figures=figures,
     )

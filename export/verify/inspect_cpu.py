@@ -1,4 +1,4 @@
-"""Which layers of an OpenVINO or ONNX Runtime engine run in which precision on this processor."""
+"""The precision of each layer of an OpenVINO or ONNX Runtime engine on this CPU."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx
 
-from flowless.engines.backends.backend import onnxruntime_options
+from flowless.engines.backends.onnxruntime_backend import onnxruntime_options
 from flowless.engines.backends.openvino_core import one_at_a_time, openvino_core
 from flowless.engines.bundle.manifest import Artefact
 from flowless.export.verify.layer_record import Layer
@@ -27,7 +27,7 @@ _ONNX_TYPES: dict[int, str] = {
 
 
 def inspect_openvino(path: Path, *, artefact: Artefact) -> list[Layer]:
-    """Return the layers of the compiled model: what the processor's kernels really compute in."""
+    """Return the layers of the compiled model, with the precision of the kernels that run them."""
     core = openvino_core()
     model = one_at_a_time(core.read_model(path))
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": artefact.options.get("hint", "f32")})
@@ -43,7 +43,7 @@ def inspect_openvino(path: Path, *, artefact: Artefact) -> list[Layer]:
 
 
 def inspect_onnxruntime(path: Path) -> list[Layer]:
-    """Return the layers of the graph that ONNX Runtime runs after its own optimisation, on the processor."""
+    """Return the layers of the graph that ONNX Runtime runs on the CPU, after its optimisation."""
     import onnxruntime
 
     with tempfile.TemporaryDirectory(prefix="flowless-inspect-") as folder:
@@ -64,7 +64,7 @@ def inspect_onnxruntime(path: Path) -> list[Layer]:
 
 
 def _origin(name: str) -> str:
-    """Return the node that ONNX Runtime's name comes from: it appends what it did."""
+    """Return the name of the original node: ONNX Runtime appends a suffix for each of its rewrites."""
     for end in ("_quant", "_nchwc", "_fused", "_token"):
         name = name.split(end, maxsplit=1)[0]
     return name

@@ -1,4 +1,4 @@
-"""The layers of a built engine, whatever its target, and which of them do not compute in what the graph asks for."""
+"""The layers of a built engine of any target, and those that do not compute in the graph's precision."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import onnx
 from flowless.engines.backends.backend import why_not
 from flowless.engines.backends.openvino_core import openvino_reason
 from flowless.engines.bundle.manifest import Artefact
+from flowless.engines.targets import TARGETS
 from flowless.errors import FlowlessError, first_line
 from flowless.export.precision.regions import backbone_nodes, kept_exact, weight_products
 from flowless.export.verify.layer_record import UNKNOWN, Inspection, Layer, inspection
@@ -26,7 +27,7 @@ def inspect(record: Artefact, folder: Path, proto: onnx.ModelProto) -> Inspectio
     Raises:
         FlowlessError: The library cannot read what it built.
     """
-    if record.target.startswith("tensorrt"):
+    if TARGETS[record.target].gpu_to_run:
         from flowless.export.plugin.plugin_library import without_function
         from flowless.export.verify.inspect_tensorrt import inspect_build
 
@@ -41,7 +42,7 @@ def inspect(record: Artefact, folder: Path, proto: onnx.ModelProto) -> Inspectio
     path = folder / record.files[0]
     try:
         layers = inspect_openvino(path, artefact=record) if record.target == "openvino" else inspect_onnxruntime(path)
-    except Exception as error:  # the libraries raise types of their own, one of them plain RuntimeError
+    except Exception as error:  # the libraries' own exception types, among them plain RuntimeError
         reason = openvino_reason(error) if record.target == "openvino" else first_line(error)
         raise FlowlessError(
             f"{record.target} cannot run a {record.precision} graph on this machine ({reason}). Build another precision or target."
@@ -50,9 +51,10 @@ def inspect(record: Artefact, folder: Path, proto: onnx.ModelProto) -> Inspectio
 
 
 def _too_few(layers: list[Layer], precision: str, proto: onnx.ModelProto) -> list[str]:
-    """Name the convolutions and matrix products in another precision, if fewer than the backbone's run in the one asked for.
+    """Return what is wrong where fewer convolutions or matrix products run in a precision than the backbone has.
 
-    By number, for the libraries rename what they fuse. Attention's own products are not counted: they are fused whole.
+    They are counted, because the libraries rename the layers that they fuse. Attention's products of two activations are not counted: they
+    are fused into one layer.
     """
     backbone = backbone_nodes(proto, quantised=precision == "int8")
     wanted = {
@@ -70,8 +72,8 @@ def _too_few_of(kind: str, wanted: int, layers: list[Layer], precision: str) -> 
     others = [layer for layer in found if layer.precision not in {precision, UNKNOWN} and not layer.name.startswith(("PA_", "_inlfunc_"))]
     counts = Counter(layer.precision for layer in others)
     examples = {layer.precision: layer.nodes[0] for layer in reversed(others)}
-    # What stays exact is among the others, under names that the libraries made.
-    told = [
+    # The layers that stay exact are among the others, under names that the libraries made.
+    wrong = [
         f"{min(count, wanted - right)} of {wanted} {kind}s run in {other}, such as {examples[other]}" for other, count in counts.items()
     ]
-    return told or [f"only {len(found)} of {wanted} {kind}s can be seen"]
+    return wrong or [f"only {len(found)} of {wanted} {kind}s can be seen"]

@@ -1,12 +1,11 @@
-"""Which layers of a TensorRT or TensorRT-RTX engine run in which precision.
+"""The precision of each layer of a TensorRT or TensorRT-RTX engine.
 
-Where a GPU is, the engine itself is asked (`EngineInspector`). Without one an engine cannot be read; the network that it is
-built from is strongly typed, so what it says the builder must obey, and it is asked instead.
+On a GPU the engine itself is inspected (`EngineInspector`). Without a GPU an engine cannot be read, and the network that it is built from
+is inspected instead: it is strongly typed, so the builder must use its precisions.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 from collections.abc import Sequence
@@ -16,17 +15,16 @@ from typing import Any
 import onnx
 
 from flowless import cuda_driver
-from flowless.engines.backends.backend import LIBRARIES
-from flowless.engines.backends.tensorrt_backend import listener_of, open_engine
-from flowless.engines.bundle.compatibility import rebuild
+from flowless.engines.backends.tensorrt_backend import open_engine
+from flowless.engines.backends.tensorrt_process import TensorRtProcess, tensorrt_process
 from flowless.engines.bundle.manifest import Artefact
-from flowless.errors import FlowlessError
-from flowless.export.targets.polygraphy_front import open_front
-from flowless.export.verify.layer_record import UNKNOWN, Inspection, Layer, inspection, unlike, wrong_layers
+from flowless.engines.targets import Target
+from flowless.export.targets.tensorrt_network import parse_graph
+from flowless.export.verify.layer_record import UNKNOWN, Inspection, Layer, differing_layers, inspection, wrong_layers
 
 _PRECISIONS = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8", "FP8": "fp8", "INT4": "int4", "FP4": "fp4"}
 _KINDS = {"CONVOLUTION": "convolution", "DECONVOLUTION": "convolution", "MATRIX_MULTIPLY": "matrix product"}
-#: Layers that only move numbers, past which TensorRT carries a DequantizeLinear on its own.
+#: Layers that only move data, past which TensorRT moves a DequantizeLinear.
 _MOVES = {"SHUFFLE", "SLICE", "CONCATENATION", "PADDING", "SQUEEZE", "UNSQUEEZE", "IDENTITY"}
 #: Marks of a precision in an inspector's "Format/Datatype" of 8.x to 11.x: "Int8", "Row major linear FP16 format", "Half", ...
 _MARKS = (("int8", "int8"), ("bf16", "bf16"), ("bfloat16", "bf16"), ("half", "fp16"), ("fp16", "fp16"), ("fp8", "fp8"), ("fp32", "fp32"))
@@ -36,47 +34,46 @@ _ORIGIN = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 def inspect_build(
     proto: onnx.ModelProto, engine: Path, *, artefact: Artefact, kept: Sequence[str] = (), plugin_library: Path | None = None
 ) -> Inspection:
-    """Inspect what was built: the engine where a GPU is, and always the network that it comes from.
+    """Inspect the network that an engine was built from, and on a GPU the engine itself.
 
     Args:
         proto: The graph that the engine was built from.
         engine: The engine's file, one folder below the bundle's.
-        artefact: Its record.
+        artefact: The engine's record.
         kept: Names of the graph's nodes that stay in float32.
         plugin_library: Library of the PA op's plugin, where the graph needs it.
 
     Returns:
-        The engine's layers where a GPU is, the network's otherwise, and what is wrong with either.
+        The engine's layers on a GPU, otherwise the network's, and what is wrong with either.
 
     Raises:
         FlowlessError: The graph or the engine cannot be read.
     """
-    asked = inspect_graph(proto, target=artefact.target, plugin_library=plugin_library)
-    wrong = wrong_layers(asked, artefact.precision, kept=kept)
+    wanted = inspect_graph(proto, target=artefact.target, plugin_library=plugin_library)
+    wrong = wrong_layers(wanted, artefact.precision, kept=kept)
     if cuda_driver.compute_capability() is None:
-        return inspection(asked, wrong)
+        return inspection(wanted, wrong)
     found = inspect_engine(engine, artefact=artefact)
-    return inspection(found, dict.fromkeys([*wrong, *unlike(asked, found)]))
+    return inspection(found, dict.fromkeys([*wrong, *differing_layers(wanted, found)]))
 
 
-def inspect_graph(proto: onnx.ModelProto, *, target: str, plugin_library: Path | None = None) -> list[Layer]:
+def inspect_graph(proto: onnx.ModelProto, *, target: Target, plugin_library: Path | None = None) -> list[Layer]:
     """Return the layers of the network that TensorRT or TensorRT-RTX makes of a graph; needs no GPU."""
-    with open_front(target) as front:
-        if plugin_library is not None:
-            from flowless.export.plugin.plugin_library import load_plugin
+    process = tensorrt_process(target)
+    if plugin_library is not None:
+        from flowless.export.plugin.plugin_library import load_plugin
 
-            load_plugin(front.trt, plugin_library)
-        _, network, _parser = front.parse(proto)  # the parser owns the weights that the network points to
-        return inspect_network(network, front.trt)
+        load_plugin(process, plugin_library)
+    graph = parse_graph(process, proto)
+    return inspect_network(graph.network, process.trt)
 
 
 def inspect_network(network: Any, trt: Any) -> list[Layer]:
     """Return the layers of a parsed network, in its order.
 
     A convolution or matrix product counts as int8 where both its inputs come from DequantizeLinear, directly or through layers
-    that only move numbers: this is what TensorRT fuses into an int8 kernel. An addition of two activations counts as int8
-    where one of them does: it is fused with the convolution that makes the other ("Q/DQ Layer-Placement Recommendations" of
-    TensorRT's guide to quantised types).
+    that only move data: TensorRT fuses these into an int8 kernel. An addition of two activations counts as int8 where one of them does:
+    it is fused with the convolution that computes the other (TensorRT's guide to quantised types, "Q/DQ Layer-Placement Recommendations").
 
     Args:
         network: An `INetworkDefinition`, strongly typed.
@@ -97,39 +94,32 @@ def inspect_network(network: Any, trt: Any) -> list[Layer]:
     return found
 
 
-def inspect_engine(engine: Path | bytes, *, artefact: Artefact) -> list[Layer]:
+def inspect_engine(engine: Path, *, artefact: Artefact) -> list[Layer]:
     """Return the layers of an engine, in its order; needs a GPU that can run it.
 
     Args:
-        engine: Its file, one folder below the bundle's, or its bytes.
-        artefact: What the manifest says about it.
+        engine: Its file, one folder below the bundle's.
+        artefact: Its record in the manifest.
 
     Raises:
         FlowlessError: There is no GPU, or the library cannot read the engine on it.
     """
-    module = LIBRARIES[artefact.target][0]
-    gpu = cuda_driver.Gpu()
-    gpu.enter()
-    trt = importlib.import_module(module)
-    listener = listener_of(trt)
-    listener.said.clear()
-    runtime = trt.Runtime(listener)
-    if isinstance(engine, bytes):
-        opened = runtime.deserialize_cuda_engine(engine)
-        if opened is None:
-            reasons = "; ".join(listener.said) or "it says no more"
-            raise FlowlessError(f"{module} {trt.__version__} cannot read this engine here ({reasons}); {rebuild(artefact)}.")
-    else:
-        opened = open_engine(trt, runtime, engine, artefact=artefact, said=listener.said)
-    inspector = opened.create_engine_inspector()
-    return read_engine_information(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+    process, gpu = tensorrt_process(artefact.target), cuda_driver.Gpu()
+    with gpu.entered():  # also while the engine is freed, at the end of the call
+        return read_engine_information(_engine_information(process, engine, artefact))
+
+
+def _engine_information(process: TensorRtProcess, engine: Path, artefact: Artefact) -> str:
+    runtime = process.trt.Runtime(process.logger)
+    opened = open_engine(process, runtime, engine, artefact=artefact)
+    return opened.create_engine_inspector().get_engine_information(process.trt.LayerInformationFormat.JSON)
 
 
 def read_engine_information(text: str) -> list[Layer]:
-    """Return the layers in what `EngineInspector.get_engine_information` says, in JSON.
+    """Return the layers in the JSON of `EngineInspector.get_engine_information`.
 
-    A layer's precision is that of its first input. Layers that the inspector gives by name alone (an engine that was not
-    built with profiling verbosity DETAILED) are of unknown precision.
+    A layer's precision is that of its first input. It is unknown for a layer that the inspector gives by name alone, in an engine that was
+    not built with profiling verbosity DETAILED.
     """
     found = []
     for item in json.loads(text).get("Layers", []):
@@ -143,10 +133,10 @@ def read_engine_information(text: str) -> list[Layer]:
 
 
 def _engine_kind(item: dict[str, Any]) -> str:
-    words = f"{item.get('LayerType', '')} {item.get('ParameterType', '')}".lower()
-    if "conv" in words:
+    text = f"{item.get('LayerType', '')} {item.get('ParameterType', '')}".lower()
+    if "conv" in text:
         return "convolution"
-    if any(word in words for word in ("gemm", "matmul", "matrix", "fully")):
+    if any(mark in text for mark in ("gemm", "matmul", "matrix", "fully")):
         return "matrix product"
     return str(item.get("LayerType", UNKNOWN)).lower()
 
@@ -155,15 +145,15 @@ def _engine_precision(item: dict[str, Any]) -> str:
     inputs = [entry for entry in item.get("Inputs", []) if isinstance(entry, dict)]
     if not inputs:
         return UNKNOWN
-    words = " ".join(str(inputs[0].get(key, "")) for key in ("Format/Datatype", "DataType", "Datatype", "Format")).lower()
+    text = " ".join(str(inputs[0].get(key, "")) for key in ("Format/Datatype", "DataType", "Datatype", "Format")).lower()
     for mark, precision in _MARKS:
-        if mark in words:
+        if mark in text:
             return precision
-    return "fp32" if "float" in words else UNKNOWN
+    return "fp32" if "float" in text else UNKNOWN
 
 
 def _multiplied_in(layer: Any, makers: dict[str, Any]) -> str:
-    """Return what a convolution or matrix product multiplies, from where its two inputs come."""
+    """Return the precision of a convolution or matrix product, by the layers that its two inputs come from."""
     precision = _type_of(layer.get_input(0))
     data = _dequantised(layer.get_input(0), makers)
     # A convolution whose weights are constants has one input only.
@@ -176,7 +166,7 @@ def _multiplied_in(layer: Any, makers: dict[str, Any]) -> str:
 
 
 def _dequantised(tensor: Any, makers: dict[str, Any]) -> bool:
-    """Whether a tensor comes from DequantizeLinear, and in between was only moved."""
+    """Whether a tensor comes from DequantizeLinear, directly or through layers that only move data."""
     maker = makers.get(tensor.name) if tensor is not None else None
     if maker is None:
         return False
@@ -192,7 +182,7 @@ def _is_residual(layer: Any, makers: dict[str, Any], trt: Any) -> bool:
     """Whether a layer adds two activations `[frames, channels, rows, columns]`, at least one of them a convolution's."""
     if len(layer.get_output(0).shape) != 4:
         return False
-    layer.__class__ = trt.IElementWiseLayer  # the binding gives the base class, which does not know its operation
+    layer.__class__ = trt.IElementWiseLayer  # the binding returns the base class, which has no `op`
     if layer.op != trt.ElementWiseOperation.SUM:
         return False
     kinds = [maker.type.name for index in (0, 1) if (maker := makers.get(layer.get_input(index).name)) is not None]

@@ -1,4 +1,4 @@
-"""What a built engine really computes in, whatever library built it: one light record for all targets."""
+"""The layers of a built engine and their precisions, as one record for all targets."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-#: Kinds of layers that hold nearly all arithmetic; only these are judged.
+#: Kinds of layers that hold nearly all arithmetic; only their precision is checked.
 ARITHMETIC = ("convolution", "matrix product")
-#: Precision of a layer that an inspector does not tell.
+#: Kind or precision of a layer that an inspector does not report.
 UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer, as a target's inspector tells of it."""
+    """One layer, as a target's inspector reports it."""
 
     name: str
     """The ONNX node that it comes from; of a fused layer all of them, joined by ` + `; in a function's body after the calling
     node's name and a slash."""
     kind: str
-    """`convolution`, `matrix product`, `residual add`, or the library's own word in lower case."""
+    """`convolution`, `matrix product`, `residual add`, or the library's name for it in lower case."""
     precision: str
-    """What its inputs are: `fp32`, `bf16`, `fp16`, `int8`; what is wrong with them, in words; or `unknown`."""
+    """Type of its inputs: `fp32`, `bf16`, `fp16`, `int8`, or `unknown`; with a note where only one of two inputs is quantised."""
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -32,62 +32,62 @@ class Layer:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found in an engine, or in the network that it is built from."""
+    """The layers of an engine, or of the network that it is built from."""
 
     layers: tuple[Layer, ...]
     """All layers."""
     wrong: tuple[str, ...] = ()
-    """One sentence for each layer that does not run in the precision that the graph asks for."""
+    """One sentence for each layer that does not run in the graph's precision."""
     summary: dict[str, int] = field(default_factory=dict)
-    """How many layers of which kind run in which precision, `{"convolution int8": 21}`; of the arithmetic alone."""
+    """Number of layers by kind and precision, `{"convolution int8": 21}`, of convolutions, matrix products and residual adds."""
 
 
 def inspection(layers: Iterable[Layer], wrong: Iterable[str] = ()) -> Inspection:
-    """Return the record of layers, with its summary."""
+    """Return layers with their summary."""
     found = tuple(layers)
     counts = Counter(f"{layer.kind} {layer.precision}" for layer in found if layer.kind in (*ARITHMETIC, "residual add"))
     return Inspection(found, tuple(wrong), dict(sorted(counts.items())))
 
 
 def is_kept(layer: Layer, kept: Iterable[str]) -> bool:
-    """Whether a layer comes from nodes that stay exact: itself, or the function's body of such a node."""
+    """Whether a layer comes from a node that stays exact, or from the function's body of such a node."""
     names = tuple(kept)
     return any(node in names or node.partition("/")[0] in names for node in layer.nodes)
 
 
 def wrong_layers(layers: Iterable[Layer], precision: str, *, kept: Sequence[str] = ()) -> tuple[str, ...]:
-    """Return a sentence for each layer of the arithmetic that does not run in a precision.
+    """Return a sentence for each convolution or matrix product that does not run in a precision.
 
     Args:
-        layers: What an inspector found.
-        precision: What the graph asks for.
+        layers: The layers of an engine or network.
+        precision: The graph's precision.
         kept: Names of ONNX nodes that stay exact in this graph: PA, normalisation, VAP, the classifier.
 
     Returns:
-        Nothing where all is as it should be. A layer of unknown precision is not judged. In an int8 graph additions are
-        judged too: one without a quantised input is computed, and its inputs are stored, in floating point.
+        Nothing where all layers are right. A layer of unknown precision is not checked. In an int8 graph residual adds are checked too:
+        one without a quantised input is computed, and its inputs are stored, in floating point.
     """
-    judged = (*ARITHMETIC, "residual add") if precision == "int8" else ARITHMETIC
+    checked = (*ARITHMETIC, "residual add") if precision == "int8" else ARITHMETIC
     return tuple(
         f"{layer.kind} {layer.name} runs in {layer.precision}, not {precision}"
         for layer in layers
-        if layer.kind in judged and layer.precision not in {precision, UNKNOWN} and not is_kept(layer, kept)
+        if layer.kind in checked and layer.precision not in {precision, UNKNOWN} and not is_kept(layer, kept)
     )
 
 
-def unlike(asked: Iterable[Layer], found: Iterable[Layer]) -> tuple[str, ...]:
-    """Return a sentence for each layer that an engine computes in another precision than the graph asked for.
+def differing_layers(wanted: Iterable[Layer], found: Iterable[Layer]) -> tuple[str, ...]:
+    """Return a sentence for each layer that an engine computes in another precision than its network.
 
     Args:
-        asked: Layers of the network or the graph, one node each.
-        found: Layers of the engine, fused as they may be.
+        wanted: Layers of the network, one node each.
+        found: Layers of the engine, possibly fused.
 
     Returns:
-        Nothing where all agree. A node that no layer of the engine names, or whose precision it does not tell, is not judged.
+        Nothing where all agree. A node that no layer of the engine names, or whose precision the engine does not report, is not checked.
     """
     runs = {node: layer.precision for layer in found for node in layer.nodes if layer.kind in ARITHMETIC}
     return tuple(
-        f"{layer.kind} {layer.name} runs in {runs[layer.name]}, and the graph asks for {layer.precision}"
-        for layer in asked
+        f"{layer.kind} {layer.name} runs in {runs[layer.name]}, and in the graph in {layer.precision}"
+        for layer in wanted
         if layer.kind in ARITHMETIC and runs.get(layer.name, UNKNOWN) not in {UNKNOWN, layer.precision}
     )

@@ -1,4 +1,4 @@
-"""Is an engine's answer PyTorch's answer? One table of tolerances, one comparison (Polygraphy's), used by export and build alike."""
+"""Comparison of an engine's scores with PyTorch's, with one table of tolerances for export and build."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Tolerance:
     """How far scores may lie from PyTorch's. Both are relative to the scores' spread over clips."""
 
     largest: float
-    """Largest difference of a score, as a share of the spread."""
+    """Largest allowed difference of a score, as a share of the spread."""
     snr: float
-    """Least ratio of the scores' spread to the root mean square of the differences, in decibels: 20 is a tenth, 40 a hundredth."""
+    """Smallest allowed ratio of the scores' spread to the root mean square difference, in decibels: 20 is a tenth, 40 a hundredth."""
 
 
 #: (precision, device) -> what passes. fp32 leaves only the order of additions; on a GPU fp32 kernels may add in long tiles, and
@@ -38,9 +38,9 @@ TOLERANCE: dict[tuple[str, str], Tolerance] = {
     ("int8", "CPU"): Tolerance(largest=1.0, snr=16),
     ("int8", "GPU"): Tolerance(largest=1.0, snr=16),
 }
-#: Spread below this share of the largest score is taken for this share: float32 itself resolves no finer.
+#: Smallest spread, as a share of the largest score: float32 does not resolve smaller differences.
 _LEAST_SPREAD = 2e-3
-#: Batches that every comparison runs: one clip, and several with a remainder.
+#: Batch sizes of every comparison: one clip, and several with a remainder.
 BATCHES = (1, 3)
 
 
@@ -61,7 +61,7 @@ class Comparison:
     least_snr: float
     """Least ratio that passes."""
     passed: bool
-    """Whether both are allowed; a difference that is no number is not."""
+    """Whether both are within the limits; NaN is not."""
 
 
 def spread_of(scores: np.ndarray) -> float:
@@ -73,7 +73,7 @@ def spread_of(scores: np.ndarray) -> float:
 def compare(scores: np.ndarray, expected: np.ndarray, *, precision: str, device: str) -> Comparison:
     """Compare scores `[K, classes]` with PyTorch's of the same clips.
 
-    The scores are compared by Polygraphy. Each class's mean is taken off first: what all clips share says nothing about them.
+    Polygraphy compares the scores, after each class's mean over the clips is subtracted: only differences between clips matter.
     """
     if scores.shape != expected.shape:
         raise CheckFailed(f"The engine gives scores of shape {scores.shape} where PyTorch gives {expected.shape}. Nothing was kept.")
@@ -112,13 +112,13 @@ def run_in_batches(backend: Callable[[np.ndarray], np.ndarray], clips: np.ndarra
 
 
 def check(backend: Backend, clips: np.ndarray, expected: np.ndarray, *, precision: str, what: str) -> Comparison:
-    """Compare an engine with PyTorch at every batch size of `BATCHES`; an online one also frame by frame, through its own memory.
+    """Compare an engine with PyTorch at every batch size of `BATCHES`; an online engine also frame by frame, through its memory.
 
     Args:
         backend: The engine.
         clips: uint8 `[K, N, m, H, W, 3]`.
         expected: PyTorch's scores, `[K, classes]`.
-        precision: The engine's arithmetic, a row of `TOLERANCE`.
+        precision: The engine's precision, a row of `TOLERANCE`.
         what: The engine's name, for the message.
 
     Returns:
@@ -131,7 +131,7 @@ def check(backend: Backend, clips: np.ndarray, expected: np.ndarray, *, precisio
     if isinstance(backend, OnlineBackend):
         shown = run_in_batches(backend.frame_by_frame, clips, max(BATCHES))
         runs.append(compare(shown, expected, precision=precision, device=backend.device))
-    # What does not pass is worse than what does, and a difference that is no number the worst of all.
+    # A failed comparison is worse than a passed one, and NaN is the worst.
     worst = max(runs, key=lambda item: (not item.passed, np.inf if np.isnan(item.max_abs_diff) else item.max_abs_diff))
     if not worst.passed:
         raise CheckFailed(

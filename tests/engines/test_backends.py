@@ -1,4 +1,4 @@
-"""Which engines fit this machine, told in one line before anything is loaded."""
+"""Which engines fit this machine, decided before anything is loaded, and libraries that refuse an engine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ from flowless import cuda_driver
 from flowless.engines.backends import backend as backends
 from flowless.engines.backends import tensorrt_backend
 from flowless.engines.backends.openvino_core import openvino_reason
+from flowless.engines.backends.tensorrt_process import tensorrt_process
 from flowless.engines.bundle import compatibility
 from flowless.engines.bundle.compatibility import Here, mismatch
 from flowless.engines.bundle.manifest import Artefact, read_manifest
@@ -50,7 +50,7 @@ def engine(target: str, version: str | None, options: dict) -> Artefact:
     ("artefact", "here"),
     [
         (engine("tensorrt", "10.13.3.9", ON_A10), A10),
-        # what the driver does not tell, and what an older manifest does not record, is not held against an engine
+        # facts that the driver does not report or an older manifest does not record are not compared
         (engine("tensorrt", "10.13.3.9", ON_A10), dataclasses.replace(A10, gpu=None)),
         (engine("tensorrt", None, {}), A10),
         # portable: later versions of the same major version, TensorRT 11 for those of 10, and any GPU since Ampere
@@ -128,8 +128,8 @@ def test_engines_that_do_not_fit(artefact, here, says):
     line = mismatch(artefact, here)
     assert line is not None
     assert "\n" not in line
-    for words in [*says, f"; build it again with: flowless build BUNDLE --target {artefact.target} --precision fp16 --force"]:
-        assert words in line
+    for arguments in [*says, f"; build it again with: flowless build BUNDLE --target {artefact.target} --precision fp16 --force"]:
+        assert arguments in line
 
 
 @pytest.mark.parametrize("named", [[], [86, 89]])
@@ -183,28 +183,21 @@ def test_why_not_knows_what_is_here(built, monkeypatch):
 
 def test_without_a_gpu_nothing_is_imported(built, monkeypatch):
     monkeypatch.setattr(cuda_driver, "compute_capability", lambda: None)
-    monkeypatch.setattr(compatibility, "what_is_here", lambda *_: pytest.fail("asked for the version"))
+    monkeypatch.setattr(compatibility, "what_is_here", lambda *_: pytest.fail("imported the library"))
     artefact = read_manifest(built).artefact("tensorrt-rtx", "fp32")
     assert backends.why_not("tensorrt-rtx", artefact) == "there is no NVIDIA GPU here"
     with pytest.raises(FlowlessError, match="No NVIDIA GPU can be used here"):
         backends.open_backend(artefact, built / "tensorrt-rtx-fp32" / "model.engine", classes=6)  # pyright: ignore[reportArgumentType]
 
 
-@pytest.fixture
-def runtime():
-    trt = pytest.importorskip("tensorrt_rtx")
-    listener = tensorrt_backend.listener_of(trt)
-    listener.said.clear()
-    return trt, trt.Runtime(listener), listener.said
-
-
-def test_an_engine_that_cannot_be_read(runtime, tmp_path, capfd):
-    """One line, and nothing of TensorRT's own on the screen."""
-    trt, opened, said = runtime
+def test_an_engine_that_cannot_be_read(tmp_path, capfd):
+    """One line, and TensorRT prints nothing."""
+    pytest.importorskip("tensorrt_rtx")
+    process = tensorrt_process("tensorrt-rtx")
     path = tmp_path / "model.engine"
     path.write_bytes(b"no engine at all" * 100)
     with pytest.raises(FlowlessError) as caught:
-        tensorrt_backend.open_engine(trt, opened, path, artefact=engine("tensorrt-rtx", "1.7.1.116", ANY_RTX), said=said)
+        tensorrt_backend.open_engine(process, process.trt.Runtime(process.logger), path, artefact=engine("tensorrt-rtx", None, ANY_RTX))
     assert "cannot read this engine here (malformed engine" in str(caught.value)
     assert "flowless build BUNDLE --target tensorrt-rtx --precision fp16 --force" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -212,32 +205,28 @@ def test_an_engine_that_cannot_be_read(runtime, tmp_path, capfd):
 
 
 @pytest.mark.parametrize("name", [None, "gone.onnx", "../../outside.onnx"])
-def test_weights_that_are_not_in_the_bundle(name, runtime, tmp_path):
-    trt, opened, said = runtime
+def test_weights_that_are_not_in_the_bundle(name, tmp_path):
     (tmp_path / "outside.onnx").write_bytes(b"")
     path = tmp_path / "bundle" / "tensorrt-rtx-fp16" / "model.engine"
     path.parent.mkdir(parents=True)
     stripped = engine("tensorrt-rtx", "1.7.1.116", {**ANY_RTX, "stripped": True, "refit_from": name})
     with pytest.raises(FlowlessError, match="no weights of its own"):
-        tensorrt_backend._refit(trt, opened, None, path, stripped, said)
+        tensorrt_backend.weights_file(path, stripped)
+    (path.parent / "weights.onnx").write_bytes(b"")
+    named = dataclasses.replace(stripped, options={**stripped.options, "refit_from": "weights.onnx"})
+    assert tensorrt_backend.weights_file(path, named) == path.parent / "weights.onnx"
 
 
-def test_a_plugin_that_is_not_loaded(runtime, monkeypatch):
-    trt, _, _ = runtime
+@pytest.mark.parametrize("variable", [None, "gone.so"])
+def test_a_plugin_that_is_not_loaded(variable, tmp_path, monkeypatch):
+    pytest.importorskip("tensorrt_rtx")
     artefact = engine("tensorrt-rtx", "1.7.1.116", {**ANY_RTX, "pa": "plugin"})
     monkeypatch.delenv(tensorrt_backend.PLUGIN_VARIABLE, raising=False)
-    with pytest.raises(FlowlessError, match="FLOWLESS_PA_PLUGIN is not set"):
-        tensorrt_backend._load_plugin(trt, artefact, Path())
-
-
-def test_the_gpu_has_a_name_where_there_is_one():
-    assert (cuda_driver.gpu_name() is None) == (cuda_driver.compute_capability() is None)
-
-
-def test_each_library_has_a_module_of_its_own():
-    """`why_not` finds versions by the rule that a target's module is its name with an underscore."""
-    for target in ("tensorrt", "tensorrt-rtx"):
-        assert backends.LIBRARIES[target][0] == target.replace("-", "_")
+    if variable:
+        monkeypatch.setenv(tensorrt_backend.PLUGIN_VARIABLE, variable)
+    says = f"FLOWLESS_PA_PLUGIN is {variable!r}, which TensorRT does not load" if variable else "FLOWLESS_PA_PLUGIN is not set"
+    with pytest.raises(FlowlessError, match=says):
+        tensorrt_backend.load_plugin_of(tensorrt_process("tensorrt-rtx"), artefact, tmp_path)
 
 
 _TWO_LIVES = """
@@ -273,7 +262,7 @@ Summary:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (REFUSED, "MaxPool-20: Kernel after dilation has size (dim: 3) larger than the data shape after padding (dim: 2) at axis 0."),
         ("Exception from src/x.cpp:1:\nCannot open the file.\n", "Cannot open the file."),
@@ -281,12 +270,12 @@ Summary:
         ("", "RuntimeError"),
     ],
 )
-def test_openvinos_reason_is_told_and_not_its_source_files(text, told):
-    assert openvino_reason(RuntimeError(text)) == told
+def test_openvinos_reason_is_told_and_not_its_source_files(text, message):
+    assert openvino_reason(RuntimeError(text)) == message
 
 
 def test_int8_sums_do_not_overflow_on_any_processor(tmp_path):
-    """Without VNNI two products of bytes are added in 16 bits: 255 x 127 twice is more. (ONNX Runtime knows a way around it.)"""
+    """Without VNNI two products of bytes are added in 16 bits: 255 x 127 twice is more. (ONNX Runtime has an option against it.)"""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
@@ -349,7 +338,7 @@ def test_a_ctrl_c_while_an_engine_is_opened_is_no_fault_of_the_engine(built, mon
             time.sleep(5)
         raise RuntimeError("initialization failed")
 
-    monkeypatch.setattr(backends, "_OpenVino", interrupted)
+    monkeypatch.setattr(backends, "OpenVino", interrupted)
     artefact = next(item for item in read_manifest(built).artefacts if item.target == "openvino")
     with note_ctrl_c(), pytest.raises(KeyboardInterrupt):
         backends.open_backend(artefact, built / artefact.files[0], classes=6)

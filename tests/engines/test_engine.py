@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,7 +14,7 @@ import flowless
 from flowless.engines import loading
 from flowless.engines.backends import backend as backends
 from flowless.engines.backends import openvino_core
-from flowless.engines.backends.backend import HINTS
+from flowless.engines.backends.openvino_core import HINTS
 from flowless.engines.bundle.manifest import Artefact, read_manifest
 from flowless.engines.engine import Engine
 from flowless.engines.video import timed_clip
@@ -80,8 +81,8 @@ def test_what_was_measured_here_decides_between_targets_and_precisions(bundle, m
 
 def test_without_openvino_the_next_is_taken(built, monkeypatch):
     monkeypatch.setattr(backends.cuda_driver, "compute_capability", lambda: None)
-    find = backends.importlib.util.find_spec
-    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None if name == "openvino" else find(name))
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "openvino" else find(name))
     engine = flowless.load(built)
     assert engine.target == "onnxruntime"
     assert "not openvino: openvino is not installed (pip install openvino)" in engine.why
@@ -94,9 +95,9 @@ def test_a_gpu_that_the_engine_was_not_built_for(built, monkeypatch):
     assert artefact is not None
     assert backends.why_not("tensorrt-rtx", artefact) is None
     chosen = replace(artefact, options={"compute_capabilities": [86, 89]})
-    told = backends.why_not("tensorrt-rtx", chosen)
-    assert told is not None
-    assert told.startswith("it was built for compute capability 86, 89 and the GPU here has 120; build it again with: flowless build")
+    message = backends.why_not("tensorrt-rtx", chosen)
+    assert message is not None
+    assert message.startswith("it was built for compute capability 86, 89 and the GPU here has 120; build it again with: flowless build")
 
 
 def test_on_a_gpu_that_tensorrt_rtx_does_not_know_the_next_engine_is_taken(built, monkeypatch):
@@ -110,7 +111,7 @@ def test_on_a_gpu_that_tensorrt_rtx_does_not_know_the_next_engine_is_taken(built
 
 
 @pytest.mark.parametrize(
-    ("asked", "says"),
+    ("arguments", "says"),
     [
         ({"target": "cuda"}, "target is 'cuda'; it must be one of tensorrt, tensorrt-rtx, openvino, onnxruntime"),
         ({"precision": "fp12"}, "precision is 'fp12'; it must be one of fp32, bf16, fp16, int8"),
@@ -120,13 +121,13 @@ def test_on_a_gpu_that_tensorrt_rtx_does_not_know_the_next_engine_is_taken(built
         ({"threads": 0}, "threads is 0"),
     ],
 )
-def test_what_load_refuses(asked, says, built):
+def test_what_load_refuses(arguments, says, built):
     with pytest.raises(FlowlessError, match=says):
-        flowless.load(built, **asked)
+        flowless.load(built, **arguments)
 
 
 def test_tensorrt_rtx_without_a_gpu(built):
-    if loading.runnable()["tensorrt-rtx"] is None:
+    if backends.why_not("tensorrt-rtx") is None:
         pytest.skip("there is a GPU here")
     with pytest.raises(FlowlessError, match="not tensorrt-rtx: there is no NVIDIA GPU here"):
         flowless.load(built, "tensorrt-rtx")
@@ -184,7 +185,7 @@ def test_many_threads_one_engine(engine):
 
 
 def test_the_bf16_hint_is_named(built):
-    """An engine says what OpenVINO computes in, which is not what it was asked for on every processor."""
+    """An engine reports the precision that OpenVINO computes in, which on some processors is not the hint's."""
     engine = flowless.load(built, hint="bf16")
     here = HINTS[openvino_core.computes_in("bf16")]
     assert (engine.target, engine.precision) == ("openvino", here)
@@ -194,7 +195,7 @@ def test_the_bf16_hint_is_named(built):
     np.testing.assert_allclose(engine(clip), exact, atol=0.2 * exact.std())
 
 
-#: A processor -> what OpenVINO computes in there when asked for f32, bf16 and f16.
+#: A processor -> what OpenVINO computes in there with the hints f32, bf16 and f16.
 PROCESSORS = {
     "AVX2": ("f32", "f32", "f32"),
     "AVX-512 without bf16, which is emulated": ("f32", "bf16", "f32"),
@@ -209,19 +210,19 @@ PROCESSORS = {
 @pytest.mark.parametrize("stored", ["fp32", "bf16", "fp16", "int8"])
 @pytest.mark.parametrize("hint", [None, "f32", "bf16", "f16"])
 def test_what_is_computed_in_on_any_processor(processor, stored, hint, monkeypatch):
-    answers = dict(zip(HINTS, PROCESSORS[processor], strict=True))
-    monkeypatch.setattr(backends, "computes_in", answers.__getitem__)
+    computes = dict(zip(HINTS, PROCESSORS[processor], strict=True))
+    monkeypatch.setattr(openvino_core, "computes_in", computes.__getitem__)
     own = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}[stored]
     artefact = Artefact(target="openvino", precision=stored, status="verified", files=("a",), options={"hint": own})
-    computed, told = loading._computed(artefact, hint)
-    asked, found = hint or own, answers[hint or own]
+    computed, note = loading.computed_precision(artefact, hint)
+    wanted, found = hint or own, computes[hint or own]
     if stored == "int8":
-        assert (computed, told) == ("int8", "")
+        assert (computed, note) == ("int8", "")
     else:
         assert computed == HINTS[found]
-        assert ("does not compute in" in told) == (found != asked)
+        assert ("does not compute in" in note) == (found != wanted)
     other = replace(artefact, target="onnxruntime")
-    assert loading._computed(other, None) == (stored, "")
+    assert loading.computed_precision(other, None) == (stored, "")
 
 
 def test_the_timed_clip_is_the_pipelines_clip(engine, videos):

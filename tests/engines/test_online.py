@@ -115,20 +115,20 @@ def test_mistakes_are_told_and_forgotten(engine, built):
         _ = online.average
     frame = np.zeros((50, 60, 3), np.uint8)
     online.push(frame)
-    for wrong, told in (
+    for wrong, message in (
         (frame[None], r"\[1, 50, 60, 3\]"),
         (frame[..., :1], r"uint8 \[1, 50, 60, 1\]"),
         (frame / 255, "float64"),
         ("x", "str"),
     ):
-        with pytest.raises(FlowlessError, match=told):
+        with pytest.raises(FlowlessError, match=message):
             online.push(wrong)  # type: ignore[arg-type]
     assert online.frames == 1
-    for frames, memory, told in (((1, 40, 44, 3), (1, N, 40, 44, 3), "memory"), ((2, 40, 44, 3), (1, N - 1, 40, 44, 3), "memory")):
-        with pytest.raises(FlowlessError, match=f"the {told} is uint8"):
+    for frames, memory, message in (((1, 40, 44, 3), (1, N, 40, 44, 3), "memory"), ((2, 40, 44, 3), (1, N - 1, 40, 44, 3), "memory")):
+        with pytest.raises(FlowlessError, match=f"the {message} is uint8"):
             engine.step(np.zeros(frames, np.uint8), np.zeros(memory, np.uint8))
-    for frame, told in (([[0]], "list"), (np.uint8(0), "uint8"), (np.zeros((), np.uint8), r"uint8 \[\]")):
-        with pytest.raises(FlowlessError, match=f"the frame is {told}"):
+    for frame, message in (([[0]], "list"), (np.uint8(0), "uint8"), (np.zeros((), np.uint8), r"uint8 \[\]")):
+        with pytest.raises(FlowlessError, match=f"the frame is {message}"):
             engine.step(frame, np.zeros((1, N - 1, 40, 44, 3), np.uint8))  # type: ignore[arg-type]
     with pytest.raises(FlowlessError, match="every is 0"):
         predict_online(engine, "film.mp4", every=0)
@@ -151,14 +151,14 @@ def test_command(film_bundles, form, built, videos, tmp_path, capsys):
     online_bundle = film_bundles[form]
     bad = tmp_path / "bad.mp4"
     bad.write_text("text")
-    words = ["predict", str(online_bundle), str(videos[0]), str(bad), "--online", "--target", "openvino"]
-    assert main([*words, "--json"]) == 1
+    arguments = ["predict", str(online_bundle), str(videos[0]), str(bad), "--online", "--target", "openvino"]
+    assert main([*arguments, "--json"]) == 1
     good, broken = json.loads(capsys.readouterr().out)
     assert set(good) == {"video", "top", "target", "precision", "seconds", "moments"}
     assert len(good["moments"]) == 24
     assert set(good["moments"][0]) == {"frame", "label", "score", "so_far", "seconds"}
     assert set(broken) == {"video", "error"}
-    assert main(words) == 1
+    assert main(arguments) == 1
     assert "from frame" in capsys.readouterr().out
     assert main(["predict", str(built), str(videos[0]), "--online"]) == 1
     assert "segments have 3 frames" in " ".join(capsys.readouterr().err.split())

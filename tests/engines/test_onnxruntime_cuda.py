@@ -66,7 +66,7 @@ def test_why_says_that_the_provider_does_not_start(built: Path, card: None, capf
 
 
 def test_doctor_says_it_too(card: None) -> None:
-    (finding,) = (item for item in doctor._running() if item.what == "onnxruntime on CUDA")
+    (finding,) = (item for item in doctor.examine(["run"]) if item.what == "onnxruntime on CUDA")
     assert not finding.ok
     assert "cannot open shared object file" in finding.detail
     assert finding.remedy

@@ -52,17 +52,17 @@ def test_a_table_for_people(built, videos, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "code"),
+    ("arguments", "code"),
     [(["nowhere", "x.mp4"], 1), (["{bundle}"], 1), (["{bundle}", "x.mp4", "--top", "0"], 1), (["{bundle}", "--wrong"], 2)],
 )
-def test_exit_codes(words, code, built, capsys):
-    words = [word.format(bundle=built) for word in words]
+def test_exit_codes(arguments, code, built, capsys):
+    arguments = [word.format(bundle=built) for word in arguments]
     if code == 2:
         with pytest.raises(SystemExit) as stopped:
-            main(["predict", *words])
+            main(["predict", *arguments])
         assert stopped.value.code == 2
     else:
-        assert main(["predict", *words]) == code
+        assert main(["predict", *arguments]) == code
 
 
 @pytest.mark.parametrize("target", ["openvino", "onnxruntime"])

@@ -40,8 +40,8 @@ needs_threads_that_show = pytest.mark.skipif(not Path("/proc/self/task").is_dir(
 
 
 def opened(bundle: Path, target: str, *, threads: int = 0, **variables: str) -> dict[str, Any]:
-    words = [sys.executable, "-c", PROGRAM, str(bundle), target, str(threads)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, env={**PLAIN, **variables})
+    arguments = [sys.executable, "-c", PROGRAM, str(bundle), target, str(threads)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, env={**PLAIN, **variables})
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -19,8 +19,9 @@ from flowless.cli import main
 from flowless.engines.bundle.manifest import read_manifest
 from flowless.errors import CheckFailed, FlowlessError
 from flowless.export import build_engine
-from flowless.export.build_engine import build, engine_key
+from flowless.export.build_engine import build
 from flowless.export.targets.build_options import BuildOptions
+from flowless.export.targets.engine_key import engine_key
 
 FORCED = BuildOptions(force=True)
 
@@ -68,7 +69,7 @@ def test_rtx_for_named_gpus(bundle):
 
 
 def test_what_is_there_is_not_built_again(bundle, monkeypatch):
-    monkeypatch.setattr(build_engine, "_builder", lambda target: pytest.fail("built again"))
+    monkeypatch.setattr(build_engine, "compile_engine", lambda *_: pytest.fail("built again"))
     before = contents(bundle)
     assert build(bundle, target="openvino").status == "verified"
     assert contents(bundle) == before
@@ -219,7 +220,7 @@ def test_damaged_reference_clips(bundle):
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("arguments", "says"),
     [
         (["--target", "openvino", "--precision", "int8"], "int8 needs videos to measure its scales on"),
         (["--target", "openvino", "--precision", "int8", "--calibrate", "gone.jsonl"], "no such index"),
@@ -229,9 +230,9 @@ def test_damaged_reference_clips(bundle):
         (["--target", "tensorrt-rtx", "--batch", "4", "2", "1"], "MIN OPT MAX"),
     ],
 )
-def test_what_build_refuses(words, says, bundle, capsys):
+def test_what_build_refuses(arguments, says, bundle, capsys):
     before = contents(bundle)
-    assert main(["build", str(bundle), *words]) == 1
+    assert main(["build", str(bundle), *arguments]) == 1
     assert says.replace(" ", "") in "".join(capsys.readouterr().err.split())
     assert contents(bundle) == before
 

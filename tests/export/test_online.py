@@ -36,11 +36,11 @@ def online_bundle(film_bundles, tmp_path) -> Path:
 def test_the_graph_says_what_it_takes(film_bundles):
     proto = onnx.load(film_bundles["online"] / "model.onnx")
 
-    def told(items):
+    def message(items):
         return {item.name: [part.dim_param or part.dim_value for part in item.type.tensor_type.shape.dim] for item in items}
 
-    assert told(proto.graph.input) == {FRAME: ["B", H, W, 3], MEMORY: ["B", N - 1, H, W, 3]}
-    assert told(proto.graph.output) == {SCORES: ["B", 4], NEXT_MEMORY: ["B", N - 1, H, W, 3]}
+    assert message(proto.graph.input) == {FRAME: ["B", H, W, 3], MEMORY: ["B", N - 1, H, W, 3]}
+    assert message(proto.graph.output) == {SCORES: ["B", 4], NEXT_MEMORY: ["B", N - 1, H, W, 3]}
     kinds = [item.type.tensor_type.elem_type for item in (*proto.graph.input, *proto.graph.output)]
     uint8 = onnx.TensorProto.UINT8
     assert kinds == [uint8, uint8, onnx.TensorProto.FLOAT, uint8]

@@ -171,15 +171,15 @@ def test_videos_given_by_the_user(checkpoint, exported, videos, tmp_path, capsys
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("arguments", "says"),
     [
         (["{missing}", "--out", "{out}"], "missing.safetensors"),
-        (["{checkpoint}", "--out", "{full}"], "it is no bundle"),
+        (["{checkpoint}", "--out", "{full}"], "it is not a bundle"),
         (["{checkpoint}", "--out", "{file}"], "is a file"),
         (["{checkpoint}", "--out", "{out}", "--clips", "{file}"], "notes.txt"),
     ],
 )
-def test_what_export_refuses(words, says, checkpoint, tmp_path, capsys):
+def test_what_export_refuses(arguments, says, checkpoint, tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     (tmp_path / "notes.txt").write_text("not a video")
@@ -190,7 +190,7 @@ def test_what_export_refuses(words, says, checkpoint, tmp_path, capsys):
         "file": tmp_path / "notes.txt",
         "checkpoint": checkpoint,
     }
-    assert main(["export", *(word.format(**names) for word in words)]) == 1
+    assert main(["export", *(word.format(**names) for word in arguments)]) == 1
     # The terminal's width breaks lines anywhere, even inside a path.
     assert says.replace(" ", "") in "".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out").exists()

@@ -1,7 +1,7 @@
 """Model × precision × target: what is verified on a processor, what is built for GPUs, and what is refused, in one table.
 
 A row is a model, which has learnt a few videos; a column a target and precision. `kept` passed parity with PyTorch
-(`parity.TOLERANCE`), and its layers compute in what was asked for; `built` was accepted by TensorRT-RTX's parser and builder,
+(`parity.TOLERANCE`), and its layers compute in the graph's precision; `built` was accepted by TensorRT-RTX's parser and builder,
 and its network's types and Q/DQ placement were inspected; refused is what the processor's library does not compute in. Which that is,
 the libraries say themselves (`verdicts.py`): it differs from processor to processor, and from version to version.
 """
@@ -19,7 +19,8 @@ import pytest
 import verdicts
 
 from flowless.engines.bundle.manifest import read_manifest
-from flowless.export import auto_precision as trials
+from flowless.engines.targets import Target
+from flowless.export.auto_precision import try_precisions
 from flowless.export.precision.precisions import PRECISIONS
 from flowless.export.verify.checks import Checks
 from flowless.export.verify.parity import TOLERANCE
@@ -37,7 +38,7 @@ MODELS = (
     "disentangling-bninception",
 )
 
-TARGETS = (*verdicts.TARGETS, "tensorrt-rtx")
+TARGETS: tuple[Target, ...] = (*verdicts.TARGETS, "tensorrt-rtx")
 #: Values of `ONEDNN_MAX_CPU_ISA`, which PyTorch's and OpenVINO's oneDNN obey -> what the processor must have, as PyTorch names it, and
 #: limits of the other libraries. (ONNX Runtime's MLAS obeys none: it computes as it does without.) Limits only take away.
 LIMITS = {
@@ -67,24 +68,22 @@ def test_the_table_of_tolerances_is_whole():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", [pytest.param(model, marks=pytest.mark.xdist_group(f"table-{model}")) for model in MODELS])
-def test_model_by_precision_by_target(model, learnt, calibration, tmp_path, monkeypatch):
-    # Times are not looked at here, and opening all engines once more takes seconds. (The race: test_trials.py.)
-    monkeypatch.setattr(trials, "_race", lambda *_, **__: None)
+def test_model_by_precision_by_target(model, learnt, calibration, tmp_path):
     bundle = shutil.copytree(learnt(model), tmp_path / model)
     calibration = replace(calibration, spec=read_manifest(bundle).spec, used=[], skipped=[])
-    rows = trials.try_all(bundle, TARGETS, checks=Checks(slower=True), calibration=calibration)  # pyright: ignore[reportArgumentType]
+    rows = try_precisions(bundle, TARGETS, checks=Checks(slower=True), calibration=calibration)
     assert {(row["target"], row["precision"]) for row in rows} == {(target, item) for target in TARGETS for item in PRECISIONS}
     for row in rows:
-        told = f"{model}: {row['target']} {row['precision']}: {row['status']}"
+        message = f"{model}: {row['target']} {row['precision']}: {row['status']}"
         if row["target"] == "tensorrt-rtx":
-            assert row["status"] in {"built, not run here", "verified"}, told
+            assert row["status"] in {"built, not run here", "verified"}, message
             continue
         emulated = row["target"] == "openvino" and verdicts.emulated(row["precision"])
-        wrong = verdicts.disagreement(row, verdicts.said(row["target"], row["precision"]), emulated=emulated)
-        assert not wrong, f"{told}: {wrong}"
+        wrong = verdicts.disagreement(row, verdicts.runs_in(row["target"], row["precision"]), emulated=emulated)
+        assert not wrong, f"{message}: {wrong}"
         if row["kept"]:
             rule = TOLERANCE[row["precision"], "CPU"]
-            assert row["snr_db"] is None or row["snr_db"] >= rule.snr, told
+            assert row["snr_db"] is None or row["snr_db"] >= rule.snr, message
 
 
 @pytest.mark.slow
@@ -114,7 +113,7 @@ def test_another_processor_rehearsed(limit, learnt, shapes, tmp_path):
     for row in found["rows"]:
         name = f"{row['target']} {row['precision']}"
         emulated = row["target"] == "openvino" and row["precision"] in found["emulated"]
-        wrong = verdicts.disagreement(row, found["said"][name], emulated=emulated)
+        wrong = verdicts.disagreement(row, found["runs_in"][name], emulated=emulated)
         assert not wrong, f"{limit}: {name}: {row['status']}: {wrong}"
     for precision, kernel in found["kernels"].items():
         # A kernel's name ends in the type of its numbers, which is none of an instruction set.
@@ -132,7 +131,7 @@ KEPT = row_of("fp16", "verified", kept=True)
 @pytest.mark.parametrize(
     ("row", "computes", "emulated", "right"),
     [
-        # AVX2: what is asked for in fp16 runs in fp32
+        # AVX2: an fp16 graph runs in fp32
         (REFUSED, "fp32", False, True),
         (KEPT, "fp32", False, False),
         # AVX-512 with fp16, AMX with fp16, Arm with fp16

@@ -60,9 +60,9 @@ def cuda_headers() -> list[Path]:
     return [folder for folder in folders if (folder / "cuda_runtime_api.h").is_file()]
 
 
-def in_process(code: str, *words: str | Path) -> subprocess.CompletedProcess[str]:
+def in_process(code: str, *args: str | Path) -> subprocess.CompletedProcess[str]:
     """Run code apart: what a registry has loaded stays in its process, and TensorRT-RTX ends it at a plugin's layer."""
-    return subprocess.run([sys.executable, "-c", LISTEN + code, *map(str, words)], capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run([sys.executable, "-c", LISTEN + code, *map(str, args)], capture_output=True, text=True, check=False, timeout=120)
 
 
 LISTEN = """
@@ -70,6 +70,7 @@ import sys
 import json
 import numpy as np
 import tensorrt_rtx as trt
+from flowless.engines.backends.tensorrt_process import tensorrt_process
 from flowless.errors import FlowlessError
 from flowless.export.plugin.plugin_library import load_plugin
 
@@ -83,6 +84,7 @@ class Listener(trt.ILogger):
 
 listener = Listener()
 builder = trt.Builder(listener)
+process = tensorrt_process("tensorrt-rtx")
 """
 
 
@@ -171,8 +173,8 @@ def test_plugin_takes_fp32_or_fp16_and_no_mixture(answers):
 def test_rtx_registry_takes_the_library(library):
     pytest.importorskip("tensorrt_rtx")
     code = """
-load_plugin(trt, sys.argv[1])
-load_plugin(trt, sys.argv[1])
+load_plugin(process, sys.argv[1])
+load_plugin(process, sys.argv[1])
 creator = trt.get_plugin_registry().get_creator("PersistenceOfAppearance", "1", "flowless")
 values = np.array([[0.5], [-0.5]], np.float32)  # a field points to its values and does not keep them
 fields = [trt.PluginFieldCollection([trt.PluginField("eps", value, trt.PluginFieldType.FLOAT32)]) for value in values]
@@ -201,7 +203,7 @@ def test_rtx_parser_finds_the_plugin(library, exported, tmp_path, stripped, load
     onnx.save(without_function(proto) if stripped else proto, path)
     code = """
 if sys.argv[2] == "True":
-    load_plugin(trt, sys.argv[1])
+    load_plugin(process, sys.argv[1])
 network = builder.create_network(0)
 parser = trt.OnnxParser(network, listener)
 print("PARSED", parser.parse(open(sys.argv[3], "rb").read()), flush=True)
@@ -279,7 +281,7 @@ def test_load_plugin_tells_what_is_wrong(tmp_path):
     code = """
 for path in sys.argv[1:]:
     try:
-        load_plugin(trt, path)
+        load_plugin(process, path)
     except FlowlessError as error:
         print("REFUSED", error)
 """
@@ -295,7 +297,7 @@ def test_load_plugin_refuses_another_tensorrts_library(library):
     pytest.importorskip("tensorrt_rtx")
     code = """
 from types import SimpleNamespace
-other = SimpleNamespace(__name__="tensorrt", __version__="9.3.0", get_plugin_registry=trt.get_plugin_registry)
+other = SimpleNamespace(target="tensorrt", trt=SimpleNamespace(__version__="9.3.0"), plugin_kind=process.plugin_kind)
 try:
     load_plugin(other, sys.argv[1])
 except FlowlessError as error:
@@ -316,7 +318,7 @@ class Quick(trt.IPluginCreatorV3Quick):
 
 trt.get_plugin_registry().register_creator(Quick(), "flowless")
 try:
-    load_plugin(trt, "library.so")
+    load_plugin(process, "library.so")
 except FlowlessError as error:
     print("REFUSED", error)
 """

@@ -16,7 +16,8 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
-from flowless.engines.bundle.manifest import Target, read_manifest
+from flowless.engines.bundle.manifest import read_manifest
+from flowless.engines.targets import Target
 from flowless.errors import FlowlessError
 from flowless.export.graph.export_graph import read_graph
 from flowless.export.graph.pa_function import pa_nodes

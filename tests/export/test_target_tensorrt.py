@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -17,18 +17,21 @@ from onnx import TensorProto, helper, numpy_helper
 
 from flowless import cuda_driver
 from flowless.engines.backends import tensorrt_backend
+from flowless.engines.backends.tensorrt_process import PLUGIN, tensorrt_process
+from flowless.engines.targets import Target, targets_with
 from flowless.errors import FlowlessError
 from flowless.export.graph import pa_function
 from flowless.export.plugin import plugin_library
 from flowless.export.targets import build_tensorrt as target_tensorrt
-from flowless.export.targets.build_options import TARGETS_OF, BuildOptions
+from flowless.export.targets.build_options import BuildOptions
 from flowless.export.targets.build_tensorrt import build_tensorrt
-from flowless.export.targets.polygraphy_front import open_front, progress_monitor
+from flowless.export.targets.stop_build import progress_monitor
+from flowless.export.targets.tensorrt_config import merge_timing_cache
 from flowless.export.verify.inspect_tensorrt import inspect_build, inspect_graph, read_engine_information
-from flowless.export.verify.layer_record import Layer, inspection, unlike, wrong_layers
+from flowless.export.verify.layer_record import Layer, differing_layers, inspection, wrong_layers
 from flowless.files import whole_folder
 
-RTX = "tensorrt-rtx"
+RTX: Target = "tensorrt-rtx"
 pytest.importorskip("tensorrt_rtx")
 
 
@@ -71,18 +74,18 @@ def test_a_timing_cache_is_left_alone_where_nothing_is_timed(proto, tmp_path):
 
 def test_timing_caches_are_merged_whole(tmp_path):
     """By TensorRT-RTX's form of the same interface: a file appears, survives another build, and a damaged one is replaced."""
-    trt = importlib.import_module("tensorrt_rtx")
-    config = trt.Builder(tensorrt_backend.listener_of(trt)).create_builder_config()
+    process = tensorrt_process(RTX)
+    config = process.trt.Builder(process.logger).create_builder_config()
     path = tmp_path / "caches" / "timing"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
-        target_tensorrt.merge_timing_cache(config, path)
+        merge_timing_cache(config, path)
         first = path.read_bytes()
         assert first
-        target_tensorrt.merge_timing_cache(config, path)
+        merge_timing_cache(config, path)
         path.write_bytes(b"rubbish")
-        target_tensorrt.merge_timing_cache(config, path)
+        merge_timing_cache(config, path)
     assert path.read_bytes() == first
     assert [item.name for item in path.parent.iterdir()] == ["timing"]
 
@@ -147,7 +150,7 @@ def no_function(proto):
 
 @pytest.mark.parametrize("fault", [foreign_operator, dangling_input, foreign_operator_in_a_function, no_function])
 def test_a_refused_graph_is_one_paragraph(fault, proto, tmp_path, capfd):
-    """It names operator and node; neither Polygraphy nor TensorRT prints anything."""
+    """It names operator and node; TensorRT prints nothing."""
     broken = copy(proto)
     node, operator = fault(broken)
     with pytest.raises(FlowlessError) as caught:
@@ -173,7 +176,7 @@ def test_an_option_that_a_target_lacks(target, options, says):
     with pytest.raises(FlowlessError, match=says):
         asked.check(target)
     assert asked.for_target(target) == BuildOptions()
-    for having in TARGETS_OF[next(iter(options))]:
+    for having in targets_with(next(iter(options))):
         asked.check(having)
         assert asked.for_target(having) == asked
 
@@ -199,23 +202,26 @@ def test_without_a_gpu_rtx_keeps_its_weights(proto, tmp_path, monkeypatch):
         build_tensorrt(proto, tmp_path, target="tensorrt", precision="fp32", options=BuildOptions())
 
 
-def test_a_front_leaves_other_users_of_polygraphy_alone(monkeypatch):
+def test_a_build_changes_no_module_and_no_environment_variable(proto, tmp_path, monkeypatch):
+    """Not even while it runs: another thread may use Polygraphy, with TensorRT, at the same time."""
     import polygraphy.config
 
-    monkeypatch.delenv("POLYGRAPHY_USE_TENSORRT_RTX", raising=False)
-    mine = sys.modules["polygraphy.config"]
-    assert not mine.USE_TENSORRT_RTX  # pyright: ignore[reportAttributeAccessIssue]
-    with open_front(RTX) as first:
-        assert sys.modules["polygraphy.config"].USE_TENSORRT_RTX  # pyright: ignore[reportAttributeAccessIssue]
-    with open_front(RTX) as second:
-        assert second.backend is first.backend
-    assert sys.modules["polygraphy.config"] is mine
-    assert polygraphy.config is mine
+    modules, environment, seen = dict(sys.modules), dict(os.environ), []
+
+    def observing(trt, stop):
+        seen.append([name for name, module in modules.items() if sys.modules.get(name) is not module])
+        seen.append({name for name, value in os.environ.items() if environment.get(name) != value})
+        return progress_monitor(trt, stop)
+
+    monkeypatch.setattr(target_tensorrt, "progress_monitor", observing)
+    build_tensorrt(proto, tmp_path, target=RTX, precision="fp32", options=BuildOptions())
+    assert seen == [[], set()]
+    assert sys.modules["polygraphy.config"] is polygraphy.config
 
 
 def test_one_name_for_the_plugin():
-    """The light runtime may not import export, so it spells the plugin's name out."""
-    assert (pa_function.OP, str(pa_function.OP_VERSION), pa_function.DOMAIN) == tensorrt_backend._PLUGIN
+    """The runtime does not import export, so it has the plugin's name a second time."""
+    assert (pa_function.OP, str(pa_function.OP_VERSION), pa_function.DOMAIN) == PLUGIN
     assert plugin_library.VARIABLE == tensorrt_backend.PLUGIN_VARIABLE
 
 
@@ -354,21 +360,21 @@ def test_an_fp16_graph_of_autocast(converted, proto):
     assert len(wrong_layers(inspect_graph(proto, target=RTX), "fp16")) > convolutions
 
 
-def told(name: str, kind: str, datatype: str, *nodes: str) -> dict:
-    """One layer as an engine's inspector tells of it."""
+def reported(name: str, kind: str, datatype: str, *nodes: str) -> dict:
+    """One layer as an engine's inspector reports it."""
     origins = "\x1e".join(f"[ONNX Layer: {node}]" for node in nodes)
     return {"Name": name, "LayerType": kind, "Inputs": [{"Name": "a", "Format/Datatype": datatype}], "Metadata": origins}
 
 
-def test_what_an_inspector_tells_of_an_engine():
+def test_what_an_inspector_reports_of_an_engine():
     text = json.dumps(
         {
             "Layers": [
-                told("conv1 + relu1", "CaskConvolution", "Thirty-two wide channel vectorized row major Int8 format", "conv1", "relu1"),
-                told("conv2", "CaskConvolution", "Row major linear FP32", "conv2"),
-                told("pa", "CaskConvolution", "Half", "PA_features | pa (PersistenceOfAppearance)"),
-                told("fc", "CaskGemmMatrixMultiply", "Float", "fc"),
-                told("myelin", "Myelin", "N/A due to dynamic shapes", "conv3"),
+                reported("conv1 + relu1", "CaskConvolution", "Thirty-two wide channel vectorized row major Int8 format", "conv1", "relu1"),
+                reported("conv2", "CaskConvolution", "Row major linear FP32", "conv2"),
+                reported("pa", "CaskConvolution", "Half", "PA_features | pa (PersistenceOfAppearance)"),
+                reported("fc", "CaskGemmMatrixMultiply", "Float", "fc"),
+                reported("myelin", "Myelin", "N/A due to dynamic shapes", "conv3"),
                 "a name alone",
             ]
         }
@@ -382,7 +388,7 @@ def test_what_an_inspector_tells_of_an_engine():
         Layer("conv3", "myelin", "unknown"),
         Layer("a name alone", "unknown", "unknown"),
     ]
-    asked = [Layer(name, "convolution", "int8") for name in ("conv1", "conv2", "conv3")] + [Layer("fc", "matrix product", "fp32")]
-    assert unlike(asked, found) == ("convolution conv2 runs in fp32, and the graph asks for int8",)
+    wanted = [Layer(name, "convolution", "int8") for name in ("conv1", "conv2", "conv3")] + [Layer("fc", "matrix product", "fp32")]
+    assert differing_layers(wanted, found) == ("convolution conv2 runs in fp32, and in the graph in int8",)
     assert wrong_layers(found, "int8", kept=["pa", "fc"]) == ("convolution conv2 runs in fp32, not int8",)
     assert inspection(found).summary == {"convolution fp16": 1, "convolution fp32": 1, "convolution int8": 1, "matrix product fp32": 1}

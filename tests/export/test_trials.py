@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +17,7 @@ from flowless.errors import FlowlessError
 from flowless.export import auto_precision as trials
 from flowless.export import build_engine
 from flowless.export.auto_precision import recommended, try_all
+from flowless.export.bundle_changes import keep_trials
 from flowless.export.verify.checks import Checks
 
 
@@ -36,9 +40,9 @@ def test_where_nothing_runs_the_lowest_precision_is():
 
 @pytest.mark.slow
 def test_auto_tries_all_and_tries_nothing_twice(learnt_bundle, calibration, shapes, capsys, monkeypatch):
-    words = ["build", str(learnt_bundle), "--target", "openvino", "--precision", "auto", "--json"]
-    words += ["--calibrate", str(calibration.index), "--data", str(shapes / "train.index.jsonl"), "--max-drop", "10"]
-    assert main(words) == 0
+    arguments = ["build", str(learnt_bundle), "--target", "openvino", "--precision", "auto", "--json"]
+    arguments += ["--calibrate", str(calibration.index), "--data", str(shapes / "train.index.jsonl"), "--max-drop", "10"]
+    assert main(arguments) == 0
     document = json.loads(capsys.readouterr().out)
     rows = {item["precision"]: item for item in document["engines"]}
     assert set(rows) == {"fp32", "bf16", "fp16", "int8"}
@@ -52,8 +56,8 @@ def test_auto_tries_all_and_tries_nothing_twice(learnt_bundle, calibration, shap
             assert item["gate"] in {"layers", "speed", "accuracy", "parity"}
     manifest = read_manifest(learnt_bundle)
     assert {item["precision"] for item in manifest.trials} == set(rows)
-    monkeypatch.setattr(build_engine, "_make", lambda *_: pytest.fail("built again"))
-    assert main(words) == 0
+    monkeypatch.setattr(build_engine, "compile_engine", lambda *_: pytest.fail("built again"))
+    assert main(arguments) == 0
     again = json.loads(capsys.readouterr().out)
     assert again == document
 
@@ -74,6 +78,42 @@ def test_what_another_machine_found_is_neither_believed_nor_taken_over(learnt_bu
     assert all(times[0][key] != times[1][key] for key in times[0]), "measured anew"
     assert {row["machine"].partition(",")[0] for row in again} == {"Another Processor"}
     assert best["machine"] != again[0]["machine"]
+
+
+@pytest.mark.slow
+def test_one_target_after_another_leaves_one_recommendation_per_machine(exported, tmp_path):
+    bundle = Path(shutil.copytree(exported, tmp_path / "bundle"))
+    elsewhere = {**row("onnxruntime", "fp32", latency=0.001), "status": "verified", "key": "", "machine": "another", "recommended": True}
+    keep_trials(bundle, [elsewhere | {"target": "tensorrt"}])
+    found = {}
+    for target in ("openvino", "onnxruntime", "openvino"):
+        found |= {(item["target"], item["precision"]): item for item in try_all(bundle, [target], checks=Checks(slower=True))}
+        trials = read_manifest(bundle).trials
+        best = [item for item in trials if item["recommended"]]
+        assert len([item for item in best if item["machine"] == machine.machine_name()]) == 1
+        assert [item for item in best if item["machine"] == "another"], "its recommendation is its own"
+    mine = [item for item in trials if item["machine"] == machine.machine_name()]
+    assert {(item["target"], item["precision"]) for item in mine} == set(found)
+    timed = [item for item in mine if item["kept"]]
+    fastest = min(timed, key=lambda item: item["latency_ms_p50"])
+    assert fastest["recommended"], "of both targets, timed together"
+    engine = load(bundle)
+    assert (engine.target, engine.precision) == (fastest["target"], fastest["precision"])
+
+
+@pytest.mark.slow
+def test_an_engine_that_was_built_again_otherwise_is_not_recommended(exported, tmp_path):
+    """A plain build replaces an engine that was tried: its row's latency is of another engine."""
+    bundle = Path(shutil.copytree(exported, tmp_path / "bundle"))
+    try_all(bundle, ["openvino"], checks=Checks(slower=True))
+    manifest = read_manifest(bundle)
+    for item in manifest.artefacts:
+        if item.target == "openvino":
+            manifest = manifest.with_artefact(replace(item, key="another"))
+    manifest.write()
+    try_all(bundle, ["onnxruntime"], checks=Checks(slower=True))
+    (best,) = [item for item in read_manifest(bundle).trials if item["recommended"]]
+    assert best["target"] == "onnxruntime"
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What the libraries say that they compute in on this processor, asked of one bare convolution, and the verdict that must follow.
+"""The precision in which each library runs one bare convolution on this processor, and the verdict that must follow from it.
 
 As a program, `verdicts.py BUNDLE INDEX`: build a bundle for OpenVINO and ONNX Runtime in every precision, and print the verdicts beside
 what the libraries say. Run so, it obeys limits of the instruction set that the libraries read from the environment when they load.
@@ -16,11 +16,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from flowless.engines.backends.backend import HINTS
-from flowless.engines.backends.openvino_core import computes_in, openvino_core
+from flowless.engines.backends.openvino_core import HINTS, computes_in, openvino_core
+from flowless.engines.targets import Target
 from flowless.export.precision.precisions import PRECISIONS
 
-TARGETS = ("onnxruntime", "openvino")
+TARGETS: tuple[Target, ...] = ("onnxruntime", "openvino")
 _TYPES = {"fp32": TensorProto.FLOAT, "bf16": TensorProto.BFLOAT16, "fp16": TensorProto.FLOAT16, "int8": TensorProto.FLOAT}
 _SIDE = 8
 
@@ -49,7 +49,7 @@ def bare_convolution(precision: str) -> onnx.ModelProto:
     )
 
 
-def said(target: str, precision: str) -> str:
+def runs_in(target: str, precision: str) -> str:
     """Return the precision that a library computes a convolution of `precision` in here; empty where it has none."""
     if target == "openvino":
         if precision != "int8":
@@ -95,7 +95,7 @@ def openvino_kernel(precision: str) -> tuple[str, str]:
 def emulated(precision: str) -> bool:
     """Whether OpenVINO takes a precision that it does not list: it computes it with other instructions, and perhaps not everywhere."""
     listed = openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return said("openvino", precision) == precision and precision.upper() not in listed
+    return runs_in("openvino", precision) == precision and precision.upper() not in listed
 
 
 def disagreement(row: dict[str, Any], computes: str, *, emulated: bool = False) -> str:
@@ -103,7 +103,7 @@ def disagreement(row: dict[str, Any], computes: str, *, emulated: bool = False) 
 
     Args:
         row: A verdict of `try_all` on a target that runs on processors, speed left aside.
-        computes: What the library says that it computes in (`said`).
+        computes: The precision that the library computes in (`runs_in`).
         emulated: The library has no instructions for it: some layers may run in another precision, which refuses the engine.
     """
     if row["kept"]:
@@ -120,17 +120,16 @@ def disagreement(row: dict[str, Any], computes: str, *, emulated: bool = False) 
 def main(bundle: Path, index: Path) -> None:
     """Print one JSON document: the rows of trials, and what the libraries say."""
     from flowless.engines.bundle.manifest import read_manifest
-    from flowless.export import auto_precision as trials
+    from flowless.export.auto_precision import try_precisions
     from flowless.export.precision.calibration import Calibration
     from flowless.export.verify.checks import Checks
 
-    trials._race = lambda *_, **__: None  # times are not looked at
     calibration = Calibration(index=index, spec=read_manifest(bundle).spec, videos=12)
-    rows = trials.try_all(bundle, TARGETS, checks=Checks(slower=True), calibration=calibration)
-    told = {f"{target} {precision}": said(target, precision) for target in TARGETS for precision in PRECISIONS}
+    rows = try_precisions(bundle, TARGETS, checks=Checks(slower=True), calibration=calibration)
+    reported = {f"{target} {precision}": runs_in(target, precision) for target in TARGETS for precision in PRECISIONS}
     kernels = {precision: openvino_kernel(precision)[1] for precision in PRECISIONS}
     close = [precision for precision in PRECISIONS if emulated(precision)]
-    sys.stdout.write("\n" + json.dumps({"rows": rows, "said": told, "kernels": kernels, "emulated": close}) + "\n")
+    sys.stdout.write("\n" + json.dumps({"rows": rows, "runs_in": reported, "kernels": kernels, "emulated": close}) + "\n")
 
 
 if __name__ == "__main__":

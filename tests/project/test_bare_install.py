@@ -33,7 +33,7 @@ LIGHT = (
     *(
         "engines",
         "engines.bundle.manifest",
-        "engines.commands",
+        "engines.predict_command",
         "bench.commands",
         "train.commands.evaluate",
         "export.explain.explain_command",

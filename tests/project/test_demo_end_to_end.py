@@ -12,7 +12,8 @@ import pytest
 
 import flowless
 from flowless.cli import main
-from flowless.engines.bundle.manifest import TARGETS, read_manifest
+from flowless.engines.bundle.manifest import read_manifest
+from flowless.engines.targets import TARGETS
 from flowless.export.precision.precisions import PRECISIONS
 
 pytestmark = pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The doctor tells the truth about this very machine."""
+"""`flowless doctor` reports what this machine can do."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import pytest
 
 from flowless import cuda_driver, doctor
 from flowless.cli import main
+from flowless.engines.backends import openvino_core
+from flowless.engines.targets import TARGETS
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +29,26 @@ def test_what_the_tests_themselves_use_is_found(findings: list[doctor.Finding]) 
     assert {("decode", "H.264 on the CPU"), ("train", "PyTorch on the CPU"), ("build", "onnxruntime"), ("run", "openvino")} <= able
 
 
-def test_a_broken_library_is_a_finding_and_not_a_crash() -> None:
-    def broken() -> str:
+def test_a_broken_library_is_a_finding_and_not_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
         raise OSError("libcuda.so.1: cannot open shared object file")
 
-    finding = doctor._attempt("run", "thing", broken, remedy="pip install thing")
-    assert not finding.ok
-    assert "libcuda" in finding.detail
-    assert finding.remedy == "pip install thing"
+    monkeypatch.setattr(openvino_core, "openvino_core", broken)
+    found = {finding.what: finding for finding in doctor.examine(["run"])}
+    assert not found["openvino"].ok
+    assert found["openvino"].detail == "OSError: libcuda.so.1: cannot open shared object file"
+    assert found["openvino"].remedy == "pip install openvino"
+    assert found["onnxruntime"].ok, "the others are examined all the same"
+
+
+@pytest.mark.parametrize("area", ["build", "run"])
+def test_every_target_is_examined(findings: list[doctor.Finding], area: str) -> None:
+    found = {finding.what: finding for finding in findings if finding.area == area}
+    for target, library in TARGETS.items():
+        assert target in found
+        if library.why_missing():
+            assert (found[target].ok, found[target].detail) == (False, "not installed")
+            assert library.install in found[target].remedy
 
 
 def test_a_gpu_whose_decoders_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +57,7 @@ def test_a_gpu_whose_decoders_are_not_there(monkeypatch: pytest.MonkeyPatch) -> 
         pytest.skip("there is a GPU here")
     monkeypatch.setattr(cuda_driver, "compute_capability", lambda: (9, 0))
     monkeypatch.setattr(cuda_driver, "primary_context", lambda number: contextlib.nullcontext())
-    (finding,) = (item for item in doctor._dali() if item.what == "NVDEC")
+    (finding,) = (item for item in doctor.examine(["decode"]) if item.what == "NVDEC")
     assert not finding.ok
     assert "libnvcuvid.so.1 does not load" in finding.detail
     assert "NVIDIA_DRIVER_CAPABILITIES" in finding.remedy

@@ -1,0 +1,52 @@
+"""Engines that ONNX Runtime runs: on CUDA where there is a GPU and its provider starts, otherwise on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowless import cuda_driver
+from flowless.machine import usable_physical_cores
+from flowless.thread_waiting import threads_stay_awake
+
+#: Session option (`kOrtSessionOptionsAvx2PrecisionMode`) that keeps int8 sums exact on processors without VNNI, where two products of an
+#: unsigned and a signed byte are added in 16 bits, which overflow. It has no effect on other processors.
+EXACT_INT8 = ("session.x64quantprecision", "1")
+
+
+def onnxruntime_options(threads: int | None = None) -> Any:
+    """Return the `SessionOptions` of all sessions here. Without `threads`: one per physical core, asleep while waiting (`waiting.py`)."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # errors are raised as exceptions as well
+    options.add_session_config_entry(*EXACT_INT8)
+    if threads_stay_awake():
+        options.intra_op_num_threads = threads or 0
+        return options
+    options.intra_op_num_threads = threads or usable_physical_cores()
+    for pool in ("intra_op", "inter_op"):
+        options.add_session_config_entry(f"session.{pool}.allow_spinning", "0")
+    return options
+
+
+class OnnxRuntime:
+    """A graph in a session of ONNX Runtime."""
+
+    def __init__(self, path: Path, *, threads: int | None) -> None:
+        from flowless.engines.backends.onnxruntime_cuda import open_session
+
+        session, reason = open_session(path, onnxruntime_options(threads))
+        self._session = session
+        self.inputs = tuple(item.name for item in session.get_inputs())
+        self._outputs = [item.name for item in session.get_outputs()]
+        self.device = "GPU" if reason is None else "CPU"
+        self.fallback = reason if cuda_driver.compute_capability() else None
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the outputs by name."""
+        results = self._session.run(self._outputs, dict(feeds))
+        return {name: np.asarray(result) for name, result in zip(self._outputs, results, strict=True)}
