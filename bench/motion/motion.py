@@ -30,58 +30,28 @@ if TYPE_CHECKING:
 _LONG_SECONDS, _EVERY = 1.0, 5
 
 
-@dataclass(frozen=True, kw_only=True)
+#: What is compared with a paper -> its unit: of a method's fastest runner, or of the method.
+_UNITS = {"times_tv_l1": "frames/s over TV-L1", "gmacs": "GMAC", "parameters": "parameters"}
+
+
+@dataclass(frozen=True)
 class Claim:
-    """What a paper says of its cue."""
+    """What a paper says of its cue: a figure, named by a key of `_UNITS`, and where it stands."""
 
     cue: str
     key: str
-    """What is compared: a method's `gmacs` or `parameters`, or of its fastest runner `times_tv_l1`."""
-    what: str
     paper: str
-    ratio: float | None = None
     where: str
+    ratio: float | None = None
 
 
 _CLAIMS = (
-    Claim(
-        cue="PA",
-        key="times_tv_l1",
-        what="PA over TV-L1, frames a second",
-        paper="8196 fps, TV-L1 8 fps",
-        ratio=1024.5,
-        where="PAN, Table II and its supplement: one TITAN X, the same 8 stacks of 6 frames",
-    ),
-    Claim(
-        cue="displacement map",
-        key="times_tv_l1",
-        what="displacement map over TV-L1, frames a second",
-        paper="190 fps at 112 x 112, TV-L1 15 fps",
-        ratio=12.7,
-        where="Disentangling, Table 3, on a TITAN X; its Table 9 counts the network behind the maps in",
-    ),
-    Claim(
-        cue="PA",
-        key="gmacs",
-        what="PA, GMAC",
-        paper="2.868",
-        where="PAN, Table I: 48 frames of 224 x 224; here differences are convolved, 5 of a stack and not 6",
-    ),
-    Claim(cue="PA", key="parameters", what="PA, parameters", paper="1184", where="PAN, Table I"),
-    Claim(
-        cue="dynamic appearance",
-        key="gmacs",
-        what="dynamic appearance, GMAC",
-        paper="0.23",
-        where="Dynamic Appearance, Table 6: 48 frames",
-    ),
-    Claim(
-        cue="dynamic appearance",
-        key="parameters",
-        what="dynamic appearance, parameters",
-        paper="7130",
-        where="Dynamic Appearance, Table 6",
-    ),
+    Claim("PA", "times_tv_l1", "8196 fps, TV-L1 8 fps", "PAN, Table II and its supplement: TITAN X, the same 8 stacks of 6 frames", 1024.5),
+    Claim("displacement map", "times_tv_l1", "190 fps at 112 x 112, TV-L1 15 fps", "Disentangling, Table 3, TITAN X", 12.7),
+    Claim("PA", "gmacs", "2.868", "PAN, Table I: 48 frames of 224 x 224; here differences are convolved, 5 of a stack and not 6"),
+    Claim("PA", "parameters", "1184", "PAN, Table I"),
+    Claim("dynamic appearance", "gmacs", "0.23", "Dynamic Appearance, Table 6: 48 frames"),
+    Claim("dynamic appearance", "parameters", "7130", "Dynamic Appearance, Table 6"),
 )
 
 
@@ -94,13 +64,13 @@ class Motion:
     the clip's 48 over its median time; maps per second are reported too. All get the same number of threads. Optical flow is given
     grey frames, made beforehand; the cues are given RGB bytes, and their time includes normalisation.
 
-    Beside the JSON a picture of every cue is written, of the moments that move most.
+    Beside the JSON a picture is written: optical flow, and the cue of each checkpoint, at the moments that move most.
     """
 
     videos: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Videos, or folders of them, which take turns stack by stack. None: a few are generated."""
     checkpoint: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
-    """A trained model whose cue the picture shows; repeat it for several. Without one, a cue has random weights."""
+    """A trained model whose cue the picture shows beside optical flow; repeat it for several."""
     show: int = 2
     """Videos in the picture."""
     moments: int = 3
@@ -217,16 +187,15 @@ def fastest(rows: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     return found
 
 
-def claims(rows: Iterable[Mapping[str, Any]], sizes: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def claims(rows: Iterable[Mapping[str, Any]], sizes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return one row a claim: `what`, `paper`, `paper_ratio`, `ours` (None where it was not measured), `engine`, `where`."""
-    best, size_of = fastest(rows), {size["name"]: size for size in sizes}
+    sources: dict[str, dict[str, Mapping[str, Any]]] = {key: {size["name"]: size for size in sizes} for key in _UNITS}
+    sources["times_tv_l1"] = fastest(rows)
     found = []
     for claim in _CLAIMS:
-        speed = claim.key == "times_tv_l1"
-        measured = (best if speed else size_of).get(claim.cue, {})
-        if speed or measured:
-            ours = {"ours": measured.get(claim.key), "engine": measured.get("engine"), "where": claim.where}
-            found.append({"what": claim.what, "paper": claim.paper, "paper_ratio": claim.ratio, **ours})
+        measured = sources[claim.key].get(claim.cue, {})
+        said = {"what": f"{claim.cue}, {_UNITS[claim.key]}", "paper": claim.paper, "paper_ratio": claim.ratio, "where": claim.where}
+        found.append({**said, "ours": measured.get(claim.key), "engine": measured.get("engine")})
     return found
 
 

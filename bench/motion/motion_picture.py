@@ -21,25 +21,24 @@ from flowless.files import whole_file
 from flowless.pipeline.clip.preprocess import load_clip
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.checkpoints import load_checkpoint
-from flowless.train.models import AppearanceRecognizer, Recognizer, build_model
+from flowless.train.models import Recognizer
 from flowless.train.models.layers.displacement import WINDOW
-from flowless.train.models.layers.temporal_projection import enopr
 
 if TYPE_CHECKING:
     from flowless.train.checkpoints import Checkpoint
 
-#: Cue -> its name in the benchmark, what is seen in it, and the model that has it.
+#: Cue -> its name in the benchmark, and what is seen in it.
 _CUES = {
-    "Persistence of Appearance": ("PA", "how much shallow features change", "pan-lite-r18"),
-    "Displacement map": ("displacement map", "where features go", "disentangling-bninception"),
-    "Dynamic appearance": ("dynamic appearance", "what does not stand still", "da-tsm-r18"),
-    "Channel-wise motion": ("CMM", "how much reduced features change", "stm-r50"),
+    "Persistence of Appearance": ("PA", "how much shallow features change"),
+    "Displacement map": ("displacement map", "where features go"),
+    "Dynamic appearance": ("dynamic appearance", "what does not stand still"),
+    "Channel-wise motion": ("CMM", "how much reduced features change"),
 }
 _FLOWS = ("TV-L1", "Farneback", "DIS medium")
-#: Places in a video that a moment is chosen from, and the frames of a stack.
-_CANDIDATES, _FRAMES = 24, 6
-#: Steps in which an untrained PWTP is fitted to the frames: its loss has fallen to a twentieth by then.
-_STEPS = 40
+#: Places in a video that a moment is chosen from.
+_CANDIDATES = 24
+#: Inches: the side of a tile, and the width of the labels.
+_TILE, _LABEL = 1.6, 2.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +46,9 @@ class Row:
     """One row of the picture."""
 
     name: str
-    lines: tuple[str, ...]
-    """Text under the name."""
-    tiles: NDArray[np.uint8] | None
+    text: str
+    """Lines under the name."""
+    tiles: NDArray[np.uint8] | None = None
     """uint8 `[columns, h, w, 3]`; None where the method does not run here."""
 
 
@@ -73,20 +72,14 @@ def load_cues(checkpoints: Sequence[Path]) -> dict[str, Checkpoint]:
 
 
 def write_picture(
-    path: Path,
-    videos: Sequence[Path],
-    *,
-    cues: Mapping[str, Checkpoint],
-    spec: ClipSpec,
-    rates: Mapping[str, str],
-    moments: int,
+    path: Path, videos: Sequence[Path], *, cues: Mapping[str, Checkpoint], spec: ClipSpec, rates: Mapping[str, str], moments: int
 ) -> dict[str, Any]:
-    """Draw every method on the moments of some videos that move most.
+    """Draw optical flow and the cues of trained models on the moments of some videos that move most.
 
     Args:
         path: The `.jpg` to write, whole or not at all.
         videos: One group of columns each.
-        cues: Cue -> the trained model to take it from; the others have random weights.
+        cues: Cue -> the trained model.
         spec: Size and preprocessing of the frames.
         rates: Method -> its speed, for the labels.
         moments: Columns of each video.
@@ -94,35 +87,28 @@ def write_picture(
     Returns:
         `videos`, `weights` of each cue, and `full_colour_pixels`, the displacement with the fullest colour.
     """
-    stack = replace(spec, segments=1, frames_per_segment=_FRAMES)
-    weights = {name: f"trained, {cues[name].name}" if name in cues else "random weights" for name, _, _ in _CUES.values()}
-    models = {name: cues[name].model if name in cues else _random_model(model, stack) for name, _, model in _CUES.values()}
-    stacks = np.concatenate([_moving(video, spec, max(map(_frames_of, models.values())), moments=moments) for video in videos])
-    if "dynamic appearance" not in cues:
-        fit_projection(models["dynamic appearance"], stacks)
-        weights["dynamic appearance"] = f"fitted to these frames by its own loss, {_STEPS} steps"
-    middle = (stacks.shape[1] - 1) // 2
-    found = {name: cue_of_stacks(model, stacks) for name, model in models.items()}
-    flows = {method.name: method for method in opencv_flows(stacks[None, :, middle : middle + 2]) if method.name in _FLOWS}
-    for name, method in flows.items():
-        if run := method.runners[0].run:
+    frames = max([2, *(_frames_of(loaded.model) for loaded in cues.values())])
+    stacks = np.concatenate([_moving(video, spec, frames, moments=moments) for video in videos])
+    middle = (frames - 1) // 2
+    meanings = {**dict(_CUES.values()), **dict.fromkeys(_FLOWS, "optical flow")}
+    found = {name: cue_of_stacks(loaded.model, stacks) for name, loaded in cues.items()}
+    missing = {}
+    for method in opencv_flows(stacks[None, :, middle : middle + 2]):
+        if method.name in _FLOWS and (run := method.runners[0].run):
             values = np.ascontiguousarray(run(method.given)[:, :, None])
-            found[name] = Cue(name=name, kind="flow", over="frames", values=values, meaning="optical flow")
+            found[method.name] = Cue(name=method.name, kind="flow", over="frames", values=values, meaning="")
+        elif method.name in _FLOWS:
+            missing[method.name] = Row(name=method.name, text=method.runners[0].status)
     # No displacement map reaches further than its window; faster motion gets the fullest colour too.
-    reach = min([2.0 * WINDOW, *(reach_of(found[name]) for name in flows if name in found)])
-    rows = [Row(name="frame", lines=("the first of two adjacent",), tiles=stacks[:, middle])]
-    for name, meaning, _ in [*_CUES.values(), *((name, "optical flow", "") for name in flows)]:
-        tiles = paint(found[name], reach=reach if found[name].kind == "flow" else None)[0, :, 0] if name in found else None
-        lines = (meaning, rates.get(name, ""), weights.get(name, "")) if name in found else (flows[name].runners[0].status,)
-        rows.append(Row(name=name, lines=lines, tiles=tiles))
+    reach = min([2.0 * WINDOW, *(reach_of(found[name]) for name in _FLOWS if name in found)])
+    rows = [Row(name="frame", text="the first of two adjacent", tiles=stacks[:, middle]), *missing.values()]
+    for name in (name for name in meanings if name in found):
+        text = f"{meanings[name]}\n{rates.get(name, '')}\n{cues[name].name if name in cues else ''}"
+        tiles = paint(found[name], reach=reach if found[name].kind == "flow" else None)[0, :, 0]
+        rows.append(Row(name=name, text=text, tiles=tiles))
     _draw(path, rows, [video.stem for video in videos], reach=reach)
+    weights = {name: f"trained, {loaded.name}" for name, loaded in cues.items()}
     return {"videos": [video.name for video in videos], "weights": weights, "full_colour_pixels": round(reach, 2)}
-
-
-def _random_model(name: str, stack: ClipSpec) -> Recognizer:
-    torch.manual_seed(0)
-    spec = replace(stack, segments=_FRAMES, frames_per_segment=1) if name.startswith("stm") else stack
-    return build_model(name, classes=2, spec=spec, blocks=1).eval()
 
 
 def _frames_of(model: Recognizer) -> int:
@@ -139,7 +125,7 @@ def cue_of_stacks(model: Recognizer, stacks: NDArray[np.uint8]) -> Cue:
     middle, start = (frames - 1) // 2, (stacks.shape[1] - 1) // 2 - (frames - 1) // 2
     own = stacks[:, start : start + frames]
     if first_stm_block(model):
-        clips = own[:, :, None]
+        clips = np.repeat(own[:, :, None], model.spec.frames_per_segment, axis=2)
     else:  # stacks are a clip's segments
         spare = np.repeat(own[:1], -len(own) % model.spec.segments, axis=0)
         clips = np.concatenate([own, spare]).reshape(-1, model.spec.segments, *own.shape[1:])
@@ -153,20 +139,6 @@ def cue_of_stacks(model: Recognizer, stacks: NDArray[np.uint8]) -> Cue:
     return replace(cue, over="frames", values=values[None, :, None])
 
 
-def fit_projection(model: Recognizer, stacks: NDArray[np.uint8]) -> None:
-    """Fit the untrained PWTP of a model to stacks uint8 `[K, T, H, W, 3]` by its own loss (Eq. 8), which needs no labels."""
-    assert isinstance(model, AppearanceRecognizer)
-    # Every second pixel: what stands still does so at half the size.
-    frames = model.normalise(model.as_frames(torch.from_numpy(stacks[:, : model.projection.frames, ::2, ::2])))
-    optimiser = torch.optim.AdamW(model.projection.parameters(), lr=0.01)
-    model.projection.train()
-    for _ in range(_STEPS):
-        optimiser.zero_grad()
-        enopr(model.projection.residual(frames)).backward()
-        optimiser.step()
-    model.eval()
-
-
 def _moving(video: Path, spec: ClipSpec, frames: int, *, moments: int) -> NDArray[np.uint8]:
     """Return a stack of adjacent frames from each part of a video, where it moves most: uint8 `[moments, frames, H, W, 3]`."""
     per_part = max(1, _CANDIDATES // moments)
@@ -178,15 +150,19 @@ def _moving(video: Path, spec: ClipSpec, frames: int, *, moments: int) -> NDArra
 
 def _draw(path: Path, rows: Sequence[Row], videos: Sequence[str], *, reach: float) -> None:
     """Draw the rows, their labels and the wheel of directions."""
-    columns = len(rows[0].tiles) if rows[0].tiles is not None else 1
-    figure, axes = plots.subplots(len(rows) + 1, columns, size=(2.6 + 1.7 * columns, 1.7 * (len(rows) + 1)))
-    axes = np.reshape(axes, (len(rows) + 1, columns))
+    from matplotlib.figure import Figure
+
+    columns = max(len(row.tiles) for row in rows if row.tiles is not None)
+    width, height = _LABEL + _TILE * columns + 0.2, _TILE * (len(rows) + 1) + 0.3
+    figure = Figure(figsize=(width, height))
+    edges = {"left": _LABEL / width, "right": 1 - 0.2 / width, "top": 1 - 0.3 / height, "bottom": 0, "wspace": 0.04, "hspace": 0.04}
+    axes = figure.subplots(len(rows) + 1, columns, squeeze=False, gridspec_kw=edges)
     for one in axes.ravel():
         one.set_axis_off()
     for row, line in zip(rows, axes, strict=False):
-        text = "\n".join(part for piece in row.lines for part in textwrap.wrap(piece, 30))
-        line[0].text(-0.1, 0.55, row.name, transform=line[0].transAxes, ha="right", va="bottom", weight="bold", color=plots.INK)
-        line[0].text(-0.1, 0.5, text, transform=line[0].transAxes, ha="right", va="top", fontsize=8, color=plots.INK)
+        text = "\n".join(part for piece in row.text.splitlines() for part in textwrap.wrap(piece, 30))
+        line[0].text(-0.08, 0.55, row.name, transform=line[0].transAxes, ha="right", va="bottom", weight="bold", color=plots.INK)
+        line[0].text(-0.08, 0.5, text, transform=line[0].transAxes, ha="right", va="top", fontsize=8, color=plots.INK)
         for axis, tile in zip(line, [] if row.tiles is None else row.tiles, strict=False):
             axis.imshow(tile)
     for place, video in enumerate(videos):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from flowless.bench.motion.motion_cues import cue_of_model
 from flowless.errors import FlowlessError
 from flowless.export.explain.cue_pictures import centred_colours, heat, paint, reach_of, resized, wheel
 from flowless.export.explain.cues import Cue, cue_of, timescale_names
@@ -107,10 +106,7 @@ def test_models_of_single_frames_have_none(name, clip):
     ],
 )
 def test_models_without_what_would_be_drawn_have_none(name, options, clip):
-    model = model_of(name, **options)
-    assert cue_of(model, clip) is None
-    with pytest.raises(FlowlessError, match="the model has no motion cue"):
-        cue_of_model(model, spec=SPEC)
+    assert cue_of(model_of(name, **options), clip) is None
 
 
 @pytest.mark.parametrize("branches", ["motion", "changes"])

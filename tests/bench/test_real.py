@@ -40,7 +40,7 @@ def numbered(batch: int, segments: int, frames: int) -> np.ndarray:
 @pytest.mark.parametrize(("segments", "frames"), [(8, 1), (3, 4), (1, 5)])
 def test_all_frames_of_a_clip_change_places_across_segments(segments: int, frames: int) -> None:
     clips, count = numbered(2, segments, frames), segments * frames
-    orders = dict(zip(ORDERS, reorder(clips, np.random.default_rng(SHUFFLE_SEED)), strict=True))
+    orders: dict[str, np.ndarray] = dict(zip(ORDERS, reorder(clips, np.random.default_rng(SHUFFLE_SEED)), strict=True))
     rng = np.random.default_rng(SHUFFLE_SEED)
     for clip in range(2):
         wanted = {"forwards": range(count), "reversed": range(count)[::-1], "shuffled": rng.permutation(count)}
