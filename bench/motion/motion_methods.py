@@ -7,7 +7,7 @@ import copy
 import importlib
 import io
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,13 @@ from flowless.bench.lib.runners import Run, Runner
 from flowless.bench.motion.motion_maps import ENGINES, CueOf, cue_runners, graph_runner, maps_per_clip, motion_model
 from flowless.export.graph.export_graph import OPSET
 from flowless.pipeline.clip.spec import ClipSpec
-from flowless.train.models import AppearanceRecognizer, Recognizer, build_model
+from flowless.train.models import (
+    AppearanceRecognizer,
+    Recognizer,
+    build_model,
+    flops,  # noqa: F401 - registers how PA is counted
+)
 from flowless.train.models.backbones.bn_inception import STEM, Unit
-from flowless.train.models.flops import pa_macs, pa_parameters, projection_macs
 from flowless.train.models.layers.displacement import Displacement
 from flowless.train.models.layers.temporal_projection import PixelwiseTemporalProjection
 from flowless.train.models.stm import ChannelwiseMotion
@@ -46,7 +50,7 @@ class Method:
     maps: int
     """Motion maps of one clip."""
     runners: list[Runner]
-    given: np.ndarray
+    given: np.ndarray = field(default_factory=lambda: np.empty(0))
     """Input of the runners: pixels uint8 `[1, N, m, H, W, 3]`, stacks of them `[N, 1, m, H, W, 3]`, grey frames, or features."""
     gmacs: float | None = None
     """Multiplications with additions for one clip, in 10^9; what papers call FLOPs."""
@@ -92,81 +96,66 @@ class CueOfFeatures(nn.Module):
 
 
 def methods_of(clip: np.ndarray, *, spec: ClipSpec, threads: int, folder: Path) -> list[Method]:
-    """Return all cues and all optical flows for a clip uint8 `[1, N, m, H, W, 3]` of `spec`; graphs are written into `folder`."""
-    return [*cue_methods(clip, spec=spec, threads=threads, folder=folder), *opencv_flows(clip, threads=threads), raft(clip)]
+    """Return all cues and optical flows for a clip uint8 `[1, N, m, H, W, 3]` of `spec`, the cues full size, with random weights.
 
-
-def cue_methods(clip: np.ndarray, *, spec: ClipSpec, threads: int, folder: Path) -> list[Method]:
-    """Return PA, displacement maps, dynamic appearance and CMM, full size, with random weights: time does not depend on them."""
-    torch.manual_seed(0)
-    stack = replace(spec, segments=1)
-    projection = PixelwiseTemporalProjection(spec.frames_per_segment)
-    appearance = AppearanceRecognizer(spec=spec, backbone=nn.Identity(), head=nn.Identity(), projection=projection).eval()
-    stm = build_model("stm-r50", classes=2, spec=replace(spec, segments=2, frames_per_segment=1)).eval().get_submodule("backbone")
-    names = ("conv1", "bn1", "act1", "maxpool", "layer1.0.conv1", "layer1.0.bn1", "layer1.0.act1")
-    motion = stm.get_submodule("layer1.0.conv2.motion")
-    assert isinstance(motion, ChannelwiseMotion)
-    pa = Method(
-        name="PA",
-        about="eight 7x7 filters on the difference of two frames (PAN); pixels to maps",
-        maps=maps_per_clip(spec),
-        given=clip,
-        runners=cue_runners(CueOf(motion_model(spec)), spec=spec, threads=threads, graph=folder / "pa.onnx"),
-        gmacs=pa_macs(spec) / 1e9,
-        parameters=pa_parameters(),
-        counted="by formula, as this code computes it: a stack's m - 1 differences are convolved; the paper convolves its m frames",
-    )
-    dynamic = Method(
-        name="dynamic appearance",
-        about=f"PWTP: {spec.frames_per_segment} frames to one picture of what moved (Dynamic Appearance); pixels to pictures",
-        maps=spec.segments,
-        given=clip,
-        # PWTP and displacement maps stay in fp32 in every engine.
-        runners=cue_runners(CueOf(appearance, "appearance"), spec=spec, threads=threads, graph=folder / "da.onnx", engines=ENGINES[:2]),
-        gmacs=spec.segments * projection_macs(projection, height=spec.height, width=spec.width) / 1e9,
-        parameters=sum(parameter.numel() for parameter in projection.parameters()),
-        counted="by formula, as its paper counts: without the upsampling and the projection itself, a few products a pixel",
-    )
-    conv1 = FirstLayers(Unit(3, STEM, kernel=7, stride=2), spec=stack).eval()
-    about = "conv1 of BN-Inception at half size, cost volume of 9 x 9 cells (Disentangling)"
-    displacement = _with_first_layers("displacement map", about, conv1, Displacement(), clip=clip, threads=threads, folder=folder)
-    stem = FirstLayers(*map(stm.get_submodule, names), spec=stack).eval()
-    about = "stem and first 1x1 convolution of ResNet-50, then the channel-wise motion module (STM)"
-    return [pa, *displacement, dynamic, *_with_first_layers("CMM", about, stem, motion, clip=clip, threads=threads, folder=folder)]
-
-
-def _with_first_layers(
-    name: str, about: str, layers: FirstLayers, cue: Displacement | ChannelwiseMotion, *, clip: np.ndarray, threads: int, folder: Path
-) -> list[Method]:
-    """Return a cue of features twice: from pixels, with the first layers that it needs, and alone, from their features.
-
-    Both compute one stack after another: features of a whole clip take gigabytes.
+    Time does not depend on the weights. The cues' graphs are written into `folder`.
     """
-    spec = layers.pixels.spec
-    alone = CueOfFeatures(cue, frames=spec.frames_per_segment).eval()
-    stacks = clip.reshape(-1, 1, *clip.shape[2:])
-    features = _one_by_one(Eager(layers))(stacks)
-    whole, graph = nn.Sequential(layers, alone), folder / f"{name.replace(' ', '-')}.onnx"
-    engines = ENGINES if name == "CMM" else ENGINES[:2]
-    runners = cue_runners(whole, spec=spec, threads=threads, graph=graph, engines=engines)
-    bare = [Runner("pytorch eager", "pytorch", "fp32", "runs", Eager(alone)), _feature_runner(alone, features[:1], threads, graph)]
-    shared = "features given: the same without the layers before it, which the network runs anyway"
-    return [
-        _stacked(name, f"{about}; pixels to maps, with the layers that a network shares with it", whole, runners, stacks),
-        _stacked(f"{name} alone", shared, alone, bare, features),
+    torch.manual_seed(0)
+    frames, stack, stacks = spec.frames_per_segment, replace(spec, segments=1), clip.reshape(-1, 1, *clip.shape[2:])
+    projection = PixelwiseTemporalProjection(frames)
+    appearance = AppearanceRecognizer(spec=spec, backbone=nn.Identity(), head=nn.Identity(), projection=projection)
+    conv1 = FirstLayers(Unit(3, STEM, kernel=7, stride=2), spec=stack)
+    resnet = build_model("stm-r50", classes=2, spec=replace(spec, segments=2, frames_per_segment=1)).get_submodule("backbone")
+    names = ("conv1", "bn1", "act1", "maxpool", "layer1.0.conv1", "layer1.0.bn1", "layer1.0.act1")
+    stem, motion = FirstLayers(*map(resnet.get_submodule, names), spec=stack), resnet.get_submodule("layer1.0.conv2.motion")
+    assert isinstance(motion, ChannelwiseMotion)
+    maps, shared = maps_per_clip(spec), "pixels to maps, with the layers that a network shares with it"
+    cues = [
+        ("PA", "eight 7x7 filters on the difference of two frames (PAN); pixels to maps", CueOf(motion_model(spec))),
+        (
+            "displacement map",
+            f"conv1 of BN-Inception at half size, cost volume of 9 x 9 cells (Disentangling); {shared}",
+            nn.Sequential(conv1, CueOfFeatures(Displacement(), frames=frames)),
+        ),
+        (
+            "dynamic appearance",
+            f"PWTP: {frames} frames to one picture of what moved (Dynamic Appearance); pixels to pictures",
+            CueOf(appearance, "appearance"),
+        ),
+        (
+            "CMM",
+            f"stem and first 1x1 convolution of ResNet-50, then the channel-wise motion module (STM); {shared}",
+            nn.Sequential(stem, CueOfFeatures(motion, frames=frames)),
+        ),
     ]
+    methods = []
+    for name, about, module in cues:
+        # Features of a whole clip take gigabytes: cues of features compute one stack after another.
+        staged, graph = isinstance(module, nn.Sequential), folder / f"{name.replace(' ', '-')}.onnx"
+        # PWTP and displacement maps stay in fp32 in every engine.
+        engines = ENGINES if name in {"PA", "CMM"} else ENGINES[:2]
+        given = stacks if staged else clip
+        runners = cue_runners(module.eval(), spec=stack if staged else spec, threads=threads, graph=graph, engines=engines)
+        count = spec.segments if name == "dynamic appearance" else maps
+        methods.append(_cue(module, given, Method(name=name, about=about, maps=count, runners=runners)))
+        if isinstance(module, nn.Sequential):
+            features = _one_by_one(Eager(module[0]))(stacks)
+            runners = [Runner("pytorch eager", "pytorch", "fp32", "runs", Eager(module[1]))]
+            runners.append(_feature_runner(module[1], features[:1], threads, graph))
+            alone = "features given: the same without the layers before it, which the network runs anyway"
+            methods.append(_cue(module[1], features, Method(name=f"{name} alone", about=alone, maps=maps, runners=runners)))
+    return [*methods, *opencv_flows(clip, threads=threads), raft(clip)]
 
 
-def _stacked(name: str, about: str, module: nn.Module, runners: list[Runner], given: np.ndarray) -> Method:
+def _cue(module: nn.Module, given: np.ndarray, method: Method) -> Method:
+    """Return a method with its input, whose parts run one after another, and with the module's size."""
     twin = copy.deepcopy(module).to("meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         twin(torch.from_numpy(given[:1]).to("meta"))
-    return Method(
-        name=name,
-        about=about,
-        maps=len(given) * (module(torch.from_numpy(given[:1])).shape[1]),
-        runners=[replace(runner, run=runner.run and _one_by_one(runner.run)) for runner in runners],
+    return replace(
+        method,
         given=given,
+        runners=[replace(runner, run=runner.run and _one_by_one(runner.run)) for runner in method.runners],
         gmacs=counter.get_total_flops() // 2 * len(given) / 1e9,
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         counted=_COUNTED,

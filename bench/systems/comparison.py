@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComparisonArgs:
+class Comparison(ABC):
     """Options of both benchmarks, and what differs between them."""
 
     benchmark: ClassVar[str]
@@ -68,29 +69,29 @@ class ComparisonArgs:
         """The folder of the runs."""
         return self.out.with_suffix("")
 
+    @abstractmethod
     def conditions(self) -> dict[str, Any]:
         """Return what an earlier result must share; refuse data that cannot be used."""
-        raise NotImplementedError
 
+    @abstractmethod
     def training(self, system: str, seed: int) -> Training:
         """Return one training."""
-        raise NotImplementedError
 
+    @abstractmethod
     def test_videos(self, systems: Iterable[str]) -> DatasetIndex:
         """Make sure that the videos for these systems are there; return those to test with."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pairs(self, labels: Sequence[str]) -> list[list[str]]:
         """Return the pairs of opposite actions."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def goals(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Return the goals beside what was measured."""
 
     def with_costs(self, rows: list[dict[str, Any]], test: DatasetIndex) -> list[dict[str, Any]]:
         """Return the rows with what a clip costs, where the benchmark measures it."""
         return rows
-
-    def goals(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Return the goals beside what was measured."""
-        raise NotImplementedError
 
     def trainings(self) -> dict[tuple[str, int], Training]:
         """Return (system, seed) -> training; the first seed of every system comes before the second of any."""
@@ -99,7 +100,7 @@ class ComparisonArgs:
         return {key: self.training(*key) for key in keys}
 
 
-def run(kind: type[ComparisonArgs], args: Sequence[str]) -> None:
+def run(kind: type[Comparison], args: Sequence[str]) -> None:
     """Run a benchmark's command: write the JSON, the page and its plot, and print the result."""
     from flowless.bench.lib.goals import goals_table
     from flowless.bench.systems.result_page import console_table, write_page
@@ -114,7 +115,7 @@ def run(kind: type[ComparisonArgs], args: Sequence[str]) -> None:
     emit(document, console_table(document), *goals, as_json=settings.json)
 
 
-def measure(settings: ComparisonArgs) -> dict[str, Any]:
+def measure(settings: Comparison) -> dict[str, Any]:
     """Train and test once; return the document.
 
     Raises:
@@ -157,14 +158,7 @@ def measure(settings: ComparisonArgs) -> dict[str, Any]:
 def row_of(
     name: str, runs: Sequence[OrderScores], results: Sequence[Mapping[str, Any]], *, pairs: Sequence[Sequence[str]]
 ) -> dict[str, Any]:
-    """Return a system's row: figures over its seeds.
-
-    Args:
-        name: The system.
-        runs: The scores of each seed.
-        results: The result.json of each seed.
-        pairs: The opposite actions.
-    """
+    """Return a system's row: figures over its seeds, of which `runs` are the scores and `results` the result.json."""
     from flowless.bench.systems.frame_orders import count_opposites, share
     from flowless.train.evaluation.metrics import mean_class_accuracy, summary
 
@@ -199,7 +193,7 @@ def _mean(values: Iterable[float]) -> float:
     return round(statistics.mean(values), 4)
 
 
-def earlier_rows(settings: ComparisonArgs, conditions: Mapping[str, Any]) -> list[dict[str, Any]]:
+def earlier_rows(settings: Comparison, conditions: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the rows of `--earlier`, each with the `environment` that it was trained in; none without the option.
 
     Raises:

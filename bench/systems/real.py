@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from flowless.bench.lib.goals import goal
-from flowless.bench.systems.comparison import ComparisonArgs, run
+from flowless.bench.systems.comparison import Comparison, run
 from flowless.bench.systems.system_list import BLIND, SYSTEMS
 from flowless.bench.systems.training_runs import Training
 from flowless.errors import FlowlessError
@@ -39,7 +39,7 @@ _FIELDS = ("epochs", "batch_size", "lr", "segments", "size", "short_side", "scal
 
 
 @dataclass(frozen=True, kw_only=True)
-class Real(ComparisonArgs):
+class Real(Comparison):
     """Train every system alike from scratch on real clips, with a small backbone, and test it once on clips that it has never seen.
 
     Make the two indexes of tables path,label (UTD-MHAD's depth clips: people 1, 3, 5, 7 against 2, 4, 6, 8), then train and test:

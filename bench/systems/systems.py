@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flowless.bench.lib.goals import goal
-from flowless.bench.systems.comparison import ComparisonArgs, run
+from flowless.bench.systems.comparison import Comparison, run
 from flowless.bench.systems.system_list import BLIND, SYSTEMS
 from flowless.bench.systems.training_runs import Training
 from flowless.errors import FlowlessError
@@ -22,7 +22,7 @@ WANTED, BLIND_LIMIT = 0.95, 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Systems(ComparisonArgs):
+class Systems(Comparison):
     """Train every system alike on Moving Shapes, from scratch, with a small backbone, and put accuracy beside cost.
 
     Each action of Moving Shapes is the time-reversal of another one, so a model that ignores the order of frames is right half of the

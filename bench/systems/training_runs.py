@@ -63,12 +63,9 @@ class Training:
 
 
 def train_all(trainings: Mapping[Key, Training], *, jobs: int | None = None) -> dict[Key, dict[str, Any]]:
-    """Train what is not trained yet, `jobs` runs in parallel or one per core, each on one core.
+    """Train what is not trained yet, in parallel on `jobs` cores, by default all; return each run's result.json.
 
-    Small networks use one core well and two badly. Finished runs are not repeated; a stopped run resumes from its last saved step.
-
-    Returns:
-        Key -> the content of its result.json.
+    Each run has one core: small networks use two badly. Finished runs are not repeated; a stopped run resumes from its last saved step.
 
     Raises:
         FlowlessError: A training failed. The error holds the last line of its output; the log beside its folder holds all of it.
