@@ -104,7 +104,7 @@ def run_demo(out: Path, *, seed: int = 0, quick: bool = False) -> dict[str, Any]
 
 
 def _videos(folder: Path, *, seed: int, quick: bool) -> tuple[DatasetIndex, DatasetIndex]:
-    generate(folder, options=ShapesOptions(seed=seed, **({"train_videos": 240, "val_videos": 48} if quick else {})))
+    generate(folder, options=ShapesOptions(seed=seed, train_videos=240, val_videos=48) if quick else ShapesOptions(seed=seed))
     return DatasetIndex.load(folder / "train.index.jsonl"), DatasetIndex.load(folder / "val.index.jsonl")
 
 

@@ -125,7 +125,7 @@ def measure(settings: Motion) -> dict[str, Any]:
         rates = {name: f"{row['maps_per_s']:,.1f} maps/s, {row['engine']}" for name, row in fastest(rows).items()}
         picture = settings.out.with_suffix(".jpg")
         shown = write_picture(picture, videos[: settings.show], cues=cues, spec=spec, rates=rates, moments=settings.moments)
-    keys = ("name", "about", "maps", "gmacs", "parameters", "counted")
+    keys = ("name", "about", "maps", "gmacs", "parameters")
     sizes = [{key: getattr(method, key) for key in keys} for method in methods]
     found = claims(rows)
     document = {
@@ -140,7 +140,7 @@ def measure(settings: Motion) -> dict[str, Any]:
             "videos": [video.name for video in videos[: spec.segments]] if settings.videos else "made: see bench/lib/sample_videos.py",
             "weights": "random, full size: time does not depend on them",
             "units": "frames_per_s: a clip's frames over its median time; maps_per_s: what was made of them; gmacs: 10^9 multiplications "
-            "with additions for a clip, which the papers call FLOPs",
+            "with additions for a clip, which the papers call FLOPs, of convolutions and matrix products",
         },
         "methods": sizes,
         "rows": rows,

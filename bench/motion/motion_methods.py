@@ -7,7 +7,8 @@ import copy
 import importlib
 import io
 import warnings
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,6 @@ from flowless.train.models.stm import ChannelwiseMotion
 REMEDY = "pip install 'flowless[bench]'"
 #: RAFT's flow updates, torchvision's default, and the smallest frame that it takes.
 _UPDATES, _RAFT_LEAST = 12, 128
-_COUNTED = "convolutions and matrix products, as PyTorch's FlopCounterMode sees them"
-_NOT_COUNTED = "not counted: OpenCV does not count, and the number of iterations depends on the frames"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +49,11 @@ class Method:
     maps: int
     """Motion maps of one clip."""
     runners: list[Runner]
-    given: np.ndarray = field(default_factory=lambda: np.empty(0))
+    given: np.ndarray
     """Input of the runners: pixels uint8 `[1, N, m, H, W, 3]`, stacks of them `[N, 1, m, H, W, 3]`, grey frames, or features."""
     gmacs: float | None = None
-    """Multiplications with additions for one clip, in 10^9; what papers call FLOPs."""
+    """Multiplications with additions for one clip, in 10^9; None where the number of iterations depends on the frames."""
     parameters: int | None = None
-    counted: str = _NOT_COUNTED
-    """How `gmacs` was counted, or why it was not."""
 
 
 class FirstLayers(nn.Module):
@@ -95,11 +92,47 @@ class CueOfFeatures(nn.Module):
         return self.cue(features[:, :-1].flatten(0, 1), features[:, 1:].flatten(0, 1)).unflatten(0, (-1, self.frames - 1))
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Cue:
+    """A cue's module, and what it is measured on."""
+
+    name: str
+    about: str
+    module: nn.Module
+    given: np.ndarray
+    spec: ClipSpec
+    engines: Sequence[tuple[str, str | None]] = ENGINES[:2]
+    """PWTP and displacement maps stay in fp32 in every engine."""
+
+    def method(self, runners: list[Runner], *, maps: int) -> Method:
+        """Return the method: parts of the input run one after another."""
+        given = self.given
+        split = [replace(runner, run=runner.run and _one_by_one(runner.run)) for runner in runners]
+        size = {"gmacs": _gmacs(self.module, given[:1]) * len(given), "parameters": _parameters(self.module)}
+        return Method(name=self.name, about=self.about, maps=maps, given=given, runners=split, **size)
+
+
 def methods_of(clip: np.ndarray, *, spec: ClipSpec, threads: int, folder: Path) -> list[Method]:
     """Return all cues and optical flows for a clip uint8 `[1, N, m, H, W, 3]` of `spec`, the cues full size, with random weights.
 
     Time does not depend on the weights. The cues' graphs are written into `folder`.
     """
+    methods, maps = [], maps_per_clip(spec)
+    for cue in _cues(clip, spec):
+        graph = folder / f"{cue.name.replace(' ', '-')}.onnx"
+        runners = cue_runners(cue.module, spec=cue.spec, threads=threads, graph=graph, engines=cue.engines)
+        methods.append(cue.method(runners, maps=spec.segments if cue.name == "dynamic appearance" else maps))
+        if isinstance(cue.module, nn.Sequential):
+            layers, alone = cue.module
+            features = _one_by_one(Eager(layers))(cue.given)
+            about = "features given: the same without the layers before it, which the network runs anyway"
+            bare = replace(cue, name=f"{cue.name} alone", about=about, module=alone, given=features)
+            runners = [Runner("pytorch eager", "pytorch", "fp32", "runs", Eager(alone))]
+            methods.append(bare.method([*runners, _feature_runner(alone, features[:1], threads, graph)], maps=maps))
+    return [*methods, *opencv_flows(clip, threads=threads), raft(clip)]
+
+
+def _cues(clip: np.ndarray, spec: ClipSpec) -> list[_Cue]:
     torch.manual_seed(0)
     frames, stack, stacks = spec.frames_per_segment, replace(spec, segments=1), clip.reshape(-1, 1, *clip.shape[2:])
     projection = PixelwiseTemporalProjection(frames)
@@ -109,57 +142,51 @@ def methods_of(clip: np.ndarray, *, spec: ClipSpec, threads: int, folder: Path) 
     names = ("conv1", "bn1", "act1", "maxpool", "layer1.0.conv1", "layer1.0.bn1", "layer1.0.act1")
     stem, motion = FirstLayers(*map(resnet.get_submodule, names), spec=stack), resnet.get_submodule("layer1.0.conv2.motion")
     assert isinstance(motion, ChannelwiseMotion)
-    maps, shared = maps_per_clip(spec), "pixels to maps, with the layers that a network shares with it"
-    cues = [
-        ("PA", "eight 7x7 filters on the difference of two frames (PAN); pixels to maps", CueOf(motion_model(spec))),
-        (
-            "displacement map",
-            f"conv1 of BN-Inception at half size, cost volume of 9 x 9 cells (Disentangling); {shared}",
-            nn.Sequential(conv1, CueOfFeatures(Displacement(), frames=frames)),
+    shared = "pixels to maps, with the layers that a network shares with it"
+    # Features of a whole clip take gigabytes: cues of features get one stack after another.
+    return [
+        _Cue(
+            name="PA",
+            about="eight 7x7 filters on the difference of two frames (PAN); pixels to maps",
+            module=CueOf(motion_model(spec)),
+            given=clip,
+            spec=spec,
+            engines=ENGINES,
         ),
-        (
-            "dynamic appearance",
-            f"PWTP: {frames} frames to one picture of what moved (Dynamic Appearance); pixels to pictures",
-            CueOf(appearance, "appearance"),
+        _Cue(
+            name="displacement map",
+            about=f"conv1 of BN-Inception at half size, cost volume of 9 x 9 cells (Disentangling); {shared}",
+            module=nn.Sequential(conv1, CueOfFeatures(Displacement(), frames=frames)).eval(),
+            given=stacks,
+            spec=stack,
         ),
-        (
-            "CMM",
-            f"stem and first 1x1 convolution of ResNet-50, then the channel-wise motion module (STM); {shared}",
-            nn.Sequential(stem, CueOfFeatures(motion, frames=frames)),
+        _Cue(
+            name="dynamic appearance",
+            about=f"PWTP: {frames} frames to one picture of what moved (Dynamic Appearance); pixels to pictures",
+            module=CueOf(appearance.eval(), "appearance"),
+            given=clip,
+            spec=spec,
+        ),
+        _Cue(
+            name="CMM",
+            about=f"stem and first 1x1 convolution of ResNet-50, then the channel-wise motion module (STM); {shared}",
+            module=nn.Sequential(stem, CueOfFeatures(motion, frames=frames)).eval(),
+            given=stacks,
+            spec=stack,
+            engines=ENGINES,
         ),
     ]
-    methods = []
-    for name, about, module in cues:
-        # Features of a whole clip take gigabytes: cues of features compute one stack after another.
-        staged, graph = isinstance(module, nn.Sequential), folder / f"{name.replace(' ', '-')}.onnx"
-        # PWTP and displacement maps stay in fp32 in every engine.
-        engines = ENGINES if name in {"PA", "CMM"} else ENGINES[:2]
-        given = stacks if staged else clip
-        runners = cue_runners(module.eval(), spec=stack if staged else spec, threads=threads, graph=graph, engines=engines)
-        count = spec.segments if name == "dynamic appearance" else maps
-        methods.append(_cue(module, given, Method(name=name, about=about, maps=count, runners=runners)))
-        if isinstance(module, nn.Sequential):
-            features = _one_by_one(Eager(module[0]))(stacks)
-            runners = [Runner("pytorch eager", "pytorch", "fp32", "runs", Eager(module[1]))]
-            runners.append(_feature_runner(module[1], features[:1], threads, graph))
-            alone = "features given: the same without the layers before it, which the network runs anyway"
-            methods.append(_cue(module[1], features, Method(name=f"{name} alone", about=alone, maps=maps, runners=runners)))
-    return [*methods, *opencv_flows(clip, threads=threads), raft(clip)]
 
 
-def _cue(module: nn.Module, given: np.ndarray, method: Method) -> Method:
-    """Return a method with its input, whose parts run one after another, and with the module's size."""
-    twin = copy.deepcopy(module).to("meta")
+def _gmacs(module: nn.Module, *inputs: np.ndarray) -> float:
+    """Count the convolutions and matrix products of a module, in 10^9, without running it."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        twin(torch.from_numpy(given[:1]).to("meta"))
-    return replace(
-        method,
-        given=given,
-        runners=[replace(runner, run=runner.run and _one_by_one(runner.run)) for runner in method.runners],
-        gmacs=counter.get_total_flops() // 2 * len(given) / 1e9,
-        parameters=sum(parameter.numel() for parameter in module.parameters()),
-        counted=_COUNTED,
-    )
+        copy.deepcopy(module).to("meta")(*(torch.from_numpy(one).to("meta") for one in inputs))
+    return counter.get_total_flops() / 2e9
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _one_by_one(run: Run) -> Run:
@@ -232,27 +259,22 @@ def _flow_run(flow: Any) -> Run:
 def raft(clip: np.ndarray) -> Method:
     """Return RAFT-small with random weights, for its speed alone; input and output as those of `opencv_flows`, but in colour."""
     about = f"torchvision RAFT-small, {_UPDATES} flow updates, random weights: for its speed alone"
-    maps, (height, width) = clip.shape[1] * (clip.shape[2] - 1), clip.shape[3:5]
-    method = Method(name="RAFT-small", about=about, maps=maps, given=clip, runners=[], counted=_COUNTED)
+    pairs, (height, width) = clip.shape[1] * (clip.shape[2] - 1), clip.shape[3:5]
     if min(height, width) < _RAFT_LEAST or height % 8 or width % 8:
         status = f"not measured: RAFT takes frames of at least {_RAFT_LEAST} x {_RAFT_LEAST}, in steps of 8; these are {height} x {width}"
-        return replace(method, runners=[Runner("pytorch eager", "pytorch", "fp32", status)], counted="not counted: it does not run here")
+        runners = [Runner("pytorch eager", "pytorch", "fp32", status)]
+        return Method(name="RAFT-small", about=about, maps=pairs, given=clip, runners=runners)
     from torchvision.models.optical_flow import raft_small
 
     torch.manual_seed(0)
     network = raft_small(weights=None, progress=False).eval()
-    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
-        frame = torch.zeros(1, 3, height, width)
-        raft_small(weights=None, progress=False).eval()(frame, frame, num_flow_updates=_UPDATES)
+    frame = np.zeros((1, 3, height, width), np.float32)
 
     def run(stacks: Tensor) -> Tensor:
         # A stack at a time: the correlations of a whole clip would take gigabytes.
         frames = (stacks[0].float() / 127.5 - 1).movedim(-1, -3)
         return torch.cat([network(stack[:-1], stack[1:], num_flow_updates=_UPDATES)[-1] for stack in frames]).flip(1)[None]
 
-    return replace(
-        method,
-        runners=[Runner("pytorch eager", "pytorch", "fp32", "runs", Eager(run))],
-        gmacs=maps * counter.get_total_flops() / 2e9,
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
-    )
+    runners = [Runner("pytorch eager", "pytorch", "fp32", "runs", Eager(run))]
+    size = {"gmacs": pairs * _gmacs(network, frame, frame), "parameters": _parameters(network)}
+    return Method(name="RAFT-small", about=about, maps=pairs, given=clip, runners=runners, **size)

@@ -33,51 +33,37 @@ def percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.1f}"
 
 
-def weakest(row: Row) -> str:
-    """Return the action and its reversal that are told apart worst, with their top-1; empty if all are right."""
-    pair = min(row["pairs"], key=row["pairs"].get, default=None)
-    return "" if pair is None or row["pairs"][pair] == 1 else f"{pair}, {100 * row['pairs'][pair]:.0f} %"
+def _lowest(shares: Mapping[str, float], count: int) -> str:
+    worst = sorted((share, name) for name, share in shares.items() if share < 1)[:count]
+    return "; ".join(f"{name}, {100 * share:.0f} %" for share, name in worst)
 
 
-def hardest(row: Row) -> str:
-    """Return the three actions with the lowest accuracy."""
-    return ", ".join(f"{label} {100 * share:.0f} %" for label, share in sorted(row["per_class"].items(), key=lambda item: item[1])[:3])
-
-
-def _share(key: str) -> Callable[[Row], str]:
-    return lambda row: percent(row[key])
-
-
-def _clip(row: Row) -> str:
-    return " × ".join(map(str, row["clip"][:2]))
-
-
-#: Benchmark -> heading -> cell. Top-1 stands before them, or behind the clip.
-_COLUMNS: dict[str, dict[str, Callable[[Row], str]]] = {
-    "systems": {
-        "weakest pair of twins": weakest,
-        "parameters, M": lambda row: f"{row['parameters'] / 1e6:.2f}",
-        "MMAC a clip": lambda row: f"{row['macs'] / 1e6:.0f}",
-        "ms a clip, fp32": lambda row: f"{row['latency_ms']:.1f}",
-        "on": lambda row: row["target"],
-    },
-    "real": {
-        "mean class, %": _share("mean_class"),
-        "opposite actions, %": _share("opposite_top1"),
-        "reversed, %": _share("reversed_top1"),
-        "shuffled, %": _share("shuffled_top1"),
-    },
+#: Heading -> cell: of `bench systems`, of `bench real`, and further columns of the page.
+_COSTS: dict[str, Callable[[Row], str]] = {
+    "weakest pair of twins": lambda row: _lowest(row["pairs"], 1),
+    "parameters, M": lambda row: f"{row['parameters'] / 1e6:.2f}",
+    "MMAC a clip": lambda row: f"{row['macs'] / 1e6:.0f}",
+    "ms a clip, fp32": lambda row: f"{row['latency_ms']:.1f}",
+    "on": lambda row: row["target"],
 }
-#: The same, on the page alone.
-_PAGE_COLUMNS: dict[str, dict[str, Callable[[Row], str]]] = {
-    "systems": {"reversed, %, first seed": lambda row: percent(row.get("reversed_top1"))},
-    "real": {"hardest actions": hardest},
+_ORDERS: dict[str, Callable[[Row], str]] = {
+    "mean class, %": lambda row: percent(row["mean_class"]),
+    "opposite actions, %": lambda row: percent(row["opposite_top1"]),
+    "reversed, %": lambda row: percent(row["reversed_top1"]),
+    "shuffled, %": lambda row: percent(row["shuffled_top1"]),
+}
+_DETAILS: dict[str, Callable[[Row], str]] = {
+    "seeds, %": lambda row: ", ".join(map(percent, row["seeds"])),
+    "training, %": lambda row: percent(row["train_top1"]),
+    # Older results of `bench systems` lack these.
+    "reversed, %": lambda row: percent(row.get("reversed_top1")),
+    "hardest actions": lambda row: _lowest(row.get("per_class", {}), 3),
 }
 
 
 def table_of(document: Row, *, page: bool = False) -> tuple[list[str], list[list[str]]]:
     """Return the headings and the cells of a result's table; the first cell is the system's name."""
-    name, rows = document["benchmark"], document["systems"]
+    rows, costs = document["systems"], document["benchmark"] == "systems"
     most = max((len(row["seeds"]) for row in rows), default=1)
 
     def top1(row: Row) -> str:
@@ -85,11 +71,9 @@ def table_of(document: Row, *, page: bool = False) -> tuple[list[str], list[list
         spread = "" if row["spread"] is None else f" ± {percent(row['spread'])}"
         return percent(row["top1"]) + spread + ("" if count == most else f" ({count} seed{'s' * (count > 1)})")
 
-    columns = {"system": lambda row: row["system"], **({"clip": _clip} if page or name == "systems" else {})}
-    columns |= {"top-1, % ± over the seeds": top1, **_COLUMNS[name]}
-    if page:
-        seeds = {"seeds, %": lambda row: ", ".join(map(percent, row["seeds"])), "training, %": _share("train_top1")}
-        columns |= {**seeds, **_PAGE_COLUMNS[name]}
+    columns: dict[str, Callable[[Row], str]] = {"system": lambda row: row["system"]}
+    columns |= {"clip": lambda row: " × ".join(map(str, row["clip"][:2]))} if page or costs else {}
+    columns |= {"top-1, % ± over the seeds": top1, **(_COSTS if costs else _ORDERS), **(_DETAILS if page else {})}
     return list(columns), [[cell(row) for cell in columns.values()] for row in rows]
 
 
@@ -107,10 +91,9 @@ def console_table(document: Row) -> Table:
 def readme_lines(document: Row) -> list[str]:
     """Return the result in Markdown: what was measured, the table, and what the controls are."""
     headings, rows = table_of(document)
-    lines = [" | ".join(headings), "---|" * len(headings), *(" | ".join(cells) for cells in rows)]
+    lines = [f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}", *(f"| {' | '.join(cells)} |" for cells in rows)]
     controls = [f"`{row['system']}` is {row['about']}" for row in document["systems"] if row.get("control")]
-    table = [f"|{line}" if line.endswith("|") else f"| {line} |" for line in lines]
-    return [_intro(document), "", *table, *(["", f"{'; '.join(controls)}."] if controls else [])]
+    return [_intro(document), "", *lines, *(["", f"{'; '.join(controls)}."] if controls else [])]
 
 
 def write_page(path: Path, document: Row) -> None:
