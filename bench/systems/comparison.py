@@ -141,7 +141,8 @@ def measure(settings: Comparison) -> dict[str, Any]:
     rows = {row["system"]: row for row in earlier}
     for name in names:
         own = [key for key in trainings if key[0] == name]
-        rows[name] = row_of(name, [scores[key] for key in own], [results[key] for key in own], pairs=settings.pairs(test.labels))
+        pairs = settings.pairs(scores[own[0]].names)
+        rows[name] = row_of(name, [scores[key] for key in own], [results[key] for key in own], pairs=pairs)
     ordered = settings.with_costs([rows[name] for name in settings.known if name in rows], test)
     return {
         "benchmark": settings.benchmark,

@@ -129,8 +129,23 @@ class Real(Comparison):
         return DatasetIndex.load(self.test)
 
     def pairs(self, labels: Sequence[str]) -> list[list[str]]:
-        """Return the pairs of opposite labels."""
-        return opposite_pairs(self.opposites, labels)
+        """Return the pairs of opposite labels: those given as A/B, or by default UTD-MHAD's of which both are among the labels.
+
+        Raises:
+            FlowlessError: What is given is no pair of two labels, or a label is in two pairs.
+        """
+        if self.opposites is None:
+            return [list(pair) for pair in OPPOSITES if set(pair) <= set(labels)]
+        # A label may hold a slash itself.
+        fits = {text: [[a, b] for a in labels for b in labels if a != b and f"{a}/{b}" == text] for text in self.opposites}
+        wrong = [text for text, pairs in fits.items() if len(pairs) != 1]
+        problems = [f"{text!r} is not LABEL/LABEL of two of the training videos' labels: {', '.join(labels)}" for text in wrong]
+        found = [pairs[0] for pairs in fits.values() if len(pairs) == 1]
+        named = [label for pair in found for label in pair]
+        problems += [f"{label!r} is in more than one pair" for label in dict.fromkeys(named) if named.count(label) > 1]
+        if problems:
+            raise FlowlessError(f"bench real: opposites: {'; '.join(problems)}.")
+        return found
 
     def goals(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Return the goals beside what was measured."""
@@ -157,23 +172,3 @@ def shared_fields(recipe: Recipe) -> dict[str, Any]:
     """Return the fields that all systems' recipes share."""
     own = {"name", "model", "frames_per_segment", "average", "seed", *(field.name for field in fields(recipe.options))}
     return {name: value for name, value in recipe.to_dict().items() if name not in own}
-
-
-def opposite_pairs(given: Sequence[str] | None, labels: Sequence[str]) -> list[list[str]]:
-    """Return the pairs of opposite labels: those given as A/B, or by default UTD-MHAD's of which both are among the labels.
-
-    Raises:
-        FlowlessError: What is given is no pair of two labels, or a label is in two pairs.
-    """
-    if given is None:
-        return [list(pair) for pair in OPPOSITES if set(pair) <= set(labels)]
-    # A label may hold a slash itself.
-    possible = {text: [[a, b] for a in labels for b in labels if a != b and f"{a}/{b}" == text] for text in given}
-    wrong = [text for text, fits in possible.items() if len(fits) != 1]
-    problems = [f"{text!r} is not LABEL/LABEL of two of the training videos' labels: {', '.join(labels)}" for text in wrong]
-    pairs = [fits[0] for fits in possible.values() if len(fits) == 1]
-    named = [label for pair in pairs for label in pair]
-    problems += [f"{label!r} is in more than one pair" for label in dict.fromkeys(named) if named.count(label) > 1]
-    if problems:
-        raise FlowlessError(f"bench real: opposites: {'; '.join(problems)}.")
-    return pairs

@@ -82,7 +82,9 @@ def console_table(document: Row) -> Table:
     from rich.table import Table
 
     headings, rows = table_of(document)
-    table = Table(*headings)
+    table = Table()
+    for heading in headings:
+        table.add_column(heading, no_wrap=heading in {"system", "clip"})
     for cells in rows:
         table.add_row(*cells)
     return table

@@ -15,7 +15,7 @@ import tyro
 from flowless.bench.systems import comparison
 from flowless.bench.systems.comparison import row_of
 from flowless.bench.systems.frame_orders import ORDERS, SHUFFLE_SEED, OrderScores, count_opposites, reorder, score_orders, share
-from flowless.bench.systems.real import NAMES, Real, main, opposite_pairs
+from flowless.bench.systems.real import NAMES, Real, main
 from flowless.bench.systems.result_page import readme_lines, table_of
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.preprocess import load_record
@@ -185,13 +185,17 @@ def test_runs_of_other_videos_and_recipes_lie_apart(tmp_path: Path) -> None:
 
 def test_pairs_are_found_given_or_refused() -> None:
     labels = ("swipe_left", "swipe_right", "sit_to_stand", "on/off", "off")
-    assert opposite_pairs(None, labels) == [["swipe_left", "swipe_right"]]
-    assert opposite_pairs((), labels) == []
-    assert opposite_pairs(("on/off/off", "sit_to_stand/swipe_left"), labels) == [["on/off", "off"], ["sit_to_stand", "swipe_left"]]
+
+    def pairs(*given: str) -> list[list[str]]:
+        return replace(SETTINGS, opposites=given).pairs(labels)
+
+    assert SETTINGS.pairs(labels) == [["swipe_left", "swipe_right"]]
+    assert pairs() == []
+    assert pairs("on/off/off", "sit_to_stand/swipe_left") == [["on/off", "off"], ["sit_to_stand", "swipe_left"]]
     with pytest.raises(FlowlessError, match=r"'swipe_left' is not LABEL/LABEL.*swipe_right.*'off/off' is not.*'off/on' is not"):
-        opposite_pairs(("swipe_left", "off/off", "off/on"), labels)
+        pairs("swipe_left", "off/off", "off/on")
     with pytest.raises(FlowlessError, match="'off' is in more than one pair"):
-        opposite_pairs(("off/swipe_left", "swipe_right/off"), labels)
+        pairs("off/swipe_left", "swipe_right/off")
 
 
 def test_a_stack_of_one_frame_is_refused() -> None:
