@@ -29,17 +29,16 @@ _FIGURES = ("top1", "max_abs_diff", "clips_per_s", "latency_ms_p50", "megabytes"
 def engine_rows(
     bundle: Path, val: DatasetIndex, *, trials: Sequence[Mapping[str, Any]], left_out: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """Evaluate every engine of a bundle that this machine runs, and time them, interleaved.
+    """Evaluate every engine of a bundle that this machine runs on labelled videos, and time them, interleaved.
 
     Args:
         bundle: The bundle.
-        val: Labelled videos.
-        trials: What `try_all` found, a row for each precision of each target.
+        val: The videos.
+        trials: Rows of `try_all`.
         left_out: Targets that cannot be built here, and why.
 
     Returns:
-        One row for each precision of each target, as `summary.json` holds them. An engine that was not kept has the figures measured
-        until then; one that was not built, or cannot run here, has None.
+        One row for each precision of each target, as `summary.json` holds them; figures that were not measured are None.
     """
     manifest = read_manifest(bundle)
     with progress() as bar:

@@ -122,16 +122,13 @@ def allowed_drop(videos: int) -> float:
 
 
 def _build(bundle: Path, train: Path, val: DatasetIndex, gate: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Try every precision of every target that this machine can build; return the trials, and why the other targets were left out.
-
-    The index `gate` is written: the validation videos that engines are judged on, as many of each class.
-    """
+    """Try every precision of every target that this machine can build; return the trials, and why the other targets were left out."""
     from flowless.export.auto_precision import try_all
     from flowless.export.build_engine import buildable
     from flowless.export.precision.calibration import Calibration, chosen
     from flowless.export.verify.checks import Checks
 
-    videos = tuple(chosen(val, seed=0)[:GATE_VIDEOS])
+    videos = tuple(chosen(val, seed=0)[:GATE_VIDEOS])  # as many of each class
     replace(val, videos=videos).save(gate)
     targets, left_out = buildable()
     checks = Checks(data=gate, max_drop=allowed_drop(len(videos)))

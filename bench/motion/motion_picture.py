@@ -48,8 +48,8 @@ class Row:
     name: str
     text: str
     """Lines under the name."""
-    tiles: NDArray[np.uint8] | None = None
-    """uint8 `[columns, h, w, 3]`; None where the method does not run here."""
+    tiles: NDArray[np.uint8]
+    """uint8 `[columns, h, w, 3]`."""
 
 
 def load_cues(checkpoints: Sequence[Path]) -> dict[str, Checkpoint]:
@@ -74,7 +74,7 @@ def load_cues(checkpoints: Sequence[Path]) -> dict[str, Checkpoint]:
 def write_picture(
     path: Path, videos: Sequence[Path], *, cues: Mapping[str, Checkpoint], spec: ClipSpec, rates: Mapping[str, str], moments: int
 ) -> dict[str, Any]:
-    """Draw optical flow and the cues of trained models on the moments of some videos that move most.
+    """Draw the cues of trained models, and the optical flow that OpenCV has here, on the moments of some videos that move most.
 
     Args:
         path: The `.jpg` to write, whole or not at all.
@@ -92,16 +92,13 @@ def write_picture(
     middle = (frames - 1) // 2
     meanings = {**dict(_CUES.values()), **dict.fromkeys(_FLOWS, "optical flow")}
     found = {name: cue_of_stacks(loaded.model, stacks) for name, loaded in cues.items()}
-    missing = {}
     for method in opencv_flows(stacks[None, :, middle : middle + 2]):
         if method.name in _FLOWS and (run := method.runners[0].run):
             values = np.ascontiguousarray(run(method.given)[:, :, None])
             found[method.name] = Cue(name=method.name, kind="flow", over="frames", values=values, meaning="")
-        elif method.name in _FLOWS:
-            missing[method.name] = Row(name=method.name, text=method.runners[0].status)
     # No displacement map reaches further than its window; faster motion gets the fullest colour too.
     reach = min([2.0 * WINDOW, *(reach_of(found[name]) for name in _FLOWS if name in found)])
-    rows = [Row(name="frame", text="the first of two adjacent", tiles=stacks[:, middle]), *missing.values()]
+    rows = [Row(name="frame", text="the first of two adjacent", tiles=stacks[:, middle])]
     for name in (name for name in meanings if name in found):
         text = f"{meanings[name]}\n{rates.get(name, '')}\n{cues[name].name if name in cues else ''}"
         tiles = paint(found[name], reach=reach if found[name].kind == "flow" else None)[0, :, 0]
@@ -152,7 +149,7 @@ def _draw(path: Path, rows: Sequence[Row], videos: Sequence[str], *, reach: floa
     """Draw the rows, their labels and the wheel of directions."""
     from matplotlib.figure import Figure
 
-    columns = max(len(row.tiles) for row in rows if row.tiles is not None)
+    columns = len(rows[0].tiles)
     width, height = _LABEL + _TILE * columns + 0.2, _TILE * (len(rows) + 1) + 0.3
     figure = Figure(figsize=(width, height))
     edges = {"left": _LABEL / width, "right": 1 - 0.2 / width, "top": 1 - 0.3 / height, "bottom": 0, "wspace": 0.04, "hspace": 0.04}
@@ -163,7 +160,7 @@ def _draw(path: Path, rows: Sequence[Row], videos: Sequence[str], *, reach: floa
         text = "\n".join(part for piece in row.text.splitlines() for part in textwrap.wrap(piece, 30))
         line[0].text(-0.08, 0.55, row.name, transform=line[0].transAxes, ha="right", va="bottom", weight="bold", color=plots.INK)
         line[0].text(-0.08, 0.5, text, transform=line[0].transAxes, ha="right", va="top", fontsize=8, color=plots.INK)
-        for axis, tile in zip(line, [] if row.tiles is None else row.tiles, strict=False):
+        for axis, tile in zip(line, row.tiles, strict=True):
             axis.imshow(tile)
     for place, video in enumerate(videos):
         axes[0, place * columns // len(videos)].set_title(video, loc="left")
