@@ -17,12 +17,14 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
     "throughput": ("flowless.bench.speed.throughput:main", "decode, preprocess, engine and end to end, every target beside PyTorch"),
     "peers": ("flowless.bench.speed.peers:main", "beside the official PAN code, from your own clone of it"),
     "export": ("flowless.bench.speed.export_time:main", "minutes from a checkpoint to a verified INT8 bundle, stage by stage"),
-    "systems": ("flowless.bench.systems.systems:main", "the four systems and their baselines trained alike: accuracy beside cost"),
+    "systems": (
+        "flowless.bench.systems.systems:main",
+        "the four systems and their baselines trained alike on videos and their reversals: accuracy beside cost",
+    ),
     "real": (
         "flowless.bench.systems.real:main",
         "the same on real clips of people: tested on others, reversed and shuffled, opposite actions",
     ),
-    "reversal": ("flowless.bench.systems.reversal:main", "does a model read time? Real videos, forwards and backwards"),
     "neighbours": ("flowless.bench.speed.neighbours:main", "training, evaluation and each engine beside other programs, over a fair share"),
     "motion": ("flowless.bench.motion.motion:main", "motion cues beside optical flow on the same frames: speed, operations, pictures"),
     "decode": ("flowless.bench.speed.decode:main", "is every frame the one asked for, and how fast, beside other readers"),

@@ -8,10 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flowless.bench.motion.motion_claims import quickest
+from flowless.bench.motion.motion import fastest
 from flowless.bench.speed.neighbours import readme_lines as neighbours_lines
-from flowless.bench.systems.real_page import readme_lines as real_lines
-from flowless.bench.systems.systems_page import readme_lines
+from flowless.bench.systems.result_page import readme_lines
 from flowless.errors import FlowlessError
 from flowless.files import whole_file
 
@@ -21,7 +20,7 @@ BEGIN, END = "<!-- figures: from bench/results by scripts/readme_figures.py -->\
 
 def render(results: Path) -> str:
     """Return the README's part on measured figures, in Markdown."""
-    throughput, peers, reversal = (json.loads((results / f"{name}.json").read_text(encoding="utf-8")) for name in _NAMES)
+    throughput, peers = (json.loads((results / f"{name}.json").read_text(encoding="utf-8")) for name in _NAMES)
     where = throughput["environment"]
     export = results / "export.json"
     minutes = json.loads(export.read_text(encoding="utf-8"))["minutes"] if export.is_file() else None
@@ -32,19 +31,19 @@ def render(results: Path) -> str:
             "",
             *_forward(throughput, peers),
             "",
-            *_sentences(throughput, peers, reversal),
+            *_sentences(throughput, peers),
             *_precisions(throughput, minutes),
             "",
             *_neighbours(results / "neighbours.json"),
             *_evidence(results / "systems.json", readme_lines, "Accuracy over cost"),
-            *_evidence(results / "real.json", real_lines, "What opposite actions are taken for"),
+            *_evidence(results / "real.json", readme_lines, "What opposite actions are taken for"),
             *_motion(results),
             *_gpus(results),
         ]
     )
 
 
-_NAMES = ("throughput", "peers", "reversal")
+_NAMES = ("throughput", "peers")
 
 
 def _forward(throughput: dict[str, Any], peers: dict[str, Any]) -> list[str]:
@@ -60,13 +59,12 @@ def _forward(throughput: dict[str, Any], peers: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _sentences(throughput: dict[str, Any], peers: dict[str, Any], reversal: dict[str, Any]) -> list[str]:
+def _sentences(throughput: dict[str, Any], peers: dict[str, Any]) -> list[str]:
     maps = {row["name"]: row["maps_per_s"] for row in peers["motion_maps"] if row.get("maps_per_s")}
     ours = max(value for name, value in maps.items() if not name.startswith("official"))
     theirs = maps["official, norm as-published"]
     path = max(peers["from_file"]["times_official"].values())
     shares = [row["share"] for row in throughput["end_to_end"]]
-    top1 = {row["model"]: row["top1"] for row in reversal["models"]}
     return [
         f"- From the video file to the scores: {path:.1f}× the official path (JPEG extraction, PIL, eager; its"
         f" norm {peers['from_file']['official_norm']}).",
@@ -74,8 +72,6 @@ def _sentences(throughput: dict[str, Any], peers: dict[str, Any], reversal: dict
         f"- Decoding exactly the clip's frames takes {throughput['libav_ratio']:.2f} of the time in which libav alone reaches them.",
         f"- End to end over several videos, {100 * min(shares):.0f} to {100 * max(shares):.0f} % of the slower of decoding and engine,"
         " which share the cores.",
-        f"- Real gestures played forwards and backwards, training accuracy: PAN-Lite {100 * top1['pan-lite']:.0f} %,"
-        f" TSN {100 * top1['tsn']:.0f} % (half is all that it can reach).",
     ]
 
 
@@ -126,7 +122,7 @@ def _motion(results: Path) -> list[str]:
         "| motion | by | frames/s | maps/s | × TV-L1 | GMAC | parameters |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, row in quickest(document["rows"]).items():
+    for name, row in fastest(document["rows"]).items():
         size, times = sizes[name], row.get("times_tv_l1")
         told = [_short(row["frames_per_s"]), _short(row["maps_per_s"]), "" if times is None else _short(times)]
         told += ["" if size["gmacs"] is None else f"{size['gmacs']:.2f}"]

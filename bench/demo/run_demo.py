@@ -6,17 +6,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flowless.bench.demo.demo_engines import engine_rows, grouped, watch_videos
-from flowless.bench.demo.report import Evidence, write_report
+from flowless import html_pages
+from flowless.bench.demo.demo_engines import engine_rows, grouped, predict_videos
+from flowless.bench.demo.report import Evidence, render
 from flowless.console import log
 from flowless.engines.bundle.manifest import read_manifest
 from flowless.files import write_json
 from flowless.machine import quick_precision
+from flowless.pipeline.clip.preprocess import load_clip
 from flowless.pipeline.dataset.index import DatasetIndex
 from flowless.pipeline.synthetic.moving_shapes import PAIRS, ShapesOptions, generate
 
@@ -25,47 +28,36 @@ if TYPE_CHECKING:
 
     from flowless.train.loop.fit import FitResult
 
-#: Name in the summary -> the recipe that it is trained by.
+#: Name in the summary -> its recipe.
 MODELS = {"pan-lite": "pan-lite-r18/moving-shapes", "tsn": "tsn-r18/moving-shapes"}
 #: Validation videos that each engine's top-1 is judged on before it is kept; those that are kept are evaluated on all.
 GATE_VIDEOS = 240
-#: Points of top-1, of 100, that a lower precision may lose here, and never fewer than so many videos: of 240 videos, half a point, the
-#: product's own limit, is one, which luck decides.
+#: Points of top-1, of 100, that a lower precision may lose here, and at least so many videos: the default of half a point is one video of
+#: 240, which is chance.
 MAX_DROP, LEAST_VIDEOS = 2.0, 3
 
 
-class Stages:
-    """Times the stages and says which one is running."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Run one stage."""
-        log.print(f"[bold]{len(self.seconds) + 1}. {name}[/]")
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - start, 2)
+@contextmanager
+def _stage(name: str, seconds: dict[str, float]) -> Iterator[None]:
+    """Announce a stage and record how long it took."""
+    log.print(f"[bold]{len(seconds) + 1}. {name}[/]")
+    start = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - start, 2)
 
 
 def run_demo(out: Path, *, seed: int = 0, quick: bool = False) -> dict[str, Any]:
-    """Generate, train, evaluate, export, build, predict and report.
-
-    Args:
-        out: folder for everything that is made; what an older demo left there is replaced.
-        seed: seed of the videos and of the training.
-        quick: few videos, two epochs, networks of one block a stage.
+    """Generate, train, evaluate, export, build, predict and report into the folder `out`; an older demo there is replaced.
 
     Returns:
         The content of `OUT/summary.json`: `accuracy` by model, `engines`, `seconds` by stage.
     """
-    from flowless.bench.demo.demo_insight import look_inside
+    from flowless.export.bundle_writer import export_bundle
     from flowless.train.evaluation.evaluate import evaluate
     from flowless.train.evaluation.metrics import confusion_matrix
 
-    stages = Stages()
-    bundle = out / "bundle"
+    seconds: dict[str, float] = {}
+    stages, bundle = partial(_stage, seconds=seconds), out / "bundle"
     with stages("generate videos"):
         train, val = _videos(out / "videos", seed=seed, quick=quick)
     runs: dict[str, FitResult] = {}
@@ -75,17 +67,18 @@ def run_demo(out: Path, *, seed: int = 0, quick: bool = False) -> dict[str, Any]
     with stages("evaluate checkpoints"):
         evaluations = {name: evaluate(run.best, val) for name, run in runs.items()}
     with stages("export"):
-        _export(runs["pan-lite"].best, bundle, val)
+        one_each = {video.label: val.path_of(video) for video in val.videos}
+        export_bundle(runs["pan-lite"].best, bundle, videos=list(one_each.values())[:4])
     with stages("build engines"):
-        trials, left_out = _build(bundle, out / "videos" / "train.index.jsonl", _gate_index(val, out / "gate.index.jsonl"))
+        trials, left_out = _build(bundle, out / "videos" / "train.index.jsonl", val, out / "gate.index.jsonl")
     with stages("evaluate engines"):
         engines = engine_rows(bundle, val, trials=trials, left_out=left_out)
     with stages("predict from files"):
-        predictions = watch_videos(bundle, val)
+        predictions = predict_videos(bundle, val)
     summary: dict[str, Any] = {
         "accuracy": {name: round(result.top1, 4) for name, result in evaluations.items()},
         "engines": engines,
-        "seconds": stages.seconds,
+        "seconds": seconds,
     }
     labels = tuple(label for pair in PAIRS for label in pair)
     order = [val.labels.index(label) for label in labels]
@@ -95,7 +88,7 @@ def run_demo(out: Path, *, seed: int = 0, quick: bool = False) -> dict[str, Any]
             counts={"train": len(train.videos), "val": len(val.videos)},
             histories={name: run.rows for name, run in runs.items()},
             confusions={name: confusion_matrix(result.scores, result.labels)[np.ix_(order, order)] for name, result in evaluations.items()},
-            **look_inside(runs["pan-lite"].best, val),
+            **_motion_evidence(runs["pan-lite"].best, val),
             predictions=predictions,
             trials=trials,
             calibration=read_manifest(bundle).calibration,
@@ -104,17 +97,14 @@ def run_demo(out: Path, *, seed: int = 0, quick: bool = False) -> dict[str, Any]
             seed=seed,
             commands=_commands(out),
         )
-        write_report(out / "report.html", summary, evidence)
+        html_pages.write_text(out / "report.html", render(summary, evidence))
     write_json(out / "summary.json", summary)
     log.print(f"[bold green]Done.[/] Open {out / 'report.html'}; all figures are in {out / 'summary.json'}.")
     return summary
 
 
 def _videos(folder: Path, *, seed: int, quick: bool) -> tuple[DatasetIndex, DatasetIndex]:
-    options = ShapesOptions(seed=seed)
-    if quick:
-        options = replace(options, train_videos=options.train_videos // 10 // 2 * 2, val_videos=48)
-    generate(folder, options=options)
+    generate(folder, options=ShapesOptions(seed=seed, train_videos=240, val_videos=48) if quick else ShapesOptions(seed=seed))
     return DatasetIndex.load(folder / "train.index.jsonl"), DatasetIndex.load(folder / "val.index.jsonl")
 
 
@@ -126,37 +116,44 @@ def _train(name: str, folder: Path, *, indexes: tuple[DatasetIndex, DatasetIndex
     return fit(recipe, index=indexes[0], val_index=indexes[1], out=folder, overwrite=True)
 
 
-def _export(checkpoint: Path, bundle: Path, val: DatasetIndex) -> None:
-    from flowless.export.bundle_writer import export_bundle
-
-    one_each = {video.label: val.path_of(video) for video in val.videos}
-    export_bundle(checkpoint, bundle, videos=list(one_each.values())[:4])
-
-
 def allowed_drop(videos: int) -> float:
     """Return the points of top-1 that a lower precision may lose on so many validation videos."""
     return max(MAX_DROP, round(100 * LEAST_VIDEOS / max(1, videos), 2))
 
 
-def _gate_index(val: DatasetIndex, path: Path) -> Path:
-    """Write the index of the validation videos that engines are judged on, as many of each class."""
-    from flowless.export.precision.calibration import chosen
-
-    replace(val, videos=tuple(chosen(val, seed=0)[:GATE_VIDEOS])).save(path)
-    return path
-
-
-def _build(bundle: Path, train: Path, gate: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
+def _build(bundle: Path, train: Path, val: DatasetIndex, gate: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Try every precision of every target that this machine can build; return the trials, and why the other targets were left out."""
     from flowless.export.auto_precision import try_all
-    from flowless.export.precision.calibration import Calibration
-    from flowless.export.targets.builders import buildable
+    from flowless.export.build_engine import buildable
+    from flowless.export.precision.calibration import Calibration, chosen
     from flowless.export.verify.checks import Checks
 
+    videos = tuple(chosen(val, seed=0)[:GATE_VIDEOS])  # as many of each class
+    replace(val, videos=videos).save(gate)
     targets, left_out = buildable()
-    checks = Checks(data=gate, max_drop=allowed_drop(len(DatasetIndex.load(gate).videos)))
+    checks = Checks(data=gate, max_drop=allowed_drop(len(videos)))
     calibration = Calibration(index=train, spec=read_manifest(bundle).spec)
     return try_all(bundle, targets, checks=checks, calibration=calibration), left_out
+
+
+def _motion_evidence(checkpoint: Path, val: DatasetIndex, *, videos_per_label: int = 8) -> dict[str, Any]:
+    """Return PAN-Lite's PA maps of one video and its mean VAP weights of each label: `strips`, `vap_weights`, `timescales` of Evidence."""
+    import torch
+
+    from flowless.export.explain.cues import timescale_names
+    from flowless.train.checkpoints import load_checkpoint
+
+    loaded = load_checkpoint(checkpoint)
+    model: Any = loaded.model
+    strips, weights = {}, {}
+    for number, label in enumerate(val.labels):
+        videos = [val.path_of(video) for video in val.videos if video.label == number][:videos_per_label]
+        clips = torch.from_numpy(np.concatenate([load_clip(video, loaded.spec)[:1] for video in videos]))
+        with torch.inference_mode():
+            strips[label] = clips[0, :, 0].numpy(), model.motion(clips[:1])[0, :, 0].numpy()
+            features = model.features(model.normalise(model.as_frames(clips)))
+            weights[label] = model.head.timescale_weights(features).mean(0).numpy()
+    return {"strips": strips, "vap_weights": weights, "timescales": timescale_names(loaded.spec.segments)}
 
 
 def summary_table(summary: dict[str, Any]) -> Table:

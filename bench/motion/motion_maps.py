@@ -1,4 +1,4 @@
-"""A motion cue alone, on every target: maps per second of the PA op, as PAN's paper counts them, and of any other cue."""
+"""Export a motion cue alone and run it on every target; PA with random filters, in a clip as its paper counts it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,12 @@ from flowless.train.pa.persistence import PersistenceOfAppearance
 
 #: The paper's clip for counting PA: 8 stacks of 6 frames of 224 x 224 give 40 maps.
 PAPER_CLIP = ClipSpec(segments=8, frames_per_segment=6)
-#: A cue's engines: target and, for OpenVINO, the arithmetic it is asked for.
+#: A cue's engines: target and, for OpenVINO, the precision hint.
 ENGINES = (("onnxruntime", None), ("openvino", None), ("openvino", "bf16"))
-#: The same of a cue that stays in float32 in every engine.
-EXACT_ENGINES = ENGINES[:2]
 
 
 class CueOf(nn.Module):
-    """One of a recogniser's cues by itself: uint8 `[B, N, m, H, W, 3]` to what its method gives."""
+    """One of a recogniser's cues alone: uint8 `[B, N, m, H, W, 3]` to what its method `cue` returns."""
 
     def __init__(self, model: nn.Module, cue: str = "motion") -> None:
         super().__init__()
@@ -54,16 +52,7 @@ def maps_per_clip(spec: ClipSpec) -> int:
 
 
 def motion_runners(spec: ClipSpec, *, threads: int, folder: Path) -> tuple[MotionRecognizer, list[Runner]]:
-    """Export the PA op of a clip and open it on every target that runs here.
-
-    Args:
-        spec: What a clip is.
-        threads: CPU threads of each.
-        folder: Where the graphs are written.
-
-    Returns:
-        The model, for its weights, and the runners; the first is PyTorch eager.
-    """
+    """Export PA for a clip into `folder`; return the model, for its weights, and the runners of `cue_runners`."""
     model = motion_model(spec)
     return model, cue_runners(CueOf(model), spec=spec, threads=threads, graph=folder / "motion.onnx")
 
@@ -78,7 +67,7 @@ def cue_runners(
         spec: What a clip is.
         threads: CPU threads of each.
         graph: The `.onnx` file to write; beside it, one with its functions inlined.
-        engines: Target and arithmetic of each, as `ENGINES`.
+        engines: Target and precision hint of each.
 
     Returns:
         The runners; the first is PyTorch eager.
@@ -90,13 +79,16 @@ def cue_runners(
     differences_first(proto)
     flat.write_bytes(proto.SerializeToString())
     for target, hint in engines:
-        precision = HINTS[hint] if hint else "fp32"
-        name, reason = f"{target} {precision}", why_not(target) or why_not_in(hint or "f32")
-        if reason:
-            runners.append(Runner(name, target, precision, reason))
-            continue
         path = flat if target == "openvino" else graph
-        artefact = Artefact(target=target, precision="fp32", status="built, not run here", files=(path.name,))  # type: ignore[arg-type]
-        run = open_backend(artefact, path, classes=1, threads=threads, hint=hint)
-        runners.append(Runner(name, target, precision, "runs", run))
+        runners.append(graph_runner(path, target, threads=threads, hint=hint))
     return runners
+
+
+def graph_runner(path: Path, target: str, *, threads: int, hint: str | None = None) -> Runner:
+    """Open an ONNX graph on a target; the runner's status says why where that does not run here."""
+    precision = HINTS[hint] if hint else "fp32"
+    name = f"{target} {precision}"
+    if reason := why_not(target) or why_not_in(hint or "f32"):
+        return Runner(name, target, precision, reason)
+    artefact = Artefact(target=target, precision="fp32", status="built, not run here", files=(path.name,))  # type: ignore[arg-type]
+    return Runner(name, target, precision, "runs", open_backend(artefact, path, classes=1, threads=threads, hint=hint))

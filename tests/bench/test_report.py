@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from flowless.bench.demo.demo_engines import grouped
-from flowless.bench.demo.report import Evidence, _pair_shares, engine_table, render
+from flowless.bench.demo.report import Evidence, engine_table, pair_shares, render
 from flowless.bench.demo.run_demo import allowed_drop
 
 LABELS = ("left", "right<script>")
@@ -90,7 +90,7 @@ def test_precisions_stand_side_by_side(summary: dict[str, Any], evidence: Eviden
     drops = [row["drop"] for row in rows.values()]
     # Of the one that was not kept: below what fp32 reached in the same gate.
     assert drops == [None, pytest.approx(1.0), None, pytest.approx(4.0), None]
-    assert [row["bare"] for row in rows.values()] == [False, False, True, False, True]
+    assert [row["unmeasured"] for row in rows.values()] == [False, False, True, False, True]
     page = render(summary, evidence)
     assert page.count('class="best') == 1
     assert "1.60 ms, top-1 94.0 %, recommended" in page
@@ -116,4 +116,4 @@ def test_one_video_never_decides_over_an_engine() -> None:
 def test_twins_are_told_apart_from_pairs() -> None:
     # Two pairs, ten videos a class: the first pair is always found, its twins by a coin; half of the second is lost.
     confusion = np.array([[5, 5, 0, 0], [5, 5, 0, 0], [5, 0, 5, 0], [0, 5, 0, 5]])
-    assert _pair_shares(confusion) == (30 / 40, 20 / 30)
+    assert pair_shares(confusion) == (30 / 40, 20 / 30)
