@@ -4,8 +4,6 @@ On a machine that is lent for minutes, several short commands share a work folde
 
     flowless bench gpu --work WORK --parts videos,network,graphs &         # needs no GPU: in the background
     flowless bench gpu --work WORK --until 200 --parts peak=40,persistence=110,kernels=80 --out one.json
-
-Where flowless is not installed, the repository is enough: `PYTHONPATH=CHECKOUT python -m flowless.bench.gpu.command --quick`.
 """
 
 from __future__ import annotations
@@ -26,14 +24,12 @@ from flowless.bench.gpu.results import Settings, add_shares, empty
 from flowless.bench.gpu.subprocess_runner import failures, run_part
 from flowless.errors import FlowlessError
 from flowless.files import write_json
-from flowless.machine import environment
+from flowless.machine import environment, installed_versions
 from flowless.waiting import let_waiting_threads_sleep
 
-#: Results that are kept with the code: only those of a GPU.
+#: Results of a GPU, kept with the code.
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 DEFAULT_OUT = Path("runs/bench")
-#: A part that has less time left is not begun: it could not even import its libraries.
-_LEAST_SECONDS = 5.0
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -53,6 +49,7 @@ def main(args: Sequence[str] | None = None) -> int:
         settings = Settings(device=options.device, quick=options.quick, folder=work.resolve())
         parts: dict[str, dict[str, Any]] = {}
         document: dict[str, Any] = {"benchmark": "gpu", "environment": environment(), "gpu": None, "parts": parts, "failed": []}
+        document["environment"]["versions"] |= installed_versions(("triton", "onnxruntime", "nvidia-cudnn-cu13"))
         document["settings"] = {"device": settings.device, "quick": settings.quick, "batches": settings.batches, "parts": chosen}
         out = options.out
         for name, seconds in chosen.items():
@@ -75,7 +72,7 @@ def main(args: Sequence[str] | None = None) -> int:
 def _run(name: str, settings: Settings, seconds: float, *, end: float, scratch: Path) -> dict[str, Any]:
     """Run one part in the time that is left, and print how it ended, with its rows: the file may be lost with the machine."""
     left = end - time.monotonic()
-    if left < _LEAST_SECONDS:
+    if left < 5:  # it could not even import its libraries
         return empty("not run: no time left")
     part = run_part(name, settings=settings, seconds=min(seconds, left), scratch=scratch)
     if left < seconds and part["status"].startswith("failed: stopped after"):

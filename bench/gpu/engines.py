@@ -47,8 +47,7 @@ def network(results: Results) -> None:
     name, smaller = ("pan-lite-r18", {"width": 0.5, "blocks": 1}) if settings.rehearsal else ("pan-lite-r50", {})
     exported(name, spec=spec, folder=settings.folder, videos=[*settings.folder.glob("calibration/all/*")][:4], classes=174, **smaller)
     model = load_checkpoint(settings.folder / "model.safetensors").model.eval()
-    size = count(model)
-    results.fact(model=name, weights="random", parameters=size.parameters, macs_per_clip=size.macs)
+    results.fact(model=name, weights="random", macs_per_clip=count(model).macs)
     # Clips that int8 is calibrated on: what is checked is a library's arithmetic, not the choice of clips.
     np.savez(settings.folder / "reference.npz", clips=clips[:8], scores=torch_scores(model, clips[:8]))
 
@@ -62,18 +61,16 @@ def load_bundle(settings: Settings) -> Manifest:
 
 def graphs(results: Results) -> None:
     """Make the network's graph in each precision, which all engines then take from the cache."""
-
-    def make(precision: str) -> None:
-        results.row(precision=precision, mb=_graph(results, precision).ByteSize() / 1e6)
-
     for precision in PRECISIONS:
-        results.attempt(precision, partial(make, precision))
+        results.attempt(precision, partial(_graph, results, precision))
 
 
 def _graph(results: Results, precision: str) -> Any:
     from flowless.export.precision.graph_cache import precise_graph
 
-    return precise_graph(load_bundle(results.settings), precision, _calibration(results.settings)).proto
+    graph = precise_graph(load_bundle(results.settings), precision, _calibration(results.settings)).proto
+    results.fact(**{f"{precision}_mb": graph.ByteSize() / 1e6})
+    return graph
 
 
 def _calibration(settings: Settings) -> Calibration:

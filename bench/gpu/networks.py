@@ -22,10 +22,9 @@ from flowless.train.models.flops import count
 #: Precision -> the type of autocast. The most used first: time may run out.
 _AUTOCAST = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}
 #: The most used first; those of `_ONE_FRAME` take one frame a segment.
-_FAMILIES = ["pan-lite-r50", "tsm-r50", "da-tsm-r50", "tsn-r50", "pan-full-r50", "stm-r50", "da-x3d-m", "da-vit-b", "pan-en-r50"]
+_FAMILIES = ["pan-lite-r50", "tsm-r50", "da-tsm-r50", "tsn-r50", "pan-full-r50", "stm-r50", "da-x3d-m", "da-vit-b"]
+_FAMILIES += ["disentangling-bninception", "pan-en-r50"]
 _ONE_FRAME = ("tsm-r50", "tsn-r50", "stm-r50")
-#: Moving Shapes: a model that ignores the order of frames reaches 50 % at most; the recipe reached 95 % on an H200.
-_LEAST_TOP1 = 0.8
 
 
 def forward(model: Any, clips: torch.Tensor, precision: str = "bf16") -> torch.Tensor:
@@ -103,14 +102,13 @@ def _train(results: Results, way: str) -> None:
     device, batch = need_device(results.settings), 4 if results.settings.rehearsal else 32
     model = random_model(results.settings).to(device).train()
     clips = torch.randint(0, 256, (batch, *model.spec.shape), dtype=torch.uint8, device=device)
-    labels = torch.arange(batch, device=device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     losses: list[torch.Tensor] = []
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, torch.bfloat16):
-            loss = torch.nn.functional.cross_entropy(model(clips).float(), labels)
+            loss = torch.nn.functional.cross_entropy(model(clips).float(), torch.arange(batch, device=device))
         loss.backward()
         optimizer.step()
         losses.append(loss.detach())
@@ -137,9 +135,10 @@ def shapes(results: Results) -> None:
         changes = {"accelerator": "cpu", "epochs": 1} if rehearsal else {"accelerator": "gpu", "precision": "bf16"}
         recipe = find_recipe("pan-lite-r18/moving-shapes", seed=seed, **changes)
         found = fit(recipe, index=train, val_index=val, out=folder / f"shapes-{seed}", overwrite=True)
-        rate = round(recipe.epochs * len(train.videos) / found.seconds, 1)
-        results.row(seed=seed, epochs=recipe.epochs, seconds=round(found.seconds, 1), clips_per_s=rate, val_top1=found.best_top1)
-        passed = None if rehearsal else (found.best_top1 or 0.0) >= _LEAST_TOP1
+        rate = recipe.epochs * len(train.videos) / found.seconds
+        results.row(seed=seed, epochs=recipe.epochs, seconds=found.seconds, clips_per_s=rate, val_top1=found.best_top1)
+        # A model that ignores the order of frames reaches 0.5 at most; the recipe reached 0.95 on an H200.
+        passed = None if rehearsal else (found.best_top1 or 0.0) >= 0.8
         results.check(f"seed {seed}: more than without the order of frames", passed=passed, top1=found.best_top1)
 
     for seed in range(1 if rehearsal or results.settings.quick else 2):

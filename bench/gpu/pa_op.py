@@ -22,8 +22,7 @@ from flowless.export.plugin.plugin_library import SOURCES
 from flowless.train.pa.forms import TOLERANCES, motion_shape, persistence_by_pixels
 from flowless.train.pa.persistence import EPS
 
-#: Computes maps of frames, weight and eps.
-Maps = Callable[[Tensor, Tensor, float], Tensor]
+Maps = Callable[[Tensor, Tensor, float], Tensor]  # of frames, weight and eps
 
 
 def persistence(results: Results) -> None:
@@ -142,9 +141,8 @@ def with_body(body: str, run: Callable[[], Any]) -> None:
 @functools.cache
 def _plugin_entry(settings: Settings) -> Any:
     """Compile the plugin's CUDA kernel, without TensorRT; return its C entry."""
-    library = str(settings.folder / "pa_kernel.so")
-    _nvcc(settings, "-shared", "-Xcompiler", "-fPIC", "-o", library)
-    return ctypes.CDLL(library).flowless_pa_launch
+    _nvcc(settings, "-shared", "-Xcompiler", "-fPIC", "-o", str(settings.folder / "pa_kernel.so"))
+    return ctypes.CDLL(str(settings.folder / "pa_kernel.so")).flowless_pa_launch
 
 
 def _plugin_maps(settings: Settings, frames: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -51,8 +51,7 @@ PARTS: dict[str, Part] = {
 def chosen_parts(text: str | None) -> dict[str, float]:
     """Return the parts to run, in order, with the seconds that each may take.
 
-    `text` holds names, some with a limit (`peak,persistence=110`); None: every part. What they need comes before them, and `machine`
-    before all. Raise FlowlessError where there is no such part, or a limit is not a number of seconds.
+    `text` holds names, some with a limit (`peak,persistence=110`); None: every part. What they need comes before them, `machine` first.
     """
     items = PARTS if text is None else [item.strip() for item in text.split(",") if item.strip()]
     limits = {name: limit for name, _, limit in (item.partition("=") for item in items)}

@@ -22,7 +22,7 @@ class Settings:
     """Settings of every part: the device, how long to measure, and the folder of the files that parts share."""
 
     device: str = "cuda"
-    """`cpu` rehearses: the same code with small sizes; its figures mean nothing."""
+    """`cpu` rehearses the same code with small sizes; its figures mean nothing."""
     quick: bool = False
     folder: Path
 

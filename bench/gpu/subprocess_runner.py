@@ -1,8 +1,7 @@
 """One part of the GPU suite in a process of its own, so that an exception, a crash or a hang costs that part alone.
 
-    python -m flowless.bench.gpu.subprocess_runner PART MODULE:FUNCTION SETTINGS RESULTS.json SECONDS
-
-is the child's command line, with the settings as JSON. The results' file holds what was measured before the child ended.
+The child's command line: `python -m flowless.bench.gpu.subprocess_runner PART MODULE:FUNCTION SETTINGS RESULTS.json SECONDS`, with the
+settings as JSON. The results' file holds what was measured before the child ended.
 """
 
 from __future__ import annotations
