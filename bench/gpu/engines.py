@@ -6,13 +6,12 @@ import importlib
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flowless.bench.gpu.results import NotHere, Results, Settings
-from flowless.engines.backends.backend import onnxruntime_options, open_backend, why_not
+from flowless.engines.backends.backend import open_backend, why_not
 from flowless.engines.bundle.manifest import Artefact, Manifest, Target, read_manifest
 from flowless.export.precision.calibration import Calibration
 from flowless.export.precision.precisions import PRECISIONS
@@ -31,12 +30,11 @@ def clip_spec(settings: Settings) -> ClipSpec:
 
 def network(results: Results) -> None:
     """Export a network whose random weights behave like trained ones, with clips to compare and videos to calibrate its engines on."""
-    from flowless.bench.lib.networks import random_clips
-    from flowless.bench.lib.runners import exported
-    from flowless.export.bundle_writer import torch_scores
+    from flowless.bench.lib.networks import lively_model, random_clips
+    from flowless.export.bundle_writer import export_bundle, torch_scores
     from flowless.pipeline.dataset.scan import scan
     from flowless.pipeline.video.encode import write_video
-    from flowless.train.checkpoints import load_checkpoint
+    from flowless.train.checkpoints import save_checkpoint
     from flowless.train.models.flops import count
 
     settings, spec = results.settings, clip_spec(results.settings)
@@ -45,8 +43,10 @@ def network(results: Results) -> None:
         write_video(settings.folder / "calibration" / "all" / f"{number:02}.mp4", clip.reshape(-1, *spec.shape[-3:]))
     scan(settings.folder / "calibration", out=settings.folder / "calibration.index.jsonl")
     name, smaller = ("pan-lite-r18", {"width": 0.5, "blocks": 1}) if settings.rehearsal else ("pan-lite-r50", {})
-    exported(name, spec=spec, folder=settings.folder, videos=[*settings.folder.glob("calibration/all/*")][:4], classes=174, **smaller)
-    model = load_checkpoint(settings.folder / "model.safetensors").model.eval()
+    model, labels = lively_model(name, spec=spec, classes=174, **smaller), [f"class {number}" for number in range(174)]
+    file = settings.folder / "model.safetensors"
+    save_checkpoint(file, model, model_name=name, recipe={}, spec=spec, labels=labels, metrics={})
+    export_bundle(file, settings.folder / "bundle", videos=[*settings.folder.glob("calibration/all/*")][:4])
     results.fact(model=name, weights="random", macs_per_clip=count(model).macs)
     # Clips that int8 is calibrated on: what is checked is a library's arithmetic, not the choice of clips.
     np.savez(settings.folder / "reference.npz", clips=clips[:8], scores=torch_scores(model, clips[:8]))
@@ -79,7 +79,7 @@ def _calibration(settings: Settings) -> Calibration:
 
 def onnxruntime(results: Results) -> None:
     """Measure ONNX Runtime, where its CUDA provider starts."""
-    from onnxruntime import OrtValue
+    from onnxruntime import OrtValue, SessionOptions
 
     from flowless.engines.backends.onnxruntime_cuda import open_session, why_not_cuda
 
@@ -87,8 +87,7 @@ def onnxruntime(results: Results) -> None:
     if not settings.rehearsal and (reason := why_not_cuda()):
         raise NotHere(reason)
 
-    def placed(path: Path, clips: np.ndarray) -> Callable[[], object]:
-        session, _ = open_session(path, onnxruntime_options())
+    def placed(session: Any, clips: np.ndarray) -> Callable[[], object]:
         binding = session.io_binding()
         binding.bind_ortvalue_input(session.get_inputs()[0].name, OrtValue.ortvalue_from_numpy(clips, settings.device))
         binding.bind_output(session.get_outputs()[0].name, settings.device)
@@ -99,9 +98,9 @@ def onnxruntime(results: Results) -> None:
         path = settings.folder / f"{precision}.onnx"
         path.write_bytes(graph_for(_graph(results, precision), target="onnxruntime", precision=precision).SerializeToString())
         record = Artefact(target="onnxruntime", precision=precision, status="built, not compared", files=(path.name,))
-        backend = open_backend(record, path, classes=len(load_bundle(settings).labels))
+        backend, (session, _) = open_backend(record, path, classes=len(load_bundle(settings).labels)), open_session(path, SessionOptions())
         for batch in settings.batches:
-            measure(results, "onnxruntime", precision, batch, scores=backend, on_device=partial(placed, path))
+            measure(results, "onnxruntime", precision, batch, scores=backend, on_device=partial(placed, session))
 
     for precision in PRECISIONS:
         results.attempt(precision, partial(run, precision), may_refuse=precision != "fp32")
