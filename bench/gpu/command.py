@@ -27,7 +27,6 @@ from flowless.files import write_json
 from flowless.machine import environment, installed_versions
 from flowless.waiting import let_waiting_threads_sleep
 
-#: Results of a GPU, kept with the code.
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 DEFAULT_OUT = Path("runs/bench")
 

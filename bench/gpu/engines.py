@@ -19,8 +19,8 @@ from flowless.export.targets.build_options import BuildOptions
 from flowless.export.targets.target_graph import graph_for
 from flowless.pipeline.clip.spec import ClipSpec
 
-#: Computes scores of clips in the host's memory; copies clips to the device and returns a call that leaves everything there.
-Scores, Place = Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], Callable[[], object]]
+#: Copies clips to the device, and returns a call that leaves everything there.
+Place = Callable[[np.ndarray], Callable[[], object]]
 
 
 def clip_spec(settings: Settings) -> ClipSpec:
@@ -79,7 +79,7 @@ def _calibration(settings: Settings) -> Calibration:
 
 def onnxruntime(results: Results) -> None:
     """Measure ONNX Runtime, where its CUDA provider starts."""
-    from onnxruntime import OrtValue, SessionOptions
+    import onnxruntime as ort
 
     from flowless.engines.backends.onnxruntime_cuda import open_session, why_not_cuda
 
@@ -89,7 +89,7 @@ def onnxruntime(results: Results) -> None:
 
     def placed(session: Any, clips: np.ndarray) -> Callable[[], object]:
         binding = session.io_binding()
-        binding.bind_ortvalue_input(session.get_inputs()[0].name, OrtValue.ortvalue_from_numpy(clips, settings.device))
+        binding.bind_ortvalue_input(session.get_inputs()[0].name, ort.OrtValue.ortvalue_from_numpy(clips, settings.device))
         binding.bind_output(session.get_outputs()[0].name, settings.device)
         return lambda: session.run_with_iobinding(binding)
 
@@ -98,7 +98,10 @@ def onnxruntime(results: Results) -> None:
         path = settings.folder / f"{precision}.onnx"
         path.write_bytes(graph_for(_graph(results, precision), target="onnxruntime", precision=precision).SerializeToString())
         record = Artefact(target="onnxruntime", precision=precision, status="built, not compared", files=(path.name,))
-        backend, (session, _) = open_backend(record, path, classes=len(load_bundle(settings).labels)), open_session(path, SessionOptions())
+        backend, (session, _) = (
+            open_backend(record, path, classes=len(load_bundle(settings).labels)),
+            open_session(path, ort.SessionOptions()),
+        )
         for batch in settings.batches:
             measure(results, "onnxruntime", precision, batch, scores=backend, on_device=partial(placed, session))
 
@@ -156,7 +159,9 @@ def _build_all(results: Results, target: Target, precisions: tuple[str, ...], **
         results.attempt(precision, partial(run, precision), may_refuse=target == "tensorrt-rtx" or precision != "fp32")
 
 
-def measure(results: Results, name: str, precision: str, batch: int, *, scores: Scores, on_device: Place | None = None) -> None:
+def measure(
+    results: Results, name: str, precision: str, batch: int, *, scores: Callable[[np.ndarray], np.ndarray], on_device: Place | None = None
+) -> None:
     """Compare an engine with PyTorch's float32 on the CPU, in whole batches; time it from the host's memory and from the device's."""
     from flowless.bench.gpu.device import measure_speed
     from flowless.export.verify import parity

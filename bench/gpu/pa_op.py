@@ -74,7 +74,7 @@ def _check(results: Results, name: str, arithmetic: str, maps: Maps, device: tor
         truth = _computed(persistence_by_pixels, frames.double(), weight.double(), eps, upstream)
         for what, value in _computed(maps, frames.to(device), weight.to(device), eps, upstream).items():
             # Below its smallest number a type holds nothing: no error of a body.
-            beyond = (value.double().cpu() - truth[what]).abs().max() - torch.finfo(value.dtype).tiny
+            beyond = (value.double().cpu() - truth[what]).abs().max() - torch.finfo(value.dtype).tiny * torch.finfo(value.dtype).eps
             error = float(beyond.clamp(min=0) / (truth[what].abs().max() or 1.0))
             known = worst.get(what, (-1.0, ""))[0]
             if not math.isnan(known) and not error <= known:  # the first NaN stays the worst

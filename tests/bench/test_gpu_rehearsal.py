@@ -33,7 +33,7 @@ def test_rehearsal(tmp_path: Path) -> None:
     checks = {name: {check["check"]: check["passed"] for check in part["checks"]} for name, part in parts.items()}
     assert {row["arithmetic"] for row in rows["peak"]} == {"bf16", "fp16", "int8", "tf32", "fp32"}
     assert len(checks["persistence"]) == 11
-    # Below float16's smallest number an error is none: the gradients must not lie there.
+    # What a type cannot hold counts as no error: no value may be so small that all its error is that.
     assert all(check["error"] > 0 for check in parts["persistence"]["checks"])
     assert {row["form"] for row in rows["pa-forms"]} >= {"uint8, colours last", "plain by pixels, fp32"}
     assert checks["decode"] == {f"vp9: {count} frames by {decoder}": True for decoder in ("pyav", "dali") for count in (40, 9)}

@@ -22,6 +22,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", PARTS)
 def test_part(name: str, work: Path) -> None:
+    found = {"status": ""}
     for part, seconds in chosen_parts(name).items():
         found = run_part(part, settings=Settings(quick=True, folder=work), seconds=seconds, scratch=work)
         assert not found["status"].startswith("not here: no CUDA GPU"), "this test demands a GPU"
