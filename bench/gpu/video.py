@@ -101,8 +101,7 @@ def files(results: Results) -> None:
         results.attempt(decoder, partial(measure, decoder))
 
 
-def _films(settings: Settings) -> tuple[list[str], int]:
-    """Return the codecs, and the frames of a video."""
+def _films(settings: Settings) -> tuple[list[str], int]:  # codecs, frames of a video
     return (["vp9"], 40) if settings.rehearsal else (list(_ENCODERS), 100)
 
 
