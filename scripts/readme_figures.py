@@ -147,7 +147,8 @@ def _gpus(results: Path) -> list[str]:
         parts, versions = document["parts"], document["environment"]["versions"]
         checks = [check["passed"] for part in parts.values() for check in part["checks"]]
         lines += [
-            f"PAN-Lite ResNet-50 on an {document['gpu']}, PyTorch {versions['torch']}, ONNX Runtime {versions['onnxruntime']},"
+            f"PAN-Lite ResNet-50 on an {document['gpu']}, PyTorch {versions['torch']}, ONNX Runtime"
+            f" {versions.get('onnxruntime') or versions['onnxruntime-gpu']},"
             " 8 × 4 frames of 224 × 224, from clips in its memory:",
             "",
             "| how | precision | ms a clip, batch 1 | clips/s, batch 32 |",

@@ -1,12 +1,10 @@
-"""The parts of the GPU suite: what runs each, how long it may take, what it needs, and which are asked for."""
+"""The parts of the GPU suite: what runs each, how long it may take, what it needs, and which are chosen."""
 
 from __future__ import annotations
 
-import importlib.util
-import math
+import re
 from dataclasses import dataclass
 
-from flowless.bench.gpu.ledger import Settings
 from flowless.errors import FlowlessError
 
 
@@ -15,96 +13,59 @@ class Part:
     """One part of the suite."""
 
     function: str
-    """`module:function` in this package, called with a `Ledger`."""
+    """`module:function` in this package, called with a `Results`."""
     seconds: float
-    """It is stopped after these."""
-    quick_seconds: float
-    """The same with `--quick`."""
     what: str
-    """What it measures, in a line."""
     needs: tuple[str, ...] = ()
     """Parts whose files it uses."""
     kept: bool = False
-    """What it makes depends on the settings, the code and the libraries alone, so a work folder keeps it (`work.py`)."""
-    library: str = ""
-    """Module that it does nothing without: where it is missing, its process, which would load PyTorch first, is not begun."""
-    gpu_only: bool = False
-    """It has no rehearsal on the CPU."""
-
-    def missing(self, settings: Settings) -> str:
-        """Return what this machine lacks for the part to be begun, as far as that is known without trying; "" for nothing."""
-        if self.gpu_only and settings.rehearsal:
-            return "kernels compiled for a GPU have no rehearsal on the CPU"
-        if self.library and importlib.util.find_spec(self.library) is None:
-            return f"{self.library} is not installed"
-        return ""
+    """Whether a work folder keeps what it makes for later commands."""
 
 
 _ENGINE = ("network", "graphs")
-
-#: In the order in which they run unless `--parts` names another: what is right first, then the fast and the long.
+#: In the order in which they run unless `--parts` names another: correctness first, then what is fast, then what takes long.
 PARTS: dict[str, Part] = {
-    "machine": Part("machine:machine", 60, 60, "card, driver, CUDA, clocks, versions, which libraries and tools are here"),
-    "peak": Part("machine:peak", 60, 30, "matrix products at most, in bf16, fp16, int8, tf32, fp32; memory"),
-    "persistence": Part("persistence:persistence", 120, 45, "the PA op's bodies: against float64, speed, memory, forward and backward"),
-    "kernels": Part(
-        "kernels:kernels", 90, 60, "the plugin's CUDA kernel and the ahead-of-time Triton kernel, without TensorRT", gpu_only=True
-    ),
-    "pa-forms": Part("pa_forms:pa_forms", 90, 60, "the PA op by layout and type beside the compiled plain form; the weight's gradient"),
-    "sanitizer": Part(
-        "sanitizer:sanitizer", 60, 60, "the plugin's kernel under compute-sanitizer, and what share of the card it uses", gpu_only=True
-    ),
-    "videos": Part("videos:videos", 120, 60, "videos to decode, made here", kept=True, library="av"),
-    "decode": Part(
-        "decode:decode", 120, 60, "DALI's decoder frame for frame against PyAV; the loader's clips per second", ("videos",), library="av"
-    ),
-    "network": Part("network:network", 150, 60, "the network that the engines run, and PyTorch's scores in float32", kept=True),
-    "eager": Part("pytorch:eager", 90, 45, "PyTorch eager", ("network",)),
-    "graphs": Part("network:graphs", 200, 90, "the network's ONNX graph in each precision", ("network",), kept=True),
-    "onnxruntime": Part("cuda_provider:onnxruntime_part", 150, 60, "ONNX Runtime's CUDA provider", _ENGINE),
-    "models": Part("models:models", 150, 60, "every family of networks, eager and as a CUDA graph"),
-    "train-step": Part("train_step:train_step", 150, 60, "a step of training: bf16, PA by either body, TF32, DDP, torch.compile"),
-    "shapes": Part("shapes:shapes", 120, 60, "Moving Shapes learnt from frames in memory: accuracy and time"),
-    "files": Part("video_scores:video_scores", 90, 45, "from video file to scores, PyAV and DALI", ("videos",), library="av"),
-    "compiled": Part("pytorch:compiled", 240, 90, "torch.compile", ("network",)),
-    "tensorrt": Part("tensorrt_engines:tensorrt_part", 300, 120, "TensorRT", _ENGINE, library="tensorrt"),
-    "plugin": Part("tensorrt_engines:plugin_part", 180, 90, "TensorRT with the PA op's C++ plugin", _ENGINE, library="tensorrt"),
-    "tensorrt-rtx": Part(
-        "tensorrt_engines:tensorrt_rtx_part", 120, 60, "TensorRT-RTX, which a data-centre GPU may refuse", _ENGINE, library="tensorrt_rtx"
-    ),
+    "machine": Part("device:machine", 60, "card, driver, CUDA, clocks, versions"),
+    "peak": Part("device:peak", 60, "the fastest matrix products in bf16, fp16, int8, tf32, fp32; memory", kept=True),
+    "persistence": Part("pa_op:persistence", 120, "the PA op's bodies against float64, forward and backward"),
+    "kernels": Part("pa_op:kernels", 90, "the TensorRT plugin's CUDA kernel against float64, without TensorRT"),
+    "pa-forms": Part("pa_op:pa_forms", 90, "speed and memory of the PA op by body, layout and type, beside plain forms and the plugin"),
+    "sanitizer": Part("pa_op:sanitizer", 60, "the plugin's kernel under compute-sanitizer"),
+    "videos": Part("video:videos", 120, "videos to decode, generated", kept=True),
+    "decode": Part("video:decode", 120, "DALI's decoder frame for frame against PyAV, every codec", ("videos",)),
+    "network": Part("engines:network", 150, "the network that the engines run, exported to a bundle", kept=True),
+    "eager": Part("networks:eager", 90, "PyTorch eager", ("network",)),
+    "graphs": Part("engines:graphs", 200, "the network's ONNX graph in each precision", ("network",), kept=True),
+    "onnxruntime": Part("engines:onnxruntime", 150, "ONNX Runtime's CUDA provider", _ENGINE),
+    "models": Part("networks:models", 150, "every family of networks, eager and as a CUDA graph"),
+    "train-step": Part("networks:train_step", 150, "a training step in bf16, PA by either body"),
+    "shapes": Part("networks:shapes", 120, "Moving Shapes trained by its recipe: accuracy and time"),
+    "files": Part("video:files", 90, "from video file to scores, PyAV and DALI", ("videos",)),
+    "compiled": Part("networks:compiled", 240, "torch.compile", ("network",)),
+    "tensorrt": Part("engines:tensorrt", 300, "TensorRT", _ENGINE),
+    "plugin": Part("engines:plugin", 180, "TensorRT with the PA op's C++ plugin", _ENGINE),
+    "tensorrt-rtx": Part("engines:tensorrt_rtx", 120, "TensorRT-RTX, which a data-centre GPU may refuse", _ENGINE),
 }
 
 
-def chosen_parts(words: str | None, *, quick: bool = False) -> dict[str, float]:
+def chosen_parts(text: str | None) -> dict[str, float]:
     """Return the parts to run, in order, with the seconds that each may take.
 
-    Args:
-        words: Names with commas between them, a name's own limit behind it (`peak,persistence=110`), run in this order; what
-            they need comes before them, and `machine` before all. None: every part.
-        quick: Take the limits of `--quick` where none is given.
-
-    Raises:
-        FlowlessError: There is no such part, or a limit is no number of seconds.
+    `text` holds names, some with a limit (`peak,persistence=110`); None: every part. What they need comes before them, `machine` first.
     """
-    asked: dict[str, str] = dict.fromkeys(PARTS, "")
-    if words is not None:
-        asked = {name.strip(): limit for name, _, limit in (word.partition("=") for word in words.split(",") if word.strip())}
-    unknown = sorted(set(asked) - set(PARTS))
-    if unknown or not asked:
-        raise FlowlessError(f"--parts is {words!r}: {', '.join(unknown) or 'nothing'} is no part; there are {', '.join(PARTS)}.")
+    items = PARTS if text is None else [item.strip() for item in text.split(",") if item.strip()]
+    limits = {name: limit for name, _, limit in (item.partition("=") for item in items)}
+    unknown = sorted(set(limits) - set(PARTS))
+    if unknown or not limits:
+        raise FlowlessError(f"--parts is {text!r}: {', '.join(unknown) or 'nothing'} is no part; there are {', '.join(PARTS)}.")
     chosen: dict[str, float] = {}
-    for name in ("machine", *asked):
+    for name in ("machine", *limits):
         for part in (*PARTS[name].needs, name):
-            default = PARTS[part].quick_seconds if quick else PARTS[part].seconds
-            chosen.setdefault(part, _seconds(part, asked[part]) if asked.get(part) else default)
+            chosen.setdefault(part, _seconds(part, limits[part]) if limits.get(part) else PARTS[part].seconds)
     return chosen
 
 
 def _seconds(name: str, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (value > 0 and math.isfinite(value)):
+    if not re.fullmatch(r"\d+(\.\d+)?", text) or not float(text):
         raise FlowlessError(f"--parts gives {name} {text!r}; it must be a number of seconds above 0, such as {name}=60.")
-    return value
+    return float(text)

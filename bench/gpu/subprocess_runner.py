@@ -1,8 +1,7 @@
-"""One part of the GPU suite in a process of its own: what it raises, a crash and a hang cost that part alone.
+"""One part of the GPU suite in a process of its own, so that an exception, a crash or a hang costs that part alone.
 
-    python -m flowless.bench.gpu.subprocess_runner MODULE:FUNCTION SETTINGS.json LEDGER.json SECONDS
-
-is the child's side. The function is called with a `Ledger`, whose file holds what was measured before the end, whichever it is.
+The child's command line: `python -m flowless.bench.gpu.subprocess_runner PART MODULE:FUNCTION SETTINGS RESULTS.json SECONDS`, with the
+settings as JSON. The results' file holds what was measured before the child ended.
 """
 
 from __future__ import annotations
@@ -17,108 +16,84 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flowless.bench.gpu.ledger import Ledger, Settings, error_text, missing
+from flowless.bench.gpu.parts import PARTS
+from flowless.bench.gpu.results import Results, Settings, empty, reason_of
 from flowless.files import write_json
 
 #: Share of a part's seconds after which it begins nothing new, so that it ends by itself.
 _SOFT = 0.8
-_EMPTY: dict[str, Any] = {"facts": {}, "rows": [], "checks": [], "left_out": {}, "errors": {}}
 
 
-def run_part(
-    name: str, function: str, *, settings: Settings, seconds: float, scratch: Path | None = None, held: Sequence[int] = ()
-) -> dict[str, Any]:
-    """Run one part.
+def run_part(name: str, *, settings: Settings, seconds: float, scratch: Path, function: str = "") -> dict[str, Any]:
+    """Run one part for so many seconds at most, then stop it with all processes that it started.
 
-    Args:
-        name: Its name; its files in `scratch` are called by it.
-        function: `module:function`, called with a `Ledger`.
-        settings: Its settings.
-        seconds: It is stopped after these, with all processes that it started.
-        scratch: Folder of its settings, ledger and log, of one command alone; None: the settings' folder.
-        held: Descriptors that it inherits: locks that are to last as long as it does.
-
-    Returns:
-        Its document: `status` (`ran`, `not here: ...` or `failed: ...`), `seconds`, `facts`, `rows`, `checks`, `left_out`, `errors`;
-        and what the process `said` last, where it did not run to its end.
+    Its files lie in `scratch`; `function`, as `module:function`, runs in place of its own. Return its document, as `empty` has it,
+    with `kept` where an earlier command made it, and the last output of its process, `said`, where it did not run to its end.
     """
-    folder = scratch or settings.folder
-    told_of, ledger, log = (folder / f"{name}{suffix}" for suffix in (".settings.json", ".json", ".log"))
-    write_json(told_of, settings.to_dict())
-    ledger.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "flowless.bench.gpu.subprocess_runner", function, str(told_of), str(ledger), str(seconds)]
+    found, log = scratch / f"{name}.json", scratch / f"{name}.log"
+    found.unlink(missing_ok=True)
+    function = function or f"flowless.bench.gpu.{PARTS[name].function}"
+    args = [name, function, json.dumps(asdict(settings), default=str), str(found), str(seconds)]
     started, late = time.monotonic(), False
     with log.open("wb") as stream:
         # A session of its own, so that a compiler's processes are stopped with the part.
-        child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True, pass_fds=held
-        )
+        command = [sys.executable, "-m", "flowless.bench.gpu.subprocess_runner", *args]
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True)
         try:
             child.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
             late = True
         finally:
-            _stop(child)
-    document = _read(ledger)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+    document = json.loads(found.read_text(encoding="utf-8")) if found.is_file() else empty(None)
     at = document.pop("at", None)
-    if late:
-        document["status"] = f"failed: stopped after {seconds:g} s" + (f", at {at}" if at else "")
-    elif not document.get("status"):
-        document["status"] = f"failed: {_ending(child.returncode)}" + (f", at {at}" if at else "")
-    if not document["status"].startswith("ran") and (said := _last_words(log)):
-        document["said"] = said.replace(str(folder), "WORK").replace(str(settings.folder), "WORK").replace(sys.prefix, "PYTHON")
-    return {"status": document.pop("status"), "seconds": round(time.monotonic() - started, 1), **_EMPTY, **document}
+    if not document["status"]:
+        code = child.returncode
+        how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        document["status"] = f"failed: {f'stopped after {seconds:g} s' if late else how}" + (f", at {at}" if at else "")
+    if document["status"] != "ran":
+        lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+        document["said"] = " | ".join(line.strip() for line in lines if line.strip())[-800:].replace(str(settings.folder), "WORK")
+    return document | {"seconds": round(time.monotonic() - started, 1)}
 
 
 def failures(name: str, part: dict[str, Any]) -> list[str]:
-    """Return what went wrong in a part's document, one line each."""
-    wrong = [f"{name}: {part['status']}"] if part["status"].startswith("failed") else []
-    wrong += [f"{name}: {what}: {message}" for what, message in part["errors"].items()]
-    return wrong + [f"{name}: {check['check']}: not passed" for check in part["checks"] if check["passed"] is False]
+    """Return what failed in a part's document, one line each."""
+    failed = [f"{name}: {part['status']}"] if part["status"].startswith("failed") else []
+    failed += [f"{name}: {what}: {message}" for what, message in part["errors"].items()]
+    return failed + [f"{name}: {check['check']}: not passed" for check in part["checks"] if check["passed"] is False]
 
 
-def main(words: Sequence[str]) -> int:
-    """Run a part in this process, for `run_part`."""
-    name, settings, path, seconds = words
-    deadline = time.monotonic() + _SOFT * float(seconds)
-    told_of = Settings(**json.loads(Path(settings).read_text(encoding="utf-8")))
-    ledger = Ledger(path=Path(path), settings=told_of, deadline=deadline)
-    module, _, function = name.partition(":")
+def main(args: Sequence[str]) -> int:
+    """Run a part in this process, for `run_part`, unless the work folder keeps its results from an earlier command."""
+    name, function, given, found, seconds = args
+    settings = Settings(**(values := json.loads(given)) | {"folder": Path(values["folder"])})
+    os.environ.setdefault("FLOWLESS_CACHE", str(settings.folder / "cache"))  # graphs for later commands
+    results = Results(path=Path(found), settings=settings, deadline=time.monotonic() + _SOFT * float(seconds))
+    newest = max(path.stat().st_mtime for path in Path(__file__).resolve().parents[2].glob("[bept]*/**/*.py"))
+    note, key = settings.folder / f"{name}.made.json", [settings.device, settings.quick, newest]
+    kept = name in PARTS and PARTS[name].kept
+    made = json.loads(note.read_text(encoding="utf-8")) if kept and note.is_file() else {}
+    if made.get("key") == key:
+        write_json(found, {**made["part"], "kept": True})
+        return 0
+    module, _, called = function.partition(":")
     try:
-        getattr(importlib.import_module(module), function)(ledger)
-        ledger.status = "ran"
+        getattr(importlib.import_module(module), called)(results)
+        results.write(status="ran")
     except Exception as error:  # whatever a part raises belongs into its document
-        ledger.status = missing(error)
-        if not ledger.status:
-            traceback.print_exc()
-            ledger.status = f"failed: {error_text(error)}"
-    ledger.write()
+        traceback.print_exc()
+        results.write(status=reason_of(error, "failed: "))
+    part = results.document
+    if kept and part["status"] == "ran" and not part["errors"] and not any(why.startswith("not run") for why in part["left_out"].values()):
+        write_json(note, {"key": key, "part": json.loads(results.path.read_text(encoding="utf-8"))})
     return 0
-
-
-def _stop(child: subprocess.Popen[bytes]) -> None:
-    """End what is left of a part: the process and all that it started."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
-
-
-def _read(ledger: Path) -> dict[str, Any]:
-    return json.loads(ledger.read_text(encoding="utf-8")) if ledger.is_file() else {"status": None}
-
-
-def _ending(code: int) -> str:
-    if code < 0:
-        return f"its process was ended by {signal.Signals(-code).name}"
-    return f"its process ended with exit code {code}"
-
-
-def _last_words(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return " | ".join(lines[-6:])[-800:]
 
 
 if __name__ == "__main__":

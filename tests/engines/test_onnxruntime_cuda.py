@@ -72,13 +72,13 @@ def test_doctor_says_it_too(card: None) -> None:
     assert finding.remedy
 
 
-def test_the_gpu_suite_says_it_too(card: None) -> None:
-    torch = pytest.importorskip("torch")
-    from flowless.bench.gpu.cuda_provider import OrtRunner
-    from flowless.bench.gpu.ledger import NotHere
+def test_the_gpu_suite_says_it_too(card: None, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from flowless.bench.gpu import engines
+    from flowless.bench.gpu.results import NotHere, Results, Settings
 
     with pytest.raises(NotHere, match="cannot open shared object file"):
-        OrtRunner(onnxruntime_cuda.SMALLEST, device=torch.device("cuda"))
+        engines.onnxruntime(Results(path=tmp_path / "results.json", settings=Settings(folder=tmp_path)))
 
 
 def test_a_build_without_the_provider(card: None, monkeypatch: pytest.MonkeyPatch, built: Path) -> None:
