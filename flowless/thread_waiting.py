@@ -11,8 +11,8 @@ operator takes a time slice of the operating system. The settings:
 
 Measured on two cores shared with several other programs: an epoch of pan-lite-r18/moving-shapes on 480 videos took 154 s with libgomp's
 default, 46 s with GOMP_SPINCOUNT=10000, 23 s with 1000, 21 to 23 s with sleeping threads; a clip in ONNX Runtime took 395 to 414 ms (192
-to 201 ms of CPU time) with its default, 334 to 342 ms (166 ms) without spinning. `flowless bench neighbours` compares these settings with
-the libraries' defaults (`bench/results/neighbours.json`): on an idle machine, sleeping costs PyTorch 5 to 25 % of its time, the engines
+to 201 ms of CPU time) with its default, 334 to 342 ms (166 ms) without spinning. `flowless bench shared-cores` compares these settings with
+the libraries' defaults (`bench/results/shared-cores.json`): on an idle machine, sleeping costs PyTorch 5 to 25 % of its time, the engines
 2 to 4 %.
 
 DALI, libav and TBB have no spinning threads that a setting could change, and OpenBLAS (NumPy's), which spins too, has only small

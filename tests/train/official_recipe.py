@@ -94,7 +94,7 @@ def official_logits(network: torch.nn.Module, model: str) -> torch.Tensor:
 
 def record(clone: Path) -> dict[str, Any]:
     """Run the official code on every case."""
-    from flowless.bench.speed.official import load_official
+    from official_pan import load_official
 
     code = load_official(clone)
     cases = []

@@ -230,7 +230,7 @@ def test_the_official_code_reproduces_the_recording(clone):
 @pytest.mark.parametrize("model", OFFICIAL_MODELS)
 @pytest.mark.parametrize("base", ["resnet34", "resnet50", "resnet101"])
 def test_every_depth_equals_the_official_code(tmp_path, clone, model, base):
-    from flowless.bench.speed.official import load_official as load_code
+    from official_pan import load_official as load_code
 
     network = official_recipe.build(load_code(clone), model, base)
     made = official_recipe.weights({name: list(value.shape) for name, value in network.state_dict().items()})
