@@ -36,7 +36,7 @@ _INLINE = re.compile(r"`flowless ([a-z]+)(?: ([a-z-]+))?[^`\n]*`")
 _FIGURES = re.compile(r"<!-- figures: .*?<!-- end of figures -->", re.DOTALL)
 _OPTION = re.compile(r"(?<![\w-])--[a-z][A-Za-z-]+")
 #: Options in the text that are another program's.
-_OTHER_PROGRAMS = {"--version", "--dynamicPlugins"}
+_OTHER_PROGRAMS = {"--version", "--dynamicPlugins", "--python"}
 _COMMANDS = [
     (block, arguments) for page in PAGES for block in blocks_of(page) if block.language == "bash" for arguments in block.commands()
 ]
@@ -44,7 +44,7 @@ _COMMANDS = [
 
 def command_of(arguments: list[str]) -> tuple[Callable[[list[str]], int | None], list[str]] | None:
     """Return the function that a command line calls and its arguments; None for a program that is not ours."""
-    program, *rest = [word for word in arguments if not re.fullmatch(r"[A-Z_]+=\S+", word)]  # without variables before the program
+    program, *rest = [item for item in arguments if not re.fullmatch(r"[A-Z_]+=\S+", item)]  # without variables before the program
     if program == "flowless":
         return main, rest
     if program.endswith("python") and rest[:1] == ["-m"] and rest[1] in _MODULES:
@@ -53,7 +53,9 @@ def command_of(arguments: list[str]) -> tuple[Callable[[list[str]], int | None],
     return None
 
 
-@pytest.mark.parametrize(("block", "arguments"), _COMMANDS, ids=[f"{block.place} {' '.join(words)[:50]}" for block, words in _COMMANDS])
+@pytest.mark.parametrize(
+    ("block", "arguments"), _COMMANDS, ids=[f"{block.place} {' '.join(arguments)[:50]}" for block, arguments in _COMMANDS]
+)
 def test_a_command_takes_the_options_that_are_written(block: Block, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     if command := command_of(arguments):
         check_options(*command, block.place)
@@ -88,17 +90,23 @@ def test_commands_and_options_in_the_text_exist(page: Path) -> None:
 def _known_options() -> set[str]:
     """Return the options of all commands, as their `--help` lists them."""
     families = {model.rpartition("-")[0]: model for model in MODELS}
-    asked = (
+    requested = (
         [[name] for name in COMMANDS]
         + [["bench", name] for name in BENCHMARKS]
         + [["train", f"{model}/tiny"] for model in families.values()]
     )
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
-        for words in asked:
+        for arguments in requested:
             with contextlib.suppress(SystemExit):
-                main([*words, "--help"])
+                main([*arguments, "--help"])
     return set(_OPTION.findall(text.getvalue())) | _OTHER_PROGRAMS
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_paths_in_the_text_exist(page: Path) -> None:
+    paths = re.findall(r"`([a-z]+/[\w./-]+(?:\.py|\.json|/))`", page.read_text(encoding="utf-8"))
+    assert not [path for path in paths if not (ROOT / path).exists() and not path.startswith(("runs/", "build/")) and "CARD" not in path]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
