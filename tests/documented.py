@@ -58,12 +58,18 @@ class Block:
         """File and line, for messages."""
         return f"{self.page.relative_to(ROOT)}:{self.line}"
 
-    def commands(self, *, as_run: bool = False) -> Iterator[list[str]]:
-        """Yield the arguments of each command: as they are written, or as they are run."""
+    @property
+    def text_as_run(self) -> str:
+        """The block with its substitutions."""
         text = self.text
-        for old, new in self.substitutions if as_run else ():
+        for old, new in self.substitutions:
             assert old in text, f"{self.place}: nothing to replace: {old!r} is not in the block"
             text = text.replace(old, new)
+        return text
+
+    def commands(self, *, as_run: bool = False) -> Iterator[list[str]]:
+        """Yield the arguments of each command: as they are written, or as they are run."""
+        text = self.text_as_run if as_run else self.text
         for line in text.replace("\\\n", " ").splitlines():
             if arguments := shlex.split(line, comments=True):
                 small = SMALL.get(arguments[1], "") if as_run and arguments[0] == "flowless" else ""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import inspect
 import io
-import os
 import re
 import shutil
 import subprocess
@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from documented import PAGES, ROOT, Block, blocks_of, check_options
 
+import flowless
 from flowless.bench.commands import BENCHMARKS
 from flowless.cli import COMMANDS, main
 from flowless.train.models.options import MODELS
@@ -56,7 +57,7 @@ def command_of(arguments: list[str]) -> tuple[Callable[[list[str]], int | None],
 @pytest.mark.parametrize(
     ("block", "arguments"), _COMMANDS, ids=[f"{block.place} {' '.join(arguments)[:50]}" for block, arguments in _COMMANDS]
 )
-def test_a_command_takes_the_options_that_are_written(block: Block, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_command_takes_the_options_that_are_written(block: Block, arguments: list[str]) -> None:
     if command := command_of(arguments):
         check_options(*command, block.place)
     elif arguments[0] == "make":
@@ -122,6 +123,16 @@ def test_every_command_and_benchmark_is_documented() -> None:
     assert set(re.findall(r"^\| `([a-z-]+)` \|", benchmarks, flags=re.MULTILINE)) == _BENCHMARKS
 
 
+def test_the_signatures_of_the_functions_are_the_real_ones() -> None:
+    text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    written = dict(re.findall(r"^## flowless\.(\w+)\n\n`\w+(\(.*\)) -> \w+`$", text, flags=re.MULTILINE))
+    assert set(written) == set(flowless.__all__) - {"CheckFailed", "FlowlessError", "__version__"}
+    for name, signature in written.items():
+        real = inspect.signature(flowless.__getattr__(name))
+        bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in real.parameters.values()]
+        assert signature == str(inspect.Signature(bare)).replace("'", '"'), f"flowless.{name}"
+
+
 @pytest.fixture(scope="module")
 def finished(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with videos in which the commands of README.md have run: what the other pages begin with."""
@@ -144,10 +155,11 @@ def test_a_page_runs_from_top_to_bottom(page: Path, finished: Path, tmp_path: Pa
 
 
 def run_page(page: Path, folder: Path) -> None:
-    """Run what a page shows, in its order, in a folder."""
-    before, names = Path.cwd(), {"__name__": "documented"}
-    os.chdir(folder)
-    try:
+    """Run what a page shows, in its order, in a folder, with a cache that no other test uses."""
+    names = {"__name__": "documented"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("FLOWLESS_CACHE", str(folder / "cache"))
         for block in blocks_of(page):
             if block.not_run:
                 continue
@@ -155,8 +167,6 @@ def run_page(page: Path, folder: Path) -> None:
                 run_commands(block)
             elif block.language == "python":
                 run_python(block, names)
-    finally:
-        os.chdir(before)
 
 
 def run_commands(block: Block) -> None:
@@ -171,8 +181,4 @@ def run_commands(block: Block) -> None:
 
 def run_python(block: Block, names: dict[str, Any]) -> None:
     """Run a Python block with the names that the page's blocks before it made."""
-    text = block.text
-    for old, new in block.substitutions:
-        assert old in text, f"{block.place}: nothing to replace: {old!r} is not in the block"
-        text = text.replace(old, new)
-    exec(compile(text, block.place, "exec"), names)
+    exec(compile(block.text_as_run, block.place, "exec"), names)
