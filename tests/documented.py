@@ -80,9 +80,9 @@ def blocks_of(page: Path) -> list[Block]:
     """Return a page's fenced blocks in their order."""
     text, found = page.read_text(encoding="utf-8"), []
     for match in _BLOCK.finditer(text):
-        notes = dict.fromkeys(("not run", "may fail a check", "run with"), ())
+        notes: dict[str, list[str]] = {"not run": [], "may fail a check": [], "run with": []}
         for kind, value in _NOTE.findall(match["notes"]):
-            notes[kind] = (*notes[kind], value)
+            notes[kind].append(value)
         pairs = [value.partition(" -> ") for value in notes["run with"]]
         found.append(
             Block(
