@@ -7,7 +7,7 @@ UV := 0.13.8
 # Which tests stay together, and in which order, tests/conftest.py says.
 SIDE_BY_SIDE := -n auto --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help demo test quick check lint types gpu lock clean
+.PHONY: help demo test quick check lint types docs gpu lock clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -21,7 +21,7 @@ test: $(READY)  ## every test that this machine can run
 quick: $(READY)  ## the tests without the slow ones
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow"
 
-check: lint types test  ## what CI runs: ruff, pyright, tests
+check: lint types docs test  ## what CI runs: ruff, pyright, the documentation, tests
 
 lint: $(READY)  ## ruff
 	$(BIN)/ruff check .
@@ -29,6 +29,9 @@ lint: $(READY)  ## ruff
 
 types: $(READY)  ## pyright
 	$(BIN)/pyright
+
+docs: $(READY)  ## the documentation as a site: build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Both run, whatever the other says; measuring comes first, so that there is a file even where the tests find no GPU. What
 # tests/gpu/test_parts.py runs has then been run.
@@ -51,7 +54,7 @@ $(READY): requirements/all.txt pyproject.toml
 	@touch $(READY)
 	@echo "flowless: ready"
 
-EXTRAS := train export dali onnxruntime rtx bench dev
+EXTRAS := train export dali onnxruntime rtx bench docs dev
 COMPILE = $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 -c requirements/constraints.in --generate-hashes --quiet
 lock: $(READY)  ## pin every library again
 	$(COMPILE) -o requirements/base.txt

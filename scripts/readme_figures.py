@@ -1,4 +1,4 @@
-"""The README's figures, rendered from `bench/results/`, so that no number there is typed by hand: `python scripts/readme_figures.py`."""
+"""The figures of README.md and docs/results.md, from `bench/results/`: no number there is typed. Run `python scripts/readme_figures.py`."""
 
 from __future__ import annotations
 
@@ -17,29 +17,53 @@ ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- figures: from bench/results by scripts/readme_figures.py -->\n", "<!-- end of figures -->\n"
 
 
+def headline(results: Path) -> str:
+    """Return the README's part on measured figures, in Markdown: the engines, and the systems side by side."""
+    return "\n".join([*_engines(results), *_evidence(results / "systems.json", readme_lines, "Accuracy over cost")])
+
+
 def render(results: Path) -> str:
-    """Return the README's part on measured figures, in Markdown."""
+    """Return all measured figures, in Markdown."""
+    return "\n".join(
+        [
+            "## Engines\n",
+            *_engines(results),
+            "## Decoding\n",
+            *_decoding(results / "decode.json"),
+            "## Beside other programs\n",
+            *_shared_cores(results / "shared-cores.json"),
+            "## Systems, on Moving Shapes\n",
+            *_evidence(results / "systems.json", readme_lines, "Accuracy over cost"),
+            "## Systems, on real clips\n",
+            *_evidence(results / "real.json", readme_lines, "What opposite actions are taken for"),
+            "## Motion cues beside optical flow\n",
+            *_motion(results),
+            "## On a GPU\n",
+            *_gpus(results),
+        ]
+    )
+
+
+#: File -> what its figures are.
+PAGES: dict[str, Callable[[Path], str]] = {"README.md": headline, "docs/results.md": render}
+
+
+def _engines(results: Path) -> list[str]:
+    """How fast one clip is on a processor, and what is said beside it."""
     throughput, peers = (json.loads((results / f"{name}.json").read_text(encoding="utf-8")) for name in _NAMES)
     where = throughput["environment"]
     export = results / "export.json"
     minutes = json.loads(export.read_text(encoding="utf-8"))["minutes"] if export.is_file() else None
-    return "\n".join(
-        [
-            f"PAN-Lite ResNet-50, 8 × 4 frames of 224 × 224, batch 1, on {where['cores']} cores of an {where['processor']} processor"
-            f" ({', '.join(where['instruction_sets'])}), no GPU; medians of one run each.",
-            "",
-            *_forward(throughput, peers),
-            "",
-            *_sentences(throughput, peers),
-            *_precisions(throughput, minutes),
-            "",
-            *_shared_cores(results / "shared-cores.json"),
-            *_evidence(results / "systems.json", readme_lines, "Accuracy over cost"),
-            *_evidence(results / "real.json", readme_lines, "What opposite actions are taken for"),
-            *_motion(results),
-            *_gpus(results),
-        ]
-    )
+    return [
+        f"PAN-Lite ResNet-50, 8 × 4 frames of 224 × 224, batch 1, on {where['cores']} cores of an {where['processor']} processor"
+        f" ({', '.join(where['instruction_sets'])}), no GPU; medians of one run each.",
+        "",
+        *_forward(throughput, peers),
+        "",
+        *_sentences(throughput, peers),
+        *_precisions(throughput, minutes),
+        "",
+    ]
 
 
 _NAMES = ("throughput", "peers")
@@ -115,6 +139,33 @@ def _shared_cores(path: Path) -> list[str]:
             ratios = [f"{row[name]:.1f} ({before[name]:.1f})" for name in ("busy_ratio", "second_ratio")]
             lines.append(f"| {row['kind']} | {row['alone_ms'] / before['alone_ms']:.2f} | {' | '.join(ratios)} |")
     return [*lines, ""]
+
+
+def _decoding(path: Path) -> list[str]:
+    """Which frames a reader gives, and how fast, where that was measured."""
+    if not path.is_file():
+        return []
+    document = json.loads(path.read_text(encoding="utf-8"))
+    peers, ratios = document["peers"], document["ratios_of_named"]
+    verdicts = [item["exact"] for item in document["files"] if item["exact"] is not None]  # None: refused, with a reason
+    exact, others = verdicts.count(True), verdicts.count(False)
+    return [
+        f"{exact} of {len(verdicts)} files gave exactly the frames of a full decode: every codec that PyAV encodes in every container that"
+        " takes it, recorded clips, and damaged or unusual files. Other readers on the same files, and the time of PyAV's plain loop over"
+        f" the time of a clip (median of the {ratios['flowless']['files']} files that were not generated;"
+        f" {document['environment']['cores']} cores):",
+        "",
+        "| reader | right frames | other frames | not read | × PyAV's loop |",
+        "|---|---|---|---|---|",
+        f"| flowless | {exact} | {others} | 0 | {ratios['flowless']['median']:.2f} |",
+        f"| flowless, with an index | {exact} | {others} | 0 | {ratios['flowless, known']['median']:.2f} |",
+        *(
+            f"| {name} | {found['right']} | {found['others']} | {found['none']} | {ratios[name]['median']:.2f} |"
+            for name, found in peers.items()
+            if name in ratios
+        ),
+        "",
+    ]
 
 
 def _evidence(path: Path, lines_of: Callable[[dict[str, Any]], list[str]], about: str) -> list[str]:
@@ -220,16 +271,22 @@ def replaced(readme: str, figures: str) -> str:
     _, closed, tail = rest.partition(END)
     if not found or not closed:
         lines = f"{BEGIN.strip()!r} and {END.strip()!r}"
-        raise FlowlessError(f"README.md: the lines {lines} must both be there; put them where the figures belong.")
+        raise FlowlessError(f"the lines {lines} must both be there; put them where the figures belong.")
     return f"{head}{BEGIN}{figures}{END}{tail}"
 
 
+def page_with_figures(name: str) -> str:
+    """Return the text of a page with its figures as `bench/results/` has them."""
+    figures = PAGES[name](ROOT / "bench" / "results").replace("](bench/", f"]({'../' * name.count('/')}bench/")
+    return replaced((ROOT / name).read_text(encoding="utf-8"), figures)
+
+
 def main() -> None:
-    """Write the figures into README.md."""
-    readme = ROOT / "README.md"
-    text = replaced(readme.read_text(encoding="utf-8"), render(ROOT / "bench" / "results"))
-    with whole_file(readme) as draft:
-        draft.write_text(text, encoding="utf-8")
+    """Write the figures into README.md and docs/results.md."""
+    for name in PAGES:
+        text = page_with_figures(name)
+        with whole_file(ROOT / name) as draft:
+            draft.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

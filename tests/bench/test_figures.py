@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from readme_figures import BEGIN, END, ROOT, _evidence, _gpus, _motion, _precisions, render, replaced
+from readme_figures import BEGIN, END, PAGES, ROOT, _decoding, _evidence, _gpus, _motion, _precisions, page_with_figures, replaced
 
 from flowless.errors import FlowlessError
 
 
-def test_the_readme_says_what_the_results_say() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert replaced(readme, render(ROOT / "bench" / "results")) == readme, "run: python scripts/readme_figures.py"
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_says_what_the_results_say(name: str) -> None:
+    assert page_with_figures(name) == (ROOT / name).read_text(encoding="utf-8"), "run: python scripts/readme_figures.py"
 
 
 def test_results_name_their_environment_and_no_place() -> None:
@@ -38,6 +38,26 @@ def test_lower_precisions_are_told_where_they_were_measured() -> None:
         "- INT8 on OpenVINO: 1.50× the speed of BF16; its differences from PyTorch lie 27 dB below the scores' spread (bf16: 39 dB).",
         "- TensorRT-RTX engines, built here without a GPU and not run: int8 33 MB in 2.1 s.",
         "- From the checkpoint to a verified INT8 bundle, cold: 1.6 minutes.",
+    ]
+
+
+def test_what_readers_decode_is_a_table_where_it_was_measured(tmp_path: Path) -> None:
+    assert _decoding(tmp_path / "decode.json") == []
+    medians = {"flowless": 1.157, "flowless, known": 1.467, "torchcodec": 1.022}
+    document = {
+        "environment": {"cores": 2},
+        "files": [{"exact": True}, {"exact": True}, {"exact": False}, {"exact": None}],
+        "peers": {"torchcodec": {"right": 1, "others": 2, "none": 0}, "FFmpeg's command": {"right": 3, "others": 0, "none": 0}},
+        "ratios_of_named": {name: {"median": median, "files": 3} for name, median in medians.items()},
+    }
+    (tmp_path / "decode.json").write_text(json.dumps(document), encoding="utf-8")
+    found = _decoding(tmp_path / "decode.json")
+    assert found[0].startswith("2 of 3 files gave exactly")
+    assert found[4:] == [
+        "| flowless | 2 | 1 | 0 | 1.16 |",
+        "| flowless, with an index | 2 | 1 | 0 | 1.47 |",
+        "| torchcodec | 1 | 2 | 0 | 1.02 |",
+        "",
     ]
 
 
