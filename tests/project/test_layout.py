@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("pipeline", "train", "export", "engines", "bench")
 MAX_LINES = 400
 MAX_FUNCTION_LINES = 60
+MAX_MODULES = 12
 LIBRARIES = set(sys.stdlib_module_names) | {
     *("av", "numpy", "torch", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "timm", "lightning"),
     *("nvidia", "PIL", "rich", "tyro", "safetensors", "triton", "polygraphy", "modelopt"),
@@ -69,6 +70,62 @@ def test_imports_between_packages(package: str) -> None:
                 elif first == "flowless" and other in PACKAGES and other != package and other not in MAY_IMPORT[package]:
                     wrong.append(f"{path.name}:{node.lineno} imports {name}")
     assert not wrong
+
+
+def package_files() -> dict[str, Path]:
+    """Every module of the project by its import name."""
+    found = {}
+    for path in (ROOT / "flowless").glob("*.py"):
+        found["flowless" if path.stem == "__init__" else f"flowless.{path.stem}"] = path
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found["flowless." + ".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imported_modules(path: Path, files: dict[str, Path]) -> set[str]:
+    """Return the project's modules that a module imports anywhere, inside functions and for type checks too."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {inner if (inner := f"{node.module}.{alias.name}") in files else node.module for alias in node.names}
+    return {name for name in names if name in files and files[name] != path}
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    files = package_files()
+    # A package's __init__ re-exports from below and holds no code.
+    inits = {name for name, path in files.items() if path.stem == "__init__"}
+    graph = {name: imported_modules(path, files) - inits for name, path in files.items() if name not in inits}
+    done: set[str] = set()
+
+    def walk(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, "import cycle: " + " -> ".join([*way[way.index(name) :], name])
+        if name not in done:
+            for other in sorted(graph[name]):
+                walk(other, (*way, name))
+            done.add(name)
+
+    for name in graph:
+        walk(name, ())
+
+
+def test_the_demo_needs_no_benchmark() -> None:
+    """The wheel has bench/commands.py and the demo alone."""
+    files = package_files()
+    for name, path in files.items():
+        if name == "flowless.bench.commands" or name.startswith("flowless.bench.demo"):
+            others = {other for other in imported_modules(path, files) if other.startswith("flowless.bench.")}
+            assert all(other.startswith("flowless.bench.demo") for other in others), f"{name}: {others}"
+
+
+def test_folders_are_small() -> None:
+    for folder in {path.parent for path in package_files().values()}:
+        modules = [path.name for path in folder.glob("*.py") if path.stem not in {"__init__", "__main__"}]
+        assert len(modules) <= MAX_MODULES, f"{folder.relative_to(ROOT)}: {len(modules)} modules"
 
 
 def test_the_checkout_resolves_flowless() -> None:
