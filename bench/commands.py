@@ -12,7 +12,7 @@ import tyro
 from flowless.console import emit, log
 from flowless.errors import FlowlessError
 
-#: Benchmark -> the function that runs it (module:function, called with the remaining words), and what it measures.
+#: Benchmark -> the function that runs it (module:function, called with the remaining arguments), and what it measures.
 BENCHMARKS: dict[str, tuple[str, str]] = {
     "throughput": ("flowless.bench.speed.throughput:main", "decode, preprocess, engine and end to end, every target beside PyTorch"),
     "peers": ("flowless.bench.speed.peers:main", "beside the official PAN code, from your own clone of it"),
@@ -36,7 +36,7 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
 }
 
 
-def demo(words: Sequence[str]) -> None:
+def demo(args: Sequence[str]) -> None:
     """`flowless demo`."""
 
     def run(*, out: Path = Path("runs/demo"), seed: int = 0, quick: bool = False, json: bool = False) -> None:
@@ -56,18 +56,18 @@ def demo(words: Sequence[str]) -> None:
         summary = run_demo(out, seed=seed, quick=quick)
         emit(summary, summary_table(summary), as_json=json)
 
-    tyro.cli(run, prog="flowless demo", args=words)
+    tyro.cli(run, prog="flowless demo", args=args)
 
 
-def bench(words: Sequence[str]) -> int | None:
-    """`flowless bench NAME ...`: hand the remaining words to the benchmark."""
-    if not words or words[0] in {"-h", "--help"}:
+def bench(args: Sequence[str]) -> int | None:
+    """`flowless bench NAME ...`: hand the remaining arguments to the benchmark."""
+    if not args or args[0] in {"-h", "--help"}:
         width = max(map(len, BENCHMARKS))
         print("usage: flowless bench NAME [...]\n")
         print("\n".join(f"  {name:<{width}}  {summary}" for name, (_, summary) in BENCHMARKS.items()))
         print("\nEach writes JSON with the environment in it. `flowless bench NAME --help` teaches one benchmark.")
-        return 0 if words else 2
-    name, rest = words[0], words[1:]
+        return 0 if args else 2
+    name, rest = args[0], args[1:]
     if name not in BENCHMARKS:
         log.print(f"flowless bench: no benchmark {name!r}. There are: {', '.join(BENCHMARKS)}.", style="red", markup=False, soft_wrap=True)
         return 2

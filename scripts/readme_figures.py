@@ -77,8 +77,8 @@ def _forward(throughput: dict[str, Any], peers: dict[str, Any]) -> list[str]:
         if "p50_ms" in row and row["p50_ms"] is not None:
             beside = official.get(row["name"], {})
             ratios = [beside.get("times_official"), beside.get("times_official_rewritten")]
-            told = ["" if ratio is None else f"{ratio:.1f}" for ratio in ratios]
-            lines.append(f"| {row['name']} | {row['p50_ms']:.0f} | {row['times_eager']:.1f} | {told[0]} | {told[1]} |")
+            shown = ["" if ratio is None else f"{ratio:.1f}" for ratio in ratios]
+            lines.append(f"| {row['name']} | {row['p50_ms']:.0f} | {row['times_eager']:.1f} | {shown[0]} | {shown[1]} |")
     return lines
 
 
@@ -105,10 +105,10 @@ def _precisions(throughput: dict[str, Any], minutes: float | None) -> list[str]:
     int8, bf16 = times.get("openvino int8"), times.get("openvino bf16")
     if int8 and bf16:
         noise = [row.get("snr_db") for row in (int8, bf16)]
-        told = (
+        shown = (
             "; its differences from PyTorch lie {:.0f} dB below the scores' spread (bf16: {:.0f} dB)".format(*noise) if all(noise) else ""
         )
-        lines.append(f"- INT8 on OpenVINO: {bf16['p50_ms'] / int8['p50_ms']:.2f}× the speed of BF16{told}.")
+        lines.append(f"- INT8 on OpenVINO: {bf16['p50_ms'] / int8['p50_ms']:.2f}× the speed of BF16{shown}.")
     built = [row for row in throughput.get("builds", ()) if row["target"] == "tensorrt-rtx" and row["megabytes"]]
     if built:
         sizes = ", ".join(f"{row['precision']} {row['megabytes']:.0f} MB in {row['build_s']:.1f} s" for row in built)
@@ -192,10 +192,10 @@ def _motion(results: Path) -> list[str]:
     ]
     for name, row in fastest(document["rows"]).items():
         size, times = sizes[name], row.get("times_tv_l1")
-        told = [_short(row["frames_per_s"]), _short(row["maps_per_s"]), "" if times is None else _short(times)]
-        told += ["" if size["gmacs"] is None else f"{size['gmacs']:.2f}"]
-        told += ["" if size["parameters"] is None else f"{size['parameters']:,}".replace(",", " ")]
-        lines.append(f"| {name} | {row['engine']} | {' | '.join(told)} |")
+        shown = [_short(row["frames_per_s"]), _short(row["maps_per_s"]), "" if times is None else _short(times)]
+        shown += ["" if size["gmacs"] is None else f"{size['gmacs']:.2f}"]
+        shown += ["" if size["parameters"] is None else f"{size['parameters']:,}".replace(",", " ")]
+        lines.append(f"| {name} | {row['engine']} | {' | '.join(shown)} |")
     claim = document["claims"][0]
     if claim["ours"] is not None:
         lines += [

@@ -30,7 +30,7 @@ def clip_spec(settings: Settings) -> ClipSpec:
 
 def network(results: Results) -> None:
     """Export a network whose random weights behave like trained ones, with clips to compare and videos to calibrate its engines on."""
-    from flowless.bench.lib.networks import lively_model, random_clips
+    from flowless.bench.lib.networks import random_clips, random_model
     from flowless.export.bundle_writer import export_bundle, torch_scores
     from flowless.pipeline.dataset.scan import scan
     from flowless.pipeline.video.encode import write_video
@@ -43,7 +43,7 @@ def network(results: Results) -> None:
         write_video(settings.folder / "calibration" / "all" / f"{number:02}.mp4", clip.reshape(-1, *spec.shape[-3:]))
     scan(settings.folder / "calibration", out=settings.folder / "calibration.index.jsonl")
     name, smaller = ("pan-lite-r18", {"width": 0.5, "blocks": 1}) if settings.rehearsal else ("pan-lite-r50", {})
-    model, labels = lively_model(name, spec=spec, classes=174, **smaller), [f"class {number}" for number in range(174)]
+    model, labels = random_model(name, spec=spec, classes=174, **smaller), [f"class {number}" for number in range(174)]
     file = settings.folder / "model.safetensors"
     save_checkpoint(file, model, model_name=name, recipe={}, spec=spec, labels=labels, metrics={})
     export_bundle(file, settings.folder / "bundle", videos=[*settings.folder.glob("calibration/all/*")][:4])

@@ -15,7 +15,7 @@ from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.models import Recognizer, build_model
 
 
-def lively_model(name: str, *, spec: ClipSpec, seed: int = 0, **config: Any) -> Recognizer:
+def random_model(name: str, *, spec: ClipSpec, seed: int = 0, **config: Any) -> Recognizer:
     """Build a network with random but non-degenerate weights: a lower precision costs its scores what it costs a trained network's.
 
     Freshly initialised weights will not do: residual branches end in zeros, so half of the network adds nothing, and all clips get

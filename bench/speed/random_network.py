@@ -33,11 +33,11 @@ class NetworkArgs:
 
     def checkpoint(self, folder: Path) -> Path:
         """Write `folder / "model.safetensors"`."""
-        from flowless.bench.lib.networks import lively_model
+        from flowless.bench.lib.networks import random_model
         from flowless.train.checkpoints import save_checkpoint
 
         spec, labels = self.spec(), [f"class {number}" for number in range(self.classes)]
-        model = lively_model(self.model, spec=spec, classes=self.classes, width=self.width, blocks=self.blocks)
+        model = random_model(self.model, spec=spec, classes=self.classes, width=self.width, blocks=self.blocks)
         return save_checkpoint(folder / "model.safetensors", model, model_name=self.model, recipe={}, spec=spec, labels=labels, metrics={})
 
     def export(self, folder: Path, *, videos: Sequence[Path] = ()) -> Manifest:

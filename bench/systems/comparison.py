@@ -164,7 +164,7 @@ def row_of(
     from flowless.train.evaluation.metrics import mean_class_accuracy, summary
 
     system, top1 = SYSTEMS[name], [run.top1("forwards") for run in runs]
-    answers, backwards = (count_opposites(runs, pairs, order=order) for order in ("forwards", "reversed"))
+    outcomes, backwards = (count_opposites(runs, pairs, order=order) for order in ("forwards", "reversed"))
     by_pair = {" / ".join(pair): share(count_opposites(runs[:1], [pair]), "right") for pair in pairs}
     classes = [summary(run.scores["forwards"], run.labels, names=run.names)["per_class"] for run in runs]
     return {
@@ -178,13 +178,13 @@ def row_of(
         "top1": _mean(top1),
         "spread": round(statistics.stdev(top1), 4) if len(top1) > 1 else None,
         "mean_class": _mean(mean_class_accuracy(run.scores["forwards"], run.labels) for run in runs),
-        "opposite_top1": share(answers, "right"),
+        "opposite_top1": share(outcomes, "right"),
         "reversed_top1": _mean(run.top1("reversed") for run in runs),
         "shuffled_top1": _mean(run.top1("shuffled") for run in runs),
         "reversed_as_opposite": share(backwards, "opposite"),
         "train_top1": _mean(result["history"][-1]["train_top1"] for result in results),
         "seconds": round(_mean(result["seconds"] for result in results)),
-        "opposites": answers,
+        "opposites": outcomes,
         "pairs": {pair: right for pair, right in by_pair.items() if right is not None},
         "per_class": {label: _mean(found[label]["accuracy"] for found in classes) for label in classes[0] if classes[0][label]["videos"]},
     }

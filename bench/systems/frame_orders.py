@@ -81,13 +81,13 @@ def count_opposites(runs: Sequence[OrderScores], pairs: Sequence[Sequence[str]],
     """
     found = {}
     for own, twin in [each for pair in pairs for each in (pair, pair[::-1])]:
-        answers = [run.names[answer] for run in runs for answer in run.scores[order][run.labels == run.names.index(own)].argmax(1)]
-        right, opposite = answers.count(own), answers.count(twin)
-        found[own] = {"right": right, "opposite": opposite, "other": len(answers) - right - opposite}
+        outcomes = [run.names[label] for run in runs for label in run.scores[order][run.labels == run.names.index(own)].argmax(1)]
+        right, opposite = outcomes.count(own), outcomes.count(twin)
+        found[own] = {"right": right, "opposite": opposite, "other": len(outcomes) - right - opposite}
     return found
 
 
-def share(answers: Mapping[str, Mapping[str, int]], kind: str) -> float | None:
+def share(outcomes: Mapping[str, Mapping[str, int]], kind: str) -> float | None:
     """Return the share of the videos in `count_opposites` that were `right` or `opposite`; None if there are none."""
-    videos = sum(sum(counts.values()) for counts in answers.values())
-    return round(sum(counts[kind] for counts in answers.values()) / videos, 4) if videos else None
+    videos = sum(sum(counts.values()) for counts in outcomes.values())
+    return round(sum(counts[kind] for counts in outcomes.values()) / videos, 4) if videos else None

@@ -31,7 +31,7 @@ class Systems(Comparison):
     Controls, called -more, are a system trained once on four times as many videos: they show whether it cannot learn this, or has not
     yet. With --earlier, the cost of a clip is measured anew for all systems.
 
-    Writes OUT (JSON), and a page and its plot beside it: top-1 over the seeds, the action and its reversal that are told apart worst,
+    Writes OUT (JSON), and a page and its plot beside it: top-1 over the seeds, the action that is most often confused with its reversal,
     parameters, multiplications of a clip, and the latency of a clip on the fastest of this machine's processor targets.
     """
 

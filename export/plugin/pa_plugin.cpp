@@ -46,7 +46,7 @@ bool fail(char const* format, ...) noexcept {
   return false;
 }
 
-void tell(char const* format, ...) noexcept {
+void logInfo(char const* format, ...) noexcept {
   va_list arguments;
   va_start(arguments, format);
   say(Severity::kVERBOSE, format, arguments);
@@ -248,7 +248,7 @@ nvinfer1::IPluginV3* PersistenceCreator::createPlugin(nvinfer1::AsciiChar const*
   if (plugin == nullptr) {
     fail("no memory for the plugin.");
   } else {
-    tell("made with eps %g, eps_inside %d.", eps, static_cast<int>(epsInside));
+    logInfo("made with eps %g, eps_inside %d.", eps, static_cast<int>(epsInside));
   }
   return plugin;
 }

@@ -11,7 +11,7 @@ import onnx
 
 from flowless.engines.streaming.memory import feeds_of
 from flowless.export.graph.pa_inline import fold_pa, inline_pa
-from flowless.export.precision.modelopt_output import modelopt_quiet
+from flowless.export.precision.modelopt_output import without_modelopt_output
 from flowless.export.precision.regions import kept_exact
 
 
@@ -27,7 +27,7 @@ def cast(proto: onnx.ModelProto, kind: str, clips: np.ndarray) -> onnx.ModelProt
         FlowlessError: ModelOpt refuses the graph.
     """
     laid = inline_pa(proto)
-    with tempfile.TemporaryDirectory(prefix="flowless-cast-") as name, modelopt_quiet(kind):
+    with tempfile.TemporaryDirectory(prefix="flowless-cast-") as name, without_modelopt_output(kind):
         from modelopt.onnx.autocast import convert_to_mixed_precision
 
         folder = Path(name)

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import onnx
 from onnx import NodeProto, numpy_helper
 
-from flowless.export.precision.modelopt_output import modelopt_quiet
+from flowless.export.precision.modelopt_output import without_modelopt_output
 from flowless.export.precision.qdq import bypass_pairs, share_scale_through_shifts, store_int8_weights
 from flowless.export.precision.qdq_boundaries import find_boundaries, insert_poolings, remove_poolings
 from flowless.export.precision.regions import backbone_nodes, kept_exact, named
@@ -75,7 +75,7 @@ def quantised(proto: onnx.ModelProto, calibration: Measured) -> onnx.ModelProto:
     chosen = _chosen(proto)
     boundaries = find_boundaries(proto, set(chosen))
     inputs = [item.name for item in proto.graph.input]
-    with tempfile.TemporaryDirectory(prefix="flowless-int8-") as name, calibration.stream(inputs) as clips, modelopt_quiet("int8"):
+    with tempfile.TemporaryDirectory(prefix="flowless-int8-") as name, calibration.stream(inputs) as clips, without_modelopt_output("int8"):
         from modelopt.onnx.quantization import quantize
 
         source, target = Path(name) / "model.onnx", Path(name) / "int8.onnx"

@@ -13,7 +13,7 @@ from flowless.errors import FlowlessError
 
 
 @contextmanager
-def modelopt_quiet(what: str) -> Iterator[None]:
+def without_modelopt_output(what: str) -> Iterator[None]:
     """Run ModelOpt without its output; its exceptions become a `FlowlessError`.
 
     Output of flowless itself, such as the progress bar and the videos that calibration skips, is still shown.

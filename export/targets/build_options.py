@@ -59,7 +59,7 @@ class BuildOptions:
             )
         if self.portable and self.compute_capabilities:
             raise FlowlessError(
-                f"--portable asks for every GPU since Ampere, and --compute-capability {' '.join(map(str, self.compute_capabilities))} "
+                f"--portable means every GPU since Ampere, and --compute-capability {' '.join(map(str, self.compute_capabilities))} "
                 "for these alone. Leave one of them out."
             )
         if self.workspace is not None and self.workspace < 1:

@@ -35,7 +35,7 @@ class EngineRefused(CheckFailed):
 
     Attributes:
         gate: `layers`, `parity`, `accuracy` or `speed`.
-        short: Why, in a few words, for a table.
+        short: The reason, short enough for a table.
         figures: What was measured before it failed.
     """
 

@@ -54,6 +54,6 @@ def test_training_takes_bf16_where_it_is_the_faster(
     assert quick_precision() == precision
 
 
-def test_what_pytorch_tells_of_this_processor_can_be_asked() -> None:
+def test_pytorch_reports_the_processors_capabilities() -> None:
     assert "architecture" in torch.cpu.get_capabilities()
     assert quick_precision() in {"bf16", "fp32"}

@@ -24,7 +24,7 @@ def test_results_name_their_environment_and_no_place() -> None:
         assert "/tmp/" not in text
 
 
-def test_lower_precisions_are_told_where_they_were_measured() -> None:
+def test_lower_precisions_are_shown_where_they_were_measured() -> None:
     fp32 = {"name": "openvino fp32", "p50_ms": 400.0}
     lower = [{"name": "openvino bf16", "p50_ms": 180.0, "snr_db": 39.4}, {"name": "openvino int8", "p50_ms": 120.0, "snr_db": 27.2}]
     refused = {"name": "openvino fp16", "status": "not kept: runs in bf16"}
@@ -61,7 +61,7 @@ def test_what_readers_decode_is_a_table_where_it_was_measured(tmp_path: Path) ->
     ]
 
 
-def test_motion_is_told_where_it_was_measured(tmp_path: Path) -> None:
+def test_motion_is_shown_where_it_was_measured(tmp_path: Path) -> None:
     assert _motion(tmp_path) == []
     rows = [
         {"method": "PA", "engine": "pytorch eager", "frames_per_s": 400.0, "maps_per_s": 333.3, "times_tv_l1": 160.0},

@@ -10,7 +10,7 @@ import pytest
 import torch
 from official_pan import NORMS, OfficialCode, _ChannelDistance, copy_weights, extract_jpegs, load_official, official_layout
 
-from flowless.bench.lib.networks import lively_model, random_clips
+from flowless.bench.lib.networks import random_clips, random_model
 from flowless.bench.lib.sample_videos import sample_videos
 from flowless.bench.motion.motion_maps import PAPER_CLIP, motion_model
 from flowless.cli import main
@@ -73,7 +73,7 @@ def test_jpegs_one_a_frame_of_height_256(tmp_path: Path) -> None:
 @pytest.mark.parametrize("norm", NORMS)
 def test_both_compute_the_same_scores(official: OfficialCode, norm) -> None:
     spec = ClipSpec(height=64, width=64, short_side=64)
-    ours = lively_model("pan-lite-r18", classes=7, spec=spec)
+    ours = random_model("pan-lite-r18", classes=7, spec=spec)
     theirs = official.pan_lite(backbone="resnet18", classes=7, segments=8, frames=4)
     copy_weights(ours, theirs)
     clip = random_clips(2, spec, seed=5)

@@ -44,7 +44,7 @@ def test_decode_compares_every_file(films: Path, tmp_path: Path, capsys: pytest.
     assert "damaged or cut off" in rows["broken.mp4"]["reason"]
 
 
-def test_decode_tells_a_frame_that_is_another(films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decode_reports_a_wrong_frame(films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inner = VideoReader.frames
     upside_down = lambda video, ordinals: ((ordinal, frame[::-1]) for ordinal, frame in inner(video, ordinals))  # noqa: E731
     monkeypatch.setattr(VideoReader, "frames", upside_down)

@@ -87,17 +87,17 @@ def test_every_order_scores_the_frames_that_the_sampling_took(tmp_path: Path, va
 
 
 def scored(forwards: list[int], reverse: list[int] | None = None) -> OrderScores:
-    """Return a run that answers so on two clips of each of jump, left, right."""
-    answers = {"forwards": forwards, "reversed": reverse or forwards, "shuffled": [0] * 6}
-    scores = {order: np.eye(3, dtype=np.float32)[given] for order, given in answers.items()}
+    """Return a run that outcomes so on two clips of each of jump, left, right."""
+    outcomes = {"forwards": forwards, "reversed": reverse or forwards, "shuffled": [0] * 6}
+    scores = {order: np.eye(3, dtype=np.float32)[given] for order, given in outcomes.items()}
     return OrderScores(scores=scores, labels=np.array([0, 0, 1, 1, 2, 2]), names=LABELS, clip=(8, 1))
 
 
 def test_opposite_actions_are_counted() -> None:
     runs = [scored([0, 1, 1, 2, 2, 2]), scored([0, 0, 0, 2, 1, 2])]
-    answers = count_opposites(runs, PAIR)
-    assert answers == {"left": {"right": 1, "opposite": 2, "other": 1}, "right": {"right": 3, "opposite": 1, "other": 0}}
-    assert (share(answers, "right"), share(answers, "opposite")) == (0.5, 0.375)
+    outcomes = count_opposites(runs, PAIR)
+    assert outcomes == {"left": {"right": 1, "opposite": 2, "other": 1}, "right": {"right": 3, "opposite": 1, "other": 0}}
+    assert (share(outcomes, "right"), share(outcomes, "opposite")) == (0.5, 0.375)
     assert share(count_opposites(runs, ()), "right") is None
 
 
@@ -203,11 +203,11 @@ def test_a_stack_of_one_frame_is_refused() -> None:
         Real(train=Path("a"), test=Path("b"), frames_per_segment=1)
 
 
-def small(shapes: Path, out: Path, *words: str) -> list[str]:
-    """Return the words of a tiny run."""
+def small(shapes: Path, out: Path, *args: str) -> list[str]:
+    """Return the args of a tiny run."""
     indexes = [str(shapes / "train.index.jsonl"), str(shapes / "val.index.jsonl")]
     size = ("--size", "32", "--short-side", "32", "--segments", "2", "--frames-per-segment", "2", "--batch-size", "8", "--epochs", "1")
-    return [*indexes, "--out", str(out), *size, "--seeds", "1", "--json", *words]
+    return [*indexes, "--out", str(out), *size, "--seeds", "1", "--json", *args]
 
 
 def test_indexes_that_cannot_be_used_are_refused_before_training(
@@ -215,27 +215,27 @@ def test_indexes_that_cannot_be_used_are_refused_before_training(
 ) -> None:
     monkeypatch.setattr(comparison, "train_all", lambda *_, **__: pytest.fail("training was begun"))
     out = tmp_path / "real.json"
-    words = small(shapes, out)
+    args = small(shapes, out)
     with pytest.raises(FlowlessError, match="no such index"):
-        main([*words, str(tmp_path / "none.jsonl")][-1:] + words[1:])
+        main([*args, str(tmp_path / "none.jsonl")][-1:] + args[1:])
     with pytest.raises(FlowlessError, match="24 videos are in the training and in the test index"):
-        main([words[0], words[0], *words[2:]])
+        main([args[0], args[0], *args[2:]])
     other = replace(train_index, labels=("new", *train_index.labels[1:]))
     other.save(tmp_path / "other.jsonl")
     with pytest.raises(FlowlessError, match=r"labels that the model was not trained on: 'new'"):
-        main([words[0], str(tmp_path / "other.jsonl"), *words[2:]])
+        main([args[0], str(tmp_path / "other.jsonl"), *args[2:]])
     with pytest.raises(FlowlessError, match="fewer than batch_size, 25"):
-        main([*words, "--batch-size", "25"])
+        main([*args, "--batch-size", "25"])
     with pytest.raises(FlowlessError, match="nothing is trained yet"):
-        main([*words, "--so-far"])
+        main([*args, "--so-far"])
     assert not out.with_suffix("").exists()
 
 
 @pytest.mark.slow
 def test_trained_tested_and_never_twice(tmp_path: Path, shapes: Path) -> None:
     out = tmp_path / "real.json"
-    words = small(shapes, out, "--opposites", "right/left", "--jobs", "1", "--systems", "tsn")
-    main(words)
+    args = small(shapes, out, "--opposites", "right/left", "--jobs", "1", "--systems", "tsn")
+    main(args)
     document = json.loads(out.read_text(encoding="utf-8"))
     (kept,) = (tmp_path / "real").glob("*/tsn-0/last.safetensors")
     written = kept.stat().st_mtime_ns
@@ -246,7 +246,7 @@ def test_trained_tested_and_never_twice(tmp_path: Path, shapes: Path) -> None:
     assert document["settings"]["unreadable"] == 0
     run = json.loads((kept.parent / "run.json").read_text(encoding="utf-8"))
     assert run["validation_videos"] == 0, "the test videos are not seen in training"
-    main([*words[:-1], "tsn", "pan-lite"])
+    main([*args[:-1], "tsn", "pan-lite"])
     document = json.loads(out.read_text(encoding="utf-8"))
     assert [(one["system"], one["clip"]) for one in document["systems"]] == [("tsn", [2, 1]), ("pan-lite", [2, 2])]
     assert kept.stat().st_mtime_ns == written
@@ -255,7 +255,7 @@ def test_trained_tested_and_never_twice(tmp_path: Path, shapes: Path) -> None:
     assert "src=" not in page
     assert out.with_suffix(".svg").read_text(encoding="utf-8") in page
     # A result of its own adds a system to an earlier one, whose settings must be the same.
-    added = [*words[:2], "--out", str(tmp_path / "added.json"), *words[4:-1], "stm", "--earlier", str(out)]
+    added = [*args[:2], "--out", str(tmp_path / "added.json"), *args[4:-1], "stm", "--earlier", str(out)]
     with pytest.raises(FlowlessError, match=r"recipe\.lr 0\.002, here 0\.003"):
         main([*added, "--lr", "0.003"])
     main(added)
@@ -264,6 +264,6 @@ def test_trained_tested_and_never_twice(tmp_path: Path, shapes: Path) -> None:
     assert both["systems"][0] == {**document["systems"][0], "environment": document["environment"]}
     assert "Trained in an earlier run: tsn, pan-lite" in (tmp_path / "added.html").read_text(encoding="utf-8")
     # With --so-far, what is not trained yet is left out.
-    main([*words[:-1], "tsn", "stm", "--opposites", "--so-far"])
+    main([*args[:-1], "tsn", "stm", "--opposites", "--so-far"])
     document = json.loads(out.read_text(encoding="utf-8"))
     assert [(one["system"], one["opposite_top1"]) for one in document["systems"]] == [("tsn", None)]

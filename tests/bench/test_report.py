@@ -1,4 +1,4 @@
-"""The report's page holds what the walk found, refers to nothing outside itself, and escapes what it is told."""
+"""The demo's page shows its results, loads nothing from outside, and escapes text."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_one_video_never_decides_over_an_engine() -> None:
     assert allowed_drop(48) == 6.25
 
 
-def test_twins_are_told_apart_from_pairs() -> None:
+def test_confusions_within_and_between_pairs() -> None:
     # Two pairs, ten videos a class: the first pair is always found, its twins by a coin; half of the second is lost.
     confusion = np.array([[5, 5, 0, 0], [5, 5, 0, 0], [5, 0, 5, 0], [0, 5, 0, 5]])
     assert pair_shares(confusion) == (30 / 40, 20 / 30)

@@ -38,7 +38,7 @@ def processes_of(folder: Path) -> list[dict[str, str]]:
     [
         (2.0, 1.0, 2, 1.0),  # all of two cores, beside a busy one: that one is the other's
         (2.0, 2.0, 2, 1.0),
-        (1.0, 1.0, 2, 1.0),  # one of two cores: there is room
+        (1.0, 1.0, 2, 1.0),  # one of two cores is free
         (1.5, 1.5, 2, 1.0),
         (8.0, 1.0, 8, 7.0),
         (8.0, 8.0, 8, 4.0),

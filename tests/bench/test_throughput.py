@@ -10,7 +10,7 @@ import pytest
 from video_files import info_of
 
 from flowless.bench.lib.goals import goal, goals_table
-from flowless.bench.lib.networks import lively_model, random_clips
+from flowless.bench.lib.networks import random_clips, random_model
 from flowless.bench.lib.runners import Runner, snr_db, time_runners
 from flowless.bench.lib.sample_videos import sample_videos, videos_of
 from flowless.bench.lib.system_load import busy_share, judged
@@ -41,7 +41,7 @@ def test_sample_videos_are_what_they_say_and_always_the_same(videos: list[Path],
     assert videos[0].stat().st_size > 2000  # textured and moving: not a video that compresses to nothing
 
 
-def test_libav_alone_stops_where_it_is_told(videos: list[Path]) -> None:
+def test_libav_alone_stops_at_the_last_frame(videos: list[Path]) -> None:
     assert decode_with_libav_alone(videos[0], last=17) == 18
     assert decode_with_libav_alone(videos[0], last=10_000) == 40
 
@@ -61,8 +61,8 @@ def test_videos_are_found_by_name_and_in_folders(videos: list[Path], tmp_path: P
 
 
 @pytest.mark.parametrize("name", ["pan-lite-r18", "stm-r18", "da-x3d-xs", "disentangling-bninception"])
-def test_lively_weights_tell_clips_apart(name: str) -> None:
-    model = lively_model(name, classes=5, spec=TINY, width=0.25)
+def test_scores_of_random_weights_differ_between_clips(name: str) -> None:
+    model = random_model(name, classes=5, spec=TINY, width=0.25)
     import torch
 
     with torch.inference_mode():
@@ -75,7 +75,7 @@ def test_lively_weights_hold_in_int8() -> None:
     """What makes int8 of random weights worth comparing: branches that add little, and a last layer that reads what differs."""
     import torch
 
-    model = lively_model("pan-full-r18", classes=5, spec=TINY, width=0.25)
+    model = random_model("pan-full-r18", classes=5, spec=TINY, width=0.25)
     clips = torch.from_numpy(random_clips(6, TINY, seed=7))
     with torch.inference_mode():
         exact = model(clips).numpy()
@@ -164,11 +164,11 @@ def test_a_busy_machine_is_noticed_and_not_judged() -> None:
     lines = iter([*used, "cpu 0 0 0 0 0 0 0 0", "cpu 1 0 0 99 0 0 0 0"])
     share = busy_share(read=lambda: next(lines), sleep=lambda _: None)
     assert share == pytest.approx(70 / 200)
-    quiet = busy_share(read=lambda: next(lines), sleep=lambda _: None)
-    assert quiet == pytest.approx(0.01)
+    low = busy_share(read=lambda: next(lines), sleep=lambda _: None)
+    assert low == pytest.approx(0.01)
     rows = [goal("speed", 6, 7.0)]
     assert judged(rows, share)[0]["met"] is None
-    assert judged(rows, quiet) == judged(rows, None) == rows
+    assert judged(rows, low) == judged(rows, None) == rows
     assert goals_table(judged(rows, share)).row_count == 1
 
 

@@ -270,7 +270,7 @@ Summary:
         ("", "RuntimeError"),
     ],
 )
-def test_openvinos_reason_is_told_and_not_its_source_files(text, message):
+def test_openvinos_reason_is_shown_without_its_source_files(text, message):
     assert openvino_reason(RuntimeError(text)) == message
 
 

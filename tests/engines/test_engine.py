@@ -168,7 +168,7 @@ def test_a_clip_of_another_kind(clip, says, engine):
         engine(clip)
 
 
-def test_answers_stay_when_the_engine_runs_again(engine):
+def test_outputs_stay_when_the_engine_runs_again(engine):
     first, second = random_clips(engine.spec, 2)
     kept = engine(first[None])
     copy = kept.copy()

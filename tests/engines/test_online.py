@@ -55,7 +55,7 @@ def test_online_is_offline_on_the_same_frames(engine, film_bundles, film_model, 
     np.testing.assert_allclose(scores, offline, atol=1e-4)
     np.testing.assert_allclose(online.average, offline.mean(0), atol=1e-4)
     assert online.frames == 24
-    assert np.ptp(scores, axis=0).max() > 0.01, "the film moves, and so do its answers"
+    assert np.ptp(scores, axis=0).max() > 0.01, "the frames change, and so do the scores"
 
 
 def test_a_real_film(film_bundles, clips):
@@ -107,7 +107,7 @@ def test_two_films_at_once_have_a_memory_each(engine, videos):
     assert np.abs(np.subtract(*alone)).max() > 0.01
 
 
-def test_mistakes_are_told_and_forgotten(engine, built):
+def test_mistakes_are_reported_and_leave_no_state(engine, built):
     with pytest.raises(FlowlessError, match="its segments have 3 frames"):
         Online(load(built))
     online = Online(engine)

@@ -128,7 +128,7 @@ onnxruntime.InferenceSession(sys.argv[2], providers=["CUDAExecutionProvider"])
 
 
 def test_the_host_keeps_its_own_log(built: Path, tmp_path: Path, no_gpu_here: None) -> None:
-    """An engine is quiet by its session's level; the process-wide one is the host's, whose own mistakes must be told."""
+    """An engine sets its session's log level; the process-wide level belongs to the host application and stays."""
     if onnxruntime_cuda.PROVIDER not in onnxruntime.get_available_providers():
         pytest.skip("the mistake is to ask for CUDA where there is none")
     smallest = tmp_path / "smallest.onnx"

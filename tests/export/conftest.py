@@ -24,7 +24,7 @@ LABELS = tuple(f"action {index}" for index in range(6))
 
 
 def make_checkpoint(path: Path, name: str, *, size: int = 48, sampling: str = "centre") -> Path:
-    """Write a randomly initialised model whose answers depend on everything that it sees."""
+    """Write a randomly initialised model whose scores depend on everything that it sees."""
     import torch
 
     from flowless.pipeline.clip.spec import ClipSpec
@@ -91,10 +91,10 @@ def videos(once) -> list[Path]:
     return [once(f"video-{seed}.mp4", partial(make, seed=seed)) for seed in range(3)]
 
 
-def make_lively(name: str, *, segments: int = 4, blocks: int = 1, **options: Any) -> Recognizer:
-    """Return a small model of single frames whose answers depend on their order."""
+def make_random_model(name: str, *, segments: int = 4, blocks: int = 1, **options: Any) -> Recognizer:
+    """Return a small model of single frames whose scores depend on their order."""
     import torch
-    from enlivening import enliven
+    from randomize_weights import randomize_weights
 
     from flowless.pipeline.clip.spec import ClipSpec
     from flowless.train.models import build_model
@@ -102,20 +102,20 @@ def make_lively(name: str, *, segments: int = 4, blocks: int = 1, **options: Any
     spec = ClipSpec(segments=segments, frames_per_segment=1, height=40, width=44, short_side=48)
     torch.manual_seed(3)
     made = build_model(name, classes=4, spec=spec, width=0.25, blocks=blocks, **options).eval()
-    enliven(made)
+    randomize_weights(made)
     return made
 
 
 @pytest.fixture(scope="session")
-def lively() -> Callable[..., Recognizer]:
-    """Give a model by name; see `make_lively`."""
-    return make_lively
+def random_model() -> Callable[..., Recognizer]:
+    """Give a model by name; see `make_random_model`."""
+    return make_random_model
 
 
 @pytest.fixture(scope="session")
 def film_model() -> Recognizer:
     """STM in one block of each stage's two."""
-    return make_lively("stm-r18", blocks=2, stm_placement="one-per-stage")
+    return make_random_model("stm-r18", blocks=2, stm_placement="one-per-stage")
 
 
 @pytest.fixture(scope="session")
@@ -156,7 +156,7 @@ LEARNT_CLIP: dict[str, Any] = {"segments": 4, "frames_per_segment": 3, "height":
 
 
 def learn(path: Path, name: str, index: DatasetIndex) -> Path:
-    """Write a model that has learnt a few videos by heart: its scores mean something, so int8 can be told from rubbish."""
+    """Write a model that has learnt a few videos by heart, so that int8 has something to lose."""
     import torch
 
     from flowless.pipeline.clip.preprocess import load_clip

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from enlivening import enliven
+from randomize_weights import randomize_weights
 
 from flowless.pipeline.clip.spec import ClipSpec
 
@@ -26,7 +26,7 @@ VARIANTS: list[tuple[str, dict[str, Any], str, list[str]]] = [
 ]
 
 
-def lively(name: str, options: dict[str, Any]) -> Any:
+def random_model(name: str, options: dict[str, Any]) -> Any:
     import torch
 
     from flowless.train.models import build_model
@@ -34,7 +34,7 @@ def lively(name: str, options: dict[str, Any]) -> Any:
     spec = ClipSpec(segments=2, frames_per_segment=3, height=32, width=35, short_side=35)
     torch.manual_seed(3)
     model = build_model(name, classes=4, spec=spec, width=0.125, blocks=1, **options).eval()
-    enliven(model)
+    randomize_weights(model)
     return model
 
 
@@ -49,7 +49,7 @@ def test_as_a_graph(tmp_path: Path, assert_same_outputs, name: str, options: dic
     from flowless.export.graph.graph_outputs import opened, read_outputs, tensor_names
     from flowless.train.checkpoints import Checkpoint
 
-    model = lively(name, options)
+    model = random_model(name, options)
     proto = export_onnx(model, tmp_path / "model.onnx", spec=model.spec, labels=list("abcd"), name=name, versions={})
     outputs = read_outputs(proto, what=name)
     assert (outputs.system, [head.branch for head in outputs.heads]) == (system, branches)
@@ -87,7 +87,7 @@ def test_a_bundle_without_a_cue(tmp_path: Path, assert_bundle_explains_alike, na
     from flowless.export.bundle_writer import export_bundle
     from flowless.train.checkpoints import Checkpoint
 
-    model = lively(name, options)
+    model = random_model(name, options)
     checkpoint = Checkpoint(model=model, name=name, spec=model.spec, labels=tuple("abcd"), recipe={}, versions={}, metrics={})
     manifest = export_bundle(checkpoint, tmp_path / "bundle")
     assert manifest.parity["max_abs_diff"] < manifest.parity["allowed"]

@@ -16,7 +16,7 @@ SPEC = ClipSpec(segments=2, frames_per_segment=6, height=40, width=48, short_sid
 
 
 def small(name: str, *, spec: ClipSpec = SPEC, **options: Any) -> Any:
-    """Return a model whose answers depend on all of its layers."""
+    """Return a model whose scores depend on all of its layers."""
     import torch
 
     from flowless.train.models import build_model

@@ -79,7 +79,7 @@ def test_what_cannot_be_removed_stays_and_is_named(cache: Path, capsys: pytest.C
 
 
 @pytest.mark.parametrize("text", ["much", "-1", "nan", "inf"])
-def test_a_limit_that_is_no_number_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_limit_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLOWLESS_CACHE_GB", text)
     with pytest.raises(FlowlessError, match=f"FLOWLESS_CACHE_GB is '{text}'"):
         cache_limit()

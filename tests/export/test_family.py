@@ -13,9 +13,9 @@ from flowless.pipeline.clip.spec import ClipSpec
 
 
 def checkpoint(name: str, **options: Any):
-    """Return a small model as if trained: its answers depend on all of its branches."""
+    """Return a small model as if trained: its scores depend on all of its branches."""
     import torch
-    from enlivening import enliven
+    from randomize_weights import randomize_weights
 
     from flowless.train.checkpoints import Checkpoint
     from flowless.train.models import build_model
@@ -23,7 +23,7 @@ def checkpoint(name: str, **options: Any):
     spec = ClipSpec(segments=4, frames_per_segment=3, height=48, width=48, short_side=56)
     torch.manual_seed(7)
     model = build_model(name, classes=5, spec=spec, width=0.25, blocks=1, **options).eval()
-    enliven(model)
+    randomize_weights(model)
     return Checkpoint(model=model, name=name, spec=spec, labels=tuple("abcde"), recipe={}, versions={}, metrics={})
 
 

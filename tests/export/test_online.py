@@ -49,15 +49,15 @@ def test_the_graph_says_what_it_takes(film_bundles):
     assert read_manifest(film_bundles["online"]).memory == N - 1
 
 
-def test_every_model_of_single_frames_has_the_form(film_model, lively):
+def test_every_model_of_single_frames_has_the_form(film_model, random_model):
     import torch
 
     from flowless.export.graph.online_graph import OnlineForm
 
-    parts = {"tsn": lively("tsn-r18"), "tsm": lively("tsm-r18")}
+    parts = {"tsn": random_model("tsn-r18"), "tsm": random_model("tsm-r18")}
     fused = FusedRecognizer(spec=parts["tsn"].spec, branches=parts).eval()  # pyright: ignore[reportArgumentType]
     film = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (N + 2, 2, H, W, 3), dtype=np.uint8))
-    for model in (fused, *parts.values(), film_model, lively("pan-rgb-r18")):
+    for model in (fused, *parts.values(), film_model, random_model("pan-rgb-r18")):
         form = OnlineForm(model, name="model").eval()
         memory = torch.from_numpy(first_memory(film[0].numpy(), N))
         with torch.inference_mode():
@@ -68,14 +68,14 @@ def test_every_model_of_single_frames_has_the_form(film_model, lively):
         assert memory.dtype == torch.uint8
 
 
-def test_what_has_no_such_form_is_refused(checkpoint, lively, tmp_path, capsys):
+def test_what_has_no_such_form_is_refused(checkpoint, random_model, tmp_path, capsys):
     from flowless.export.graph.online_graph import OnlineForm
 
     assert main(["export", str(checkpoint), "--out", str(tmp_path / "bundle"), "--online"]) == 1
     assert "pan-lite-r18: its segments have 3 frames" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "bundle").exists()
     with pytest.raises(FlowlessError, match="no memory to keep"):
-        OnlineForm(lively("tsn-r18", segments=1), name="tsn-r18")
+        OnlineForm(random_model("tsn-r18", segments=1), name="tsn-r18")
 
 
 def test_a_memory_that_does_not_move_is_refused(online_bundle, monkeypatch):
@@ -113,7 +113,7 @@ def test_int8_and_half_precision(online_bundle, shapes, train_index):
 
 
 def test_whole_videos_and_old_bundles(online_bundle, videos, capsys):
-    """It answers whole clips as the offline graph would; a manifest without the word is an offline bundle's."""
+    """It scores whole clips as the offline graph does; a manifest without `memory` is an offline bundle's."""
     assert main(["predict", str(online_bundle), str(videos[0]), "--json"]) == 0
     (seen,) = json.loads(capsys.readouterr().out)
     online = Online(load(online_bundle))

@@ -111,7 +111,7 @@ def test_every_batch_size_is_run():
         parity.check(WrongInBatches(), clips, expected, precision="fp32", what="engine")
 
 
-def test_the_batch_that_fails_is_told_even_where_another_differs_by_more():
+def test_the_batch_that_fails_is_named_even_where_another_differs_by_more():
     """One clip a call: one large difference, which int8 allows. Three clips a call: smaller ones everywhere, which it does not."""
     expected = np.array([[1.0], [-1.0]] * 100)
     once, everywhere = np.zeros((200, 1)), np.full((200, 1), 0.5)
@@ -136,7 +136,7 @@ def test_the_batch_that_fails_is_told_even_where_another_differs_by_more():
 
 
 def test_made_clips_never_change():
-    """Their scores lie in bundles, so their bytes are a promise."""
+    """Bundles contain their scores, so their bytes must not change."""
     import hashlib
 
     spec = ClipSpec(segments=2, frames_per_segment=2, height=8, width=9, short_side=9)

@@ -36,8 +36,8 @@ def library(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def answers(library, tmp_path_factory) -> dict[str, str]:
-    """What the plugin answers to a C++ program that calls it as TensorRT would."""
+def returned(library, tmp_path_factory) -> dict[str, str]:
+    """What the plugin returns to a C++ program that calls it as TensorRT would."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("no C++ compiler here")
@@ -121,52 +121,52 @@ def test_library_says_what_a_registry_asks_for(library):
 
 
 @pytest.mark.slow
-def test_plugin_is_made_and_serialised(answers):
-    assert answers["creators"] == "1"
-    assert answers["creator"] == "flowless::PersistenceOfAppearance 1"
+def test_plugin_is_made_and_serialised(returned):
+    assert returned["creators"] == "1"
+    assert returned["creator"] == "flowless::PersistenceOfAppearance 1"
     for name in ("made", "made again", "cloned", "attached"):
-        eps, inside = answers[name].split()
+        eps, inside = returned[name].split()
         assert np.float32(eps.removeprefix("eps=")) == np.float32(1e-12), name
         assert inside == "eps_inside=1", name
-    assert answers["without eps_inside"].endswith("eps_inside=0")
-    assert answers["wide fields"] == "eps=0.25 eps_inside=1"
-    assert answers["errors while right"] == ""
+    assert returned["without eps_inside"].endswith("eps_inside=0")
+    assert returned["wide fields"] == "eps=0.25 eps_inside=1"
+    assert returned["errors while right"] == ""
 
 
 @pytest.mark.slow
-def test_plugin_refuses_other_fields(answers):
+def test_plugin_refuses_other_fields(returned):
     refused = {"without eps": "not given", "negative eps": "0 or more", "eps as text": "has type 6", "eps_inside of 2": "0 or 1"}
     for case, reason in refused.items():
-        assert answers[case] == "none"
-        error = answers["error " + case if case.startswith("without") else f"error of {'a ' * case.startswith('negative')}{case}"]
+        assert returned[case] == "none"
+        error = returned["error " + case if case.startswith("without") else f"error of {'a ' * case.startswith('negative')}{case}"]
         assert error.startswith("flowless::PersistenceOfAppearance: ")
         assert reason in error
 
 
 @pytest.mark.slow
-def test_plugin_shapes_may_be_dynamic(answers):
-    assert answers["known shape"] == "2 8 (4 - 1) 15 16"
-    assert answers["dynamic shape"] == "B 8 (m - 1) H W"
-    assert answers["shape of one stack"] == "(m - 1) H W"
-    assert (answers["configured"], answers["changed"], answers["errors of right shapes"]) == ("0", "0", "")
-    assert answers["shape of an image"] == "none"
+def test_plugin_shapes_may_be_dynamic(returned):
+    assert returned["known shape"] == "2 8 (4 - 1) 15 16"
+    assert returned["dynamic shape"] == "B 8 (m - 1) H W"
+    assert returned["shape of one stack"] == "(m - 1) H W"
+    assert (returned["configured"], returned["changed"], returned["errors of right shapes"]) == ("0", "0", "")
+    assert returned["shape of an image"] == "none"
     for case in ("one frame", "too wide at most", "four colours", "other filters"):
-        assert answers[case] == "1"
-    assert "1 frames" in answers["error of one frame"]
-    assert "9 x 2147483648" in answers["error of too wide"]
-    assert "4 colours" in answers["error of four colours"]
-    assert "[8, 3, 7, 7]" in answers["error of other filters"]
+        assert returned[case] == "1"
+    assert "1 frames" in returned["error of one frame"]
+    assert "9 x 2147483648" in returned["error of too wide"]
+    assert "4 colours" in returned["error of four colours"]
+    assert "[8, 3, 7, 7]" in returned["error of other filters"]
 
 
 @pytest.mark.slow
-def test_plugin_takes_fp32_or_fp16_and_no_mixture(answers):
-    assert answers["linear"] == "000 111"
-    assert answers["channels last"] == ""
-    assert (answers["FP32 to"], answers["FP16 to"], answers["errors of right types"]) == ("0", "1", "")
-    assert answers["mixed to"] == "none"
-    assert "both must be FP32 (0) or both FP16 (1)" in answers["error of mixed types"]
-    assert answers["workspace"] == "0"
-    assert (answers["an empty batch"], answers["errors of an empty batch"]) == ("0", "")
+def test_plugin_takes_fp32_or_fp16_and_no_mixture(returned):
+    assert returned["linear"] == "000 111"
+    assert returned["channels last"] == ""
+    assert (returned["FP32 to"], returned["FP16 to"], returned["errors of right types"]) == ("0", "1", "")
+    assert returned["mixed to"] == "none"
+    assert "both must be FP32 (0) or both FP16 (1)" in returned["error of mixed types"]
+    assert returned["workspace"] == "0"
+    assert (returned["an empty batch"], returned["errors of an empty batch"]) == ("0", "")
 
 
 @pytest.mark.slow
@@ -274,7 +274,7 @@ def test_find_library(monkeypatch, tmp_path):
     assert find_library() == other
 
 
-def test_load_plugin_tells_what_is_wrong(tmp_path):
+def test_load_plugin_reports_what_is_wrong(tmp_path):
     pytest.importorskip("tensorrt_rtx")
     rubbish = tmp_path / "rubbish.so"
     rubbish.write_bytes(b"not a library")

@@ -75,20 +75,20 @@ def test_two_networks_have_two_backbones(learnt):
     assert not any(node.op_type == "Gemm" and node.name in low for node in proto.graph.node)
 
 
-def test_a_body_laid_open_and_closed_again_is_the_same_graph(graph):
-    closed = fold_pa(inline_pa(graph), graph)
-    onnx.checker.check_model(closed, full_check=True)
-    assert [node.op_type for node in closed.graph.node] == [node.op_type for node in graph.graph.node]
+def test_inlining_and_folding_back_gives_the_same_graph(graph):
+    folded = fold_pa(inline_pa(graph), graph)
+    onnx.checker.check_model(folded, full_check=True)
+    assert [node.op_type for node in folded.graph.node] == [node.op_type for node in graph.graph.node]
     clips = np.random.default_rng(0).integers(0, 256, (2, 4, 3, 32, 32, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(run(closed, clips), run(graph, clips))
+    np.testing.assert_array_equal(run(folded, clips), run(graph, clips))
 
 
 def test_a_body_that_was_cut_into_is_refused(graph):
-    laid = inline_pa(graph)
-    part = next(node for node in laid.graph.node if node.name.startswith("PA@0@") and node.op_type == "Mul")
+    flat = inline_pa(graph)
+    part = next(node for node in flat.graph.node if node.name.startswith("PA@0@") and node.op_type == "Mul")
     part.input[0] = "div"
     with pytest.raises(FlowlessError, match="cut into a PA node's body"):
-        fold_pa(laid, graph)
+        fold_pa(flat, graph)
 
 
 @pytest.mark.parametrize(("kind", "type_"), [("fp16", onnx.TensorProto.FLOAT16), ("bf16", onnx.TensorProto.BFLOAT16)])
@@ -212,12 +212,12 @@ for videos in (2, 24):
     made = precise_graph(manifest, "int8", Calibration(index=Path(index), spec=manifest.spec, videos=videos))
     print(len(made.calibration["used"]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
-    words = [sys.executable, "-c", code, str(manifest.folder), str(shapes / "train.index.jsonl")]
+    command = [sys.executable, "-c", code, str(manifest.folder), str(shapes / "train.index.jsonl")]
     env = {**os.environ, "FLOWLESS_CACHE": str(tmp_path)}
-    done = subprocess.run(words, capture_output=True, text=True, check=True, env=env)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
     (few, before), (many, after) = (map(int, line.split()) for line in done.stdout.splitlines())
     assert (few, many) == (2, 24)
-    # One clip's activations take about 1.7 MB here: those of twenty-two kept clips would be told.
+    # One clip's activations take about 1.7 MB here: twenty-two kept clips would show.
     assert after < before + 15_000
 
 

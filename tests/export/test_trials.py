@@ -63,7 +63,7 @@ def test_auto_tries_all_and_tries_nothing_twice(learnt_bundle, calibration, shap
 
 
 @pytest.mark.slow
-def test_what_another_machine_found_is_neither_believed_nor_taken_over(learnt_bundle, monkeypatch):
+def test_results_of_another_machine_are_neither_used_nor_kept(learnt_bundle, monkeypatch):
     """A recommendation and its times are those of the machine that measured them."""
     rows = try_all(learnt_bundle, ["onnxruntime", "openvino"], checks=Checks(slower=True))
     (best,) = [row for row in rows if row["recommended"]]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flowless.bench.lib.networks import lively_model
+from flowless.bench.lib.networks import random_model
 from flowless.engines.backends.backend import why_not
 from flowless.engines.bundle.manifest import read_manifest
 from flowless.export.bundle_writer import export_bundle
@@ -23,7 +23,7 @@ SPEC = ClipSpec(segments=4, frames_per_segment=2, height=64, width=64, short_sid
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle")
-    model = lively_model("pan-lite-r18", classes=5, spec=SPEC, width=0.25)
+    model = random_model("pan-lite-r18", classes=5, spec=SPEC, width=0.25)
     labels = [f"class {number}" for number in range(5)]
     made = save_checkpoint(folder / "model.safetensors", model, model_name="pan-lite-r18", recipe={}, spec=SPEC, labels=labels, metrics={})
     export_bundle(made, folder / "bundle")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from flowless.bench.lib.networks import lively_model, random_clips
+from flowless.bench.lib.networks import random_clips, random_model
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.models import build_model
 
@@ -16,7 +16,7 @@ SPEC = ClipSpec(segments=4, frames_per_segment=3, height=48, width=64, short_sid
 
 @pytest.mark.parametrize("name", ["tsm-r18", "pan-lite-r18", "pan-lite-r50"])
 def test_scores_are_the_cpus(name: str) -> None:
-    model = lively_model(name, classes=7, spec=SPEC, width=0.25)
+    model = random_model(name, classes=7, spec=SPEC, width=0.25)
     clips = torch.from_numpy(random_clips(3, SPEC, seed=4))
     with torch.inference_mode():
         expected = model(clips)
@@ -61,7 +61,7 @@ def test_clips_stay_where_dali_put_them(train_index) -> None:
     spec = ClipSpec(segments=4, frames_per_segment=2, height=32, width=32, short_side=32)
     options = {device: LoaderOptions(device=device, decoder="pyav") for device in ("cpu", "gpu")}
     loaders = [ClipLoader(train_index, spec, rule="centre", batch_size=8, options=options[device]) for device in ("cpu", "gpu")]
-    model = lively_model("pan-lite-r18", classes=4, spec=spec, width=0.25)
+    model = random_model("pan-lite-r18", classes=4, spec=spec, width=0.25)
     for here, there in zip(*loaders, strict=True):
         assert here.ids == there.ids
         assert there.clips.device.type == "cuda"

@@ -174,7 +174,7 @@ def test_compare_accuracy_averages_the_same(bundles, index):
 
 
 @pytest.mark.parametrize("average", ["softmax", "logits"])
-def test_an_explanation_answers_as_a_prediction(average, bundles, index):
+def test_an_explanation_has_the_scores_of_a_prediction(average, bundles, index):
     found = explain_video(open_model(bundles[average]), index.path_of(index.videos[0]))
     np.testing.assert_allclose(found.scores, EXPECTED[average], atol=2e-3)
     np.testing.assert_allclose(found.branch_scores, [EXPECTED[average]], atol=2e-3)

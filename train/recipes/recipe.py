@@ -15,7 +15,7 @@ from flowless.train.models.options import OPTIONS, FamilyOptions, family_of, opt
 from flowless.train.recipes.data_fields import DataFields
 from flowless.train.recipes.training_fields import TrainingFields
 
-#: Names of fields, the check of their value, and the check in words.
+#: Names of fields, the check of their value, and the check as text.
 _RULES: tuple[tuple[tuple[str, ...], Any, str], ...] = (
     (("epochs", "batch_size", "accumulate", "lr_batch", "validate_every", "num_nodes"), lambda x: x >= 1, "at least 1"),
     (("lr",), lambda x: 0 < x < math.inf, "above 0"),

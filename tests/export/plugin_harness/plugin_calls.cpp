@@ -133,7 +133,7 @@ std::string change(IPluginV3& plugin, std::vector<int64_t> const& clip) {
   return std::to_string(runtime(plugin).onShapeChange(in, 2, &out, 1));
 }
 
-// The types of clip, weight and motion that the plugin takes in one format, as TensorRT asks for them: one tensor after the other.
+// The types of clip, weight and motion that the plugin takes in one format, as TensorRT requests them: one tensor after the other.
 std::string combinations(IPluginV3& plugin, TensorFormat format) {
   std::string text;
   std::vector<DataType> const types{DataType::kFLOAT, DataType::kHALF, DataType::kINT8, DataType::kBF16};
@@ -228,8 +228,8 @@ void askForShapes(IPluginV3& plugin) {
 
 }  // namespace
 
-int main(int count, char** words) {
-  void* const library = count == 2 ? dlopen(words[1], RTLD_NOW) : nullptr;
+int main(int count, char** arguments) {
+  void* const library = count == 2 ? dlopen(arguments[1], RTLD_NOW) : nullptr;
   if (library == nullptr) {
     std::printf("library: %s\n", count == 2 ? dlerror() : "give its path");
     return 1;

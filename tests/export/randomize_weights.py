@@ -1,11 +1,11 @@
-"""Weights as if trained: fresh ones leave half of a network without a say."""
+"""Random weights with which every part of a network affects its scores; PyTorch's initial weights leave half of it without effect."""
 
 from __future__ import annotations
 
 from torch import nn
 
 
-def enliven(model: nn.Module) -> None:
+def randomize_weights(model: nn.Module) -> None:
     """Give batch norms gains and shifts, and last layers weights, that make the scores depend on the whole network."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
