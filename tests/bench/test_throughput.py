@@ -71,7 +71,7 @@ def test_scores_of_random_weights_differ_between_clips(name: str) -> None:
     assert np.abs(scores).max() < 100
 
 
-def test_lively_weights_hold_in_int8() -> None:
+def test_random_weights_hold_in_int8() -> None:
     """What makes int8 of random weights worth comparing: branches that add little, and a last layer that reads what differs."""
     import torch
 
