@@ -57,7 +57,7 @@ def _measure(results: Results, name: str, precision: str, batch: int) -> None:
     model: Any = to_channels_last(load_checkpoint(settings.folder / "model.safetensors").model.eval()).to(device)
     if name == "torch.compile":
         torch.compiler.reset()
-        model = torch.compile(model, dynamic=False)
+        model = torch.compile(model, dynamic=False, backend="eager" if settings.rehearsal else "inductor")  # no C++ compiler
 
     def placed(clips: np.ndarray) -> Callable[[], torch.Tensor]:
         return partial(forward, model, torch.from_numpy(clips).to(device), precision)
