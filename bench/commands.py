@@ -21,11 +21,13 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
         "the same on real clips of people: tested on others, reversed and shuffled, opposite actions",
     ),
     "reversal": ("flowless.bench.systems.reversal:main", "does a model read time? Real videos, forwards and backwards"),
-    "neighbours": ("flowless.bench.speed.neighbours:main", "training, evaluation and each engine beside other programs, over a fair share"),
+    "shared-cores": (
+        "flowless.bench.speed.shared_cores:main",
+        "what training, evaluation and each engine lose beside other programs",
+    ),
     "motion": ("flowless.bench.motion.motion:main", "motion cues beside optical flow on the same frames: speed, operations, pictures"),
     "decode": ("flowless.bench.speed.decode:main", "is every frame the one asked for, and how fast, beside other readers"),
-    "fuzz": ("flowless.bench.speed.fuzz:main", "damaged files by the thousand: no crash, no hang, a reason for each"),
-    "memory": ("flowless.bench.speed.video_memory:main", "memory of a batch of 4K clips, and over ten thousand clips"),
+    "memory": ("flowless.bench.speed.memory:main", "memory of a batch of 4K clips, and over ten thousand clips"),
     "gpu": ("flowless.bench.gpu.command:main", "everything that needs a GPU: kernels, decoder, engines; says what is not here"),
 }
 

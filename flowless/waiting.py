@@ -11,8 +11,8 @@ lasts a turn of the operating system's scheduler. What each setting is for:
 
 Seen on two cores while several other programs used them: an epoch of pan-lite-r18/moving-shapes on 480 videos took 154 s by libgomp's
 default, 46 s with GOMP_SPINCOUNT=10000, 23 s with 1000, 21 to 23 s asleep; ONNX Runtime 395 to 414 ms a clip and 192 to 201 ms of
-processor time by its default, 334 to 342 ms and 166 ms so. `flowless bench neighbours` measures all beside the libraries' defaults
-(`bench/results/neighbours.json`): alone, sleeping costs PyTorch a twentieth to a quarter of its time, the engines 2 to 4 %.
+processor time by its default, 334 to 342 ms and 166 ms so. `flowless bench shared-cores` measures all beside the libraries' defaults
+(`bench/results/shared-cores.json`): alone, sleeping costs PyTorch a twentieth to a quarter of its time, the engines 2 to 4 %.
 
 The others are left alone: no setting of DALI, libav or TBB that makes their threads wait awake was found, and OpenBLAS (NumPy's), which
 spins too, has only small products to multiply here.

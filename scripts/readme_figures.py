@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from flowless.bench.motion.motion_claims import quickest
-from flowless.bench.speed.neighbours import readme_lines as neighbours_lines
 from flowless.bench.systems.real_page import readme_lines as real_lines
 from flowless.bench.systems.systems_page import readme_lines
 from flowless.errors import FlowlessError
@@ -35,7 +34,7 @@ def render(results: Path) -> str:
             *_sentences(throughput, peers, reversal),
             *_precisions(throughput, minutes),
             "",
-            *_neighbours(results / "neighbours.json"),
+            *_shared_cores(results / "shared-cores.json"),
             *_evidence(results / "systems.json", readme_lines, "Accuracy over cost"),
             *_evidence(results / "real.json", real_lines, "What opposite actions are taken for"),
             *_motion(results),
@@ -99,9 +98,27 @@ def _precisions(throughput: dict[str, Any], minutes: float | None) -> list[str]:
     return lines
 
 
-def _neighbours(path: Path) -> list[str]:
-    """What work loses beside other programs, where that was measured."""
-    return [*neighbours_lines(json.loads(path.read_text(encoding="utf-8"))), ""] if path.is_file() else []
+def _shared_cores(path: Path) -> list[str]:
+    """Return what work loses beside other programs, where that was measured."""
+    if not path.is_file():
+        return []
+    document = json.loads(path.read_text(encoding="utf-8"))
+    lines = [
+        f"Beside another program on {document['environment']['cores']} cores, times as long as a fair share of them would allow"
+        " (`flowless bench shared-cores`); in brackets by the libraries' defaults, whose threads keep their core while they wait."
+        " Threads that sleep cost something where nothing else runs: the first column. `OMP_WAIT_POLICY=ACTIVE` is for a machine of your"
+        " own.",
+        "",
+        "| work | alone, over the defaults | beside a busy core | beside a second of its kind |",
+        "|---|---|---|---|",
+    ]
+    defaults = {row["kind"]: row for row in document["rows"] if row["waiting"] != "asleep"}
+    for row in document["rows"]:
+        if row["waiting"] == "asleep":
+            before = defaults[row["kind"]]
+            ratios = [f"{row[name]:.1f} ({before[name]:.1f})" for name in ("busy_ratio", "second_ratio")]
+            lines.append(f"| {row['kind']} | {row['alone_ms'] / before['alone_ms']:.2f} | {' | '.join(ratios)} |")
+    return [*lines, ""]
 
 
 def _evidence(path: Path, lines_of: Callable[[dict[str, Any]], list[str]], about: str) -> list[str]:

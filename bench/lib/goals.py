@@ -1,4 +1,4 @@
-"""The project's goals beside what a run measured: a goal that could not be measured is not met."""
+"""Compare what a run measured with the project's goals; a goal that was not measured is not met."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def goal(what: str, wanted: float, measured: float | None, *, at_most: bool = Fa
 
 
 def goals_table(goals: list[dict[str, Any]]) -> Table:
-    """Return the rows for people."""
+    """Return the rows as a table."""
     table = Table("goal", "wanted", "measured", "met", title="goals")
     for row in goals:
         measured = "not measured" if row["measured"] is None else f"{row['measured']:g}"

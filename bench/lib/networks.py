@@ -1,4 +1,4 @@
-"""The networks that are measured: with weights at hand or lively random ones, and what runs them."""
+"""Networks with random weights that behave like trained ones, clips for them, and how PyTorch runs them."""
 
 from __future__ import annotations
 
@@ -10,43 +10,29 @@ import numpy as np
 import torch
 from torch import nn
 
-from flowless.engines.bundle.manifest import Manifest
-from flowless.errors import FlowlessError
 from flowless.machine import usable_cores
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.models import Recognizer, build_model
-from flowless.train.models.options import kept_options
-from flowless.train.models.plan import CONFIG
-
-#: Clips that the statistics of the normalisation layers are taken from, and clips that the last layer is fitted to.
-_MEASURED, _FITTED = 4, 12
-#: Directions in which the last layer tells clips apart.
-_DIRECTIONS = 6
 
 
 def lively_model(name: str, *, spec: ClipSpec, seed: int = 0, **config: Any) -> Recognizer:
-    """Build a network whose random weights behave like trained ones, so that a lower precision costs what it costs them.
+    """Build a network with random but non-degenerate weights: a lower precision costs its scores what it costs a trained network's.
 
-    Fresh weights do not: the residual branches end in zeros, so half the network adds nothing, and every clip gets nearly
-    the same scores, which drown in the rounding of any lower precision. Here
+    Freshly initialised weights will not do: residual branches end in zeros, so half of the network adds nothing, and all clips get
+    nearly the same scores, which drown in the rounding of any lower precision. Here
 
-    - normalisation layers have random gains and the statistics of a few random clips, so numbers stay of ordinary size;
-    - each residual branch ends in small gains and adds a little to its shortcut: rounding errors do not pile up;
+    - normalisation layers have random gains and the statistics of a few random clips, so activations keep an ordinary size,
+    - each residual branch ends in small gains, so rounding errors do not pile up,
     - the last layer reads the few directions in which clips differ most, and not what all clips share.
 
-    PAN-Lite ResNet-50 at 112 x 112 in OpenVINO, on videos of moving shapes: bf16 stays 45 dB below the spread of the scores and
-    int8 24 dB, where plain random weights leave 19 and 10.
-
-    Args:
-        name: As `build_model` knows it.
-        spec: What a clip is.
-        seed: Other weights.
-        **config: What else `build_model` takes: `classes`, and `width` and its like.
+    PAN-Lite ResNet-50 at 112 x 112 in OpenVINO, on videos of moving shapes: bf16 has an SNR of 45 dB and int8 of 24 dB, where
+    plain random weights have 19 and 10. `config` is what `build_model` takes further, such as `classes` and `width`.
     """
     torch.manual_seed(seed)
     model = build_model(name, spec=spec, **config)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    last = _last_norms(model)
+    blocks = [dict(module.named_children()) for module in model.modules()]
+    last = {block.get("bn3", block["bn2"]) for block in blocks if "bn2" in block}  # ends a residual branch
     with torch.no_grad():
         for norm in norms:
             nn.init.uniform_(norm.weight, *((0.1, 0.3) if norm in last else (0.5, 1.0)))
@@ -54,46 +40,33 @@ def lively_model(name: str, *, spec: ClipSpec, seed: int = 0, **config: Any) -> 
             norm.momentum = None  # the plain mean over the clips that follow
             norm.reset_running_stats()
         model.train()
-        model(torch.from_numpy(random_clips(_MEASURED, spec, seed=seed)))
+        model(torch.from_numpy(random_clips(4, spec, seed=seed)))
         for norm in norms:
             norm.momentum = 0.1
         model.eval()
-        _fit_last_layers(model, random_clips(_FITTED, spec, seed=seed + 1))
+        _fit_last_layers(model, random_clips(12, spec, seed=seed + 1))
     return model
 
 
-def config_of(manifest: Manifest) -> dict[str, Any]:
-    """Return what `build_model` makes a bundle's network with, besides its name and ClipSpec; refuse a bundle that does not say."""
-    own, rest = kept_options(manifest.model, manifest.config)
-    if rest.get("classes") != len(manifest.labels) or not rest.keys() <= set(CONFIG):
-        raise FlowlessError(f"{manifest.folder}: does not say how large its network is, so PyTorch cannot run it. Export the model again.")
-    return {**rest, **own}
-
-
-def _last_norms(model: nn.Module) -> set[nn.Module]:
-    """Return the normalisation layer that ends each residual branch."""
-    blocks = [dict(module.named_children()) for module in model.modules()]
-    return {block.get("bn3", block["bn2"]) for block in blocks if "bn2" in block}
-
-
 def _fit_last_layers(model: Recognizer, clips: np.ndarray) -> None:
-    """Let each network's last layer mix the directions in which its features of these clips differ most, each as strong."""
+    """Make each network's last layer mix the six directions in which its features of these clips differ most, each with equal weight."""
     layers = [head.get_submodule("pred") for head in model.heads]
     seen: dict[nn.Module, list[torch.Tensor]] = {layer: [] for layer in layers}
-    hooks = [
-        layer.register_forward_pre_hook(lambda layer, given: seen[layer].append(given[0].reshape(-1, given[0].shape[-1])))
-        for layer in layers
-    ]
+
+    def keep(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        # A head that averages segments classifies each of them: clips differ in the mean.
+        seen[layer].append(inputs[0].reshape(-1, inputs[0].shape[-1]).mean(0))
+
+    hooks = [layer.register_forward_pre_hook(keep) for layer in layers]
     for clip in clips:
         model(torch.from_numpy(clip[None]))
     for hook in hooks:
         hook.remove()
     for layer in layers:
-        # A head that averages segments classifies each of them: their mean is what a clip differs in.
-        features = torch.stack([rows.mean(0) for rows in seen[layer]])
+        features = torch.stack(seen[layer])
         mean = features.mean(0)
         _, sizes, directions = torch.linalg.svd(features - mean, full_matrices=False)
-        count = min(_DIRECTIONS, len(directions))
+        count = min(6, len(directions))
         scaled = directions[:count] * (len(features) ** 0.5 / sizes[:count, None].clamp_min(1e-6))
         weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
         weight.copy_(torch.randn(len(weight), count) @ scaled / count**0.5)
@@ -101,9 +74,9 @@ def _fit_last_layers(model: Recognizer, clips: np.ndarray) -> None:
 
 
 def random_clips(count: int, spec: ClipSpec, *, seed: int = 0) -> np.ndarray:
-    """Return uint8 clips `[count, N, m, H, W, 3]` of blocky noise that drifts: neighbouring frames resemble each other.
+    """Return uint8 clips `[count, N, m, H, W, 3]` of blocky noise that drifts, so that neighbouring frames resemble each other.
 
-    Grain, contrast, tint, speed, and whether the scene changes from segment to segment, are each clip's own.
+    Every clip has its own grain, contrast, tint and speed, and either one scene or one a segment.
     """
     rng = np.random.default_rng(seed)
     return np.stack([_random_clip(rng, spec) for _ in range(count)])
@@ -134,21 +107,12 @@ def torch_threads(threads: int | None) -> Iterator[int]:
 
 
 class Eager:
-    """A PyTorch network called with uint8 clips `[B, N, m, H, W, 3]`, giving float32 scores."""
+    """A PyTorch network called with uint8 clips `[B, N, m, H, W, 3]`; returns float32 scores, as an engine does."""
 
     def __init__(self, model: Callable[[torch.Tensor], torch.Tensor]) -> None:
         self._model = model
 
     def __call__(self, clip: np.ndarray) -> np.ndarray:
-        """Return the scores `[B, classes]`, or what else the network gives."""
+        """Return the scores `[B, classes]`, or what else the network outputs."""
         with torch.inference_mode():
             return self._model(torch.from_numpy(clip)).float().numpy()
-
-
-class EagerBf16(Eager):
-    """The same under bf16 autocast."""
-
-    def __call__(self, clip: np.ndarray) -> np.ndarray:
-        """Return the scores `[B, classes]` as float32."""
-        with torch.autocast("cpu", torch.bfloat16):
-            return super().__call__(clip)

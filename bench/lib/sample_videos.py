@@ -1,4 +1,4 @@
-"""Videos to measure with where the user brings none: made here, and as hard to decode as what a camera records."""
+"""Videos to measure with: those that the user names, or made ones that are as hard to decode as what a camera records."""
 
 from __future__ import annotations
 
@@ -10,45 +10,43 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-#: What x264 is asked for: its defaults spelt out, with a key frame every ten seconds, as data sets and phones have them.
-#: But for one: its look-ahead by macroblock trees gives other bytes each time on processors with AVX-512.
+from flowless.errors import FlowlessError
+
+#: x264's defaults spelt out, with a key frame every ten seconds, as data sets and phones have them.
 ENCODER = {"g": "250", "bf": "3", "crf": "23", "preset": "medium"}
-
-
-#: Columns and rows of one video after the other: data sets store them small, phones and cameras do not.
+#: Columns and rows of consecutive videos: data sets store them small, phones and cameras do not.
 SIZES = ((340, 256), (426, 240), (640, 360), (340, 256))
+
+
+def videos_of(sources: Sequence[Path]) -> list[Path]:
+    """Return the files that are named, and the video files in the folders that are; raise FlowlessError where there is none."""
+    from flowless.pipeline.dataset.sources import VIDEO_SUFFIXES
+
+    found: list[Path] = []
+    for source in sources:
+        inside = sorted(path for path in source.rglob("*") if path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES)
+        if not (source.is_file() or inside):
+            raise FlowlessError(f"{source}: no such file, and no folder that holds a video. Check the name.")
+        found += inside or [source]
+    return found
 
 
 def sample_videos(
     folder: Path, *, count: int = 4, sizes: Sequence[tuple[int, int]] = SIZES, frames: int = 250, fps: int = 25, seed: int = 0
 ) -> list[Path]:
-    """Write H.264 videos of textured things that move over a textured background under a moving camera, with sensor noise.
-
-    Args:
-        folder: where to; it is made.
-        count: how many.
-        sizes: columns and rows (even numbers), taken in turn.
-        frames: frames in each.
-        fps: frames per second.
-        seed: what the scenes depend on.
-
-    Returns:
-        The files.
-    """
+    """Write `count` H.264 videos of `sample_frames` and return the files; `sizes` (columns, rows; even numbers) repeat."""
     from flowless.pipeline.video.encode import write_video
 
-    paths = []
-    for number in range(count):
-        path = folder / f"sample_{number}.mp4"
+    paths = [folder / f"sample_{number}.mp4" for number in range(count)]
+    for number, path in enumerate(paths):
         rng = np.random.default_rng([seed, number])
         width, height = sizes[number % len(sizes)]
-        write_video(path, sample_frames(rng, width=width, height=height, frames=frames), fps=fps, codec="libx264", options=ENCODER)
-        paths.append(path)
+        write_video(path, sample_frames(rng, width=width, height=height, frames=frames), fps=fps, options=ENCODER)
     return paths
 
 
 def sample_frames(rng: np.random.Generator, *, width: int, height: int, frames: int) -> Iterator[NDArray[np.uint8]]:
-    """Yield the frames of one scene, uint8 `[height, width, 3]`, RGB."""
+    """Yield frames uint8 `[height, width, 3]`, RGB: textured things that move over a textured background, a moving camera, sensor noise."""
     swing = max(4, min(width, height) // 8)
     scene = _texture(rng, width + 2 * swing, height + 2 * swing)
     things = [_texture(rng, side, side) for side in rng.integers(max(4, height // 8), max(5, height // 3), size=3)]
@@ -59,10 +57,8 @@ def sample_frames(rng: np.random.Generator, *, width: int, height: int, frames: 
         left, top = (swing + np.round(places[3] * swing).astype(int)).tolist()
         frame = scene[top : top + height, left : left + width].copy()
         for thing, place in zip(things, places, strict=False):
-            side = len(thing)
-            x = round((place[0] + 1) / 2 * max(width - side, 0))
-            y = round((place[1] + 1) / 2 * max(height - side, 0))
-            target = frame[y : y + side, x : x + side]
+            x, y = (round((at + 1) / 2 * max(size - len(thing), 0)) for at, size in zip(place, (width, height), strict=True))
+            target = frame[y : y + len(thing), x : x + len(thing)]
             target[:] = thing[: target.shape[0], : target.shape[1]]
         # A little noise in half resolution: what a sensor adds and an encoder has to spend bits on.
         noise = rng.integers(-3, 4, size=((height + 1) // 2, (width + 1) // 2, 1), dtype=np.int16)

@@ -1,4 +1,4 @@
-"""Whether the machine is busy with other things: what makes a benchmark's numbers worth keeping or not."""
+"""Measure how busy the machine is before a benchmark: on a busy one no speed is judged."""
 
 from __future__ import annotations
 
@@ -9,39 +9,32 @@ from typing import Any
 
 from flowless.console import log
 
-#: Share of the processors' time that others may use.
+#: Share of the processors' time that other programs may use.
 LIMIT = 0.15
 _STAT = Path("/proc/stat")
 
 
-def busy_share(*, seconds: float = 2.0, read: Callable[[], str] | None = None, sleep: Callable[[float], None] = time.sleep) -> float | None:
-    """Return the share of the processors' time that others use while this program waits; None where the system does not say.
+def busy_share(*, read: Callable[[], str] = _STAT.read_text, sleep: Callable[[float], None] = time.sleep) -> float | None:
+    """Return the share of the processors' time that other programs use during two seconds; None where the system has no /proc/stat.
 
-    A machine's own time stolen by its host counts as used. Warns where it is more than `LIMIT`: runners that split their work
-    evenly over threads then wait for the slowest one, some far more than others, and not even ratios can be compared.
+    Time that a host takes from a virtual machine counts as used. Warns above `LIMIT`: runners that split their work evenly over
+    threads then wait for the slowest thread, some far more than others, so that not even ratios can be compared.
     """
-    if read is None:
-        if not _STAT.exists():
-            return None
-        read = _STAT.read_text
-    before = _times(read())
-    sleep(seconds)
-    spent = [after - first for first, after in zip(before, _times(read()), strict=True)]
-    if sum(spent) <= 0:
+    try:
+        before = _times(read())
+        sleep(2)
+        spent = [after - first for first, after in zip(before, _times(read()), strict=True)]
+    except FileNotFoundError:
         return None
-    share = round(1 - (spent[3] + spent[4]) / sum(spent), 3)  # idle, and waiting for a disk
-    if share > LIMIT:
-        log.print(
-            f"warning: other programs use {share:.0%} of this machine's processors; the figures will be too slow, some more than "
-            "others, and goals of speed are not judged. Measure again on a quiet machine.",
-            style="yellow",
-            markup=False,
-        )
+    share = round(1 - (spent[3] + spent[4]) / sum(spent), 3) if sum(spent) else None  # idle, and waiting for a disk
+    if share and share > LIMIT:
+        warning = f"warning: other programs use {share:.0%} of this machine's processors. Times will be too long, and goals of speed are"
+        log.print(f"{warning} not judged. Measure again on an idle machine.", style="yellow", markup=False)
     return share
 
 
 def judged(goals: list[dict[str, Any]], share: float | None) -> list[dict[str, Any]]:
-    """Return goals as they are, or unjudged (`met` is null) where the machine was busy before the run."""
+    """Return goals as they are, or with `met` null where the machine was busy before the run."""
     return [{**row, "met": None} for row in goals] if share is not None and share > LIMIT else goals
 
 

@@ -1,27 +1,32 @@
-"""Damaged files by the thousand: nothing may crash, hang, or end in anything but a reason that names the file."""
+"""Read damaged videos by the thousand, `python scripts/fuzz_decoding.py`: none may crash, hang, or fail without a reason.
+
+The committed result is `bench/results/fuzz.json`.
+"""
 
 from __future__ import annotations
 
 import inspect
 import multiprocessing
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tyro
+from codec_videos import write_videos
 
 from flowless.console import emit, progress
 from flowless.errors import FlowlessError
 from flowless.files import refuse_unwritable, write_json
 from flowless.machine import usable_cores
 
-#: Ways of damaging a file, in turn.
+#: Ways of damaging a file.
 KINDS = ("bits", "cut", "swapped", "absurd sizes", "negative", "endless", "zeros", "doubled")
 
 
@@ -29,8 +34,9 @@ KINDS = ("bits", "cut", "swapped", "absurd sizes", "negative", "endless", "zeros
 class FuzzArgs:
     """Damage videos in many ways and read each as `flowless scan` and `flowless predict` do, in processes with bounds on time and memory.
 
-    A file is explained where it is read, or refused with a reason; it is unexplained where anything else is raised, or where what a scan
-    accepts cannot be read afterwards. A process that dies is a crash, one that takes too long a hang; either costs that one file.
+    A file may be read, or refused with a reason. It is unexplained where another exception is raised, or where a scan accepts it and it
+    cannot be read afterwards. A process that dies is a crash, one that takes too long a hang; either is counted for that file, and the
+    others are read by a new process.
     """
 
     videos: tyro.conf.Positional[tuple[Path, ...]] = ()
@@ -48,7 +54,7 @@ class FuzzArgs:
     out: Path = Path("runs/bench/fuzz.json")
     """JSON to write."""
     keep: Path | None = None
-    """Folder for the files that crash, hang or stay unexplained."""
+    """Folder for copies of the files that crash, hang or stay unexplained."""
     json: bool = False
     """Print one JSON document instead of the table."""
 
@@ -56,12 +62,12 @@ class FuzzArgs:
         """Refuse bounds in which nothing can be read."""
         wrong = [name for name in ("files", "seconds", "memory") if getattr(self, name) <= 0]
         if wrong:
-            raise FlowlessError(f"bench fuzz: {', '.join(wrong)} must be above 0.")
+            raise FlowlessError(f"fuzz_decoding: {', '.join(wrong)} must be above 0.")
 
 
-def main(words: Sequence[str]) -> int:
-    """`flowless bench fuzz`: 3 where a file crashed, hung or stayed unexplained."""
-    settings = tyro.cli(FuzzArgs, prog="flowless bench fuzz", description=inspect.getdoc(FuzzArgs), args=words)
+def main(args: Sequence[str]) -> int:
+    """Return 3 where a file crashed, hung or stayed unexplained, else 0."""
+    settings = tyro.cli(FuzzArgs, prog="python scripts/fuzz_decoding.py", description=inspect.getdoc(FuzzArgs), args=args)
     document = measure(settings)
     emit(document, _table(document), as_json=settings.json)
     return 3 if any(document[name] for name in ("crashes", "hangs", "unexplained")) else 0
@@ -73,8 +79,7 @@ def measure(settings: FuzzArgs) -> dict[str, Any]:
     Raises:
         FlowlessError: A named video is not there, or the document cannot be written.
     """
-    from flowless.bench.lib.reversal_films import videos_of
-    from flowless.bench.speed.decode_videos import write_videos
+    from flowless.bench.lib.sample_videos import videos_of
     from flowless.machine import environment
 
     refuse_unwritable(settings.out)
@@ -108,7 +113,7 @@ def measure(settings: FuzzArgs) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Item:
-    """One damaged file and what came of reading it."""
+    """One damaged file and the result of reading it."""
 
     number: int
     kind: str
@@ -120,7 +125,7 @@ class _Item:
 
 @dataclass
 class _Worker:
-    """A process that reads files, and what it is at."""
+    """A process that reads files, and the file that it reads."""
 
     process: Any
     link: Connection
@@ -135,7 +140,7 @@ def damaged(data: bytes, kind: str, rng: np.random.Generator) -> bytes:
     size = len(changed)
 
     def somewhere(length: int = 1) -> int:
-        # Half of all damage goes into the first 4 KB or the last 16, where containers keep what they know.
+        # Half of all damage goes into the first 4 KB or the last 16 KB, where containers keep their headers and tables.
         regions = [(0, min(4096, size)), (max(0, size - 16384), size), (0, size), (0, size)]
         low, high = regions[int(rng.integers(len(regions)))]
         return int(rng.integers(low, max(low + 1, high - length)))
@@ -177,8 +182,6 @@ def _damaged_files(sources: Sequence[Path], folder: Path, settings: FuzzArgs) ->
 
 
 def _read_all(sources: Sequence[Path], folder: Path, settings: FuzzArgs) -> list[_Item]:
-    from dataclasses import replace
-
     found: list[_Item] = []
     waiting = _damaged_files(sources, folder, settings)
     workers = [_begin(settings) for _ in range(settings.workers or usable_cores())]
@@ -277,3 +280,9 @@ def _table(document: dict[str, Any]) -> Any:
     for kind, row in document["by_kind"].items():
         table.add_row(kind, *(str(row.get(verdict, 0)) for verdict in verdicts))
     return table
+
+
+if __name__ == "__main__":
+    from flowless.cli import run_command
+
+    sys.exit(run_command(lambda: main(sys.argv[1:])))
