@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from official_pan import NORMS, OfficialCode, _ChannelDistance, copy_weights, extract_jpegs, load_official, official_layout
 
 from flowless.bench.lib.networks import lively_model, random_clips
 from flowless.bench.lib.sample_videos import sample_videos
 from flowless.bench.motion.motion_maps import PAPER_CLIP, motion_model
-from flowless.bench.speed.official import NORMS, OfficialCode, _ChannelDistance, copy_weights, extract_jpegs, load_official, official_layout
-from flowless.bench.speed.peers import Peers
+from flowless.cli import main
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.preprocess import load_clip
 from flowless.pipeline.clip.spec import ClipSpec
@@ -34,9 +34,10 @@ def test_what_is_no_clone_is_refused(tmp_path: Path) -> None:
         load_official(tmp_path)
 
 
-def test_only_networks_that_it_has() -> None:
-    with pytest.raises(FlowlessError, match="tsn-r50"):
-        Peers(official=Path(), model="tsn-r50")
+def test_only_networks_that_it_has(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["bench", "peers", "--official", "clone", "--model", "tsn-r50"])
+    assert "tsn-r50" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -1,4 +1,4 @@
-"""`flowless bench decode`, `fuzz` and `memory`: they find what is wrong, and say what they measured."""
+"""`flowless bench decode` and `memory`, and the fuzzer: they find what is wrong, and record what they measured."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import codec_videos
+import fuzz_decoding
 import numpy as np
+import other_readers
 import pytest
 
 from flowless.bench.commands import bench
-from flowless.bench.speed import decode, fuzz
-from flowless.bench.speed.decode_videos import encoders, moving, write_videos
+from flowless.bench.lib.sample_videos import sample_frames
+from flowless.bench.speed import decode
 from flowless.pipeline.video.encode import write_video
 from flowless.pipeline.video.reader import VideoReader
 
@@ -22,8 +25,9 @@ from flowless.pipeline.video.reader import VideoReader
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("films")
-    write_video(folder / "film.mp4", moving(30, 96, 160), options={"g": "10"})
-    write_video(folder / "film.avi", moving(20, 96, 160), codec="mpeg4", options={"g": "10", "bf": "2"})
+    frames = list(sample_frames(np.random.default_rng(0), width=160, height=96, frames=30))
+    write_video(folder / "film.mp4", frames, options={"g": "10"})
+    write_video(folder / "film.avi", frames[:20], codec="mpeg4", options={"g": "10", "bf": "2"})
     (folder / "broken.mp4").write_bytes((folder / "film.mp4").read_bytes()[:2000])
     return folder
 
@@ -51,51 +55,59 @@ def test_decode_tells_a_frame_that_is_another(films: Path, tmp_path: Path, monke
     assert row["patterns"]["all in order"]
 
 
-def test_decode_says_which_peers_frames_are_others(films: Path) -> None:
-    path = films / "film.mp4"
-    _, small = decode._plain(path)
-
-    def shifted(by: int):
+def test_decode_counts_readers_whose_frames_are_others(films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def shifted(by: int) -> other_readers.Read:
         def read(path: Path, ordinals: list[int]) -> np.ndarray:
             with VideoReader(path) as video:
-                return video.stack([ordinal + by for ordinal in ordinals])
+                return video.stack([ordinal + by if ordinal < 20 else ordinal - by for ordinal in ordinals])
 
         return read
 
-    asked = [0, 9, 20]
-    assert decode._right(shifted(0), path, asked, small) is True
-    assert decode._right(shifted(3), path, asked, small) is False
-    assert decode._right(shifted(30), path, asked, small) is None, "it refuses"
+    readers = {"exact": shifted(0), "shifted": shifted(3), "failing": shifted(90)}
+    monkeypatch.setattr(other_readers, "installed_readers", lambda: readers)
+    assert bench(["decode", str(films / "film.mp4"), "--runs", "1", "--out", str(tmp_path / "decode.json")]) == 0
+    document = json.loads((tmp_path / "decode.json").read_text())
+    (row,) = document["files"]
+    assert row["peers_right"] == {"exact": True, "shifted": False, "failing": None}
+    assert document["peers"]["shifted"] == {"right": 0, "others": 1, "none": 0}
+    assert {"exact", "shifted"} <= set(row["clips_per_s"])
+    assert "failing" not in row["clips_per_s"]
 
 
 @pytest.mark.skipif(not shutil.which("ffmpeg"), reason="FFmpeg's command is not installed")
-def test_decode_compares_with_ffmpegs_command(films: Path) -> None:
-    full, _ = decode._plain(films / "film.mp4")
-    assert decode._as_the_command(films / "film.mp4", full) is True
-    assert decode._as_the_command(films / "film.mp4", full[::-1]) is False
+def test_ffmpegs_command_gives_the_frames_of_a_full_decode(films: Path) -> None:
+    path = films / "film.mp4"
+    frames = other_readers.frames_of_ffmpegs_command(path, frame_bytes=3 * 96 * 160)
+    assert frames is not None
+    assert list(frames) == [frame.tobytes() for frame in other_readers.full_decode(path)]
 
 
 def test_videos_of_several_codecs_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert {"libx264", "mpeg4", "mjpeg"} <= set(encoders())
-    monkeypatch.setattr("flowless.bench.speed.decode_videos.encoders", lambda: ["mjpeg", "mpeg4"])
-    made = list(write_videos(tmp_path, frames=5))
+    assert {"libx264", "mpeg4", "mjpeg"} <= set(codec_videos.encoders())
+    monkeypatch.setattr(codec_videos, "encoders", lambda: ["mjpeg", "mpeg4"])
+    made = list(codec_videos.write_videos(tmp_path, frames=5))
     assert {"mjpeg.avi", "mpeg4.mp4"} <= {path.name for path in made}
     for path in made:
         assert decode.examined(path, runs=1)["exact"], path.name
 
 
-@pytest.mark.parametrize("kind", fuzz.KINDS)
+@pytest.mark.parametrize("kind", fuzz_decoding.KINDS)
 def test_damage_changes_a_file(kind: str) -> None:
     data = np.random.default_rng(0).bytes(20_000)
-    changed = [fuzz.damaged(data, kind, np.random.default_rng(seed)) for seed in range(5)]
+    changed = [fuzz_decoding.damaged(data, kind, np.random.default_rng(seed)) for seed in range(5)]
     assert all(some != data for some in changed)
-    assert changed == [fuzz.damaged(data, kind, np.random.default_rng(seed)) for seed in range(5)]
+    assert changed == [fuzz_decoding.damaged(data, kind, np.random.default_rng(seed)) for seed in range(5)]
+
+
+def run_fuzzer(*args: object, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, fuzz_decoding.__file__, *map(str, args), "--workers", "1"]
+    return subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.slow
 def test_damaged_files_are_read_or_refused(films: Path, tmp_path: Path) -> None:
-    words = [str(films / "film.mp4"), str(films / "film.avi"), "--files", "60", "--workers", "1", "--out", str(tmp_path / "fuzz.json")]
-    assert bench(["fuzz", *words]) == 0
+    done = run_fuzzer(films / "film.mp4", films / "film.avi", "--files", 60, "--out", tmp_path / "fuzz.json")
+    assert done.returncode == 0, done.stderr
     document = json.loads((tmp_path / "fuzz.json").read_text())
     assert (document["files"], document["crashes"], document["hangs"], document["unexplained"]) == (60, 0, 0, 0)
     verdicts = {verdict for row in document["by_kind"].values() for verdict in row}
@@ -104,24 +116,22 @@ def test_damaged_files_are_read_or_refused(films: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_crash_and_a_hang_cost_one_file_each(films: Path, tmp_path: Path) -> None:
-    """Processes whose reading ends in a crash, in a sleep, and in an error that nobody foresaw."""
+    """Processes whose reading ends in a crash, in a sleep, and in an unforeseen error."""
     (tmp_path / "sitecustomize.py").write_text(
-        "import flowless.bench.speed.fuzz as fuzz, os, time\n"
-        "def verdict(path):\n"
-        "    number = int(os.path.basename(path).split('.')[0])\n"
+        "import os, time\n"
+        "from types import SimpleNamespace\n"
+        "import flowless.pipeline.dataset.scan_jobs as jobs\n"
+        "look = jobs.look\n"
+        "def reading(job):\n"
+        "    number = int(os.path.basename(job.path).split('.')[0])\n"
         "    if number == 1: os.abort()\n"
         "    if number == 2: time.sleep(60)\n"
-        "    return ('unexplained', 'x') if number == 3 else ('read', '')\n"
-        "fuzz._verdict = verdict\n"
+        "    return SimpleNamespace(reason='reading failed (x)') if number == 3 else look(job)\n"
+        "jobs.look = reading\n"
     )
-    words = ["bench", "fuzz", str(films / "film.mp4"), "--files", "5", "--seconds", "1.5", "--workers", "1", "--json"]
-    done = subprocess.run(
-        [sys.executable, "-m", "flowless", *words, "--out", str(tmp_path / "fuzz.json"), "--keep", str(tmp_path / "kept")],
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    args = [films / "film.mp4", "--files", 5, "--seconds", 1.5, "--out", tmp_path / "fuzz.json", "--keep", tmp_path / "kept"]
+    done = run_fuzzer(*args, PYTHONPATH=paths)
     assert done.returncode == 3, done.stderr
     document = json.loads((tmp_path / "fuzz.json").read_text())
     assert {row["number"]: row["verdict"] for row in document["bad"]} == {1: "crash", 2: "hang", 3: "unexplained"}

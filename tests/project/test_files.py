@@ -122,7 +122,7 @@ def must_not_run(*_: object, **__: object) -> None:
         ("pipeline.commands:scan", "pipeline.dataset.scan:list_source", ["videos", "--out"]),
         ("export.explain.explain_command:main", "export.explain.introspection:open_looker", ["bundle", "a.mp4", "--out"]),
         ("train.commands.evaluate:main", "train.evaluation.evaluate:evaluate", ["bundle", "--data", "a.jsonl", "--plot"]),
-        ("bench.speed.neighbours:main", "bench.speed.neighbours:measure", ["--out"]),
+        ("bench.speed.shared_cores:main", "bench.speed.shared_cores:measure", ["--out"]),
         ("bench.systems.systems:main", "bench.systems.systems:measure", ["--out"]),
         ("bench.systems.real:main", "bench.systems.real:measure", ["a.jsonl", "b.jsonl", "--out"]),
         ("bench.speed.throughput:main", "bench.speed.throughput:measure", ["--out"]),

@@ -94,7 +94,7 @@ def answer(network: torch.nn.Module, model: str) -> torch.Tensor:
 
 def record(clone: Path) -> dict[str, Any]:
     """Ask the official code for everything that is recorded."""
-    from flowless.bench.speed.official import load_official
+    from official_pan import load_official
 
     code = load_official(clone)
     cases = []

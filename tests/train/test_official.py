@@ -229,7 +229,7 @@ def test_the_recording_is_what_the_code_answers(clone):
 @pytest.mark.parametrize("model", OFFICIAL_MODELS)
 @pytest.mark.parametrize("base", ["resnet34", "resnet50", "resnet101"])
 def test_every_depth_against_the_code(tmp_path, clone, model, base):
-    from flowless.bench.speed.official import load_official as load_code
+    from official_pan import load_official as load_code
 
     network = official_recipe.build(load_code(clone), model, base)
     made = official_recipe.weights({name: list(value.shape) for name, value in network.state_dict().items()})
