@@ -75,9 +75,9 @@ def measure(settings: Peers) -> dict[str, Any]:
         theirs = official.runs_of(official.persistence_of(model), clip, PAPER_CLIP)
         maps = _timed(ours, theirs, clip, runs=settings.runs, rate="maps_per_s", items=items)
         log.print("measuring from the video file …", style="dim")
-        taken = {next(runner.name for runner in engines if runner.run), _best_engine(forward)["name"]}
+        taken = {"openvino fp32", _best_engine(forward)["name"]}
         paths = [official.path_of(network, video, manifest.spec, folder=work / f"jpegs{place}") for place, video in enumerate(videos)]
-        files = _from_file(paths, [runner for runner in engines if runner.name in taken], runs=max(3, settings.runs // 2))
+        files = _from_file(paths, [one for one in engines if one.name in taken], runs=max(3, settings.runs // 2))
     return {
         "official": {"commit": official.commit, "repaired": "PairwiseDistance: norm over the channels, while it runs"},
         "forward": forward,
