@@ -26,7 +26,7 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
         "what training, evaluation and each engine lose beside other programs",
     ),
     "motion": ("flowless.bench.motion.motion:main", "motion cues beside optical flow on the same frames: speed, operations, pictures"),
-    "decode": ("flowless.bench.speed.decode:main", "is every frame the one asked for, and how fast, beside other readers"),
+    "decode": ("flowless.bench.speed.decode:main", "whether every frame is the requested one, and how fast, beside other readers"),
     "memory": ("flowless.bench.speed.memory:main", "memory of a batch of 4K clips, and over ten thousand clips"),
     "gpu": ("flowless.bench.gpu.command:main", "everything that needs a GPU: kernels, decoder, engines; says what is not here"),
 }

@@ -1,4 +1,4 @@
-"""Check that every frame is the one asked for, and measure how fast, beside PyAV's plain loop and other readers."""
+"""Check that every frame is the requested one, and measure how fast, beside PyAV's plain loop and other readers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class DecodeArgs(BenchArgs):
     Read are frames far apart (jumping), a clip (sparse), all frames (dense) and the last; from the file alone, and with what an index
     records of it (known). A full decode is PyAV's plain loop; where FFmpeg's command is installed, its frames are compared, too. Timed
     beside it are torchcodec and decord (or a successor: decord2, eva-decord) where they are installed, and each of their frames is
-    checked: is it nearer to the one asked for than to any other? A refused file is listed with the reason.
+    checked: is it nearer to the requested one than to any other? A refused file is listed with the reason.
     """
 
     videos: tyro.conf.Positional[tuple[Path, ...]] = ()
@@ -109,7 +109,7 @@ def examined(path: Path, *, runs: int) -> dict[str, Any]:
 
 
 def gives_right_frames(read: Read, path: Path, ordinals: list[int], small: np.ndarray) -> bool | None:
-    """Return whether each frame that a reader gives is as near to the one asked for as to any other; None where it fails."""
+    """Return whether each frame that a reader gives is as near to the requested one as to any other; None where it fails."""
     try:
         frames = np.asarray(read(path, ordinals))
     except Exception:  # each reader has its own errors
