@@ -72,7 +72,14 @@ def torch_runners(checkpoint: Path, *, compiled: bool) -> list[Runner]:
 
 
 def time_runners(
-    runners: Sequence[Runner], clip: np.ndarray, *, runs: int, rate: str, items: int = 1, probe: np.ndarray | None = None
+    runners: Sequence[Runner],
+    clip: np.ndarray,
+    *,
+    runs: int,
+    rate: str,
+    items: int = 1,
+    probe: np.ndarray | None = None,
+    compare: bool = True,
 ) -> list[dict[str, Any]]:
     """Time runners interleaved and compare their outputs with the first one's; return one JSON row each, without times where it cannot run.
 
@@ -83,9 +90,10 @@ def time_runners(
         rate: Key of the items per second, such as `clips_per_s`.
         items: What one run makes of them.
         probe: Clips of several videos, uint8 `[K, N, m, H, W, 3]`: rows then have the SNR of the scores over them in dB (`snr_db`).
+        compare: Compare outputs; off where the first has other weights.
     """
     running = {runner.name: runner.run for runner in runners if runner.run is not None}
-    outputs = {name: run(clip) for name, run in running.items()}
+    outputs = {name: run(clip) for name, run in running.items()} if compare else {}
     scores = {name: np.concatenate([run(one[None]) for one in probe]) for name, run in running.items()} if probe is not None else {}
     timings = time_interleaved({name: partial(run, clip) for name, run in running.items()}, runs=runs, warmup_each=1)
     first = runners[0].name
@@ -95,6 +103,7 @@ def time_runners(
         if timing := timings.get(runner.name):
             row |= timing.to_dict()
             row |= {rate: round(timing.per_second(items), 3), "times_eager": round(timings[first].p50_ms / timing.p50_ms, 3)}
+        if runner.name in outputs:
             row["max_abs_diff"] = float(np.abs(outputs[runner.name] - outputs[first]).max())
         if runner.name in scores:
             row["snr_db"] = snr_db(scores[runner.name], scores[first])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from flowless.console import log
 from flowless.engines.bundle.manifest import Manifest
+from flowless.errors import FlowlessError
 from flowless.pipeline import ClipSpec, scan
 from flowless.pipeline.video.encode import write_video
 
@@ -46,6 +47,19 @@ class NetworkArgs:
 
         log.print(f"exporting {self.model} …", style="dim", markup=False)
         return export_bundle(self.checkpoint(folder), folder / "bundle", videos=videos)
+
+
+def save_random(manifest: Manifest, path: Path) -> Path:
+    """Write a checkpoint of a bundle's network with random weights, which PyTorch runs as fast."""
+    from flowless.train.checkpoints import save_checkpoint
+    from flowless.train.models import build_model
+    from flowless.train.models.options import split_options
+
+    own, rest = split_options(manifest.model, manifest.config)
+    if rest.pop("classes", None) != len(manifest.labels):
+        raise FlowlessError(f"{manifest.folder}: an older bundle, which does not record the size of its network. Export the model again.")
+    model = build_model(manifest.model, classes=len(manifest.labels), spec=manifest.spec, **rest, **own).eval()
+    return save_checkpoint(path, model, model_name=manifest.model, recipe={}, spec=manifest.spec, labels=manifest.labels, metrics={})
 
 
 def varied_videos(folder: Path, spec: ClipSpec, *, count: int, seed: int) -> Path:

@@ -78,7 +78,9 @@ def run_bench(
         parts = measure(parsed)
     finally:
         signal.signal(signal.SIGTERM, before)
-    settings = {key: value for key, value in values.items() if key not in {"out", "json", "videos", "official"}}
+    # Of a path the name alone: results are committed.
+    given = {key: value for key, value in values.items() if key not in {"out", "json", "videos", "official"}}
+    settings: dict[str, Any] = {key: value.name if isinstance(value, Path) else value for key, value in given.items()}
     goals = judged(parts.pop("goals", []), None if judge_busy else busy)
     settings["busy_before"] = busy
     document = {"benchmark": name, "environment": environment(), "settings": settings, **parts, "goals": goals}

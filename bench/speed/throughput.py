@@ -17,14 +17,14 @@ from flowless.bench.lib.goals import goal
 from flowless.bench.lib.runners import Runner, engine_runners, time_runners, torch_runners
 from flowless.bench.lib.sample_videos import sample_videos
 from flowless.bench.lib.tables import rows_table
-from flowless.bench.speed.random_network import NetworkArgs, varied_videos
+from flowless.bench.speed.random_network import NetworkArgs, save_random, varied_videos
 from flowless.bench.speed.run_bench import TimingArgs, run_bench
 from flowless.console import log
 from flowless.engines.bundle.manifest import Target, read_manifest
 from flowless.engines.engine import Engine
 from flowless.errors import FlowlessError
 from flowless.machine import instruction_sets
-from flowless.pipeline import load_clip
+from flowless.pipeline import ClipSpec, load_clip
 from flowless.timing import time_interleaved
 
 
@@ -36,6 +36,8 @@ class Throughput(NetworkArgs, TimingArgs):
     minute of the machine affects all runners; all get the same number of threads.
     """
 
+    bundle: Path | None = None
+    """Measure the engines of this bundle beside its network in PyTorch, instead of exporting and building one."""
     targets: tuple[Target, ...] = ()
     """Only these targets; none: all that this machine builds."""
     precision: tuple[Literal["all", "fp32", "bf16", "fp16", "int8"], ...] = ()
@@ -57,16 +59,19 @@ def measure(settings: Throughput) -> dict[str, Any]:
 
     with torch_threads(settings.threads or None) as threads, tempfile.TemporaryDirectory(prefix="flowless-bench-") as folder:
         work = Path(folder)
-        builds = _builds(settings, work)
+        builds = [] if settings.bundle else _builds(settings, work)
+        manifest = read_manifest(settings.bundle or work / "bundle")
+        if settings.bundle:
+            save_random(manifest, work / "model.safetensors")
         videos = settings.videos or sample_videos(work / "videos")
         log.print("measuring decoding and preprocessing …", style="dim")
-        stages = stage_rows(videos, settings.spec(), runs=settings.runs)
+        stages = stage_rows(videos, manifest.spec, runs=settings.runs)
         log.print("measuring the engines beside PyTorch …", style="dim")
         runners = torch_runners(work / "model.safetensors", compiled=settings.compiled)
-        runners += engine_runners(read_manifest(work / "bundle"), threads=threads, bf16_too=not settings.precision)
+        runners += engine_runners(manifest, threads=threads, bf16_too=not (settings.precision or settings.bundle))
         refused = [row for row in builds if row["megabytes"] is None]
         runners += [Runner(f"{row['target']} {row['precision']}", row["target"], row["precision"], row["status"]) for row in refused]
-        engines = _forward(runners, settings, work)
+        engines = _forward(runners, settings, manifest.spec, work)
         log.print("measuring the PA op alone …", style="dim")
         maps = _maps(settings, work, threads=threads)
         engine_of = {runner.name: runner.run for runner in runners if isinstance(runner.run, Engine)}
@@ -126,11 +131,13 @@ def _builds(settings: Throughput, work: Path) -> list[dict[str, Any]]:
         return build_precisions(bundle, targets=settings.targets or targets, precisions=precisions, calibration=calibration)
 
 
-def _forward(runners: list[Runner], settings: Throughput, work: Path) -> list[dict[str, Any]]:
+def _forward(runners: list[Runner], settings: Throughput, spec: ClipSpec, work: Path) -> list[dict[str, Any]]:
     from flowless.bench.lib.networks import random_clips
 
-    clip = random_clips(1, settings.spec(), seed=1)
-    probe = np.concatenate([load_clip(path, settings.spec())[:1] for path in sorted((work / "val").rglob("*.mp4"))])
+    clip = random_clips(1, spec, seed=1)
+    if settings.bundle:  # PyTorch has other weights
+        return time_runners(runners, clip, runs=settings.runs, rate="clips_per_s", compare=False)
+    probe = np.concatenate([load_clip(path, spec)[:1] for path in sorted((work / "val").rglob("*.mp4"))])
     return time_runners(runners, clip, runs=settings.runs, rate="clips_per_s", probe=probe)
 
 

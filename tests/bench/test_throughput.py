@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,14 @@ from flowless.bench.lib.runners import Runner, snr_db, time_runners
 from flowless.bench.lib.sample_videos import sample_videos, videos_of
 from flowless.bench.lib.system_load import busy_share, judged
 from flowless.bench.speed.precision_builds import build_precisions
-from flowless.bench.speed.random_network import NetworkArgs, varied_videos
+from flowless.bench.speed.random_network import NetworkArgs, save_random, varied_videos
 from flowless.bench.speed.throughput import goals, main
 from flowless.bench.speed.video_stages import decode_with_libav_alone, stage_rows
 from flowless.engines.backends.openvino_core import computes_in
 from flowless.errors import FlowlessError
 from flowless.export.precision.calibration import Calibration
 from flowless.pipeline import ClipSpec, DatasetIndex, load_clip
+from flowless.train.checkpoints import load_checkpoint
 
 #: The options of a benchmark that takes seconds.
 SMALL = ["--model", "pan-lite-r18", "--blocks", "1", "--size", "49", "--classes", "3", "--runs", "2", "--no-compiled", "--json"]
@@ -201,6 +203,24 @@ def test_the_whole_benchmark(videos: list[Path], tmp_path: Path, capsys: pytest.
     assert {row["goal"] for row in document["goals"]} == {row["goal"] for row in goals([], [], [], libav_ratio=1)}
     assert {"processor", "cores", "versions"} <= set(document["environment"])
     assert document["builds"] == []
+
+
+@pytest.mark.slow
+def test_a_bundle_beside_its_own_network_in_pytorch(videos: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = NetworkArgs(model="tsn-r18", size=32, classes=3, width=0.25, blocks=1).export(tmp_path)
+    out = tmp_path / "throughput.json"
+    args = ["--bundle", str(manifest.folder), "--no-compiled", "--runs", "2", "--videos", str(videos[0])]
+    main([*args, "--out", str(out)])
+    eager, engine = json.loads(out.read_text())["engines"]
+    assert (eager["name"], engine["name"]) == ("pytorch eager", "onnxruntime fp32")
+    assert engine["times_eager"] == pytest.approx(eager["p50_ms"] / engine["p50_ms"], rel=0.01)
+    assert "max_abs_diff" not in engine, "PyTorch has other weights"
+    network = load_checkpoint(save_random(manifest, tmp_path / "random.safetensors")).model
+    assert sum(item.numel() for item in network.parameters()) < 2e6, "the bundle's narrow network, not the full one of its name"
+    replace(manifest, config={}).write()
+    with pytest.raises(FlowlessError, match="does not record the size of its network"):
+        main([*args, "--out", str(tmp_path / "other.json")])
+    capsys.readouterr()
 
 
 @pytest.mark.slow

@@ -29,9 +29,6 @@ _MODULES = {
     "flowless.bench.gpu.command": "flowless.bench.gpu.command:main",
     "flowless.export.plugin.plugin_library": "flowless.export.plugin.plugin_library:main",
 }
-#: Old names of benchmarks: None for those that `flowless bench` drops. To be deleted when `bench/commands.py` has the new ones.
-_RENAMED = {"neighbours": "shared-cores", "reversal": None, "fuzz": None}
-_BENCHMARKS = {_RENAMED.get(name, name) for name in BENCHMARKS} - {None}
 _INLINE = re.compile(r"`flowless ([a-z]+)(?: ([a-z-]+))?[^`\n]*`")
 #: What `scripts/readme_figures.py` renders.
 _FIGURES = re.compile(r"<!-- figures: .*?<!-- end of figures -->", re.DOTALL)
@@ -82,7 +79,7 @@ def test_commands_and_options_in_the_text_exist(page: Path) -> None:
     text = _FIGURES.sub("", page.read_text(encoding="utf-8"))
     for command, benchmark in _INLINE.findall(text):
         assert command in COMMANDS, f"flowless {command}"
-        assert command != "bench" or not benchmark or benchmark in _BENCHMARKS, f"flowless bench {benchmark}"
+        assert command != "bench" or not benchmark or benchmark in BENCHMARKS, f"flowless bench {benchmark}"
     unknown = set(_OPTION.findall(re.sub(r"```.*?```", "", text, flags=re.DOTALL))) - _known_options()
     assert not unknown, "no command has these options"
 
@@ -120,7 +117,7 @@ def test_links_lead_to_files(page: Path) -> None:
 def test_every_command_and_benchmark_is_documented() -> None:
     commands, benchmarks = ((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("commands", "benchmarks"))
     assert re.findall(r"^\| `flowless ([a-z]+)` \|", commands, flags=re.MULTILINE) == list(COMMANDS)
-    assert set(re.findall(r"^\| `([a-z-]+)` \|", benchmarks, flags=re.MULTILINE)) == _BENCHMARKS
+    assert set(re.findall(r"^\| `([a-z-]+)` \|", benchmarks, flags=re.MULTILINE)) == set(BENCHMARKS)
 
 
 def test_the_signatures_of_the_functions_are_the_real_ones() -> None:
