@@ -98,7 +98,8 @@ def examined(path: Path, *, runs: int) -> dict[str, Any]:
     readers |= {name: read for name, read in peers.items() if right[name] is not None}
     timings = time_interleaved({name: partial(read, path, clip) for name, read in readers.items()}, runs=runs)
     return {
-        **{fact: getattr(info, fact) for fact in ("codec", "width", "height", "frames", "jumps")},
+        **{fact: getattr(info, fact) for fact in ("codec", "width", "height", "frames")},
+        "jumps": info.seekable,
         "packets_missing_after": list(info.missing),
         "exact": info.frames == count and all(patterns.values()),
         "patterns": patterns,

@@ -121,13 +121,13 @@ def test_a_crash_and_a_hang_cost_one_file_each(films: Path, tmp_path: Path) -> N
         "import os, time\n"
         "from types import SimpleNamespace\n"
         "import flowless.pipeline.dataset.scan_jobs as jobs\n"
-        "look = jobs.look\n"
+        "inspect = jobs.inspect_file\n"
         "def reading(job):\n"
         "    number = int(os.path.basename(job.path).split('.')[0])\n"
         "    if number == 1: os.abort()\n"
         "    if number == 2: time.sleep(60)\n"
-        "    return SimpleNamespace(reason='reading failed (x)') if number == 3 else look(job)\n"
-        "jobs.look = reading\n"
+        "    return SimpleNamespace(reason='reading failed (x)') if number == 3 else inspect(job)\n"
+        "jobs.inspect_file = reading\n"
     )
     paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     args = [films / "film.mp4", "--files", 5, "--seconds", 1.5, "--out", tmp_path / "fuzz.json", "--keep", tmp_path / "kept"]

@@ -230,7 +230,7 @@ def test_wrong_arguments_are_refused(models, val_index, train_index, tmp_path, c
         (["--data", str(index), "--label", "up"], "one video"),
         (["--data", str(index), "--most", "4", "--out", str(tmp_path / "x.html")], "at least 10"),
         (["--data", str(tmp_path / "strange.jsonl"), "--out", str(tmp_path / "x.html")], "'other'"),
-        (["--data", str(tmp_path / "gone.jsonl"), "--out", str(tmp_path / "x.html")], "not one of 12 videos"),
+        (["--data", str(tmp_path / "gone.jsonl"), "--out", str(tmp_path / "x.html")], "none of the 12 videos"),
         (["--data", str(index), "--against", str(tmp_path / "none"), "--out", str(tmp_path / "x.html")], "no such checkpoint"),
     ):
         assert main(["explain", model, *args]) == 1, args
