@@ -185,9 +185,9 @@ def _with_files(context: BuildContext) -> BuildOptions:
 
 def verify_engine(context: BuildContext, candidate: Candidate) -> Artefact:
     """Put the engine through its gates; return its record with what was measured, or raise `EngineRefused`."""
-    from flowless.export.verify.gates import verified
+    from flowless.export.verify.gates import run_gates
 
-    return verified(read_manifest(context.bundle), candidate, context.checks)
+    return run_gates(read_manifest(context.bundle), candidate, context.checks)
 
 
 def _print(context: BuildContext, line: str) -> None:

@@ -125,10 +125,10 @@ def _build(bundle: Path, train: Path, val: DatasetIndex, gate: Path) -> tuple[li
     """Try every precision of every target that this machine can build; return the trials, and why the other targets were left out."""
     from flowless.export.auto_precision import try_all
     from flowless.export.build_engine import buildable
-    from flowless.export.precision.calibration import Calibration, chosen
+    from flowless.export.precision.calibration import Calibration, calibration_order
     from flowless.export.verify.checks import Checks
 
-    videos = tuple(chosen(val, seed=0)[:GATE_VIDEOS])  # as many of each class
+    videos = tuple(calibration_order(val, seed=0)[:GATE_VIDEOS])  # as many of each class
     replace(val, videos=videos).save(gate)
     targets, left_out = buildable()
     checks = Checks(data=gate, max_drop=allowed_drop(len(videos)))

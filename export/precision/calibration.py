@@ -62,7 +62,7 @@ class Calibration:
     def stream(self, inputs: Sequence[str]) -> Iterator[ClipReader]:
         """Open a reader of one clip at a time, by the names of the graph's inputs, with a progress bar."""
         index = DatasetIndex.load(self.index)
-        order = chosen(index, seed=self.seed)
+        order = calibration_order(index, seed=self.seed)
         if not order:
             raise FlowlessError(f"{self.index}: this index holds no videos to calibrate on. Scan a data set that has some.")
         self.used.clear()
@@ -120,7 +120,7 @@ class ClipReader:
         self._calibration.skipped.clear()
 
 
-def chosen(index: DatasetIndex, *, seed: int) -> list[VideoRecord]:
+def calibration_order(index: DatasetIndex, *, seed: int) -> list[VideoRecord]:
     """Return an index's videos in the order of calibration: one of each class by turns, within a class by a seeded hash."""
 
     def shuffled(record: VideoRecord) -> str:

@@ -12,10 +12,10 @@ import onnx
 from flowless.engines.streaming.memory import feeds_of
 from flowless.export.graph.pa_inline import fold_pa, inline_pa
 from flowless.export.precision.modelopt_output import without_modelopt_output
-from flowless.export.precision.regions import kept_exact
+from flowless.export.precision.regions import float32_nodes
 
 
-def cast(proto: onnx.ModelProto, kind: str, clips: np.ndarray) -> onnx.ModelProto:
+def cast_backbone(proto: onnx.ModelProto, kind: str, clips: np.ndarray) -> onnx.ModelProto:
     """Return the graph with its backbone in half precision; inputs and outputs keep their types.
 
     Args:
@@ -36,7 +36,7 @@ def cast(proto: onnx.ModelProto, kind: str, clips: np.ndarray) -> onnx.ModelProt
         converted = convert_to_mixed_precision(
             str(folder / "model.onnx"),
             low_precision_type=kind,
-            nodes_to_exclude=[f"^{re.escape(node)}$" for node in kept_exact(laid)],
+            nodes_to_exclude=[f"^{re.escape(node)}$" for node in float32_nodes(laid)],
             keep_io_types=True,
             calibration_data=str(folder / "clips.npz"),
         )

@@ -38,7 +38,7 @@ from onnx import NodeProto, numpy_helper
 from flowless.export.precision.modelopt_output import without_modelopt_output
 from flowless.export.precision.qdq import bypass_pairs, share_scale_through_shifts, store_int8_weights
 from flowless.export.precision.qdq_boundaries import find_boundaries, insert_poolings, remove_poolings
-from flowless.export.precision.regions import backbone_nodes, kept_exact, named
+from flowless.export.precision.regions import backbone_nodes, float32_nodes, metadata_names
 
 if TYPE_CHECKING:
     from flowless.export.precision.calibration import Method
@@ -49,7 +49,7 @@ _QUANTISED = {"Conv", "MatMul", "Gemm", "Add", "MaxPool", "Concat", "Pad"}
 _CUTS = {"Slice", "Pad", "Mul"}
 
 
-class Measured(Protocol):
+class CalibrationSource(Protocol):
     """A source of clips to measure the scales of activations on: a `Calibration` on videos, or a caller's own clips."""
 
     @property
@@ -62,7 +62,7 @@ class Measured(Protocol):
         ...
 
 
-def quantised(proto: onnx.ModelProto, calibration: Measured) -> onnx.ModelProto:
+def quantise_backbone(proto: onnx.ModelProto, calibration: CalibrationSource) -> onnx.ModelProto:
     """Return the graph with its backbone in INT8 by explicit Q/DQ, everything else in float32.
 
     Args:
@@ -96,7 +96,7 @@ def quantised(proto: onnx.ModelProto, calibration: Measured) -> onnx.ModelProto:
         )
         result = onnx.load(target)
     # Before the MaxPools are removed, so that their readers keep reading the pair.
-    bypass_pairs(result, set(kept_exact(proto)))
+    bypass_pairs(result, set(float32_nodes(proto)))
     unrounded = remove_poolings(result, boundaries)
     share_scale_through_shifts(result)
     store_int8_weights(result)
@@ -113,7 +113,7 @@ def _chosen(proto: onnx.ModelProto) -> list[str]:
     backbone = backbone_nodes(proto, quantised=True)
     maker = {output: node.op_type for node in proto.graph.node for output in node.output}
     nodes = [node for node in proto.graph.node if node.name in backbone and node.op_type in _QUANTISED]
-    blocks = named(proto, "matrix_backbone")
+    blocks = metadata_names(proto, "matrix_backbone")
     return [node.name for node in nodes if _is_chosen(node, maker, inside=node.name in blocks)]
 
 

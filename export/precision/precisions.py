@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx
 
-    from flowless.export.precision.int8 import Measured
+    from flowless.export.precision.int8 import CalibrationSource
 
 #: From the most exact to the fastest; the order in which `auto` tries them.
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 
 
 def with_precision(
-    proto: onnx.ModelProto, precision: str, *, clips: np.ndarray | None = None, calibration: Measured | None = None
+    proto: onnx.ModelProto, precision: str, *, clips: np.ndarray | None = None, calibration: CalibrationSource | None = None
 ) -> onnx.ModelProto:
     """Return the graph in a precision.
 
@@ -44,14 +44,14 @@ def with_precision(
                 "int8 needs videos to measure its scales on: give an index with --calibrate INDEX (flowless scan makes one), best of the "
                 "training videos."
             )
-        from flowless.export.precision.int8 import quantised
+        from flowless.export.precision.int8 import quantise_backbone
 
-        return quantised(proto, calibration)
-    from flowless.export.precision.cast import cast
+        return quantise_backbone(proto, calibration)
+    from flowless.export.precision.cast import cast_backbone
 
     if clips is None:
         raise FlowlessError(f"{precision} needs a clip to find values that would overflow; none was given.")
-    return cast(proto, precision, clips[:1])
+    return cast_backbone(proto, precision, clips[:1])
 
 
 def check_precision(precision: str) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, numpy_helper
 
-from flowless.export.precision.regions import noted
+from flowless.export.precision.regions import metadata_list
 
 #: Operators that copy values or insert zeros: a quantised input gives an output on the same grid.
 _MOVES = {"Slice", "Pad", "Concat", "MaxPool", "Mul", "Relu", "Reshape", "Transpose"}
@@ -117,7 +117,7 @@ def quantise_shortcuts_only(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 def bypass_boundary_pairs(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Return the graph without the pairs of `qdq_boundaries.py`: float operators read the convolution's output directly."""
-    reading = {(node, tensor) for node, tensor in noted(proto, "qdq_boundaries")}
+    reading = {(node, tensor) for node, tensor in metadata_list(proto, "qdq_boundaries")}
     result = onnx.ModelProto()
     result.CopyFrom(proto)
     behind = {pair.dequantise.output[0]: pair.quantise.input[0] for pair in activation_pairs(result)}

@@ -16,7 +16,7 @@ import onnx
 from onnx import NodeProto
 
 from flowless.errors import FlowlessError
-from flowless.export.precision.regions import kept_exact, named
+from flowless.export.precision.regions import float32_nodes, metadata_names
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def find_boundaries(proto: onnx.ModelProto, chosen: Collection[str]) -> list[Bou
     Returns:
         One for each chosen convolution whose output is read by a node that is not quantised, or by no chosen node.
     """
-    floats = named(proto, "unquantised") | set(kept_exact(proto))
+    floats = metadata_names(proto, "unquantised") | set(float32_nodes(proto))
     weights = {item.name: item for item in proto.graph.initializer}
     readers: dict[str, list[NodeProto]] = {}
     for node in proto.graph.node:

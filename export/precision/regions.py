@@ -44,19 +44,19 @@ def backbone_nodes(proto: onnx.ModelProto, *, quantised: bool = False) -> set[st
         quantised: Also leave out what is not quantised to INT8: the nodes under `flowless.unquantised`, and attention's products of two
             activations.
     """
-    exact = named(proto, "exact")
+    exact = metadata_names(proto, "exact")
     nodes = [node for node in proto.graph.node if not is_pa(node) and node.name not in exact]
-    blocks = named(proto, "matrix_backbone")
+    blocks = metadata_names(proto, "matrix_backbone")
     constant = _constants(proto)
     inside = [node for node in nodes if node.name in blocks and not _is_fine(node, constant)]
     low = (_convolutional(nodes) - blocks) | {node.name for node in inside}
     if not quantised:
         return low
     attention = {node.name for node in inside if node.op_type in _PRODUCTS and node.input[1] not in constant}
-    return low - named(proto, "unquantised") - attention
+    return low - metadata_names(proto, "unquantised") - attention
 
 
-def weight_products(proto: onnx.ModelProto) -> list[str]:
+def weight_matmuls(proto: onnx.ModelProto) -> list[str]:
     """Return the names of the matrix products with a weight that run in lower precision."""
     low, constant = backbone_nodes(proto), _constants(proto)
     return [node.name for node in proto.graph.node if node.op_type in _PRODUCTS and node.name in low and node.input[1] in constant]
@@ -91,18 +91,18 @@ def _constants(proto: onnx.ModelProto) -> set[str]:
     return known
 
 
-def kept_exact(proto: onnx.ModelProto, *, quantised: bool = False) -> list[str]:
+def float32_nodes(proto: onnx.ModelProto, *, quantised: bool = False) -> list[str]:
     """Return the names of the nodes that stay in float32; `quantised` as for `backbone_nodes`."""
     low = backbone_nodes(proto, quantised=quantised)
     return [node.name for node in proto.graph.node if node.name not in low]
 
 
-def named(proto: onnx.ModelProto, key: str) -> set[str]:
+def metadata_names(proto: onnx.ModelProto, key: str) -> set[str]:
     """Return the node names under a metadata key that the exporter wrote; an empty set for a graph of an older version."""
-    return set(noted(proto, key))
+    return set(metadata_list(proto, key))
 
 
-def noted(proto: onnx.ModelProto, key: str) -> list[Any]:
+def metadata_list(proto: onnx.ModelProto, key: str) -> list[Any]:
     """Return the list under a metadata key; empty if the graph has no such key."""
     return json.loads(next((item.value for item in proto.metadata_props if item.key == f"flowless.{key}"), "[]"))
 

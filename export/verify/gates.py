@@ -13,7 +13,7 @@ from flowless.console import log
 from flowless.engines.backends.backend import Backend, open_backend, why_not
 from flowless.engines.bundle.manifest import Artefact, Manifest
 from flowless.errors import CheckFailed, FlowlessError
-from flowless.export.precision.calibration import chosen
+from flowless.export.precision.calibration import calibration_order
 from flowless.export.precision.precisions import PRECISIONS
 from flowless.export.verify import parity
 from flowless.export.verify.accuracy import clips_of, compare_accuracy
@@ -69,7 +69,7 @@ class OpenedCandidate:
     """What the gates have measured so far; they add to it."""
 
 
-def verified(manifest: Manifest, candidate: Candidate, checks: Checks) -> Artefact:
+def run_gates(manifest: Manifest, candidate: Candidate, checks: Checks) -> Artefact:
     """Put an engine through the gates.
 
     Args:
@@ -166,7 +166,7 @@ def _unseen_clips(opened: OpenedCandidate) -> np.ndarray:
         return np.empty((0, *manifest.spec.shape), np.uint8)
     index = DatasetIndex.load(source)
     used = set((candidate.calibration or {}).get("used", ())) if source == candidate.index else set()
-    records = [record for record in chosen(index, seed=1) if record.id not in used][:_UNSEEN]
+    records = [record for record in calibration_order(index, seed=1) if record.id not in used][:_UNSEEN]
     clips = [clip[:1] for _, clip in clips_of(index, records, manifest.spec) if not isinstance(clip, FlowlessError)]
     return np.concatenate(clips) if clips else np.empty((0, *manifest.spec.shape), np.uint8)
 

@@ -12,7 +12,7 @@ from flowless.engines.backends.openvino_core import openvino_reason
 from flowless.engines.bundle.manifest import Artefact
 from flowless.engines.targets import TARGETS
 from flowless.errors import FlowlessError, first_line
-from flowless.export.precision.regions import backbone_nodes, kept_exact, weight_products
+from flowless.export.precision.regions import backbone_nodes, float32_nodes, weight_matmuls
 from flowless.export.verify.layer_record import UNKNOWN, Inspection, Layer, inspection
 
 
@@ -31,7 +31,7 @@ def inspect(record: Artefact, folder: Path, proto: onnx.ModelProto) -> Inspectio
         from flowless.export.plugin.plugin_library import without_function
         from flowless.export.verify.inspect_tensorrt import inspect_build
 
-        kept, library = kept_exact(proto, quantised=record.precision == "int8"), None
+        kept, library = float32_nodes(proto, quantised=record.precision == "int8"), None
         if record.options.get("pa") == "plugin":
             proto, library = without_function(proto), folder / record.files[1]
         return inspect_build(proto, folder / record.files[0], artefact=record, kept=kept, plugin_library=library)
@@ -59,7 +59,7 @@ def _too_few(layers: list[Layer], precision: str, proto: onnx.ModelProto) -> lis
     backbone = backbone_nodes(proto, quantised=precision == "int8")
     wanted = {
         "convolution": sum(node.op_type == "Conv" and node.name in backbone for node in proto.graph.node),
-        "matrix product": len(backbone.intersection(weight_products(proto))),
+        "matrix product": len(backbone.intersection(weight_matmuls(proto))),
     }
     return [text for kind, count in wanted.items() for text in _too_few_of(kind, count, layers, precision)]
 

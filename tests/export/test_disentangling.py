@@ -13,7 +13,7 @@ from flowless.engines.bundle.manifest import read_manifest
 from flowless.export.graph.export_graph import read_graph
 from flowless.export.precision.graph_cache import precise_graph
 from flowless.export.precision.qdq import activation_pairs
-from flowless.export.precision.regions import backbone_nodes, kept_exact
+from flowless.export.precision.regions import backbone_nodes, float32_nodes
 from flowless.pipeline.clip.spec import ClipSpec
 
 
@@ -78,7 +78,7 @@ def test_one_graph_for_every_target(learnt, assert_bundle_explains_alike) -> Non
     convolutions = [node for node in low if node.op_type == "Conv"]
     assert len(convolutions) == 3 * 40 + 2 + 1
     assert [node for node in convolutions if node not in quantised] == convolutions[:1]
-    exact = set(kept_exact(proto))
+    exact = set(float32_nodes(proto))
     assert {node.name for node in proto.graph.node if node.op_type in {"MatMul", "Softmax", "GridSample"}} <= exact
     assert_bundle_explains_alike(load_checkpoint(bundle.with_suffix(".safetensors")), bundle)
 
@@ -87,7 +87,7 @@ def test_one_graph_for_every_target(learnt, assert_bundle_explains_alike) -> Non
 @pytest.mark.slow
 def test_int8_joins_paths_on_one_scale_and_spares_what_is_exact(learnt, calibration) -> None:
     manifest = read_manifest(learnt("disentangling-bninception"))
-    exact = set(kept_exact(read_graph(manifest.path_of(manifest.graph))))
+    exact = set(float32_nodes(read_graph(manifest.path_of(manifest.graph))))
     proto = precise_graph(manifest, "int8", replace(calibration, spec=manifest.spec, used=[], skipped=[])).proto
     pairs = {pair.dequantise.output[0]: pair for pair in activation_pairs(proto)}
     values = {item.name: numpy_helper.to_array(item) for item in proto.graph.initializer}

@@ -22,11 +22,11 @@ from flowless.errors import FlowlessError
 from flowless.export.graph.export_graph import read_graph
 from flowless.export.graph.pa_function import pa_nodes
 from flowless.export.graph.pa_inline import fold_pa, inline_pa
-from flowless.export.precision.calibration import Calibration, chosen
+from flowless.export.precision.calibration import Calibration, calibration_order
 from flowless.export.precision.graph_cache import precise_graph
 from flowless.export.precision.int8 import scales_hash
 from flowless.export.precision.qdq import activation_pairs, quantise_shortcuts_only, share_scale_through_shifts, unsigned
-from flowless.export.precision.regions import backbone_nodes, kept_exact, named
+from flowless.export.precision.regions import backbone_nodes, float32_nodes, metadata_names
 from flowless.export.targets.target_graph import graph_for
 from flowless.export.verify.reference import Reference
 from flowless.pipeline.dataset.index import DatasetIndex
@@ -62,7 +62,7 @@ def test_the_backbone_and_nothing_else_loses_precision(graph):
     kinds = Counter(node.op_type for node in graph.graph.node if node.name in low)
     assert kinds["Conv"] == 1 + 16 + 4  # the first convolution, those in blocks, the shortcuts, and none of PA's
     assert not {"Sub", "Div", "Softmax", "Gemm", "MatMul", "PersistenceOfAppearance", "ReduceMean"} & set(kinds)
-    exact = set(kept_exact(graph))
+    exact = set(float32_nodes(graph))
     assert {node.name for node in pa_nodes(graph)} <= exact
     assert low.isdisjoint(exact)
     assert len(low) + len(exact) == len(graph.graph.node)
@@ -171,7 +171,7 @@ def test_unsigned_numbers_are_finer(int8, manifest):
 def test_a_video_that_calibration_leaves_out_is_named_on_the_terminal(manifest, calibration, tmp_path, capsys):
     """ModelOpt's output is swallowed while it calibrates; what flowless has to say is not."""
     index = DatasetIndex.load(calibration.index)
-    first = chosen(index, seed=calibration.seed)[0]
+    first = calibration_order(index, seed=calibration.seed)[0]
     videos = [replace(video, path=str(index.path_of(video))) for video in index.videos]
     (tmp_path / "bad.mp4").write_text("no video")
     place = [video.id for video in videos].index(first.id)
@@ -226,7 +226,7 @@ def test_a_video_that_cannot_be_read_is_replaced_and_recorded(manifest, shapes, 
     broken = shutil.copytree(shapes, tmp_path / "shapes")
     path = broken / "train.index.jsonl"
     index = DatasetIndex.load(path)
-    first = index.path_of(chosen(index, seed=0)[0])
+    first = index.path_of(calibration_order(index, seed=0)[0])
     first.write_bytes(b"no video")
     made = precise_graph(manifest, "int8", Calibration(index=path, spec=manifest.spec, videos=3))
     assert made.calibration is not None
@@ -240,11 +240,11 @@ def test_a_video_that_cannot_be_read_is_replaced_and_recorded(manifest, shapes, 
 
 
 def test_calibration_goes_through_the_classes_in_turn(train_index):
-    order = chosen(train_index, seed=0)
+    order = calibration_order(train_index, seed=0)
     assert sorted(record.id for record in order) == sorted(record.id for record in train_index.videos)
     assert len({record.label for record in order[:12]}) == 12
-    assert order == chosen(train_index, seed=0)
-    assert order != chosen(train_index, seed=1)
+    assert order == calibration_order(train_index, seed=0)
+    assert order != calibration_order(train_index, seed=1)
 
 
 @pytest.mark.parametrize("wrong", [{"videos": 0}, {"method": "guess"}])
@@ -268,7 +268,7 @@ def test_a_result_that_meets_floats_is_rounded_for_onnxruntime_alone(learnt, cal
     proto = precise_graph(manifest, "int8", replace(calibration, spec=manifest.spec, used=[], skipped=[])).proto
     meeting = {node for node, _ in json.loads(next(item.value for item in proto.metadata_props if item.key == "flowless.qdq_boundaries"))}
     assert meeting
-    assert meeting <= named(proto, "unquantised")
+    assert meeting <= metadata_names(proto, "unquantised")
     assert not any(node.op_type == "MaxPool" and node.name.endswith(".boundary.pool") for node in proto.graph.node)
     wanted: dict[Target, set[str]] = {
         "onnxruntime": {"DequantizeLinear"},

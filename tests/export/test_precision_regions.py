@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from flowless.export.graph.export_graph import read_graph
-from flowless.export.precision.regions import backbone_nodes, kept_exact, weight_products
+from flowless.export.precision.regions import backbone_nodes, float32_nodes, weight_matmuls
 
 pytestmark = pytest.mark.slow
 
@@ -18,7 +18,7 @@ def convolutions(proto, names):
 
 def test_dynamic_appearance_is_computed_exactly(learnt):
     proto = read_graph(learnt("da-tsm-r18") / "model.onnx")
-    exact = convolutions(proto, kept_exact(proto))
+    exact = convolutions(proto, float32_nodes(proto))
     assert len(exact) == 5, "PWTP's: one that describes, four of its network"
     assert {tuple(item.ints) for node in exact for item in node.attribute if item.name == "kernel_shape"} >= {(9, 9)}
     assert len(convolutions(proto, backbone_nodes(proto))) == 13, "the first, two in each block, four shortcuts"
@@ -35,13 +35,13 @@ def test_a_transformer_loses_precision_in_its_products(learnt):
     proto = read_graph(learnt("da-vit-b") / "model.onnx")
     kinds = Counter(node.op_type for node in proto.graph.node if node.name in backbone_nodes(proto))
     assert kinds["MatMul"] == 2 * 6, "each block's four layers, and attention's two products"
-    assert len(weight_products(proto)) == 2 * 4
+    assert len(weight_matmuls(proto)) == 2 * 4
     assert (kinds["Conv"], kinds["Gelu"]) == (1, 2)
     assert not {"LayerNormalization", "Softmax", "ReduceMean"} & set(kinds)
     added = [node for node in proto.graph.node if node.op_type == "Add" and node.name in backbone_nodes(proto)]
     assert len(added) == 2 * 4 + 1, "biases and the positions, not the sums through all blocks"
     quantised = backbone_nodes(proto, quantised=True)
-    assert [node.name for node in proto.graph.node if node.op_type == "MatMul" and node.name in quantised] == weight_products(proto)
+    assert [node.name for node in proto.graph.node if node.op_type == "MatMul" and node.name in quantised] == weight_matmuls(proto)
 
 
 def test_x3d_keeps_channelwise_convolutions_out_of_int8(learnt):
