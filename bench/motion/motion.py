@@ -88,9 +88,9 @@ def measure(settings: Motion) -> dict[str, Any]:
         rows = _rows(methods, runs=settings.runs, frames=frames)
         write_picture(picture, videos[:2], cues=cues, spec=spec)
     found = claims(rows)
-    names = [video.name for video in videos[: spec.segments]]
+    names = {"videos": [video.name for video in videos[: spec.segments]], "checkpoint": [path.name for path in settings.checkpoint]}
     return {
-        "settings": {"spec": spec.to_dict(), "frames": frames, "threads": threads, "videos": names},
+        "settings": {"spec": spec.to_dict(), "frames": frames, "threads": threads, **names},
         "methods": [{key: getattr(method, key) for key in ("name", "maps", "gmacs", "parameters")} for method in methods],
         "rows": rows,
         "claims": found,

@@ -78,9 +78,10 @@ def run_bench(
         parts = measure(parsed)
     finally:
         signal.signal(signal.SIGTERM, before)
-    settings = {key: value for key, value in values.items() if key not in {"out", "json", "videos", "official", "checkpoint"}}
+    settings = {key: value for key, value in values.items() if key not in {"out", "json", "videos", "official"}}
     goals = judged(parts.pop("goals", []), None if judge_busy else busy)
-    settings |= {**parts.pop("settings", {}), "busy_before": busy}
+    settings["busy_before"] = busy
+    settings |= parts.pop("settings", {})
     document = {"benchmark": name, "environment": environment(), "settings": settings, **parts, "goals": goals}
     write_json(out, document)
     emit(document, *tables(document), *([goals_table(goals)] if goals else []), as_json=parsed.json)
