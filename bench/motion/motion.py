@@ -42,7 +42,8 @@ class Motion(TimingArgs):
     A clip is 8 stacks of 6 adjacent frames, as PAN and Dynamic Appearance count theirs: 48 frames, whose number over the median time is
     frames/s. Each method makes 5 maps of a stack, one for each pair of frames; dynamic appearance makes one picture of all 6. Optical flow
     is given grey frames, made beforehand; the cues are given RGB bytes, and their time includes normalisation. Displacement maps and CMM
-    are measured with the layers of the network that they need, and alone. Weights are random.
+    are measured with the layers of the network that they need, and alone. Weights are random. TV-L1, Farneback and RAFT-small run in every
+    fifth round only.
 
     Beside the JSON a picture is written: optical flow, and the cue of each checkpoint, at the moments of two videos that move most.
     """
