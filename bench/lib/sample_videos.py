@@ -31,17 +31,15 @@ def videos_of(sources: Sequence[Path]) -> list[Path]:
     return found
 
 
-def sample_videos(
-    folder: Path, *, count: int = 4, sizes: Sequence[tuple[int, int]] = SIZES, frames: int = 250, fps: int = 25, seed: int = 0
-) -> list[Path]:
+def sample_videos(folder: Path, *, count: int = 4, sizes: Sequence[tuple[int, int]] = SIZES, frames: int = 250) -> list[Path]:
     """Write `count` H.264 videos of `sample_frames` and return the files; `sizes` (columns, rows; even numbers) repeat."""
     from flowless.pipeline.video.encode import write_video
 
     paths = [folder / f"sample_{number}.mp4" for number in range(count)]
     for number, path in enumerate(paths):
-        rng = np.random.default_rng([seed, number])
+        rng = np.random.default_rng([0, number])
         width, height = sizes[number % len(sizes)]
-        write_video(path, sample_frames(rng, width=width, height=height, frames=frames), fps=fps, options=ENCODER)
+        write_video(path, sample_frames(rng, width=width, height=height, frames=frames), fps=25, options=ENCODER)
     return paths
 
 

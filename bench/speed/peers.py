@@ -52,7 +52,7 @@ def main(args: Sequence[str]) -> None:
 def measure(settings: Peers) -> dict[str, Any]:
     """Load the clone, export and build, measure, and return the document's parts."""
     from flowless.bench.lib.networks import random_clips, torch_threads
-    from flowless.bench.motion.motion_maps import PAPER_CLIP, maps_per_clip, motion_runners
+    from flowless.bench.motion.motion_methods import PAPER_CLIP, maps_per_clip, motion_runners
     from flowless.export.build_engine import build_all
     from flowless.train import load_checkpoint
 

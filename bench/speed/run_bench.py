@@ -83,6 +83,7 @@ def run_bench(
     settings: dict[str, Any] = {key: value.name if isinstance(value, Path) else value for key, value in given.items()}
     goals = judged(parts.pop("goals", []), None if judge_busy else busy)
     settings["busy_before"] = busy
+    settings |= parts.pop("settings", {})
     document = {"benchmark": name, "environment": environment(), "settings": settings, **parts, "goals": goals}
     write_json(out, document)
     emit(document, *tables(document), *([goals_table(goals)] if goals else []), as_json=parsed.json)

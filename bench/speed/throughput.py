@@ -143,7 +143,7 @@ def _forward(runners: list[Runner], settings: Throughput, spec: ClipSpec, work: 
 
 def _maps(settings: Throughput, work: Path, *, threads: int) -> list[dict[str, Any]]:
     from flowless.bench.lib.networks import random_clips
-    from flowless.bench.motion.motion_maps import PAPER_CLIP, maps_per_clip, motion_runners
+    from flowless.bench.motion.motion_methods import PAPER_CLIP, maps_per_clip, motion_runners
 
     stacks = replace(settings.spec(), frames_per_segment=PAPER_CLIP.frames_per_segment)
     _, runners = motion_runners(stacks, threads=threads, folder=work)

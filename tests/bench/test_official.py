@@ -12,7 +12,7 @@ from official_pan import NORMS, OfficialCode, _ChannelDistance, copy_weights, ex
 
 from flowless.bench.lib.networks import random_clips, random_model
 from flowless.bench.lib.sample_videos import sample_videos
-from flowless.bench.motion.motion_maps import PAPER_CLIP, motion_model
+from flowless.bench.motion.motion_methods import PAPER_CLIP, motion_model
 from flowless.cli import main
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.preprocess import load_clip

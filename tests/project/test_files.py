@@ -127,7 +127,7 @@ def fail_if_called(*_: object, **__: object) -> None:
         ("bench.systems.real:main", "bench.systems.comparison:measure", ["a.jsonl", "b.jsonl", "--out"]),
         ("bench.speed.throughput:main", "bench.speed.throughput:measure", ["--out"]),
         ("bench.speed.export_time:main", "bench.speed.export_time:measure", ["--out"]),
-        ("bench.motion.motion:main", "bench.motion.motion:usable_cores", ["--out"]),
+        ("bench.motion.motion:main", "bench.motion.motion:measure", ["--out"]),
     ],
 )
 def test_commands_check_the_output_path_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, work: str, args) -> None:
