@@ -163,7 +163,7 @@ def test_the_whole_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str],
 def test_the_readme_shows_it(tmp_path: Path) -> None:
     results = Path(__file__).parents[2] / "bench" / "results"
     for path in results.glob("*.json"):
-        if path.stem in {"throughput", "peers", "reversal"}:
+        if path.stem in {"throughput", "peers"}:
             (tmp_path / path.name).write_bytes(path.read_bytes())
     row = {"kind": "training", "waiting": ASLEEP, "alone_ms": 1000.0, "busy_ratio": 1.1, "second_ratio": 2.0}
     slow = {**row, "waiting": DEFAULTS, "alone_ms": 800.0, "second_ratio": 4.3, "busy_ratio": 3.0}
