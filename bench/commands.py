@@ -18,11 +18,11 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
     "peers": ("flowless.bench.speed.peers:main", "beside the official PAN code, from your own clone of it"),
     "export": ("flowless.bench.speed.export_time:main", "minutes from a checkpoint to a verified INT8 bundle, stage by stage"),
     "systems": (
-        "flowless.bench.systems.systems:main",
+        "flowless.bench.systems.comparison:systems",
         "the four systems and their baselines trained alike on videos and their reversals: accuracy beside cost",
     ),
     "real": (
-        "flowless.bench.systems.real:main",
+        "flowless.bench.systems.comparison:real",
         "the same on real clips of people: tested on others, reversed and shuffled, opposite actions",
     ),
     "shared-cores": (

@@ -13,6 +13,7 @@ from flowless.console import progress
 from flowless.export.build_engine import build
 from flowless.export.bundle_writer import export_bundle
 from flowless.pipeline.clip.preprocess import load_clip
+from flowless.pipeline.dataset.index import DatasetIndex
 from flowless.timing import time_interleaved
 from flowless.train.checkpoints import Checkpoint
 from flowless.train.models import build_model
@@ -21,24 +22,16 @@ from flowless.train.recipes import Recipe
 
 #: Targets that run on a processor.
 TARGETS = ("openvino", "onnxruntime")
-_RUNS = 30
 
 
-def measure_cost(recipes: Mapping[str, Recipe], *, folder: Path, videos: list[Path], labels: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """Count each network, build its fp32 engines, and time one clip on all of them, interleaved.
+def measure_cost(recipes: Mapping[str, Recipe], *, folder: Path, test: DatasetIndex) -> dict[str, dict[str, Any]]:
+    """Count each recipe's network, build its fp32 engines in `folder`, and time one clip on all of them, interleaved.
 
-    The networks have their initial weights, which change neither the count nor the time.
-
-    Args:
-        recipes: System -> recipe that says what network.
-        folder: Where the bundles are written.
-        videos: Videos to verify the engines with; the clip is the first one's.
-        labels: The classes.
-
-    Returns:
-        System -> `clip` (its shape), `parameters`, `macs` of a clip, `latencies` (target -> median milliseconds), and of the fastest
-        target: `target`, `latency_ms`.
+    The networks have their initial weights, which change neither the count nor the time. The first videos of `test` verify the engines,
+    and the first one's clip is timed. A cost is `clip` (its shape), `parameters`, `macs` of a clip, `latencies` (target -> median
+    milliseconds), and of the fastest target: `target`, `latency_ms`.
     """
+    videos, labels = [test.path_of(video) for video in test.videos[:2]], test.labels
     costs: dict[str, dict[str, Any]] = {}
     engines = {}
     with progress() as bar:
@@ -52,9 +45,8 @@ def measure_cost(recipes: Mapping[str, Recipe], *, folder: Path, videos: list[Pa
                 build(bundle, target=target)
                 engine = flowless.load(bundle, target, "fp32")
                 engines[f"{name} {target}"] = partial(engine, load_clip(videos[0], engine.spec)[:1])
-    times = time_interleaved(engines, runs=_RUNS, warmup=2, warmup_each=1)
+    times = time_interleaved(engines, runs=30, warmup=2, warmup_each=1)
     for name, cost in costs.items():
         cost["latencies"] = {target: times[f"{name} {target}"].p50_ms for target in TARGETS}
-        cost["target"] = min(TARGETS, key=lambda target: cost["latencies"][target])
-        cost["latency_ms"] = cost["latencies"][cost["target"]]
+        cost["latency_ms"], cost["target"] = min((latency, target) for target, latency in cost["latencies"].items())
     return costs
