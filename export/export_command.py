@@ -50,7 +50,7 @@ def export(arguments: Sequence[str]) -> int:
         raise FlowlessError("--clips and --data both name the videos to compare on. Give one of them.")
     from rich.table import Table
 
-    from flowless.export.bundle_writer import export_bundle
+    from flowless.export.export_bundle import export_bundle
     from flowless.train.checkpoints import load_checkpoint
 
     checkpoint = load_checkpoint(args.checkpoint)

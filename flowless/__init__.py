@@ -17,7 +17,7 @@ from flowless.errors import CheckFailed, FlowlessError
 if TYPE_CHECKING:
     from flowless.engines import load
     from flowless.export.build_engine import build
-    from flowless.export.bundle_writer import export_bundle as export
+    from flowless.export.export_bundle import export_bundle as export
     from flowless.pipeline import scan
     from flowless.train.evaluation.evaluate import evaluate
     from flowless.train.train_recipe import train
@@ -29,7 +29,7 @@ __all__ = ["CheckFailed", "FlowlessError", "__version__", "build", "evaluate", "
 _FUNCTIONS = {
     "build": ("flowless.export.build_engine", "build"),
     "evaluate": ("flowless.train.evaluation.evaluate", "evaluate"),
-    "export": ("flowless.export.bundle_writer", "export_bundle"),
+    "export": ("flowless.export.export_bundle", "export_bundle"),
     "load": ("flowless.engines", "load"),
     "scan": ("flowless.pipeline", "scan"),
     "train": ("flowless.train.train_recipe", "train"),

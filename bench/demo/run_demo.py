@@ -52,7 +52,7 @@ def run_demo(out: Path, *, seed: int = 0, quick: bool = False) -> dict[str, Any]
     Returns:
         The content of `OUT/summary.json`: `accuracy` by model, `engines`, `seconds` by stage.
     """
-    from flowless.export.bundle_writer import export_bundle
+    from flowless.export.export_bundle import export_bundle
     from flowless.train.evaluation.evaluate import evaluate
     from flowless.train.evaluation.metrics import confusion_matrix
 

@@ -31,7 +31,7 @@ def clip_spec(settings: Settings) -> ClipSpec:
 def network(results: Results) -> None:
     """Export a network whose random weights behave like trained ones, with clips to compare and videos to calibrate its engines on."""
     from flowless.bench.lib.networks import random_clips, random_model
-    from flowless.export.bundle_writer import export_bundle, torch_scores
+    from flowless.export.export_bundle import export_bundle, torch_scores
     from flowless.pipeline.dataset.scan import scan
     from flowless.pipeline.video.encode import write_video
     from flowless.train.checkpoints import save_checkpoint

@@ -13,8 +13,8 @@ import numpy as np
 import tyro
 
 from flowless.bench.lib.goals import goal
+from flowless.bench.lib.run_bench import TimingArgs, run_bench
 from flowless.bench.lib.tables import rows_table
-from flowless.bench.speed.run_bench import TimingArgs, run_bench
 from flowless.console import log
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.preprocess import load_clip

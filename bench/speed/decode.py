@@ -16,9 +16,9 @@ import tyro
 from PIL import Image
 from rich.table import Table
 
+from flowless.bench.lib.run_bench import BenchArgs, import_script, run_bench
 from flowless.bench.lib.sample_videos import videos_of
 from flowless.bench.lib.tables import rows_table
-from flowless.bench.speed.run_bench import BenchArgs, import_script, run_bench
 from flowless.console import progress
 from flowless.errors import FlowlessError
 from flowless.pipeline.video.reader import VideoReader

@@ -15,9 +15,9 @@ from typing import Any, Literal
 from rich.table import Table
 
 from flowless.bench.lib.goals import goal
+from flowless.bench.lib.run_bench import BenchArgs, run_bench
 from flowless.bench.lib.tables import rows_table
 from flowless.bench.speed.random_network import NetworkArgs, varied_videos
-from flowless.bench.speed.run_bench import BenchArgs, run_bench
 from flowless.console import log
 from flowless.pipeline import DatasetIndex
 
@@ -71,7 +71,7 @@ def _checkpoint_to_bundle(settings: ExportTime, work: Path, *, began: float) -> 
     """Export and build as the commands do, in this new process, started at `began`; return stage -> seconds, and the engine's figures."""
     os.environ["FLOWLESS_CACHE"] = str(work / "cache")
     from flowless.export.build_engine import build
-    from flowless.export.bundle_writer import export_bundle
+    from flowless.export.export_bundle import export_bundle
     from flowless.export.precision.calibration import Calibration
     from flowless.export.precision.graph_cache import precise_graph
     from flowless.export.verify.checks import Checks

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flowless.bench.lib.goals import goal
+from flowless.bench.lib.run_bench import BenchArgs, run_bench
 from flowless.bench.lib.sample_videos import sample_videos
-from flowless.bench.speed.run_bench import BenchArgs, run_bench
 from flowless.console import log
 from flowless.pipeline import ClipSpec, DatasetIndex, scan
 

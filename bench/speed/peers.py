@@ -14,11 +14,11 @@ import numpy as np
 from rich.table import Table
 
 from flowless.bench.lib.goals import goal
+from flowless.bench.lib.run_bench import TimingArgs, import_script, run_bench
 from flowless.bench.lib.runners import Run, Runner, engine_runners, time_runners, torch_runners
 from flowless.bench.lib.sample_videos import sample_videos
 from flowless.bench.lib.tables import rows_table
 from flowless.bench.speed.random_network import NetworkArgs
-from flowless.bench.speed.run_bench import TimingArgs, import_script, run_bench
 from flowless.console import log
 from flowless.engines.bundle.manifest import read_manifest
 from flowless.engines.engine import Engine

@@ -43,7 +43,7 @@ class NetworkArgs:
 
     def export(self, folder: Path, *, videos: Sequence[Path] = ()) -> Manifest:
         """Write the checkpoint and export it into `folder / "bundle"`, compared with PyTorch on `videos`."""
-        from flowless.export.bundle_writer import export_bundle
+        from flowless.export.export_bundle import export_bundle
 
         log.print(f"exporting {self.model} …", style="dim", markup=False)
         return export_bundle(self.checkpoint(folder), folder / "bundle", videos=videos)

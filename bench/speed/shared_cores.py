@@ -20,10 +20,10 @@ from rich.table import Table
 
 import flowless
 from flowless.bench.lib.goals import goal
+from flowless.bench.lib.run_bench import BenchArgs, run_bench
 from flowless.bench.lib.runners import torch_runners
 from flowless.bench.lib.tables import rows_table
 from flowless.bench.speed.random_network import NetworkArgs
-from flowless.bench.speed.run_bench import BenchArgs, run_bench
 from flowless.console import log
 from flowless.engines.bundle.manifest import read_manifest
 from flowless.errors import FlowlessError, first_line

@@ -11,7 +11,7 @@ from typing import Any
 import flowless
 from flowless.console import progress
 from flowless.export.build_engine import build
-from flowless.export.bundle_writer import export_bundle
+from flowless.export.export_bundle import export_bundle
 from flowless.pipeline.clip.preprocess import load_clip
 from flowless.pipeline.dataset.index import DatasetIndex
 from flowless.timing import time_interleaved

@@ -18,7 +18,7 @@ REHEARSED = [name for name in PARTS if name != "compiled"]
 
 
 def run_here(name: str, *, settings: Settings, seconds: float, scratch: Path) -> dict[str, Any]:
-    """Run a part in this process, which has imported PyTorch already; tests/bench/test_gpu_bench.py runs parts in processes of their own."""
+    """Run a part in this process, which has imported PyTorch already; test_gpu_bench.py runs parts in processes of their own."""
     found = scratch / f"{name}.json"
     given = json.dumps(asdict(settings), default=str)
     subprocess_runner.main([name, f"flowless.bench.gpu.{PARTS[name].function}", given, str(found), str(seconds)])

@@ -55,7 +55,7 @@ def checkpoint(once) -> Path:
 @pytest.fixture(scope="session")
 def exported(once, checkpoint) -> Path:
     """A bundle as `flowless export` leaves it. Read it; copy it before changing it."""
-    from flowless.export.bundle_writer import export_bundle
+    from flowless.export.export_bundle import export_bundle
 
     return once("exported", lambda path: export_bundle(checkpoint, path))
 
@@ -122,7 +122,7 @@ def film_model() -> Recognizer:
 def film_bundles(once, film_model) -> dict[str, Path]:
     """Its bundles, `offline` and `online`, with engines for OpenVINO. Read them; copy one before changing it."""
     from flowless.export.build_engine import build
-    from flowless.export.bundle_writer import export_bundle
+    from flowless.export.export_bundle import export_bundle
     from flowless.train.checkpoints import Checkpoint
 
     about = {"name": "stm-r18", "spec": film_model.spec, "labels": ("down", "left", "right", "up")}
@@ -192,7 +192,7 @@ def learnt(once, train_index) -> Callable[[str], Path]:
     """Give a bundle of a model that has learnt the training videos, by name; made once. Copy it before changing it."""
 
     def make(path: Path, name: str) -> None:
-        from flowless.export.bundle_writer import export_bundle
+        from flowless.export.export_bundle import export_bundle
 
         checkpoint = learn(path.with_name(f"learnt-{name}.safetensors"), name, train_index)
         export_bundle(checkpoint, path, videos=[train_index.path_of(video) for video in train_index.videos[:4]])

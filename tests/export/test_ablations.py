@@ -84,7 +84,7 @@ def test_as_a_graph(tmp_path: Path, assert_same_outputs, name: str, options: dic
 )
 def test_a_bundle_without_a_cue(tmp_path: Path, assert_bundle_explains_alike, name: str, options: dict[str, Any]) -> None:
     """The export's own gate, and the same seen in the checkpoint and in the bundle."""
-    from flowless.export.bundle_writer import export_bundle
+    from flowless.export.export_bundle import export_bundle
     from flowless.train.checkpoints import Checkpoint
 
     model = random_model(name, options)

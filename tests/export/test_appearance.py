@@ -105,7 +105,7 @@ def test_pwtp_alone(tmp_path: Path, subspace: int) -> None:
 def test_the_bundle_gives_pytorchs_scores(tmp_path: Path, name: str, options: dict[str, Any], assert_bundle_explains_alike) -> None:
     """The project's own gate, on ONNX Runtime and OpenVINO, at every batch size that it tries."""
     from flowless.export.build_engine import build
-    from flowless.export.bundle_writer import export_bundle
+    from flowless.export.export_bundle import export_bundle
     from flowless.train.checkpoints import Checkpoint
 
     spec = ClipSpec(segments=4, frames_per_segment=6, height=48, width=48, short_side=56)

@@ -55,7 +55,7 @@ CASES = [
 def test_one_graph_with_pytorchs_scores(
     tmp_path: Path, name: str, options: dict[str, Any], nodes: int, assert_bundle_explains_alike
 ) -> None:
-    from flowless.export.bundle_writer import export_bundle
+    from flowless.export.export_bundle import export_bundle
 
     made = checkpoint(name, **options)
     same_scores(export_bundle(made, tmp_path / "bundle"), name, nodes)

@@ -9,7 +9,7 @@ from onnx import numpy_helper
 
 from flowless.cli import main
 from flowless.errors import CheckFailed, FlowlessError
-from flowless.export import bundle_writer as bundles
+from flowless.export import export_bundle as bundles
 from flowless.export.graph import export_graph as graph
 from flowless.export.graph.pa_function import pa_nodes
 from flowless.export.verify import parity

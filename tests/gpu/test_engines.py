@@ -10,7 +10,7 @@ import pytest
 from flowless.bench.lib.networks import random_model
 from flowless.engines.backends.backend import why_not
 from flowless.engines.bundle.manifest import read_manifest
-from flowless.export.bundle_writer import export_bundle
+from flowless.export.export_bundle import export_bundle
 from flowless.export.verify.parity import check
 from flowless.export.verify.reference import Reference
 from flowless.pipeline.clip.spec import ClipSpec

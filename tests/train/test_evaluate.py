@@ -15,7 +15,7 @@ import flowless
 from flowless.cli import main
 from flowless.errors import FlowlessError
 from flowless.export.build_engine import build
-from flowless.export.bundle_writer import export_bundle
+from flowless.export.export_bundle import export_bundle
 from flowless.pipeline.clip.preprocess import load_clip
 from flowless.pipeline.clip.protocols import protocol_spec
 from flowless.pipeline.clip.spec import ClipSpec

@@ -20,9 +20,9 @@ from flowless.cli import main
 from flowless.engines.backends.backend import open_backend
 from flowless.engines.bundle.manifest import MANIFEST, read_manifest
 from flowless.errors import FlowlessError
-from flowless.export.bundle_writer import export_bundle
 from flowless.export.explain.explain_video import explain_video
 from flowless.export.explain.introspection import open_model
+from flowless.export.export_bundle import export_bundle
 from flowless.export.verify.accuracy import compare_accuracy
 from flowless.pipeline.clip.preprocess import load_clip
 from flowless.pipeline.clip.spec import ClipSpec
