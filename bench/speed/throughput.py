@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from unittest.mock import patch
 
 import numpy as np
@@ -26,6 +27,9 @@ from flowless.errors import FlowlessError
 from flowless.machine import instruction_sets
 from flowless.pipeline import ClipSpec, load_clip
 from flowless.timing import time_interleaved
+
+if TYPE_CHECKING:
+    from flowless.export.precision.calibration import Calibration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +58,8 @@ def main(args: Sequence[str]) -> None:
 
 def measure(settings: Throughput) -> dict[str, Any]:
     """Export, build and measure; return the document's parts."""
-    from flowless.bench.lib.networks import torch_threads
+    from flowless.bench.lib.networks import random_clips, torch_threads
+    from flowless.bench.motion.motion_methods import PAPER_CLIP, maps_per_clip, motion_runners
     from flowless.bench.speed.video_stages import stage_rows
 
     with torch_threads(settings.threads or None) as threads, tempfile.TemporaryDirectory(prefix="flowless-bench-") as folder:
@@ -73,7 +78,10 @@ def measure(settings: Throughput) -> dict[str, Any]:
         runners += [Runner(f"{row['target']} {row['precision']}", row["target"], row["precision"], row["status"]) for row in refused]
         engines = _forward(runners, settings, manifest.spec, work)
         log.print("measuring the PA op alone …", style="dim")
-        maps = _maps(settings, work, threads=threads)
+        stacks = replace(settings.spec(), frames_per_segment=PAPER_CLIP.frames_per_segment)
+        _, cues = motion_runners(stacks, threads=threads, folder=work)
+        clip, items = random_clips(1, stacks, seed=2), maps_per_clip(stacks)
+        maps = time_runners(cues, clip, runs=settings.runs, rate="maps_per_s", items=items)
         engine_of = {runner.name: runner.run for runner in runners if isinstance(runner.run, Engine)}
         whole = [_end_to_end(name, engine, videos, rounds=max(2, settings.runs // 5)) for name, engine in engine_of.items()]
     times = {row["stage"]: row["p50_ms"] for row in stages}
@@ -113,7 +121,6 @@ def _int8_goal(engines: list[dict]) -> dict[str, Any]:
 
 def _builds(settings: Throughput, work: Path) -> list[dict[str, Any]]:
     """Export into `work / "bundle"` and build; videos to compare scores on are in `work / "val"`."""
-    from flowless.bench.speed.precision_builds import build_precisions
     from flowless.export.build_engine import buildable
     from flowless.export.precision.calibration import Calibration
     from flowless.export.precision.precisions import PRECISIONS
@@ -131,6 +138,38 @@ def _builds(settings: Throughput, work: Path) -> list[dict[str, Any]]:
         return build_precisions(bundle, targets=settings.targets or targets, precisions=precisions, calibration=calibration)
 
 
+def build_precisions(
+    bundle: Path, *, targets: Sequence[Target], precisions: Sequence[str], calibration: Calibration | None
+) -> list[dict[str, Any]]:
+    """Build into a bundle; return one JSON row each, whose `build_s` is the seconds of build and gates without making the graph."""
+    # fp32, which the others are compared with, is built first, so that no other build includes its time.
+    order = ("fp32", *(name for name in precisions if name != "fp32"))
+    rows = [_build_one(bundle, target, precision, calibration) for target in targets for precision in order]
+    return [row for row in rows if row["precision"] in precisions]
+
+
+def _build_one(bundle: Path, target: Target, precision: str, calibration: Calibration | None) -> dict[str, Any]:
+    from flowless.export.build_engine import build
+    from flowless.export.precision.graph_cache import precise_graph
+    from flowless.export.verify.checks import Checks, EngineRefused
+
+    row: dict[str, Any] = {"target": target, "precision": precision, "status": "", "gate": "", "megabytes": None, "build_s": None}
+    # Slower engines are measured too. Parity is not a gate: noise and edges of full contrast are foreign to random weights.
+    checks = Checks(parity=False, slower=True)
+    try:
+        precise_graph(read_manifest(bundle), precision, calibration)
+        start = time.perf_counter()
+        record = build(bundle, target=target, precision=precision, checks=checks, calibration=calibration)
+        seconds = time.perf_counter() - start
+    except EngineRefused as error:
+        return {**row, "status": f"not kept: {error.short}", "gate": error.gate}
+    except FlowlessError as error:
+        return {**row, "status": f"not built: {str(error).replace(f'{bundle.parent}{os.sep}', '').split('. ')[0]}"}
+    files = read_manifest(bundle).files
+    megabytes = round(sum(files[name].bytes for name in record.files) / 1e6, 3)
+    return {**row, "status": record.status, "megabytes": megabytes, "build_s": round(seconds, 2)}
+
+
 def _forward(runners: list[Runner], settings: Throughput, spec: ClipSpec, work: Path) -> list[dict[str, Any]]:
     from flowless.bench.lib.networks import random_clips
 
@@ -139,15 +178,6 @@ def _forward(runners: list[Runner], settings: Throughput, spec: ClipSpec, work: 
         return time_runners(runners, clip, runs=settings.runs, rate="clips_per_s", compare=False)
     probe = np.concatenate([load_clip(path, spec)[:1] for path in sorted((work / "val").rglob("*.mp4"))])
     return time_runners(runners, clip, runs=settings.runs, rate="clips_per_s", probe=probe)
-
-
-def _maps(settings: Throughput, work: Path, *, threads: int) -> list[dict[str, Any]]:
-    from flowless.bench.lib.networks import random_clips
-    from flowless.bench.motion.motion_methods import PAPER_CLIP, maps_per_clip, motion_runners
-
-    stacks = replace(settings.spec(), frames_per_segment=PAPER_CLIP.frames_per_segment)
-    _, runners = motion_runners(stacks, threads=threads, folder=work)
-    return time_runners(runners, random_clips(1, stacks, seed=2), runs=settings.runs, rate="maps_per_s", items=maps_per_clip(stacks))
 
 
 def _end_to_end(name: str, engine: Any, videos: Sequence[Path], *, rounds: int) -> dict[str, Any]:

@@ -15,9 +15,8 @@ from flowless.bench.lib.networks import random_clips, random_model
 from flowless.bench.lib.runners import Runner, snr_db, time_runners
 from flowless.bench.lib.sample_videos import sample_videos, videos_of
 from flowless.bench.lib.system_load import busy_share, judged
-from flowless.bench.speed.precision_builds import build_precisions
 from flowless.bench.speed.random_network import NetworkArgs, save_random, varied_videos
-from flowless.bench.speed.throughput import goals, main
+from flowless.bench.speed.throughput import build_precisions, goals, main
 from flowless.bench.speed.video_stages import decode_with_libav_alone, stage_rows
 from flowless.engines.backends.openvino_core import computes_in
 from flowless.errors import FlowlessError
