@@ -194,6 +194,8 @@ class Engine:
             top: Number of classes to name.
             workers: Decoding threads; by default one per core, at most four. At most one clip more than that is held ready.
         """
+        if isinstance(paths, str | os.PathLike):
+            raise FlowlessError(f"paths is {os.fspath(paths)!r}; predict_many takes a list of videos, predict a single one.")
         # Imported in the calling thread: a Ctrl-C within an import in a worker would leave the import lock held.
         importlib.import_module("flowless.pipeline.clip.preprocess")
         workers = workers or min(4, usable_cores())

@@ -22,6 +22,7 @@ from flowless.export.targets.build_options import BuildOptions
 from flowless.export.targets.builders import buildable, builder_of, refuse_missing_library
 from flowless.export.targets.engine_key import engine_key
 from flowless.export.verify.checks import Checks, passed
+from flowless.interrupts import raise_lost_ctrl_c
 
 if TYPE_CHECKING:
     from flowless.export.precision.graph_cache import PreciseGraph
@@ -99,10 +100,12 @@ def build(
         return context.kept
     if context.lacks_baseline:
         build(bundle, target=target, options=options, checks=checks)
-    graph = make_graph(context)
+    with raise_lost_ctrl_c():  # libraries catch it where they import others; nothing may be committed then
+        graph = make_graph(context)
     with open_draft(context.bundle, target, precision, in_place=context.is_graph) as draft:
-        candidate = compile_engine(context, graph, draft)
-        record = verify_engine(context, candidate)
+        with raise_lost_ctrl_c():
+            candidate = compile_engine(context, graph, draft)
+            record = verify_engine(context, candidate)
         record = commit_artefact(draft, record, calibration=graph.calibration)
     _print(context, _summary(record))
     return record

@@ -35,7 +35,10 @@ def cache_folder() -> Path:
     """Return the folder of graphs and timing caches: `FLOWLESS_CACHE`, or `flowless` in the user's cache folder."""
     named = os.environ.get("FLOWLESS_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(named) if named else Path(base) / "flowless"
+    folder = Path(named) if named else Path(base) / "flowless"
+    if folder.is_file():
+        raise FlowlessError(f"{folder}: a file. The cache is a folder; set FLOWLESS_CACHE to one.")
+    return folder
 
 
 def cache_limit() -> int:

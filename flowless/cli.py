@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from flowless.console import log
 from flowless.errors import FlowlessError
-from flowless.interrupts import note_ctrl_c
+from flowless.interrupts import note_ctrl_c, raise_lost_ctrl_c
 from flowless.thread_waiting import let_waiting_threads_sleep
 
 #: Subcommand -> the function that runs it (module:function, called with the remaining arguments), and what it does.
@@ -96,7 +96,7 @@ def run_command(command: Callable[[], int | None]) -> int:
     """
     let_waiting_threads_sleep()
     try:
-        with note_ctrl_c():
+        with note_ctrl_c(), raise_lost_ctrl_c():
             return command() or 0
     except FlowlessError as error:
         log.print(f"flowless: {error}", style="red", markup=False, soft_wrap=True)

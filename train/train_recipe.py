@@ -43,6 +43,8 @@ def train(
     Raises:
         FlowlessError: A name, an index or a field cannot be used, the folder is taken, or training diverges.
     """
+    if not isinstance(recipe, str | Recipe):
+        raise FlowlessError(f"recipe is {recipe!r}; it must be a name, such as pan-lite-r50/custom, or what find_recipe returned.")
     if isinstance(recipe, Recipe):
         if fields:
             raise FlowlessError(f"{', '.join(fields)}: a recipe's fields can be changed beside its name only: find_recipe(NAME, ...).")

@@ -6,7 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from unittest.mock import patch
@@ -62,6 +62,10 @@ def measure(settings: Throughput) -> dict[str, Any]:
     from flowless.bench.motion.motion_methods import PAPER_CLIP, maps_per_clip, motion_runners
     from flowless.bench.speed.video_stages import stage_rows
 
+    if settings.bundle:
+        network = {field.name: field.default for field in fields(NetworkArgs)} | {"precision": (), "targets": ()}
+        if given := [name for name, default in network.items() if getattr(settings, name) != default]:
+            raise FlowlessError(f"bench throughput: --bundle has its network and its engines; leave --{' --'.join(given)} out.")
     with torch_threads(settings.threads or None) as threads, tempfile.TemporaryDirectory(prefix="flowless-bench-") as folder:
         work = Path(folder)
         builds = [] if settings.bundle else _builds(settings, work)

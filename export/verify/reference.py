@@ -97,6 +97,8 @@ def gather_clips(spec: ClipSpec, videos: Sequence[str | os.PathLike[str]] = ()) 
         spec: What a clip is.
         videos: Real videos; without any, three are generated, encoded as H.264 and decoded again.
     """
+    if isinstance(videos, str | os.PathLike):
+        raise FlowlessError(f"videos is {os.fspath(videos)!r}; it must be a list of videos.")
     if videos:
         found = video_clips(videos, spec)
     else:

@@ -139,6 +139,8 @@ class DatasetIndex:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> DatasetIndex:
         """Read an index; raise FlowlessError where the file is missing, not an index, or damaged."""
+        if not isinstance(path, str | os.PathLike):
+            raise FlowlessError(f"{path!r} is no index; it must be a DatasetIndex or the path of one (flowless scan writes it).")
         source = Path(path)
         try:
             lines = source.read_text(encoding="utf-8").split("\n")

@@ -216,6 +216,8 @@ def test_a_bundle_beside_its_own_network_in_pytorch(videos: list[Path], tmp_path
     assert "max_abs_diff" not in engine, "PyTorch has other weights"
     network = load_checkpoint(save_random(manifest, tmp_path / "random.safetensors")).model
     assert sum(item.numel() for item in network.parameters()) < 2e6, "the bundle's narrow network, not the full one of its name"
+    with pytest.raises(FlowlessError, match="leave --model --precision out"):
+        main([*args, "--model", "tsn-r50", "--precision", "int8"])
     replace(manifest, config={}).write()
     with pytest.raises(FlowlessError, match="does not record the size of its network"):
         main([*args, "--out", str(tmp_path / "other.json")])

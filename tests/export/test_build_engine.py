@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +24,7 @@ from flowless.export import build_engine
 from flowless.export.build_engine import build
 from flowless.export.targets.build_options import BuildOptions
 from flowless.export.targets.engine_key import engine_key
+from flowless.export.verify import gates
 
 FORCED = BuildOptions(force=True)
 
@@ -170,6 +173,32 @@ def test_an_engine_that_cannot_be_replaced_stays(exported, tmp_path, monkeypatch
     folders = {path.name for path in bundle.iterdir() if path.is_dir()}
     assert len(folders) == 1, "what was replaced is removed"
     assert folders < {"openvino-fp32", "openvino-fp32-2"}
+
+
+def test_a_ctrl_c_that_a_library_swallows_commits_nothing(exported, tmp_path, monkeypatch):
+    import shutil
+
+    bundle = Path(shutil.copytree(exported, tmp_path / "bundle"))
+    before, run_gates = contents(bundle), gates.run_gates
+
+    def swallow(*rest):
+        with contextlib.suppress(BaseException):  # as a library does that tries to import another one
+            signal.raise_signal(signal.SIGINT)
+        return run_gates(*rest)
+
+    monkeypatch.setattr(gates, "run_gates", swallow)
+    assert main(["build", str(bundle), "--target", "openvino"]) == 130
+    assert contents(bundle) == before
+
+
+def test_a_build_needs_no_pytorch(exported, tmp_path):
+    """Importing it takes longer than the rest of a small build."""
+    import shutil
+
+    bundle = shutil.copytree(exported, tmp_path / "bundle")
+    command = f"main(['build', {str(bundle)!r}, '--target', 'openvino'])"
+    code = f"import sys; from flowless.cli import main; {command}; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_a_full_disk_while_the_manifest_is_written(exported, tmp_path, monkeypatch):

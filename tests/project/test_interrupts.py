@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -64,6 +65,15 @@ def test_a_swallowed_ctrl_c_is_raised(tmp_path):
 
 def test_a_command_that_swallowed_ctrl_c_exits_with_130(tmp_path, capsys):
     assert run_command(lambda: ctrl_c_at_the_last_packet(tmp_path / "pipe")) == 130
+    assert "stopped" in capsys.readouterr().err
+
+
+def test_a_command_that_swallowed_it_anywhere_exits_with_130(capsys):
+    def swallow() -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+    assert run_command(swallow) == 130
     assert "stopped" in capsys.readouterr().err
 
 

@@ -6,11 +6,13 @@ import inspect
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import flowless
 from flowless.errors import FlowlessError
+from flowless.train.evaluation.options import EvaluationOptions
 
 
 def test_importing_flowless_imports_no_library() -> None:
@@ -43,11 +45,47 @@ def test_train_refuses_what_it_cannot_combine(shapes: Path) -> None:
         flowless.train(recipe, shapes / "train.index.jsonl")
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"epochs": "1"}, "epochs is '1'; it must be a whole number"),
+        ({"epochs": 1.5}, "epochs is 1.5; it must be a whole number"),
+        ({"lr": "0.1"}, "lr is '0.1'; it must be a number"),
+        ({"scales": 1.0}, "scales is 1.0; it must be a tuple"),
+        ({"flip": "no"}, "flip is 'no'; it must be True or False"),
+        ({"workers": 2}, "has no field workers"),
+    ],
+)
+def test_values_of_the_wrong_type_are_refused(shapes: Path, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(FlowlessError, match=message):
+        flowless.train("tsn-r18/tiny", shapes / "train.index.jsonl", out="unused", **fields)
+
+
+def test_arguments_of_the_wrong_kind_are_refused(shapes: Path, tmp_path: Path) -> None:
+    nothing: Any = None
+    with pytest.raises(FlowlessError, match="recipe is None"):
+        flowless.train(nothing, shapes / "train.index.jsonl", out="unused")
+    wrong: list[Any] = [None, [1], 3]
+    for data in wrong:
+        with pytest.raises(FlowlessError, match="is no index"):
+            flowless.train("tsn-r18/tiny", data, out="unused")
+        with pytest.raises(FlowlessError, match="is no index"):
+            flowless.evaluate(tmp_path, data)
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(FlowlessError, match="target is 'openvino', which chooses an engine of a bundle's folder"):
+        flowless.evaluate(tmp_path / "model.safetensors", shapes / "val.index.jsonl", options=EvaluationOptions(target="openvino"))
+
+
 @pytest.mark.slow
 def test_from_videos_to_an_engine(shapes: Path, tmp_path: Path) -> None:
     index = flowless.scan(shapes / "train", out=tmp_path / "train.jsonl", workers=1)
     run = flowless.train("tsn-r18/tiny", index, out=tmp_path / "run", epochs=1, blocks=1)
     assert 0 <= flowless.evaluate(run.best, tmp_path / "train.jsonl").top1 <= 1
+    with pytest.raises(FlowlessError, match="must be a list of videos"):
+        flowless.export(run.best, tmp_path / "bundle", videos=str(index.path_of(index.videos[0])))
     bundle = flowless.export(run.best, tmp_path / "bundle")
     record = flowless.build(bundle.folder, target="openvino")
-    assert flowless.load(bundle.folder, target="openvino").precision == record.precision == "fp32"
+    engine = flowless.load(bundle.folder, target="openvino")
+    assert engine.precision == record.precision == "fp32"
+    with pytest.raises(FlowlessError, match="takes a list of videos"):
+        list(engine.predict_many("clip.mp4"))

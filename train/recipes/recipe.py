@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -15,6 +16,14 @@ from flowless.train.models.options import OPTIONS, FamilyOptions, family_of, opt
 from flowless.train.recipes.data_fields import DataFields
 from flowless.train.recipes.training_fields import TrainingFields
 
+#: A field's type -> what its value may be.
+_KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
+    bool: ((bool,), "True or False"),
+    int: ((int,), "a whole number"),
+    float: ((int, float), "a number"),
+    str: ((str,), "text"),
+    tuple: ((tuple, list), "a tuple"),
+}
 #: Names of fields, the check of their value, and the check as text.
 _RULES: tuple[tuple[tuple[str, ...], Any, str], ...] = (
     (("epochs", "batch_size", "accumulate", "lr_batch", "validate_every", "num_nodes"), lambda x: x >= 1, "at least 1"),
@@ -113,6 +122,11 @@ class Recipe(TrainingFields, DataFields):
         unknown = sorted(set(family) - option_names())
         if unknown:
             raise FlowlessError(f"recipe {self.name}: has no field {', '.join(unknown)}. See: flowless train {self.name} --help")
+        hints = get_type_hints(type(self))
+        kinds = {name: _wanted_type(value, hints.get(name)) for name, value in changes.items()}
+        wrong = [f"{name} is {changes[name]!r}; it must be {kind}" for name, kind in kinds.items() if kind]
+        if wrong:
+            raise FlowlessError(f"recipe {self.name}: {'; '.join(wrong)}.")
         options = options_for(self.model, {**vars(self.options), **family})
         return replace(self, options=options, **{name: value for name, value in changes.items() if name in own})
 
@@ -137,3 +151,13 @@ class Recipe(TrainingFields, DataFields):
         if unknown:
             raise FlowlessError(f"recipe: unknown fields {', '.join(unknown)}. It was written by another version of flowless.")
         return cls(**{**_EARLIER, **rest}, options=options_for(model, family))
+
+
+def _wanted_type(value: Any, hint: Any) -> str | None:
+    """Return what a field of a type must be, where the value is something else; None where it fits. Literals have a check of their own."""
+    kinds = get_args(hint) if isinstance(hint, UnionType) or get_origin(hint) is Union else (hint,)
+    if value is None and type(None) in kinds:
+        return None
+    found = [_KINDS[kind] for kind in (get_origin(kind) or kind for kind in kinds) if kind in _KINDS]
+    fits = any(isinstance(value, types) and (bool in types or not isinstance(value, bool)) for types, _ in found)
+    return " or ".join(text for _, text in found) if found and not fits else None
