@@ -50,7 +50,7 @@ def feature_layers(backbone: nn.Module) -> list[str]:
     last. ViT: the norm before the last block's attention, the usual choice; a token is the place of its patch.
     """
     from flowless.train.models.backbones.bn_inception import BNInception, InceptionStages
-    from flowless.train.models.backbones.clip_transformer import ClipTransformer
+    from flowless.train.models.backbones.vision_transformer import ClipTransformer
     from flowless.train.models.backbones.x3d import X3D, Block
 
     if isinstance(backbone, BNInception | InceptionStages):
@@ -120,7 +120,7 @@ def _by_segment(features: Tensor, model: Recognizer, clip: Tensor) -> Tensor:
     if features.dim() == 5:  # X3D, [B, C, N, h, w]
         return features.movedim(2, 1)[:, :, None]
     if features.dim() == 3:  # ViT, [B, N * h * w, C]
-        from flowless.train.models.backbones.clip_transformer import PATCH
+        from flowless.train.models.backbones.vision_transformer import PATCH
 
         grid = (clip.shape[3] // PATCH, clip.shape[4] // PATCH)
         return features.unflatten(1, (segments, *grid)).movedim(-1, 2)[:, :, None]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 INPUT = "clip"
-#: Attributes of modules (`exact = True`) whose nodes are listed in the metadata; `precision/regions.py` reads the lists.
+#: Attributes of modules (`exact = True`) whose nodes are listed in the metadata; `precision/low_precision_nodes.py` reads the lists.
 _MARKS = ("exact", "unquantised", "matrix_backbone")
 
 

@@ -11,8 +11,8 @@ import onnx
 
 from flowless.engines.streaming.memory import feeds_of
 from flowless.export.graph.pa_inline import fold_pa, inline_pa
+from flowless.export.precision.low_precision_nodes import float32_nodes
 from flowless.export.precision.modelopt_output import without_modelopt_output
-from flowless.export.precision.regions import float32_nodes
 
 
 def cast_backbone(proto: onnx.ModelProto, kind: str, clips: np.ndarray) -> onnx.ModelProto:

@@ -35,10 +35,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import onnx
 from onnx import NodeProto, numpy_helper
 
+from flowless.export.precision.low_precision_nodes import backbone_nodes, float32_nodes, metadata_names
 from flowless.export.precision.modelopt_output import without_modelopt_output
 from flowless.export.precision.qdq import bypass_pairs, share_scale_through_shifts, store_int8_weights
 from flowless.export.precision.qdq_boundaries import find_boundaries, insert_poolings, remove_poolings
-from flowless.export.precision.regions import backbone_nodes, float32_nodes, metadata_names
 
 if TYPE_CHECKING:
     from flowless.export.precision.calibration import Method

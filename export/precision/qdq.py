@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, numpy_helper
 
-from flowless.export.precision.regions import metadata_list
+from flowless.export.precision.low_precision_nodes import metadata_list
 
 #: Operators that copy values or insert zeros: a quantised input gives an output on the same grid.
 _MOVES = {"Slice", "Pad", "Concat", "MaxPool", "Mul", "Relu", "Reshape", "Transpose"}

@@ -16,7 +16,7 @@ import onnx
 from onnx import NodeProto
 
 from flowless.errors import FlowlessError
-from flowless.export.precision.regions import float32_nodes, metadata_names
+from flowless.export.precision.low_precision_nodes import float32_nodes, metadata_names
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from flowless.engines.backends.openvino_core import openvino_reason
 from flowless.engines.bundle.manifest import Artefact
 from flowless.engines.targets import TARGETS
 from flowless.errors import FlowlessError, first_line
-from flowless.export.precision.regions import backbone_nodes, float32_nodes, weight_matmuls
+from flowless.export.precision.low_precision_nodes import backbone_nodes, float32_nodes, weight_matmuls
 from flowless.export.verify.layer_record import UNKNOWN, Inspection, Layer, inspection
 
 

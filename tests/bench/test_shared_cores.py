@@ -147,13 +147,11 @@ def test_stopped_in_the_middle_it_leaves_nothing(sent: signal.Signals, code: int
 @pytest.mark.slow
 def test_the_whole_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    args = ["bench", "shared-cores", "--quick", "--kinds", "evaluation", "onnxruntime", "--out", str(tmp_path / "out.json"), "--json"]
+    args = ["bench", "shared-cores", "--quick", "--kinds", "onnxruntime", "--out", str(tmp_path / "out.json"), "--json"]
     assert main(args) == 0
     document = json.loads(capsys.readouterr().out)
     assert document == json.loads((tmp_path / "out.json").read_text())
-    assert [(row["kind"], row["waiting"]) for row in document["rows"]] == [
-        (kind, way) for kind in ("evaluation", "onnxruntime") for way in (ASLEEP, DEFAULTS)
-    ]
+    assert [(row["kind"], row["waiting"]) for row in document["rows"]] == [("onnxruntime", way) for way in (ASLEEP, DEFAULTS)]
     assert all(row[f"{name}_ratio"] > 0 for row in document["rows"] for name in ("busy", "second"))
     assert len(document["goals"]) == len(document["rows"])
     assert not list(tmp_path.glob("flowless-*"))

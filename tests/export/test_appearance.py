@@ -100,7 +100,7 @@ def test_pwtp_alone(tmp_path: Path, subspace: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("da-tsm-r18", {"da_subspace": 3}), ("da-vit-b", {"da_subspace": 2})],  # others: test_family.py
+    [("da-tsm-r18", {"da_subspace": 3}), ("da-vit-b", {"da_subspace": 2})],  # others: test_exported_models.py
 )
 def test_the_bundle_gives_pytorchs_scores(tmp_path: Path, name: str, options: dict[str, Any], assert_bundle_explains_alike) -> None:
     """The project's own gate, on ONNX Runtime and OpenVINO, at every batch size that it tries."""

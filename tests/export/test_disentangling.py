@@ -12,8 +12,8 @@ from onnx import numpy_helper
 from flowless.engines.bundle.manifest import read_manifest
 from flowless.export.graph.export_graph import read_graph
 from flowless.export.precision.graph_cache import precise_graph
+from flowless.export.precision.low_precision_nodes import backbone_nodes, float32_nodes
 from flowless.export.precision.qdq import activation_pairs
-from flowless.export.precision.regions import backbone_nodes, float32_nodes
 from flowless.pipeline.clip.spec import ClipSpec
 
 

@@ -25,8 +25,8 @@ from flowless.export.graph.pa_inline import fold_pa, inline_pa
 from flowless.export.precision.calibration import Calibration, calibration_order
 from flowless.export.precision.graph_cache import precise_graph
 from flowless.export.precision.int8 import scales_hash
+from flowless.export.precision.low_precision_nodes import backbone_nodes, float32_nodes, metadata_names
 from flowless.export.precision.qdq import activation_pairs, quantise_shortcuts_only, share_scale_through_shifts, unsigned
-from flowless.export.precision.regions import backbone_nodes, float32_nodes, metadata_names
 from flowless.export.targets.target_graph import graph_for
 from flowless.export.verify.reference import Reference
 from flowless.pipeline.dataset.index import DatasetIndex

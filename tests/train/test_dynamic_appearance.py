@@ -17,7 +17,7 @@ from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.checkpoints import load_checkpoint, save_checkpoint
 from flowless.train.loop.optimizer import parameter_groups
 from flowless.train.models import AppearanceRecognizer, build_model
-from flowless.train.models.backbones.clip_transformer import Blocks, ClipTransformer
+from flowless.train.models.backbones.vision_transformer import Blocks, ClipTransformer
 from flowless.train.models.backbones.x3d import X3D, Block, Squeeze
 from flowless.train.models.dynamic_appearance import da_vit
 from flowless.train.models.layers.temporal_projection import EPS, MLP_SHAPES, PixelwiseTemporalProjection, enopr

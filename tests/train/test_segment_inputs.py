@@ -18,7 +18,7 @@ from flowless.train.checkpoints import load_checkpoint, save_checkpoint
 from flowless.train.loop.joint_training import joint_training
 from flowless.train.loop.optimizer import parameter_groups
 from flowless.train.models import AppearanceRecognizer, build_model
-from flowless.train.models.backbones.clip_transformer import ClipTransformer
+from flowless.train.models.backbones.vision_transformer import ClipTransformer
 from flowless.train.models.segment_inputs import DynamicImageRecognizer, StackRecognizer, rank_pooling
 from flowless.train.recipes import find_recipe
 

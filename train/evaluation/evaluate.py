@@ -51,8 +51,8 @@ def evaluate(
     for name, value in (("target", options.target), ("precision", options.precision)):
         if value is not None:
             raise FlowlessError(
-                f"{name} is {value!r}, which chooses an engine of a bundle's folder; this model is no such folder. Leave it out, or evaluate "
-                "a bundle (flowless export and flowless build make one)."
+                f"{name} is {value!r}, which chooses an engine of a bundle's folder; this model is no such folder. Leave it out, or "
+                "evaluate a bundle (flowless export and flowless build make one)."
             )
     if isinstance(model, str | os.PathLike) or not callable(model):
         from flowless.train.evaluation.evaluate_checkpoint import evaluate_checkpoint

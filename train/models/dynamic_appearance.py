@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.spec import ClipSpec
-from flowless.train.models.backbones.clip_transformer import ClipTransformer
 from flowless.train.models.backbones.timm_backbones import widen_first_conv
+from flowless.train.models.backbones.vision_transformer import ClipTransformer
 from flowless.train.models.backbones.x3d import X3D
 from flowless.train.models.layers.heads import AverageHead
 from flowless.train.models.layers.temporal_projection import PixelwiseTemporalProjection, enopr

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from flowless.export.graph.export_graph import read_graph
-from flowless.export.precision.regions import backbone_nodes, float32_nodes, weight_matmuls
+from flowless.export.precision.low_precision_nodes import backbone_nodes, float32_nodes, weight_matmuls
 
 pytestmark = pytest.mark.slow
 
