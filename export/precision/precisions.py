@@ -1,8 +1,8 @@
 """Convert a graph to a precision: the only step that decides the arithmetic, since every target gets a graph in its precision.
 
 `fp16` and `bf16` graphs are cast by ModelOpt's AutoCast, `int8` graphs have explicit quantisation (Q/DQ pairs) by ModelOpt. All
-three change the backbone only (`low_precision_nodes.py`). TensorRT 10.12 and later, and TensorRT-RTX, have strongly typed networks only: the
-graph is the only place to set a precision.
+three change the backbone only (`low_precision_nodes.py`). TensorRT 10.12 and later, and TensorRT-RTX, have only strongly typed networks:
+the graph is the one place to set a precision.
 """
 
 from __future__ import annotations
