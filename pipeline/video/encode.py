@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from fractions import Fraction
 
 import av
@@ -19,6 +20,20 @@ from flowless.files import whole_file
 #: Encoder -> options needed for deterministic output: on processors with AVX-512, the rounding of x264's macroblock tree depends on the
 #: memory alignment of its buffers.
 _DETERMINISTIC = {"libx264": {"x264-params": "mbtree=0"}}
+
+
+@contextmanager
+def _keep_scheduling() -> Iterator[None]:
+    """Restore the process's scheduling policy: as root SVT-AV1 makes the calling thread real-time (SCHED_FIFO 99), and keeps it so."""
+    if not hasattr(os, "sched_getscheduler"):
+        yield
+        return
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        if os.sched_getscheduler(0) != policy:
+            os.sched_setscheduler(0, policy, parameters)
 
 
 def write_video(
@@ -47,7 +62,7 @@ def write_video(
     Raises:
         FlowlessError: There are no frames, their sizes differ, or the encoder refuses them.
     """
-    with whole_file(path) as draft:
+    with whole_file(path) as draft, _keep_scheduling():
         try:
             # "bitexact" leaves out the date and the library's version.
             with av.open(os.fspath(draft), "w", container_options={"fflags": "+bitexact"}) as container:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import os
 from pathlib import Path
 
 import av
@@ -17,6 +18,7 @@ from flowless.pipeline.clip.preprocess import load_clip
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.pipeline.video import reader, seeking
 from flowless.pipeline.video.container import open_video
+from flowless.pipeline.video.encode import write_video
 from flowless.pipeline.video.info import CompactInts
 from flowless.pipeline.video.reader import VideoReader
 from flowless.pipeline.video.timeline import Timeline
@@ -244,3 +246,11 @@ def test_frames_are_freed_without_the_garbage_collector(barcodes):
             assert held() == before, path
     finally:
         gc.enable()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="this system has no scheduling policies")
+def test_encoding_keeps_the_scheduling_policy(tmp_path: Path) -> None:
+    """As root SVT-AV1 makes its caller real-time; two such processes on two cores leave nothing to others."""
+    before = os.sched_getscheduler(0)
+    write_video(tmp_path / "av1.mp4", np.zeros((8, 64, 64, 3), np.uint8), codec="libsvtav1")
+    assert os.sched_getscheduler(0) == before
