@@ -109,7 +109,7 @@ def installed_versions(names: Iterable[str]) -> dict[str, str]:
 #: Distributions whose versions are written to result files.
 MEASURED_LIBRARIES = (
     *("numpy", "av", "pillow", "openvino", "onnxruntime-gpu", "onnx", "onnxscript", "torch", "torchvision", "timm", "lightning"),
-    *("nvidia-modelopt", "nvidia-dali-cuda130", "tensorrt-rtx", "tensorrt"),
+    *("nvidia-modelopt", "polygraphy", "nvidia-dali-cuda130", "tensorrt-rtx", "tensorrt"),
     *("opencv-contrib-python-headless", "torchcodec", "decord", "decord2", "eva-decord", "flowless"),
 )
 

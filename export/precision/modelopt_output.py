@@ -33,6 +33,8 @@ def without_modelopt_output(what: str) -> Iterator[None]:
             yield
     except (FlowlessError, KeyboardInterrupt, MemoryError):
         raise
+    except ModuleNotFoundError as error:
+        raise FlowlessError(f"ModelOpt needs {error.name} for the {what} graph. Add it with: pip install 'flowless[export]'") from error
     except Exception as error:  # ModelOpt and ONNX Runtime raise types of their own, and plain RuntimeError
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise FlowlessError(f"ModelOpt could not make the {what} graph: {first} Build another precision, such as fp32.") from error
