@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["CheckFailed", "FlowlessError", "__version__", "build", "evaluate", "export", "load", "scan", "train"]
 
-#: Public name -> its module and its name there. Imported when it is asked for, so that `import flowless` stays instant.
+#: Public name -> its module and its name there. Imported at first use, so that `import flowless` stays instant.
 _FUNCTIONS = {
     "build": ("flowless.export.build_engine", "build"),
     "evaluate": ("flowless.train.evaluation.evaluate", "evaluate"),
@@ -37,7 +37,7 @@ _FUNCTIONS = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public function when it is asked for."""
+    """Import a public function at first use."""
     if name not in _FUNCTIONS:
         raise AttributeError(f"module 'flowless' has no attribute {name!r}")
     module, function = _FUNCTIONS[name]
@@ -50,6 +50,10 @@ class CallablePackage(ModuleType):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the public function of the package's name."""
         return __getattr__(self.__name__.rpartition(".")[2])(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the package by its name, as a function is: `pool.submit(flowless.export, ...)` works whichever of the two it is."""
+        return import_module, (self.__name__,)
 
 
 def make_callable(package: str) -> None:

@@ -157,7 +157,7 @@ def _wrap_io_errors(target: Path, *, place: bool = False) -> Iterator[None]:
             ) from error
         if error.errno in _FORBIDDEN and not place and not _lies_beside(error.filename, target):
             raise FlowlessError(
-                f"{printable(error.filename)}: cannot be used ({error.strerror}). Allow it, or name another file."
+                f"{printable(os.fsdecode(error.filename))}: cannot be used ({error.strerror}). Allow it, or name another file."
             ) from error
         if place or error.errno in _FORBIDDEN:
             raise FlowlessError(f"{target}: cannot write there ({error.strerror}). Choose a place that you may write to.") from error

@@ -18,7 +18,7 @@ BEGIN, END = "<!-- figures: from bench/results by scripts/readme_figures.py -->\
 
 
 def headline(results: Path) -> str:
-    """Return the README's part on measured figures, in Markdown: the engines, and the systems side by side."""
+    """Return the figures of the README, in Markdown: the engines, and the systems side by side."""
     return "\n".join([*_engines(results), *_evidence(results / "systems.json", readme_lines, "Accuracy over cost")])
 
 
@@ -44,13 +44,13 @@ def render(results: Path) -> str:
     )
 
 
-#: File -> what its figures are.
+#: Page -> the function that renders its figures.
 PAGES: dict[str, Callable[[Path], str]] = {"README.md": headline, "docs/results.md": render}
 
 
 def _engines(results: Path) -> list[str]:
-    """How fast one clip is on a processor, and what is said beside it."""
-    throughput, peers = (json.loads((results / f"{name}.json").read_text(encoding="utf-8")) for name in _NAMES)
+    """Return the speed of each engine on one clip, and further figures of the same benchmarks."""
+    throughput, peers = (json.loads((results / f"{name}.json").read_text(encoding="utf-8")) for name in ("throughput", "peers"))
     where = throughput["environment"]
     export = results / "export.json"
     minutes = json.loads(export.read_text(encoding="utf-8"))["minutes"] if export.is_file() else None
@@ -66,12 +66,9 @@ def _engines(results: Path) -> list[str]:
     ]
 
 
-_NAMES = ("throughput", "peers")
-
-
 def _forward(throughput: dict[str, Any], peers: dict[str, Any]) -> list[str]:
     official = {row["name"]: row for row in peers["forward"]}
-    columns = ("forward", "ms", "× PyTorch eager", "× official code, same run", "× official, its slow norm rewritten")
+    columns = ("forward", "ms", "× PyTorch eager", "× official code", "× official code, faster norm")
     lines = [f"| {' | '.join(columns)} |", "|---|---|---|---|---|"]
     for row in throughput["engines"]:
         if "p50_ms" in row and row["p50_ms"] is not None:
@@ -88,27 +85,32 @@ def _sentences(throughput: dict[str, Any], peers: dict[str, Any]) -> list[str]:
     theirs = maps["official, norm as-published"]
     path = max(peers["from_file"]["times_official"].values())
     shares = [row["share"] for row in throughput["end_to_end"]]
+    norm = "the faster norm" if peers["from_file"]["official_norm"] == "rewritten" else "its own norm"
     return [
-        f"- From the video file to the scores: {path:.1f}× the official path (JPEG extraction, PIL, eager; its"
-        f" norm {peers['from_file']['official_norm']}).",
-        f"- PA alone: {ours:.0f} maps/s, {ours / theirs:.1f}× the official PA.",
-        f"- Decoding exactly the clip's frames takes {throughput['libav_ratio']:.2f} of the time in which libav alone reaches them.",
-        f"- End to end over several videos, {100 * min(shares):.0f} to {100 * max(shares):.0f} % of the slower of decoding and engine,"
-        " which share the cores.",
+        "- The official code computes PA with a norm over the channels that is slow on a CPU. The last column compares with the same code"
+        " where that norm is written as a square, a sum and a root.",
+        f"- From the video file to the scores: {path:.1f}× as fast as the official code (all frames to JPEG, PIL, PyTorch eager, {norm}).",
+        f"- PA alone: {ours:.0f} maps/s, {ours / theirs:.1f}× the official code's.",
+        f"- Decoding the frames of a clip takes {100 * throughput['libav_ratio']:.0f} % of the time in which libav decodes all frames up to"
+        " the last of them.",
+        f"- Predicting several videos, decoding and engine at the same time: {100 * min(shares):.0f} to {100 * max(shares):.0f} % of the"
+        " throughput that the slower of the two has alone. Both run on the same cores.",
     ]
 
 
 def _precisions(throughput: dict[str, Any], minutes: float | None) -> list[str]:
-    """What is said of the lower precisions, as far as they were measured."""
+    """Return the figures of the lower precisions that were measured."""
     lines = []
     times = {row["name"]: row for row in throughput["engines"] if row.get("p50_ms")}
     int8, bf16 = times.get("openvino int8"), times.get("openvino bf16")
     if int8 and bf16:
-        noise = [row.get("snr_db") for row in (int8, bf16)]
-        shown = (
-            "; its differences from PyTorch lie {:.0f} dB below the scores' spread (bf16: {:.0f} dB)".format(*noise) if all(noise) else ""
-        )
-        lines.append(f"- INT8 on OpenVINO: {bf16['p50_ms'] / int8['p50_ms']:.2f}× the speed of BF16{shown}.")
+        lines.append(f"- INT8 on OpenVINO: {bf16['p50_ms'] / int8['p50_ms']:.2f}× the speed of BF16.")
+        if all(row.get("snr_db") for row in (int8, bf16)):
+            errors = [f"{100 * 10 ** (-row['snr_db'] / 20):.2g} %" for row in (int8, bf16)]
+            lines[-1] += (
+                f" Its scores differ from PyTorch's by {errors[0]} of their standard deviation over clips (root mean square; BF16:"
+                f" {errors[1]})."
+            )
     built = [row for row in throughput.get("builds", ()) if row["target"] == "tensorrt-rtx" and row["megabytes"]]
     if built:
         sizes = ", ".join(f"{row['precision']} {row['megabytes']:.0f} MB in {row['build_s']:.1f} s" for row in built)
@@ -119,17 +121,17 @@ def _precisions(throughput: dict[str, Any], minutes: float | None) -> list[str]:
 
 
 def _shared_cores(path: Path) -> list[str]:
-    """Return what work loses beside other programs, where that was measured."""
+    """Return the slowdown beside other programs, if it was measured."""
     if not path.is_file():
         return []
     document = json.loads(path.read_text(encoding="utf-8"))
     lines = [
-        f"Beside another program on {document['environment']['cores']} cores, times as long as a fair share of them would allow"
-        " (`flowless bench shared-cores`); in brackets by the libraries' defaults, whose threads keep their core while they wait."
-        " Threads that sleep cost something where nothing else runs: the first column. `OMP_WAIT_POLICY=ACTIVE` is for a machine of your"
-        " own.",
+        f"Time beside another program on {document['environment']['cores']} cores, divided by the time that a fair share of the cores"
+        " would allow: 1 is fair (`flowless bench shared-cores`). In brackets: with the libraries' defaults, whose idle threads spin"
+        " instead of sleeping. Where nothing else runs, sleeping is slower, by the factor in the first column;"
+        " `OMP_WAIT_POLICY=ACTIVE` chooses spinning, for a machine of your own.",
         "",
-        "| work | alone, over the defaults | beside a busy core | beside a second of its kind |",
+        "| work | alone: time over the defaults' | beside a busy core | beside the same work |",
         "|---|---|---|---|",
     ]
     defaults = {row["kind"]: row for row in document["rows"] if row["waiting"] != "asleep"}
@@ -142,7 +144,7 @@ def _shared_cores(path: Path) -> list[str]:
 
 
 def _decoding(path: Path) -> list[str]:
-    """Which frames a reader gives, and how fast, where that was measured."""
+    """Return which frames each reader gives, and how fast, if it was measured."""
     if not path.is_file():
         return []
     document = json.loads(path.read_text(encoding="utf-8"))
@@ -151,11 +153,11 @@ def _decoding(path: Path) -> list[str]:
     exact, others = verdicts.count(True), verdicts.count(False)
     return [
         f"{exact} of {len(verdicts)} files gave exactly the frames of a full decode: every codec that PyAV encodes in every container that"
-        " takes it, recorded clips, and damaged or unusual files. Other readers on the same files, and the time of PyAV's plain loop over"
-        f" the time of a clip (median of the {ratios['flowless']['files']} files that were not generated;"
-        f" {document['environment']['cores']} cores):",
+        " takes it, recorded clips, and damaged or unusual files. The table compares other readers on the same files: for how many the"
+        " frames were right, wrong, or not read; and how fast the frames of a clip are read, relative to PyAV's plain loop (median of the"
+        f" {ratios['flowless']['files']} files that were not generated; {document['environment']['cores']} cores).",
         "",
-        "| reader | right frames | other frames | not read | × PyAV's loop |",
+        "| reader | right | wrong | not read | speed, × PyAV's loop |",
         "|---|---|---|---|---|",
         f"| flowless | {exact} | {others} | 0 | {ratios['flowless']['median']:.2f} |",
         f"| flowless, with an index | {exact} | {others} | 0 | {ratios['flowless, known']['median']:.2f} |",
@@ -169,7 +171,7 @@ def _decoding(path: Path) -> list[str]:
 
 
 def _evidence(path: Path, lines_of: Callable[[dict[str, Any]], list[str]], about: str) -> list[str]:
-    """A table of the systems side by side and its picture, where they have been measured."""
+    """Return a table of the systems side by side and its plot, if they were measured."""
     if not path.is_file():
         return []
     lines = [*lines_of(json.loads(path.read_text(encoding="utf-8"))), ""]
@@ -178,16 +180,17 @@ def _evidence(path: Path, lines_of: Callable[[dict[str, Any]], list[str]], about
 
 
 def _motion(results: Path) -> list[str]:
-    """What is said of motion cues beside optical flow, where that was measured."""
+    """Return the speed of the motion cues beside optical flow, if it was measured."""
     path = results / "motion.json"
     if not path.is_file():
         return []
     document = json.loads(path.read_text(encoding="utf-8"))
     settings, sizes = document["settings"], {method["name"]: method for method in document["methods"]}
     lines = [
-        f"Motion of the same {settings['frames']} frames, on {document['environment']['cores']} cores, each way's quickest engine:",
+        f"Motion cues and optical flow of the same {settings['frames']} frames, on {document['environment']['cores']} cores, each with its"
+        " fastest engine:",
         "",
-        "| motion | by | frames/s | maps/s | × TV-L1 | GMAC | parameters |",
+        "| method | engine | frames/s | maps/s | × TV-L1 | GMAC | parameters |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, row in fastest(document["rows"]).items():
@@ -200,7 +203,8 @@ def _motion(results: Path) -> list[str]:
     if claim["ours"] is not None:
         lines += [
             "",
-            f"PAN's paper: {claim['paper']}, {claim['paper_ratio']:.0f}×. Here PA is {_short(claim['ours'])}× TV-L1 on the same cores.",
+            f"PAN's paper: {claim['paper']}, {claim['paper_ratio']:.0f}×. Here PA is {_short(claim['ours'])}× as fast as TV-L1, on the"
+            " same cores.",
         ]
     if (results / document["picture"]["file"]).is_file():
         lines += ["", f"![Each cue beside optical flow, on real gestures](bench/results/{document['picture']['file']})"]
@@ -208,7 +212,7 @@ def _motion(results: Path) -> list[str]:
 
 
 def _gpus(results: Path) -> list[str]:
-    """What `flowless bench gpu` measured on each card."""
+    """Return what `flowless bench gpu` measured on each card."""
     lines: list[str] = []
     for path in sorted(results.glob("gpu-*.json")):
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -217,15 +221,15 @@ def _gpus(results: Path) -> list[str]:
         lines += [
             f"PAN-Lite ResNet-50 on an {document['gpu']}, PyTorch {versions['torch']}, ONNX Runtime"
             f" {versions.get('onnxruntime') or versions['onnxruntime-gpu']},"
-            " 8 × 4 frames of 224 × 224, from clips in its memory:",
+            " 8 × 4 frames of 224 × 224, clips already in GPU memory:",
             "",
             "| how | precision | ms a clip, batch 1 | clips/s, batch 32 |",
             "|---|---|---|---|",
             *_gpu_rows(parts),
             "",
             *_gpu_maps(parts),
-            f"- Of the {len(checks)} comparisons there, {checks.count(True)} passed, {checks.count(False)} failed, the others have no"
-            f" tolerance to be judged by: `bench/results/{path.name}`.",
+            f"- Of {len(checks)} comparisons with a reference, {checks.count(True)} passed and {checks.count(False)} failed; for"
+            f" {checks.count(None)} no tolerance is defined: `bench/results/{path.name}`.",
             "",
         ]
     return lines

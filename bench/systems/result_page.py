@@ -55,7 +55,7 @@ def _costs(row: Row, top1: str) -> dict[str, str]:
     return {
         "clip": " × ".join(map(str, row["clip"][:2])),
         "top-1, % ± over the seeds": top1,
-        "weakest pair of twins": lowest(row["pairs"], 1),
+        "least accurate pair of actions": lowest(row["pairs"], 1),
         "parameters, M": f"{row['parameters'] / 1e6:.2f}",
         "MMAC a clip": f"{row['macs'] / 1e6:.0f}",
         "ms a clip, fp32": f"{row['latency_ms']:.1f}",
@@ -128,7 +128,7 @@ def accuracy_over_cost(rows: Sequence[Row], *, blind: float) -> str:
             bars = [[max(0.0, top1 - min(row["seeds"]))], [max(0.0, max(row["seeds"]) - top1)]]
             axes.errorbar(row[key] / scale, top1, bars, **style, ms=7, capsize=2.5, lw=1.1, zorder=3)
         axes.axhline(blind, color="#888", lw=1, ls="--")
-        axes.annotate("all that appearance can give", (0.01, blind + 0.012), xycoords=("axes fraction", "data"), fontsize=8, color="#666")
+        axes.annotate("limit of single frames", (0.01, blind + 0.012), xycoords=("axes fraction", "data"), fontsize=8, color="#666")
         axes.set(xscale="log", xlabel=f"{label} a clip", ylabel="top-1", ylim=(-0.02, 1.05))
         axes.margins(x=0.12)
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -64,12 +64,12 @@ def scan(
     """Index a data set and write the index to `out`.
 
     Args:
-        source: A folder with one folder per class, a folder of unlabelled videos, or a table of videos; see `sources.list_source`.
+        source: A folder with one folder per class, or a table of videos; see `sources.list_source`.
         format: `folder` or `csv`.
         out: The index to write; it appears whole or not at all.
         workers: Processes; None is one per processor core.
         labels: An index or a list of names that gives the labels and their order; a validation set takes its training set's index.
-        decode: Decode every frame to find damage; without it packets are counted, which is many times faster and trusts the file.
+        decode: Decode every frame to find damage; otherwise count packets, many times faster.
         rate: Frames per second of videos that are folders of numbered pictures.
 
     Returns:

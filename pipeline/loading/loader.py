@@ -193,7 +193,7 @@ class ClipLoader:
                 # DALI fails for the whole batch and does not report which video is the cause. PyAV decodes all of them from now on,
                 # so that a video which DALI cannot decode costs one batch, not one in every epoch.
                 log.print(
-                    f"flowless: DALI cannot decode a video of a batch; PyAV decodes the batch. ({_first_line(error)})",
+                    f"flowless: DALI cannot decode a video of a batch; PyAV decodes the batch. ({_dali_reason(error)})",
                     style="yellow",
                     markup=False,
                 )
@@ -264,6 +264,7 @@ def _take(ready: queue.Queue[Any], stop: threading.Event) -> Any:
                 raise RuntimeError("another iteration over this ClipLoader has ended this one; use two loaders") from None
 
 
-def _first_line(error: BaseException) -> str:
+def _dali_reason(error: BaseException) -> str:
+    """Return the line of DALI's message that says what failed; its first lines name the operator and its place in the graph."""
     lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("Critical error")]
     return next((line for line in lines if "failed" in line), lines[0] if lines else type(error).__name__)

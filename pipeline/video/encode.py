@@ -24,16 +24,21 @@ _DETERMINISTIC = {"libx264": {"x264-params": "mbtree=0"}}
 
 @contextmanager
 def _keep_scheduling() -> Iterator[None]:
-    """Restore the process's scheduling policy: as root SVT-AV1 makes the calling thread real-time (SCHED_FIFO 99), and keeps it so."""
-    if not hasattr(os, "sched_getscheduler"):
-        yield
-        return
-    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    """Restore the thread's scheduling policy: as root SVT-AV1 makes the calling thread real-time (SCHED_FIFO 99), and keeps it so."""
+    before = _scheduling()
     try:
         yield
     finally:
-        if os.sched_getscheduler(0) != policy:
-            os.sched_setscheduler(0, policy, parameters)
+        if before is not None and _scheduling() != before:
+            os.sched_setscheduler(0, *before)
+
+
+def _scheduling() -> tuple[int, os.sched_param] | None:
+    """Return the calling thread's scheduling policy and parameters; None where the system does not report them."""
+    try:
+        return os.sched_getscheduler(0), os.sched_getparam(0)
+    except (AttributeError, OSError):  # macOS and Windows lack the functions; on musl they exist and fail
+        return None
 
 
 def write_video(

@@ -35,7 +35,8 @@ def test_lower_precisions_are_shown_where_they_were_measured() -> None:
     assert _precisions({"engines": [fp32]}, None) == []
     found = _precisions({"engines": [fp32, *lower, refused], "builds": builds}, 1.61)
     assert found == [
-        "- INT8 on OpenVINO: 1.50× the speed of BF16; its differences from PyTorch lie 27 dB below the scores' spread (bf16: 39 dB).",
+        "- INT8 on OpenVINO: 1.50× the speed of BF16. Its scores differ from PyTorch's by 4.4 % of their standard deviation over clips"
+        " (root mean square; BF16: 1.1 %).",
         "- TensorRT-RTX engines, built here without a GPU and not run: int8 33 MB in 2.1 s.",
         "- From the checkpoint to a verified INT8 bundle, cold: 1.6 minutes.",
     ]
@@ -83,7 +84,7 @@ def test_motion_is_shown_where_it_was_measured(tmp_path: Path) -> None:
         "| PA | openvino bf16 | 1440 | 1200 | 576 | 2.38 | 1 184 |",
         "| TV-L1 | opencv | 2.5 | 2.1 | 1.0 |  |  |",
         "",
-        "PAN's paper: 8196 fps, TV-L1 8 fps, 1024×. Here PA is 576× TV-L1 on the same cores.",
+        "PAN's paper: 8196 fps, TV-L1 8 fps, 1024×. Here PA is 576× as fast as TV-L1, on the same cores.",
         "",
     ]
     (tmp_path / "motion.jpg").write_bytes(b"x")
@@ -133,7 +134,7 @@ def test_a_gpus_speeds_of_right_scores_alone(tmp_path: Path) -> None:
         "",
         "- PA of uint8 frames by the Triton kernel: 233 thousand maps/s, 1.8× the formula in plain PyTorch; by the TensorRT plugin's CUDA"
         " kernel, fp32: 301, 2.3×.",
-        "- Of the 3 comparisons there, 1 passed, 1 failed, the others have no tolerance to be judged by: `bench/results/gpu-x.json`.",
+        "- Of 3 comparisons with a reference, 1 passed and 1 failed; for 1 no tolerance is defined: `bench/results/gpu-x.json`.",
         "",
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import itertools
 import os
@@ -254,3 +255,14 @@ def test_encoding_keeps_the_scheduling_policy(tmp_path: Path) -> None:
     before = os.sched_getscheduler(0)
     write_video(tmp_path / "av1.mp4", np.zeros((8, 64, 64, 3), np.uint8), codec="libsvtav1")
     assert os.sched_getscheduler(0) == before
+
+
+def test_encoding_where_the_system_reports_no_scheduling_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """musl's functions fail with ENOSYS."""
+
+    def missing(_: int) -> int:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(os, "sched_getscheduler", missing, raising=False)
+    write_video(tmp_path / "film.mp4", np.zeros((2, 64, 64, 3), np.uint8))
+    assert info_of(tmp_path / "film.mp4").frames == 2

@@ -88,6 +88,8 @@ def test_permission_errors_name_the_file_that_caused_them(tmp_path: Path, whole)
         return PermissionError(errno.EACCES, "Permission denied", *([] if path is None else [str(path)]))
 
     target = tmp_path / "out" / "model.onnx"
+    with pytest.raises(FlowlessError, match="/somewhere/else: cannot be used"), whole(target):
+        raise PermissionError(errno.EACCES, "Permission denied", b"/somewhere/else")
     for other in (tmp_path / "input.mp4", Path("/somewhere/else"), tmp_path / "out" / "other.txt"):
         with pytest.raises(FlowlessError, match=f"{other}: cannot be used") as caught, whole(target):
             raise forbidden(other)

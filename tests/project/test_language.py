@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 DEVELOPERS = ROOT / "DEVELOPERS.md"
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), DEVELOPERS, ROOT / "export" / "plugin" / "README.md")
+_NAMES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "pyproject.toml", "mkdocs.yml", "export/plugin/README.md")
+PAGES = (*(ROOT / name for name in _NAMES), *sorted((ROOT / "docs").rglob("*.md")), DEVELOPERS)
 #: Folders whose names, docstrings, comments and messages are searched.
 CLEAN = ("flowless", "pipeline", "train", "export", "engines", "bench", "scripts", "tests")
 #: Where a term of the list is right: options of other programs, the 32 bits of a hash, a metadata key of older graphs, rendered figures.
@@ -39,11 +40,11 @@ def found_in(text: str, terms: tuple[str, ...]) -> Iterator[str]:
 
 
 def sources() -> list[Path]:
-    """Return every source file of CLEAN: Python, C++ and CUDA, pages."""
+    """Return every source file of CLEAN: Python, C++, CUDA and CMake, pages and their style."""
     paths = [ROOT / name for name in CLEAN]
     # flowless/ links to the other folders.
     files = [file for path in paths for file in (path.glob("*") if path.name == "flowless" else path.rglob("*"))]
-    return sorted(file for file in files if file.suffix in {".py", ".html", ".cu", ".cpp", ".h"} and file != Path(__file__))
+    return sorted(file for file in files if file.suffix in {".py", ".html", ".css", ".cu", ".cpp", ".h", ".txt"} and file != Path(__file__))
 
 
 def test_the_list_is_there() -> None:

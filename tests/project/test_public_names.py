@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +26,13 @@ def test_importing_flowless_imports_no_library() -> None:
 def test_names_are_callable_whatever_was_imported_before(first: str) -> None:
     code = f"import {first}, flowless; assert all(callable(getattr(flowless, name)) for name in flowless.__all__ if name[0] in 'belst')"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("first", ["flowless", "flowless.export"])
+def test_a_process_pool_takes_a_function_whatever_was_imported_before(first: str) -> None:
+    code = f"import {first}, flowless, pickle; assert callable(pickle.loads(pickle.dumps(flowless.export)))"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert pickle.loads(pickle.dumps(flowless.train)) is copy.deepcopy(flowless.train) is flowless.train
 
 
 def test_every_public_function_is_documented() -> None:
