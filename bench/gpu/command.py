@@ -2,7 +2,7 @@
 
 On a machine that is lent for minutes, several short commands share a work folder and end in time:
 
-    flowless bench gpu --work WORK --parts videos,network,graphs &         # needs no GPU: in the background
+    flowless bench gpu --work WORK --parts videos,network,graphs &         # uses no GPU: in the background
     flowless bench gpu --work WORK --until 200 --parts peak=40,persistence=110,kernels=80 --out one.json
 """
 
@@ -52,8 +52,9 @@ def main(args: Sequence[str] | None = None) -> int:
         document["settings"] = {"device": settings.device, "quick": settings.quick, "batches": settings.batches, "parts": chosen}
         out = options.out
         for name, seconds in chosen.items():
-            no_gpu = parts["machine"]["status"] if name != "machine" and document["gpu"] is None and not settings.rehearsal else ""
-            parts[name] = empty(no_gpu) if no_gpu else _run(name, settings, seconds, end=end + options.until, scratch=Path(scratch))
+            no_gpu = parts.get("machine", empty(""))["status"]
+            missing = no_gpu.startswith("not here")
+            parts[name] = empty(no_gpu) if missing else _run(name, settings, seconds, end=end + options.until, scratch=Path(scratch))
             document["gpu"] = parts["machine"]["facts"].get("gpu")
             add_shares(parts)
             document["failed"] = [line for name, part in parts.items() for line in failures(name, part)]

@@ -33,8 +33,8 @@ def forward(model: Any, clips: torch.Tensor, precision: str = "bf16") -> torch.T
         return model(clips)
 
 
-def random_model(settings: Settings, name: str = "pan-lite-r50") -> Any:
-    """Return a network with random weights on the CPU."""
+def untrained_model(settings: Settings, name: str = "pan-lite-r50") -> Any:
+    """Return a network as training begins it, on the CPU."""
     spec = replace(clip_spec(settings), **({"frames_per_segment": 1} if name in _ONE_FRAME else {}))
     torch.manual_seed(0)
     return to_channels_last(build_model(name, classes=174, spec=spec, width=0.25 if settings.rehearsal else 1.0, dropout=0.0))
@@ -73,7 +73,7 @@ def models(results: Results) -> None:
 
 
 def _family(results: Results, name: str) -> None:
-    model = random_model(results.settings, name).eval()
+    model = untrained_model(results.settings, name).eval()
     macs = count(model).macs
     model = model.to(need_device(results.settings))
     for batch in (results.settings.batches[-1], 1):
@@ -100,7 +100,7 @@ def train_step(results: Results) -> None:
 
 def _train(results: Results, way: str) -> None:
     device, batch = need_device(results.settings), 4 if results.settings.rehearsal else 32
-    model = random_model(results.settings).to(device).train()
+    model = untrained_model(results.settings).to(device).train()
     clips = torch.randint(0, 256, (batch, *model.spec.shape), dtype=torch.uint8, device=device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     losses: list[torch.Tensor] = []

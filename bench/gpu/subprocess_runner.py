@@ -7,6 +7,7 @@ settings as JSON. The results' file holds what was measured before the child end
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib
 import json
 import os
@@ -23,6 +24,7 @@ from typing import Any
 from flowless.bench.gpu.parts import PARTS
 from flowless.bench.gpu.results import Results, Settings, empty, reason_of
 from flowless.files import write_json
+from flowless.machine import MEASURED_LIBRARIES, installed_versions
 
 #: Share of a part's seconds after which it begins nothing new, so that it ends by itself.
 _SOFT = 0.8
@@ -77,8 +79,13 @@ def main(args: Sequence[str]) -> int:
     os.environ.setdefault("FLOWLESS_CACHE", str(settings.folder / "cache"))  # graphs for later commands
     results = Results(path=Path(found), settings=settings, deadline=time.monotonic() + _SOFT * float(seconds))
     newest = max(path.stat().st_mtime for path in Path(__file__).resolve().parents[2].glob("[bept]*/**/*.py"))
-    note, key = settings.folder / f"{name}.made.json", [settings.device, settings.quick, newest]
+    note, key = settings.folder / f"{name}.made.json", [settings.device, settings.quick, newest, installed_versions(MEASURED_LIBRARIES)]
     kept = name in PARTS and PARTS[name].kept
+    if kept:
+        results.write(status="not run: another command was making it")  # where this process is stopped while it waits
+        lock = (settings.folder / f"{name}.lock").open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until this process ends
+        results.write(status=None)
     made = json.loads(note.read_text(encoding="utf-8")) if kept and note.is_file() else {}
     if made.get("key") == key:
         write_json(found, {**made["part"], "kept": True})

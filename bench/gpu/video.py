@@ -11,7 +11,7 @@ import numpy as np
 
 from flowless.bench.gpu.device import need_device
 from flowless.bench.gpu.engines import clip_spec
-from flowless.bench.gpu.networks import forward, random_model
+from flowless.bench.gpu.networks import forward, untrained_model
 from flowless.bench.gpu.results import NotHere, Results, Settings
 from flowless.errors import FlowlessError
 from flowless.files import whole_folder
@@ -81,7 +81,7 @@ def files(results: Results) -> None:
     """Count clips a second that are read, decoded, resized and scored in bf16."""
     settings = results.settings
     device, spec = need_device(settings), clip_spec(settings)
-    model = random_model(settings).eval().to(device)
+    model = untrained_model(settings).eval().to(device)
     index = _index(settings, _films(settings)[0][0])
     many = replace(index, videos=tuple(replace(video, id=f"{video.id}#{copy}") for copy in range(500) for video in index.videos))
 

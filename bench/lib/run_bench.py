@@ -7,6 +7,7 @@ import inspect
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -76,6 +77,8 @@ def run_bench(
     before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         parts = measure(parsed)
+    except BrokenProcessPool as error:
+        raise FlowlessError(f"bench {name}: a process was killed, as happens when memory runs out. Free some, or measure less.") from error
     finally:
         signal.signal(signal.SIGTERM, before)
     # Of a path the name alone: results are committed.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -78,12 +79,18 @@ def train_all(trainings: Sequence[Training]) -> list[dict[str, Any]]:
 
 
 def _train(training: Training, stop: threading.Event) -> dict[str, Any]:
-    """Run one training until it ends; terminate it, which saves its state, when `stop` is set."""
+    """Run one training until it ends, unless another process trains in its folder; terminate it, which saves its state, by `stop`."""
     folder = training.folder
     output = folder.with_name(folder.name + ".log")
     output.parent.mkdir(parents=True, exist_ok=True)
     resume = "--resume" if training.started() and (folder / "resume.ckpt").is_file() else "--overwrite"
-    with output.open("w", encoding="utf-8") as stream:
+    with output.open("a", encoding="utf-8") as stream:
+        try:
+            # The training inherits the lock with its output: it may outlive this command.
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FlowlessError(f"{folder}: another process trains there. Wait for it, or stop it.") from error
+        stream.truncate(0)
         child = subprocess.Popen(training.command(resume), stdout=stream, stderr=stream, env=os.environ | {"OMP_NUM_THREADS": "1"})
         while child.poll() is None:
             if stop.wait(0.1):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import json
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +64,10 @@ def steps(results):
 def makes(results):
     results.row(made_at=time.monotonic())
 
+def makes_slowly(results):
+    time.sleep(0.5)
+    results.row(made_at=time.monotonic())
+
 def makes_half(results):
     results.row(made_at=time.monotonic())
     results.attempt("half", lambda: lacks.does_not_exist)
@@ -76,9 +82,10 @@ def run(tmp_path, monkeypatch):
     work = tmp_path / "work"
     work.mkdir()
 
-    def part(function, *, name="kernels", seconds=30.0, quick=False):
-        settings = Settings(device="cpu", quick=quick, folder=work)
-        return run_part(name, settings=settings, seconds=seconds, scratch=tmp_path, function=f"small_parts:{function}")
+    def part(function, *, name="kernels", seconds=30.0, quick=False, command=0):
+        settings, scratch = Settings(device="cpu", quick=quick, folder=work), tmp_path / f"command{command}"
+        scratch.mkdir(exist_ok=True)
+        return run_part(name, settings=settings, seconds=seconds, scratch=scratch, function=f"small_parts:{function}")
 
     return part
 
@@ -150,6 +157,19 @@ def test_a_work_folder_keeps_what_is_whole(run):
     assert run("makes_half", name="graphs")["errors"]
     assert "kept" not in run("makes_half", name="graphs")
     assert "kept" not in run("makes"), "only of the parts that say so"
+
+
+def test_a_command_waits_for_what_another_makes(run, tmp_path):
+    with ThreadPoolExecutor(2) as pool:
+        with (tmp_path / "work" / "network.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            both = [pool.submit(run, "makes_slowly", name="network", command=number) for number in (1, 2)]
+            late = run("makes", name="network", seconds=3.0)
+        first, second = (part.result() for part in both)
+    assert late["status"].startswith("not run: another command was making it")
+    assert failures("network", late) == []
+    assert first["rows"] == second["rows"]
+    assert ("kept" in first) != ("kept" in second)
 
 
 def test_rows_get_their_share_of_the_peak(tmp_path):

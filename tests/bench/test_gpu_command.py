@@ -55,6 +55,14 @@ def test_a_check_that_fails_is_exit_code_3(tmp_path, parts, capsys):
     assert gpu.main(["--parts", "machine", "--out", str(tmp_path)]) == 0
 
 
+def test_a_crash_of_the_first_part_costs_no_other(tmp_path, parts):
+    given, returned = parts
+    returned["machine"] = {"status": "failed: ended by SIGSEGV"}
+    assert gpu.main(["--parts", "peak", "--out", str(tmp_path / "out.json")]) == 3
+    assert list(given) == ["machine", "peak"]
+    assert json.loads((tmp_path / "out.json").read_text())["failed"] == ["machine: failed: ended by SIGSEGV"]
+
+
 def test_a_deadline_cuts_limits_and_leaves_out(tmp_path, parts, monkeypatch):
     given, returned = parts
     out = tmp_path / "out.json"

@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import codec_videos
@@ -16,8 +18,11 @@ import other_readers
 import pytest
 
 from flowless.bench.commands import bench
+from flowless.bench.lib.run_bench import BenchArgs, run_bench
 from flowless.bench.lib.sample_videos import sample_frames
-from flowless.bench.speed import decode
+from flowless.bench.speed import decode, memory
+from flowless.errors import FlowlessError
+from flowless.pipeline import scan
 from flowless.pipeline.video.encode import write_video
 from flowless.pipeline.video.reader import VideoReader
 
@@ -89,6 +94,23 @@ def test_videos_of_several_codecs_are_made(tmp_path: Path, monkeypatch: pytest.M
     assert {"mjpeg.avi", "mpeg4.mp4"} <= {path.name for path in made}
     for path in made:
         assert decode.examined(path, runs=1)["exact"], path.name
+
+
+def test_memory_is_recorded_after_every_200_clips(films: Path, tmp_path: Path) -> None:
+    pytest.importorskip("nvidia.dali")
+    index = scan(films, out=tmp_path / "films.jsonl")
+    found = memory._resident_over(index, 400)
+    assert list(found) == [200, 400]
+    assert 0 < found[200] <= memory._peak_of_a_batch(index, 2)
+
+
+def test_a_process_that_is_killed_is_an_error_with_a_reason(tmp_path: Path) -> None:
+    def measure(_: BenchArgs) -> dict[str, object]:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            return pool.submit(os.abort).result()
+
+    with pytest.raises(FlowlessError, match=r"bench memory: a process was killed, as happens when memory runs out"):
+        run_bench("memory", BenchArgs, ["--out", str(tmp_path / "out.json")], measure=measure, tables=lambda _: [])
 
 
 @pytest.mark.parametrize("kind", fuzz_decoding.KINDS)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from flowless.bench.systems.comparison import systems, trainings_of
 from flowless.bench.systems.result_page import COLOURS, accuracy_over_cost, readme_lines
 from flowless.bench.systems.settings import Systems
 from flowless.bench.systems.system_list import SYSTEMS
-from flowless.bench.systems.training_runs import Training, train_all
+from flowless.bench.systems.training_runs import Training, _train, train_all
 from flowless.errors import FlowlessError
 from flowless.train.commands.train import TrainArgs
 from flowless.train.recipes import find_recipe
@@ -131,6 +134,25 @@ def test_a_failed_training_stops_the_others(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(FlowlessError, match="training tsn-0 ended with 1: a bad day"):
         train_all([settings.training(name, 0) for name in ("tsm", "tsn")])
     assert not not_stopped.exists()
+
+
+def test_a_folder_that_another_process_trains_in_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = "import time; print('epoch 1', flush=True); time.sleep(60)"
+    monkeypatch.setattr(Training, "command", lambda *_: [sys.executable, "-c", program])
+    training, stop = replace(SMALL, out=tmp_path / "work.json").training("tsn", 0), threading.Event()
+    output = training.folder.with_name("tsn-0.log")
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(_train, training, stop)
+        try:
+            while not (output.is_file() and output.read_text(encoding="utf-8")) and not first.done():
+                time.sleep(0.05)
+            with pytest.raises(FlowlessError, match="tsn-0: another process trains there"):
+                train_all([training])
+            assert output.read_text(encoding="utf-8") == "epoch 1\n"
+        finally:
+            stop.set()
+        with pytest.raises(FlowlessError, match="training tsn-0 ended with -15: epoch 1"):
+            first.result()
 
 
 @pytest.mark.slow
