@@ -205,7 +205,4 @@ def _limits(checks: Checks) -> dict[str, Any]:
 
 
 def _first_sentence(error: Exception) -> str:
-    text = str(error)
-    for end in (" Nothing was kept", ". "):
-        text = text.split(end, maxsplit=1)[0]
-    return text.removesuffix(".").removesuffix(":")
+    return str(error).partition(". ")[0].removesuffix(".")

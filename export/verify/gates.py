@@ -105,8 +105,8 @@ def _check_layers(candidate: Candidate) -> dict[str, Any]:
     if found.wrong:
         shown = "; ".join(found.wrong[:3]) + (f"; and {len(found.wrong) - 3} more" if len(found.wrong) > 3 else "")
         raise EngineRefused(
-            f"{candidate.name}: not the graph's precision: {shown}. Nothing was kept: {candidate.record.target} does not compute this "
-            f"graph in {candidate.record.precision} here; build another precision.",
+            f"{candidate.name}: not the graph's precision: {shown}. The new engine was not kept: {candidate.record.target} does not "
+            f"compute this graph in {candidate.record.precision} here; build another precision.",
             gate="layers",
             short=shown,
             figures=figures,
@@ -184,8 +184,8 @@ def _check_accuracy(opened: OpenedCandidate, data: Path) -> None:
     if found.drop > checks.max_drop + 1e-9:
         raise EngineRefused(
             f"{candidate.name}: top-1 falls from {found.exact_top1:.1%} to {found.top1:.1%} on {found.videos} videos, by {found.drop:.1f} "
-            f"points; {checks.max_drop:g} are allowed (--max-drop). Nothing was kept. Calibrate on more or other videos, or keep a higher "
-            "precision.",
+            f"points; {checks.max_drop:g} are allowed (--max-drop). The new engine was not kept. Calibrate on more or other "
+            "videos, or keep a higher precision.",
             gate="accuracy",
             short=f"top-1 falls by {found.drop:.1f} points",
             figures=figures,
@@ -208,8 +208,8 @@ def _check_speed(opened: OpenedCandidate) -> None:
         log.print(f"{candidate.name}: no faster than {found.fastest} here ({times})", style="yellow", markup=False, soft_wrap=True)
         return
     raise EngineRefused(
-        f"{candidate.name}: no faster here than {found.fastest}: {times}. Nothing was kept; use {candidate.record.target} "
-        f"{found.fastest}, which is faster (--keep-slower keeps this one all the same).",
+        f"{candidate.name}: no faster here than {found.fastest}: {times}. The new engine was not kept; use "
+        f"{candidate.record.target} {found.fastest}, which is faster (--keep-slower keeps this one all the same).",
         gate="speed",
         short=f"no faster than {found.fastest} here",
         figures=figures,
