@@ -59,6 +59,8 @@ class OpenedCandidate:
     """The bundle, with the engines kept so far."""
     candidate: Candidate
     checks: Checks
+    reference: Reference
+    """The bundle's clips, with PyTorch's scores."""
     engine: Backend
     """The candidate itself."""
     exact: Backend
@@ -129,6 +131,7 @@ def _open(manifest: Manifest, candidate: Candidate, checks: Checks, figures: dic
         manifest=manifest,
         candidate=candidate,
         checks=checks,
+        reference=Reference.load(manifest.path_of(manifest.reference), manifest.spec),
         engine=open_backend(record, candidate.folder / record.files[0], classes=classes, threads=candidate.threads),
         exact=backends.get("fp32") or open_kept(graph),
         higher=backends,
@@ -138,8 +141,7 @@ def _open(manifest: Manifest, candidate: Candidate, checks: Checks, figures: dic
 
 def _check_parity(opened: OpenedCandidate) -> None:
     """Compare scores with PyTorch's on the bundle's clips; of int8 on clips of videos alone, and on videos of the index as well."""
-    manifest, candidate, figures = opened.manifest, opened.candidate, opened.figures
-    reference = Reference.load(manifest.path_of(manifest.reference), manifest.spec)
+    manifest, candidate, reference, figures = opened.manifest, opened.candidate, opened.reference, opened.figures
     clips, expected = reference.clips, reference.scores
     if candidate.record.precision == "int8":
         # Noise and edges of full contrast lie far outside any calibrated range, so clipping them is right.
@@ -194,9 +196,8 @@ def _check_accuracy(opened: OpenedCandidate, data: Path) -> None:
 
 def _check_speed(opened: OpenedCandidate) -> None:
     """Refuse an engine that is no faster than a kept one of higher precision, unless `checks.slower`."""
-    manifest, candidate, figures = opened.manifest, opened.candidate, opened.figures
-    clip = Reference.load(manifest.path_of(manifest.reference), manifest.spec).clips[:1]
-    found = compare_speed(opened.engine, opened.higher, clip, precision=candidate.record.precision)
+    candidate, figures = opened.candidate, opened.figures
+    found = compare_speed(opened.engine, opened.higher, opened.reference.clips[:1], precision=candidate.record.precision)
     figures |= {"latency_ms_p50": found.own_ms, "machine": machine_name()}
     if found.fastest is None or found.fastest_ms is None:
         return
