@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import verdicts
 from onnx import numpy_helper
 
 from flowless.cli import main
+from flowless.engines.backends import onnxruntime_cuda
 from flowless.engines.backends.openvino_core import computes_in
 from flowless.engines.bundle.manifest import read_manifest
 from flowless.errors import FlowlessError
@@ -23,6 +25,7 @@ from flowless.export.targets import build_openvino as target_openvino
 from flowless.export.targets.build_options import BuildOptions
 from flowless.export.verify import speed
 from flowless.export.verify.checks import Checks, EngineRefused
+from flowless.export.verify.inspect_cpu import inspect_onnxruntime
 from flowless.export.verify.parity import TOLERANCE, Tolerance
 from flowless.export.verify.speed import compare_speed
 
@@ -204,6 +207,27 @@ def test_an_engine_that_computes_in_something_else_is_named(exported, tmp_path, 
     assert "13 of 13 convolutions run in fp32" in said
     assert "The new engine was not kept" in said
     assert contents(bundle) == before
+
+
+def test_onnxruntimes_layers_are_those_of_the_session_that_runs(tmp_path, monkeypatch):
+    """The CUDA provider fuses no Q/DQ pairs: where it runs, an int8 graph computes in fp32. A session without fusions replaces it here."""
+    path = tmp_path / "int8.onnx"
+    path.write_bytes(verdicts.bare_convolution("int8").SerializeToString())
+
+    def without_fusions(model, options):
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(onnxruntime_cuda, "why_not_cuda", lambda: None)
+    monkeypatch.setattr(onnxruntime_cuda, "open_on_cuda", without_fusions)
+    assert [layer.precision for layer in inspect_onnxruntime(path)] == ["fp32"]
+
+
+@pytest.mark.gpu
+def test_onnxruntime_computes_in_fp16_on_a_gpu(exported, tmp_path):
+    bundle = Path(shutil.copytree(exported, tmp_path / "bundle"))
+    record = build(bundle, target="onnxruntime", precision="fp16", checks=Checks(slower=True, parity=False))
+    assert record.figures["layers"]["convolution fp16"] == 13
 
 
 @pytest.mark.slow

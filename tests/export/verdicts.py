@@ -1,4 +1,4 @@
-"""The precision in which each library runs one bare convolution on this processor, and the verdict that must follow from it.
+"""The precision in which each library runs one bare convolution on this machine, and the verdict that must follow from it.
 
 As a program, `verdicts.py BUNDLE INDEX`: build a bundle for OpenVINO and ONNX Runtime in every precision, and print the verdicts beside
 what the libraries say. Run so, it obeys limits of the instruction set that the libraries read from the environment when they load.
@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from flowless.engines.backends.onnxruntime_cuda import open_session
 from flowless.engines.backends.openvino_core import HINTS, computes_in, openvino_core
 from flowless.engines.targets import Target
 from flowless.export.precision.precisions import PRECISIONS
@@ -64,7 +65,7 @@ def runs_in(target: str, precision: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
         try:
-            onnxruntime.InferenceSession(bare_convolution(precision).SerializeToString(), options, providers=["CPUExecutionProvider"])
+            open_session(bare_convolution(precision).SerializeToString(), options)
         except NoImplementation:
             return ""
         graph = onnx.load(options.optimized_model_filepath).graph
