@@ -121,12 +121,12 @@ def disagreement(row: dict[str, Any], computes: str, *, emulated: bool = False) 
 def main(bundle: Path, index: Path) -> None:
     """Print one JSON document: the rows of trials, and what the libraries say."""
     from flowless.engines.bundle.manifest import read_manifest
-    from flowless.export.auto_precision import try_precisions
+    from flowless.export.auto_precision import TrialSettings, try_precisions
     from flowless.export.precision.calibration import Calibration
     from flowless.export.verify.checks import Checks
 
     calibration = Calibration(index=index, spec=read_manifest(bundle).spec, videos=12)
-    rows = try_precisions(bundle, TARGETS, checks=Checks(slower=True), calibration=calibration)
+    rows = try_precisions(TrialSettings(bundle=bundle, checks=Checks(slower=True), calibration=calibration), TARGETS)
     reported = {f"{target} {precision}": runs_in(target, precision) for target in TARGETS for precision in PRECISIONS}
     kernels = {precision: openvino_kernel(precision)[1] for precision in PRECISIONS}
     close = [precision for precision in PRECISIONS if emulated(precision)]
