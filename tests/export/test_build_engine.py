@@ -254,7 +254,10 @@ def test_damaged_reference_clips(bundle):
     [
         (["--target", "openvino", "--precision", "int8"], "int8 needs videos to measure its scales on"),
         (["--target", "openvino", "--precision", "int8", "--calibrate", "gone.jsonl"], "no such index"),
+        (["--target", "openvino", "--data", "gone.jsonl"], "data is gone.jsonl: no such index"),
+        (["--target", "openvino", "--precision", "auto", "--data", "gone.jsonl"], "data is gone.jsonl: no such index"),
         (["--target", "openvino", "--max-drop", "-1"], "from 0 to 100 points"),
+        (["--target", "openvino", "--precision", "auto", "--threads", "0"], "threads is 0; it must be at least 1"),
         (["--target", "openvino", "--portable"], "--target tensorrt"),
         (["--target", "tensorrt-rtx", "--compute-capability", "90"], "data-centre GPU"),
         (["--target", "tensorrt-rtx", "--batch", "4", "2", "1"], "MIN OPT MAX"),
