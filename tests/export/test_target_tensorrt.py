@@ -16,12 +16,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from flowless import cuda_driver
-from flowless.engines.backends import tensorrt_backend
 from flowless.engines.backends.tensorrt_process import PLUGIN, tensorrt_process
 from flowless.engines.targets import Target, targets_with
 from flowless.errors import FlowlessError
 from flowless.export.graph import pa_function
-from flowless.export.plugin import plugin_library
 from flowless.export.targets import build_tensorrt as target_tensorrt
 from flowless.export.targets.build_options import BuildOptions
 from flowless.export.targets.build_tensorrt import build_tensorrt
@@ -219,7 +217,6 @@ def test_a_build_changes_no_module_and_no_environment_variable(proto, tmp_path, 
 def test_one_name_for_the_plugin():
     """The runtime does not import export, so it has the plugin's name a second time."""
     assert (pa_function.OP, str(pa_function.OP_VERSION), pa_function.DOMAIN) == PLUGIN
-    assert plugin_library.VARIABLE == tensorrt_backend.PLUGIN_VARIABLE
 
 
 # ---- inspecting
