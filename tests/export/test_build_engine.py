@@ -114,9 +114,9 @@ def test_force_builds_again(bundle):
 
 def test_a_wrong_engine_is_not_kept(bundle, monkeypatch):
     """The target gets a graph with one filter scaled by 1.05: no engine, and the bundle as it was."""
-    from flowless.export.targets import build_openvino as target_openvino
+    from flowless.export.targets import build_openvino
 
-    honest = target_openvino.build_openvino
+    honest = build_openvino.build_openvino
 
     def faulty(proto, folder, **rest):
         changed = onnx.ModelProto()
@@ -125,7 +125,7 @@ def test_a_wrong_engine_is_not_kept(bundle, monkeypatch):
         item.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(item) * 1.05, item.name))
         return honest(changed, folder, **rest)
 
-    monkeypatch.setattr(target_openvino, "build_openvino", faulty)
+    monkeypatch.setattr(build_openvino, "build_openvino", faulty)
     before = contents(bundle)
     with pytest.raises(CheckFailed, match=r"differ from PyTorch.* It was not kept: ") as caught:
         build(bundle, target="openvino", options=FORCED)
