@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,9 @@ class TrialSettings:
     """What all trials of one call have in common."""
 
     bundle: Path
-    options: BuildOptions
-    checks: Checks
-    calibration: Calibration | None
-    earlier: dict[tuple[str, str], Row]
-    """This machine's rows in the manifest, by target and precision."""
+    options: BuildOptions = field(default_factory=BuildOptions)
+    checks: Checks = field(default_factory=Checks)
+    calibration: Calibration | None = None
 
 
 def try_all(
@@ -62,13 +60,14 @@ def try_all(
     Raises:
         FlowlessError: The bundle cannot be used, or no target takes it even in fp32.
     """
-    rows = try_precisions(bundle, targets, options=options, checks=checks, calibration=calibration)
+    settings = TrialSettings(bundle=Path(bundle), options=options or BuildOptions(), checks=checks or Checks(), calibration=calibration)
+    rows = try_precisions(settings, targets)
     manifest, here = read_manifest(bundle), machine_name()
     others = [dict(row) for row in manifest.trials if row["target"] not in targets]
     mine = [*rows, *(row for row in others if row.get("machine") == here and _still_kept(manifest, row))]
     built = [row.pop("new", False) for row in rows]
     if any(built):
-        _time_interleaved(manifest, mine, threads=options.threads if options else None)
+        _time_interleaved(manifest, mine, threads=settings.options.threads)
     best = recommended(mine)
     for row in (*rows, *(row for row in others if row.get("machine") == here)):
         row |= {"machine": here, "recommended": row is best}
@@ -76,14 +75,7 @@ def try_all(
     return rows
 
 
-def try_precisions(
-    bundle: str | os.PathLike[str],
-    targets: Sequence[Target],
-    *,
-    options: BuildOptions | None = None,
-    checks: Checks | None = None,
-    calibration: Calibration | None = None,
-) -> list[Row]:
+def try_precisions(settings: TrialSettings, targets: Sequence[Target]) -> list[Row]:
     """Build every precision of each target, and keep what passes; the rows are not written, and nothing is recommended.
 
     Returns:
@@ -92,23 +84,17 @@ def try_precisions(
     Raises:
         FlowlessError: The bundle cannot be used, or no target takes it even in fp32.
     """
-    options, here = options or BuildOptions(), machine_name()
-    settings = TrialSettings(
-        bundle=Path(bundle),
-        options=options,
-        checks=checks or Checks(),
-        calibration=calibration,
-        earlier={(row["target"], row["precision"]): row for row in read_manifest(bundle).trials if row.get("machine") == here},
-    )
+    here = machine_name()
+    earlier = {(row["target"], row["precision"]): row for row in read_manifest(settings.bundle).trials if row.get("machine") == here}
     rows: list[Row] = []
     first_error: FlowlessError | None = None
     for target in targets:
         try:
-            rows += _try_target(settings, target)
+            rows += _try_target(settings, target, earlier)
         except FlowlessError as error:
             # Without an fp32 engine a target's lower precisions have nothing to be compared with. The other targets are still tried.
             first_error = first_error or error
-            log.print(f"{bundle}: {target}: {error}", style="yellow", markup=False, soft_wrap=True)
+            log.print(f"{settings.bundle}: {target}: {error}", style="yellow", markup=False, soft_wrap=True)
             rows += [_row(target, precision, f"not built: {_first_sentence(error)}") for precision in PRECISIONS]
     if first_error and not any(row["kept"] for row in rows):
         raise first_error
@@ -133,21 +119,20 @@ def row_of(record: Artefact) -> Row:
     return row | {"kept": True, "key": record.key, "max_abs_diff": record.max_abs_diff}
 
 
-def _try_target(settings: TrialSettings, target: Target) -> list[Row]:
-    """Try every precision of one target; raise where its fp32 engine cannot be built."""
+def _try_target(settings: TrialSettings, target: Target, earlier: Mapping[tuple[str, str], Row]) -> list[Row]:
+    """Try every precision of one target; raise where its fp32 engine cannot be built. `earlier`: this machine's rows in the manifest."""
     rows = []
     for precision in PRECISIONS:
         if precision == "int8" and settings.calibration is None:
             rows.append(_row(target, precision, "not tried: it needs videos, --calibrate INDEX"))
         else:
-            rows.append(_try(settings, target, precision))
+            rows.append(_try(settings, target, precision, earlier.get((target, precision))))
     return rows
 
 
-def _try(settings: TrialSettings, target: Target, precision: str) -> Row:
+def _try(settings: TrialSettings, target: Target, precision: str, earlier: Row | None) -> Row:
     bundle, checks, calibration = settings.bundle, settings.checks, settings.calibration
-    options = settings.options.for_target(target)
-    manifest, earlier = read_manifest(bundle), settings.earlier.get((target, precision))
+    manifest, options = read_manifest(bundle), settings.options.for_target(target)
     key, limits = engine_key(manifest, target, precision, options, calibration), _limits(checks)
     if earlier and earlier["key"] == key and not earlier["kept"] and not options.force and earlier.get("checks") == limits:
         return dict(earlier)
@@ -205,7 +190,4 @@ def _limits(checks: Checks) -> dict[str, Any]:
 
 
 def _first_sentence(error: Exception) -> str:
-    text = str(error)
-    for end in (" Nothing was kept", ". "):
-        text = text.split(end, maxsplit=1)[0]
-    return text.removesuffix(".").removesuffix(":")
+    return str(error).partition(". ")[0].removesuffix(".")

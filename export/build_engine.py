@@ -90,7 +90,7 @@ def build(
 
     Raises:
         FlowlessError: The bundle is damaged, the target's library is missing, or it refuses the graph.
-        EngineRefused: The engine failed a gate; nothing was kept.
+        EngineRefused: The new engine failed a gate and was not kept; an older one stays.
     """
     context = resolve(
         bundle, target=target, precision=precision, options=options or BuildOptions(), checks=checks or Checks(), calibration=calibration

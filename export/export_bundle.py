@@ -15,7 +15,7 @@ from flowless.engines.backends.backend import open_backend
 from flowless.engines.bundle.manifest import MANIFEST, Artefact, Manifest, fingerprint, read_manifest
 from flowless.engines.targets import TARGETS
 from flowless.errors import FlowlessError
-from flowless.export.graph import export_graph as graph
+from flowless.export.graph.export_graph import export_onnx
 from flowless.export.graph.pa_function import OPSET
 from flowless.export.targets.build_options import BuildOptions
 from flowless.export.targets.engine_key import engine_key
@@ -65,7 +65,7 @@ def export_bundle(
     versions = {**installed_versions(("torch", "timm", "onnx", "onnxscript")), "flowless": _flowless_version()}
     with whole_folder(folder) as draft:
         about = {"spec": source.spec, "labels": source.labels, "name": source.name, "versions": versions}
-        graph.export_onnx(form, draft / "model.onnx", **about, online=online)
+        export_onnx(form, draft / "model.onnx", **about, online=online)
         library = TARGETS["onnxruntime"].versions()
         engine = Artefact(target="onnxruntime", precision="fp32", status="verified", files=("model.onnx",), versions=library)
         backend = open_backend(engine, draft / "model.onnx", classes=len(source.labels))

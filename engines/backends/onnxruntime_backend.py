@@ -18,7 +18,10 @@ EXACT_INT8 = ("session.x64quantprecision", "1")
 
 
 def onnxruntime_options(threads: int | None = None) -> Any:
-    """Return the `SessionOptions` of all sessions here. Without `threads`: one per physical core, asleep while waiting (`waiting.py`)."""
+    """Return the `SessionOptions` of all sessions here.
+
+    Without `threads`: one thread per physical core, asleep while waiting (`thread_waiting.py`).
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

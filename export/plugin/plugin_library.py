@@ -25,13 +25,12 @@ from onnx import NodeProto, TensorProto, numpy_helper
 from rich.text import Text
 
 from flowless.console import emit
+from flowless.engines.backends.tensorrt_backend import PLUGIN_VARIABLE
 from flowless.engines.backends.tensorrt_process import TensorRtProcess
 from flowless.errors import FlowlessError
 from flowless.export.graph.pa_function import DOMAIN, OP, pa_nodes
 from flowless.files import whole_file
 
-#: Environment variable that names the library where it is not in its default place.
-VARIABLE = "FLOWLESS_PA_PLUGIN"
 SOURCES = Path(__file__).parent
 #: The library's default place.
 DEFAULT_LIBRARY = SOURCES / "build" / "libflowless_pa_plugin.so"
@@ -47,12 +46,14 @@ def find_library() -> Path | None:
     Raises:
         FlowlessError: FLOWLESS_PA_PLUGIN names what is not a file.
     """
-    named = os.environ.get(VARIABLE)
+    named = os.environ.get(PLUGIN_VARIABLE)
     if not named:
         return DEFAULT_LIBRARY if DEFAULT_LIBRARY.is_file() else None
     path = Path(named).absolute()
     if not path.is_file():
-        raise FlowlessError(f"{VARIABLE} is {named!r}, which is not a file. It must be the path of the plugin's library. {_HOW_TO_BUILD}")
+        raise FlowlessError(
+            f"{PLUGIN_VARIABLE} is {named!r}, which is not a file. It must be the path of the plugin's library. {_HOW_TO_BUILD}"
+        )
     return path
 
 

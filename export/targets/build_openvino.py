@@ -50,7 +50,7 @@ def build_openvino(proto: onnx.ModelProto, folder: Path, *, precision: str, opti
             # OpenVINO writes the files itself and gives no reason.
             raise FlowlessError(
                 f"{folder.parent}: OpenVINO could not write its model there ({openvino_reason(error)}). Most often the disk is full or a "
-                "quota is reached. Nothing was kept; free some space and run again."
+                "quota is reached. The new engine was not kept; free some space and run again."
             ) from error
     return Artefact(
         target="openvino",

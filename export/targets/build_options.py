@@ -66,6 +66,8 @@ class BuildOptions:
             raise FlowlessError(f"workspace is {self.workspace}; it is in MiB and must be at least 1.")
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
             raise FlowlessError(f"optimization level is {self.optimization_level}; it must be from 0 to 5.")
+        if self.threads is not None and self.threads < 1:
+            raise FlowlessError(f"threads is {self.threads}; it must be at least 1.")
 
     def check(self, target: Target) -> None:
         """Raise `FlowlessError`, naming the targets that have it, for an option that is set and that a target does not have."""

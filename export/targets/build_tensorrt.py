@@ -10,6 +10,7 @@ from typing import Any
 import onnx
 
 from flowless import cuda_driver
+from flowless.engines.backends.tensorrt_backend import PLUGIN_VARIABLE
 from flowless.engines.backends.tensorrt_process import TensorRtProcess, tensorrt_process
 from flowless.engines.bundle.compatibility import this_platform
 from flowless.engines.bundle.manifest import Artefact
@@ -68,13 +69,13 @@ def build_tensorrt(proto: onnx.ModelProto, folder: Path, *, target: Target, prec
 
 def _for_plugin(proto: onnx.ModelProto, options: BuildOptions) -> tuple[onnx.ModelProto, BuildOptions]:
     """Return the graph whose PA nodes have no body, and the options with the plugin's library."""
-    from flowless.export.plugin.plugin_library import VARIABLE, find_library, without_function
+    from flowless.export.plugin.plugin_library import find_library, without_function
 
     library = options.plugin_library or find_library()
     if library is None:
         raise FlowlessError(
             "--pa plugin: the plugin's library is not there. Compile it once with: python -m flowless.export.plugin.plugin_library "
-            f"--tensorrt-root FOLDER (TensorRT's headers), or name it in {VARIABLE}; or leave --pa plugin out."
+            f"--tensorrt-root FOLDER (TensorRT's headers), or name it in {PLUGIN_VARIABLE}; or leave --pa plugin out."
         )
     return without_function(proto), replace(options, plugin_library=library)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx
 
-from flowless.engines.bundle.manifest import Target
+from flowless.engines.targets import Target
 from flowless.export.precision.qdq import bypass_boundary_pairs, quantise_shortcuts_only, unsigned
 
 

@@ -25,7 +25,9 @@ class Checks:
     """Compare scores with PyTorch's. Switch it off only for random weights, whose scores differ between clips by less than rounding."""
 
     def __post_init__(self) -> None:
-        """Raise `FlowlessError` for a drop that is not from 0 to 100."""
+        """Raise `FlowlessError` for an index that is not there, or a drop that is not from 0 to 100."""
+        if self.data is not None and not self.data.is_file():
+            raise FlowlessError(f"data is {self.data}: no such index. Make one with: flowless scan VIDEOS --out {self.data}")
         if not 0 <= self.max_drop <= 100:
             raise FlowlessError(f"max_drop is {self.max_drop}; it must be from 0 to 100 points of top-1.")
 

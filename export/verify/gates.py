@@ -59,6 +59,8 @@ class OpenedCandidate:
     """The bundle, with the engines kept so far."""
     candidate: Candidate
     checks: Checks
+    reference: Reference
+    """The bundle's clips, with PyTorch's scores."""
     engine: Backend
     """The candidate itself."""
     exact: Backend
@@ -105,8 +107,8 @@ def _check_layers(candidate: Candidate) -> dict[str, Any]:
     if found.wrong:
         shown = "; ".join(found.wrong[:3]) + (f"; and {len(found.wrong) - 3} more" if len(found.wrong) > 3 else "")
         raise EngineRefused(
-            f"{candidate.name}: not the graph's precision: {shown}. Nothing was kept: {candidate.record.target} does not compute this "
-            f"graph in {candidate.record.precision} here; build another precision.",
+            f"{candidate.name}: not the graph's precision: {shown}. The new engine was not kept: {candidate.record.target} does not "
+            f"compute this graph in {candidate.record.precision} here; build another precision.",
             gate="layers",
             short=shown,
             figures=figures,
@@ -129,6 +131,7 @@ def _open(manifest: Manifest, candidate: Candidate, checks: Checks, figures: dic
         manifest=manifest,
         candidate=candidate,
         checks=checks,
+        reference=Reference.load(manifest.path_of(manifest.reference), manifest.spec),
         engine=open_backend(record, candidate.folder / record.files[0], classes=classes, threads=candidate.threads),
         exact=backends.get("fp32") or open_kept(graph),
         higher=backends,
@@ -138,8 +141,7 @@ def _open(manifest: Manifest, candidate: Candidate, checks: Checks, figures: dic
 
 def _check_parity(opened: OpenedCandidate) -> None:
     """Compare scores with PyTorch's on the bundle's clips; of int8 on clips of videos alone, and on videos of the index as well."""
-    manifest, candidate, figures = opened.manifest, opened.candidate, opened.figures
-    reference = Reference.load(manifest.path_of(manifest.reference), manifest.spec)
+    manifest, candidate, reference, figures = opened.manifest, opened.candidate, opened.reference, opened.figures
     clips, expected = reference.clips, reference.scores
     if candidate.record.precision == "int8":
         # Noise and edges of full contrast lie far outside any calibrated range, so clipping them is right.
@@ -184,8 +186,8 @@ def _check_accuracy(opened: OpenedCandidate, data: Path) -> None:
     if found.drop > checks.max_drop + 1e-9:
         raise EngineRefused(
             f"{candidate.name}: top-1 falls from {found.exact_top1:.1%} to {found.top1:.1%} on {found.videos} videos, by {found.drop:.1f} "
-            f"points; {checks.max_drop:g} are allowed (--max-drop). Nothing was kept. Calibrate on more or other videos, or keep a higher "
-            "precision.",
+            f"points; {checks.max_drop:g} are allowed (--max-drop). The new engine was not kept. Calibrate on more or other "
+            "videos, or keep a higher precision.",
             gate="accuracy",
             short=f"top-1 falls by {found.drop:.1f} points",
             figures=figures,
@@ -194,9 +196,8 @@ def _check_accuracy(opened: OpenedCandidate, data: Path) -> None:
 
 def _check_speed(opened: OpenedCandidate) -> None:
     """Refuse an engine that is no faster than a kept one of higher precision, unless `checks.slower`."""
-    manifest, candidate, figures = opened.manifest, opened.candidate, opened.figures
-    clip = Reference.load(manifest.path_of(manifest.reference), manifest.spec).clips[:1]
-    found = compare_speed(opened.engine, opened.higher, clip, precision=candidate.record.precision)
+    candidate, figures = opened.candidate, opened.figures
+    found = compare_speed(opened.engine, opened.higher, opened.reference.clips[:1], precision=candidate.record.precision)
     figures |= {"latency_ms_p50": found.own_ms, "machine": machine_name()}
     if found.fastest is None or found.fastest_ms is None:
         return
@@ -208,8 +209,8 @@ def _check_speed(opened: OpenedCandidate) -> None:
         log.print(f"{candidate.name}: no faster than {found.fastest} here ({times})", style="yellow", markup=False, soft_wrap=True)
         return
     raise EngineRefused(
-        f"{candidate.name}: no faster here than {found.fastest}: {times}. Nothing was kept; use {candidate.record.target} "
-        f"{found.fastest}, which is faster (--keep-slower keeps this one all the same).",
+        f"{candidate.name}: no faster here than {found.fastest}: {times}. The new engine was not kept; use "
+        f"{candidate.record.target} {found.fastest}, which is faster (--keep-slower keeps this one all the same).",
         gate="speed",
         short=f"no faster than {found.fastest} here",
         figures=figures,

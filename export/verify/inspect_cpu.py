@@ -1,4 +1,4 @@
-"""The precision of each layer of an OpenVINO or ONNX Runtime engine on this CPU."""
+"""The precision of each layer of an OpenVINO or ONNX Runtime engine on this machine."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def inspect_openvino(path: Path, *, artefact: Artefact) -> list[Layer]:
 
 
 def inspect_onnxruntime(path: Path) -> list[Layer]:
-    """Return the layers of the graph that ONNX Runtime runs on the CPU, after its optimisation."""
-    import onnxruntime
+    """Return the layers of the graph that ONNX Runtime runs, on the GPU where it can, after its optimisation."""
+    from flowless.engines.backends.onnxruntime_cuda import open_session
 
     with tempfile.TemporaryDirectory(prefix="flowless-inspect-") as folder:
         options = onnxruntime_options()
         options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
-        onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        open_session(path, options)
         optimised = onnx.load(options.optimized_model_filepath)
     types = _types(optimised)
     layers = []

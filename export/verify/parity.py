@@ -73,7 +73,7 @@ def spread_of(scores: np.ndarray) -> float:
 def compare(scores: np.ndarray, expected: np.ndarray, *, precision: str, device: str) -> Comparison:
     """Compare scores `[K, classes]` with PyTorch's of the same clips."""
     if scores.shape != expected.shape:
-        raise CheckFailed(f"The engine gives scores of shape {scores.shape} where PyTorch gives {expected.shape}. Nothing was kept.")
+        raise CheckFailed(f"The engine gives scores of shape {scores.shape} where PyTorch gives {expected.shape}. It was not kept.")
     expected = expected.astype(np.float64)
     spread = spread_of(expected)
     rule = TOLERANCE[precision, device]
@@ -124,6 +124,6 @@ def check(backend: Backend, clips: np.ndarray, expected: np.ndarray, *, precisio
             f"{what}: its scores differ from PyTorch's by up to {worst.max_abs_diff:.3g} on {worst.clips} clips, {worst.snr:.0f} dB below "
             f"their spread of {worst.spread:.3g}; {precision} on the {backend.device} may differ by {worst.allowed:.3g} "
             f"({TOLERANCE[precision, backend.device].largest:g} of the spread) and must stay {worst.least_snr:g} dB below. "
-            "Nothing was kept: the engine computes something else."
+            "It was not kept: it computes something else."
         )
     return worst

@@ -1,4 +1,4 @@
-"""Reference clips: what an engine is compared on, and what PyTorch said of them, kept in the bundle for every later build."""
+"""Reference clips that engines are compared on, with PyTorch's scores, kept in the bundle for every later build."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flowless.pipeline.clip.preprocess import load_clip
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.pipeline.video.encode import write_video
 
-#: Clips from videos that the bundle keeps; the others are made anew from their recipe.
+#: Number of clips from videos that the bundle keeps.
 KEPT = 2
 
 

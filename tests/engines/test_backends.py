@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 
 from flowless import cuda_driver
-from flowless.engines.backends import backend as backends
-from flowless.engines.backends import tensorrt_backend
+from flowless.engines.backends import backend, tensorrt_backend
 from flowless.engines.backends.openvino_core import openvino_reason
 from flowless.engines.backends.tensorrt_process import tensorrt_process
 from flowless.engines.bundle import compatibility
@@ -128,8 +127,8 @@ def test_engines_that_do_not_fit(artefact, here, says):
     line = mismatch(artefact, here)
     assert line is not None
     assert "\n" not in line
-    for arguments in [*says, f"; build it again with: flowless build BUNDLE --target {artefact.target} --precision fp16 --force"]:
-        assert arguments in line
+    for part in [*says, f"; build it again with: flowless build BUNDLE --target {artefact.target} --precision fp16 --force"]:
+        assert part in line
 
 
 @pytest.mark.parametrize("named", [[], [86, 89]])
@@ -161,9 +160,9 @@ def test_the_library_names_the_gpus_that_it_runs_on(monkeypatch):
     trt = pytest.importorskip("tensorrt_rtx")
     assert compatibility.known_capabilities(trt) == RTX_KNOWS
     monkeypatch.setattr(cuda_driver, "compute_capability", lambda: (9, 0))
-    assert "8.9, 12.0, 12.1 alone, and the GPU here has compute capability 9.0" in (backends.why_not("tensorrt-rtx") or "")
+    assert "8.9, 12.0, 12.1 alone, and the GPU here has compute capability 9.0" in (backend.why_not("tensorrt-rtx") or "")
     monkeypatch.setattr(cuda_driver, "compute_capability", lambda: (12, 0))
-    assert backends.why_not("tensorrt-rtx") is None
+    assert backend.why_not("tensorrt-rtx") is None
 
 
 def test_why_not_knows_what_is_here(built, monkeypatch):
@@ -174,20 +173,20 @@ def test_why_not_knows_what_is_here(built, monkeypatch):
     monkeypatch.setattr(cuda_driver, "gpu_name", lambda: "NVIDIA GeForce RTX 4090")
     artefact = read_manifest(built).artefact("tensorrt-rtx", "fp32")
     assert artefact is not None
-    assert backends.why_not("tensorrt-rtx", artefact) is None
+    assert backend.why_not("tensorrt-rtx", artefact) is None
     older = dataclasses.replace(artefact, versions={"tensorrt_rtx": "1.6.0.1"})
-    assert "built by tensorrt_rtx 1.6.0.1" in (backends.why_not("tensorrt-rtx", older) or "")
+    assert "built by tensorrt_rtx 1.6.0.1" in (backend.why_not("tensorrt-rtx", older) or "")
     monkeypatch.setattr(cuda_driver, "compute_capability", lambda: (7, 5))
-    assert "the GPU here has 75" in (backends.why_not("tensorrt-rtx", artefact) or "")
+    assert "the GPU here has 75" in (backend.why_not("tensorrt-rtx", artefact) or "")
 
 
 def test_without_a_gpu_nothing_is_imported(built, monkeypatch):
     monkeypatch.setattr(cuda_driver, "compute_capability", lambda: None)
     monkeypatch.setattr(compatibility, "what_is_here", lambda *_: pytest.fail("imported the library"))
     artefact = read_manifest(built).artefact("tensorrt-rtx", "fp32")
-    assert backends.why_not("tensorrt-rtx", artefact) == "there is no NVIDIA GPU here"
+    assert backend.why_not("tensorrt-rtx", artefact) == "there is no NVIDIA GPU here"
     with pytest.raises(FlowlessError, match="No NVIDIA GPU can be used here"):
-        backends.open_backend(artefact, built / "tensorrt-rtx-fp32" / "model.engine", classes=6)  # pyright: ignore[reportArgumentType]
+        backend.open_backend(artefact, built / "tensorrt-rtx-fp32" / "model.engine", classes=6)  # pyright: ignore[reportArgumentType]
 
 
 def test_an_engine_that_cannot_be_read(tmp_path, capfd):
@@ -313,7 +312,7 @@ def test_int8_sums_do_not_overflow_on_any_processor(tmp_path):
     path = tmp_path / "model.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
     artefact = Artefact(target="onnxruntime", precision="int8", status="verified", files=("model.onnx",))
-    scores = backends.open_backend(artefact, path, classes=4)(np.full((1, 4, 8, 8), 255, np.uint8))
+    scores = backend.open_backend(artefact, path, classes=4)(np.full((1, 4, 8, 8), 255, np.uint8))
     np.testing.assert_allclose(scores, 2.55 * 1.27 * 4 * 9, atol=5.1)
     assert [layer.precision for layer in inspect_onnxruntime(path)] == ["int8"]
 
@@ -338,7 +337,7 @@ def test_a_ctrl_c_while_an_engine_is_opened_is_no_fault_of_the_engine(built, mon
             time.sleep(5)
         raise RuntimeError("initialization failed")
 
-    monkeypatch.setattr(backends, "OpenVino", interrupted)
+    monkeypatch.setattr(backend, "OpenVino", interrupted)
     artefact = next(item for item in read_manifest(built).artefacts if item.target == "openvino")
     with note_ctrl_c(), pytest.raises(KeyboardInterrupt):
-        backends.open_backend(artefact, built / artefact.files[0], classes=6)
+        backend.open_backend(artefact, built / artefact.files[0], classes=6)

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 import flowless
+from flowless import cuda_driver
 from flowless.engines import loading
-from flowless.engines.backends import backend as backends
 from flowless.engines.backends import openvino_core
+from flowless.engines.backends.backend import open_backend, why_not
 from flowless.engines.backends.openvino_core import HINTS
 from flowless.engines.bundle.manifest import Artefact, read_manifest
 from flowless.engines.engine import Engine
@@ -48,7 +49,7 @@ def test_scores_are_pytorchs(target, built, checkpoint):
 
 
 def test_the_best_engine_that_runs_here(built, monkeypatch):
-    monkeypatch.setattr(backends.cuda_driver, "compute_capability", lambda: None)
+    monkeypatch.setattr(cuda_driver, "compute_capability", lambda: None)
     engine = flowless.load(built)
     assert (engine.target, engine.precision, engine.device) == ("openvino", "fp32", "CPU")
     assert "the fastest engine of this bundle that runs here (verified)" in engine.why
@@ -58,7 +59,7 @@ def test_the_best_engine_that_runs_here(built, monkeypatch):
 
 
 def test_what_was_measured_here_decides_between_targets_and_precisions(bundle, monkeypatch):
-    monkeypatch.setattr(backends.cuda_driver, "compute_capability", lambda: None)
+    monkeypatch.setattr(cuda_driver, "compute_capability", lambda: None)
 
     def loaded(times, *, machine=None, **asked):
         """Load the bundle after its engines were measured so: target -> ms of a clip."""
@@ -80,7 +81,7 @@ def test_what_was_measured_here_decides_between_targets_and_precisions(bundle, m
 
 
 def test_without_openvino_the_next_is_taken(built, monkeypatch):
-    monkeypatch.setattr(backends.cuda_driver, "compute_capability", lambda: None)
+    monkeypatch.setattr(cuda_driver, "compute_capability", lambda: None)
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "openvino" else find(name))
     engine = flowless.load(built)
@@ -89,13 +90,13 @@ def test_without_openvino_the_next_is_taken(built, monkeypatch):
 
 
 def test_a_gpu_that_the_engine_was_not_built_for(built, monkeypatch):
-    monkeypatch.setattr(backends.cuda_driver, "compute_capability", lambda: (12, 0))
+    monkeypatch.setattr(cuda_driver, "compute_capability", lambda: (12, 0))
     manifest = read_manifest(built)
     artefact = manifest.artefact("tensorrt-rtx", "fp32")
     assert artefact is not None
-    assert backends.why_not("tensorrt-rtx", artefact) is None
+    assert why_not("tensorrt-rtx", artefact) is None
     chosen = replace(artefact, options={"compute_capabilities": [86, 89]})
-    message = backends.why_not("tensorrt-rtx", chosen)
+    message = why_not("tensorrt-rtx", chosen)
     assert message is not None
     assert message.startswith("it was built for compute capability 86, 89 and the GPU here has 120; build it again with: flowless build")
 
@@ -103,7 +104,7 @@ def test_a_gpu_that_the_engine_was_not_built_for(built, monkeypatch):
 def test_on_a_gpu_that_tensorrt_rtx_does_not_know_the_next_engine_is_taken(built, monkeypatch):
     """An H100: TensorRT-RTX comes first in the order, and would refuse the engine only when it is opened."""
     pytest.importorskip("tensorrt_rtx")
-    monkeypatch.setattr(backends.cuda_driver, "compute_capability", lambda: (9, 0))
+    monkeypatch.setattr(cuda_driver, "compute_capability", lambda: (9, 0))
     engine = flowless.load(built)
     assert (engine.target, engine.device) == ("openvino", "CPU")
     assert "not tensorrt-rtx: tensorrt_rtx" in engine.why
@@ -127,7 +128,7 @@ def test_what_load_refuses(arguments, says, built):
 
 
 def test_tensorrt_rtx_without_a_gpu(built):
-    if backends.why_not("tensorrt-rtx") is None:
+    if why_not("tensorrt-rtx") is None:
         pytest.skip("there is a GPU here")
     with pytest.raises(FlowlessError, match="not tensorrt-rtx: there is no NVIDIA GPU here"):
         flowless.load(built, "tensorrt-rtx")
@@ -255,7 +256,7 @@ def test_views_are_averaged(sampling, crop, views, built, videos):
     spec = replace(manifest.spec, sampling=sampling, crop=crop)
     artefact = manifest.artefact("openvino", "fp32")
     assert artefact is not None
-    backend = backends.open_backend(artefact, manifest.path_of(artefact.files[0]), classes=len(manifest.labels))
+    backend = open_backend(artefact, manifest.path_of(artefact.files[0]), classes=len(manifest.labels))
     seen = []
 
     class Counting:

@@ -14,8 +14,7 @@ from flowless.cli import main
 from flowless.engines.bundle.manifest import read_manifest
 from flowless.engines.loading import load
 from flowless.errors import FlowlessError
-from flowless.export import auto_precision as trials
-from flowless.export import build_engine
+from flowless.export import auto_precision, build_engine
 from flowless.export.auto_precision import recommended, try_all
 from flowless.export.bundle_changes import keep_trials
 from flowless.export.verify.checks import Checks
@@ -25,7 +24,7 @@ def row(target, precision, *, kept=True, latency=None):
     return {"target": target, "precision": precision, "kept": kept, "latency_ms_p50": latency}
 
 
-def test_the_quickest_that_runs_here_is_recommended():
+def test_the_fastest_that_runs_here_is_recommended():
     rows = [row("onnxruntime", "fp32", latency=5.0), row("openvino", "bf16", latency=2.0), row("tensorrt-rtx", "int8")]
     assert recommended(rows) is rows[1]
     rows.append(row("openvino", "int8", kept=False, latency=1.0))
@@ -140,8 +139,8 @@ def test_other_checks_ask_again(learnt_bundle, monkeypatch):
     """A trial that was refused under one rule is tried again under another."""
     try_all(learnt_bundle, ["onnxruntime"])
     tried = []
-    honest = trials.build
-    monkeypatch.setattr(trials, "build", lambda *a, **k: tried.append(k["precision"]) or honest(*a, **k))
+    honest = auto_precision.build
+    monkeypatch.setattr(auto_precision, "build", lambda *a, **k: tried.append(k["precision"]) or honest(*a, **k))
     try_all(learnt_bundle, ["onnxruntime"])
     assert tried == ["fp32"], "fp32 is there already; the others were refused, and nothing changed"
     try_all(learnt_bundle, ["onnxruntime"], checks=Checks(max_drop=2.0))
@@ -150,14 +149,14 @@ def test_other_checks_ask_again(learnt_bundle, monkeypatch):
 
 @pytest.mark.slow
 def test_a_target_that_takes_no_fp32_does_not_stop_the_others(learnt_bundle, monkeypatch):
-    honest = trials.build
+    honest = auto_precision.build
 
     def picky(*place, **how):
         if how["target"] == "openvino":
             raise FlowlessError("openvino does not take the graph: Foo. Build another target.")
         return honest(*place, **how)
 
-    monkeypatch.setattr(trials, "build", picky)
+    monkeypatch.setattr(auto_precision, "build", picky)
     rows = {(row["target"], row["precision"]): row for row in try_all(learnt_bundle, ["openvino", "onnxruntime"])}
     assert len(rows) == 8
     assert all(rows["openvino", item]["status"] == "not built: openvino does not take the graph: Foo" for item in ("fp32", "int8"))

@@ -114,9 +114,9 @@ def test_force_builds_again(bundle):
 
 def test_a_wrong_engine_is_not_kept(bundle, monkeypatch):
     """The target gets a graph with one filter scaled by 1.05: no engine, and the bundle as it was."""
-    from flowless.export.targets import build_openvino as target_openvino
+    from flowless.export.targets import build_openvino
 
-    honest = target_openvino.build_openvino
+    honest = build_openvino.build_openvino
 
     def faulty(proto, folder, **rest):
         changed = onnx.ModelProto()
@@ -125,10 +125,11 @@ def test_a_wrong_engine_is_not_kept(bundle, monkeypatch):
         item.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(item) * 1.05, item.name))
         return honest(changed, folder, **rest)
 
-    monkeypatch.setattr(target_openvino, "build_openvino", faulty)
+    monkeypatch.setattr(build_openvino, "build_openvino", faulty)
     before = contents(bundle)
-    with pytest.raises(CheckFailed, match="differ from PyTorch"):
+    with pytest.raises(CheckFailed, match=r"differ from PyTorch.* It was not kept: ") as caught:
         build(bundle, target="openvino", options=FORCED)
+    assert "Nothing" not in str(caught.value), "the older engine is still there"
     assert contents(bundle) == before
     assert main(["build", str(bundle), "--target", "openvino", "--force"]) == 3
 
@@ -253,7 +254,10 @@ def test_damaged_reference_clips(bundle):
     [
         (["--target", "openvino", "--precision", "int8"], "int8 needs videos to measure its scales on"),
         (["--target", "openvino", "--precision", "int8", "--calibrate", "gone.jsonl"], "no such index"),
+        (["--target", "openvino", "--data", "gone.jsonl"], "data is gone.jsonl: no such index"),
+        (["--target", "openvino", "--precision", "auto", "--data", "gone.jsonl"], "data is gone.jsonl: no such index"),
         (["--target", "openvino", "--max-drop", "-1"], "from 0 to 100 points"),
+        (["--target", "openvino", "--precision", "auto", "--threads", "0"], "threads is 0; it must be at least 1"),
         (["--target", "openvino", "--portable"], "--target tensorrt"),
         (["--target", "tensorrt-rtx", "--compute-capability", "90"], "data-centre GPU"),
         (["--target", "tensorrt-rtx", "--batch", "4", "2", "1"], "MIN OPT MAX"),

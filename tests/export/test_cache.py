@@ -12,7 +12,7 @@ from flowless.cli import main
 from flowless.engines.bundle.manifest import read_manifest
 from flowless.errors import FlowlessError
 from flowless.export.cache import cache_folder, cache_limit, entries, mark_used, shrink
-from flowless.export.precision import graph_cache as graphs
+from flowless.export.precision import graph_cache
 from flowless.export.precision.graph_cache import graph_key, precise_graph
 
 
@@ -100,6 +100,6 @@ def test_a_build_keeps_its_graph_and_removes_older_ones(cache: Path, exported: P
     fill(cache, "between")
     for path in (cache / "graphs").glob(f"{key}.*"):
         os.utime(path, (1, 1))
-    monkeypatch.setattr(graphs, "with_precision", lambda *_, **__: pytest.fail("made again"))
+    monkeypatch.setattr(graph_cache, "with_precision", lambda *_, **__: pytest.fail("made again"))
     assert precise_graph(manifest, "bf16").key == made.key
     assert stems()[-1] == key

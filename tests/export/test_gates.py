@@ -9,20 +9,23 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import verdicts
 from onnx import numpy_helper
 
 from flowless.cli import main
+from flowless.engines.backends import onnxruntime_cuda
 from flowless.engines.backends.openvino_core import computes_in
 from flowless.engines.bundle.manifest import read_manifest
 from flowless.errors import FlowlessError
 from flowless.export.build_engine import build
-from flowless.export.precision import graph_cache as graphs
-from flowless.export.targets import build_openvino as target_openvino
+from flowless.export.precision import graph_cache
+from flowless.export.targets import build_openvino
 from flowless.export.targets.build_options import BuildOptions
 from flowless.export.verify import speed
 from flowless.export.verify.checks import Checks, EngineRefused
+from flowless.export.verify.inspect_cpu import inspect_onnxruntime
 from flowless.export.verify.parity import TOLERANCE, Tolerance
 from flowless.export.verify.speed import compare_speed
 
@@ -86,11 +89,11 @@ FAULTS = (shifts_flipped, mean_wrong, weight_transposed, labels_swapped)
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_a_fault_between_the_graph_and_the_engine_is_caught(fault, precision, learnt_bundle, calibration, monkeypatch):
-    """The graph that the target gets has a fault in it; the yardstick has none."""
+    """The graph that the target gets has a fault in it; the fp32 engine that it is compared with has none."""
     if precision == "bf16" and computes_in("bf16") != "bf16":
         pytest.skip("OpenVINO does not compute in bf16 on this processor, so no bf16 engine gets as far as its scores")
     build(learnt_bundle, target="openvino", checks=KEEP)
-    honest = target_openvino.build_openvino
+    honest = build_openvino.build_openvino
 
     def faulty(proto, folder, **rest):
         changed = onnx.ModelProto()
@@ -98,7 +101,7 @@ def test_a_fault_between_the_graph_and_the_engine_is_caught(fault, precision, le
         fault(changed)
         return honest(changed, folder, **rest)
 
-    monkeypatch.setattr(target_openvino, "build_openvino", faulty)
+    monkeypatch.setattr(build_openvino, "build_openvino", faulty)
     before = contents(learnt_bundle)
     with pytest.raises(EngineRefused) as caught:
         build(
@@ -118,7 +121,7 @@ def test_int8_is_kept_with_its_calibration_record(learnt_bundle, calibration):
     record = build(learnt_bundle, target="openvino", precision="int8", checks=KEEP, calibration=calibration)
     manifest = read_manifest(learnt_bundle)
     assert record.status == "verified"
-    assert manifest.artefact("openvino", "fp32") is not None, "its yardstick was built first"
+    assert manifest.artefact("openvino", "fp32") is not None, "its baseline was built first"
     assert record.figures["layers"]["convolution int8"] >= 20
     assert record.figures["above"] == "fp32"
     assert manifest.calibration is not None
@@ -132,7 +135,7 @@ def test_int8_is_kept_with_its_calibration_record(learnt_bundle, calibration):
 def test_top1_may_not_fall(learnt_bundle, calibration, shapes, monkeypatch):
     """An engine whose scores never change loses accuracy; the limits of parity are widened, so that the gate of accuracy refuses it."""
     monkeypatch.setitem(TOLERANCE, ("int8", "CPU"), Tolerance(largest=1e9, snr=-1e9))
-    honest = target_openvino.build_openvino
+    honest = build_openvino.build_openvino
 
     def constant_scores(proto, folder, **rest):
         changed = onnx.ModelProto()
@@ -142,7 +145,7 @@ def test_top1_may_not_fall(learnt_bundle, calibration, shapes, monkeypatch):
         return honest(changed, folder, **rest)
 
     build(learnt_bundle, target="openvino", checks=KEEP)
-    monkeypatch.setattr(target_openvino, "build_openvino", constant_scores)
+    monkeypatch.setattr(build_openvino, "build_openvino", constant_scores)
     checks = replace(KEEP, data=shapes / "train.index.jsonl")
     with pytest.raises(EngineRefused, match=r"top-1 falls from .* on 24 videos, by 91\.7 points") as caught:
         build(learnt_bundle, target="openvino", precision="int8", checks=checks, calibration=calibration)
@@ -202,16 +205,37 @@ def test_an_engine_that_computes_in_something_else_is_named(exported, tmp_path, 
     assert main(["build", str(bundle), "--target", "onnxruntime", "--precision", "fp16"]) == 3
     said = " ".join(capsys.readouterr().err.split())
     assert "13 of 13 convolutions run in fp32" in said
-    assert "Nothing was kept" in said
+    assert "The new engine was not kept" in said
     assert contents(bundle) == before
+
+
+def test_onnxruntimes_layers_are_those_of_the_session_that_runs(tmp_path, monkeypatch):
+    """The CUDA provider fuses no Q/DQ pairs: where it runs, an int8 graph computes in fp32. A session without fusions replaces it here."""
+    path = tmp_path / "int8.onnx"
+    path.write_bytes(verdicts.bare_convolution("int8").SerializeToString())
+
+    def without_fusions(model, options):
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(onnxruntime_cuda, "why_not_cuda", lambda: None)
+    monkeypatch.setattr(onnxruntime_cuda, "open_on_cuda", without_fusions)
+    assert [layer.precision for layer in inspect_onnxruntime(path)] == ["fp32"]
+
+
+@pytest.mark.gpu
+def test_onnxruntime_computes_in_fp16_on_a_gpu(exported, tmp_path):
+    bundle = Path(shutil.copytree(exported, tmp_path / "bundle"))
+    record = build(bundle, target="onnxruntime", precision="fp16", checks=Checks(slower=True, parity=False))
+    assert record.figures["layers"]["convolution fp16"] == 13
 
 
 @pytest.mark.slow
 def test_a_convolution_left_in_floating_point_is_named(learnt_bundle, calibration, monkeypatch):
     """One convolution's input is not quantised: its layer, and no other, runs in fp32."""
-    from flowless.export.targets import target_graph as target_graphs
+    from flowless.export.targets import target_graph
 
-    honest = target_graphs.unsigned
+    honest = target_graph.unsigned
 
     def half_quantised(proto):
         result = honest(proto)
@@ -220,7 +244,7 @@ def test_a_convolution_left_in_floating_point_is_named(learnt_bundle, calibratio
         node.input[0] = pairs[pairs[node.input[0]].input[0]].input[0]
         return result
 
-    monkeypatch.setattr(target_graphs, "unsigned", half_quantised)
+    monkeypatch.setattr(target_graph, "unsigned", half_quantised)
     with pytest.raises(EngineRefused, match="1 of 21 convolutions run in fp32") as caught:
         build(learnt_bundle, target="onnxruntime", precision="int8", checks=KEEP, calibration=calibration)
     assert caught.value.gate == "layers"
@@ -229,14 +253,14 @@ def test_a_convolution_left_in_floating_point_is_named(learnt_bundle, calibratio
 @pytest.mark.slow
 def test_the_cache_is_keyed_by_content(learnt, calibration, tmp_path):
     manifest = read_manifest(learnt("pan-lite-r18"))
-    key = graphs.graph_key(manifest, "int8", calibration)
-    assert key == graphs.graph_key(manifest, "int8", replace(calibration))
+    key = graph_cache.graph_key(manifest, "int8", calibration)
+    assert key == graph_cache.graph_key(manifest, "int8", replace(calibration))
     copied = tmp_path / "elsewhere.jsonl"
     shutil.copy(calibration.index, copied)
-    assert key == graphs.graph_key(manifest, "int8", replace(calibration, index=copied)), "content, not place"
+    assert key == graph_cache.graph_key(manifest, "int8", replace(calibration, index=copied)), "content, not place"
     for other in (replace(calibration, videos=11), replace(calibration, method="entropy"), replace(calibration, seed=1)):
-        assert key != graphs.graph_key(manifest, "int8", other)
-    assert key != graphs.graph_key(manifest, "fp16", calibration)
+        assert key != graph_cache.graph_key(manifest, "int8", other)
+    assert key != graph_cache.graph_key(manifest, "fp16", calibration)
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino", "tensorrt-rtx"])

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from flowless.errors import FlowlessError
-from flowless.export.graph import export_graph as graph
+from flowless.export.graph import export_graph
 from flowless.export.graph.pa_function import pa_nodes
 from flowless.export.targets.openvino_layout import differences_first
 from flowless.pipeline.clip.spec import ClipSpec
@@ -69,14 +69,14 @@ def test_what_is_no_graph(tmp_path):
     path = tmp_path / "model.onnx"
     path.write_bytes(b"\xff\xff nothing of the kind")
     with pytest.raises(FlowlessError, match=r"model\.onnx: not a readable ONNX file"):
-        graph.read_graph(path)
+        export_graph.read_graph(path)
 
 
 def test_differences_before_layout_are_the_same_numbers(proto):
     """The rewrite for OpenVINO finds PA's difference, and changes no score."""
     import onnxruntime
 
-    before, after = graph.inlined(proto), graph.inlined(proto)
+    before, after = export_graph.inlined(proto), export_graph.inlined(proto)
     assert differences_first(after) == 1
     assert len(after.graph.node) == len(before.graph.node) + 1
     clip = np.random.default_rng(0).integers(0, 256, (2, 4, 3, 48, 49, 3), dtype=np.uint8)

@@ -80,9 +80,9 @@ def test_what_has_no_such_form_is_refused(checkpoint, random_model, tmp_path, ca
 
 def test_a_memory_that_does_not_move_is_refused(online_bundle, monkeypatch):
     """Each single step is right, and only a film shows that the frames in the memory are the wrong ones."""
-    from flowless.export.targets import build_openvino as target_openvino
+    from flowless.export.targets import build_openvino
 
-    honest = target_openvino.build_openvino
+    honest = build_openvino.build_openvino
 
     def stuck(proto, folder, **rest):
         changed = onnx.ModelProto()
@@ -91,7 +91,7 @@ def test_a_memory_that_does_not_move_is_refused(online_bundle, monkeypatch):
         last.input[0] = next(node.output[0] for node in changed.graph.node if node.op_type == "Cast" and MEMORY in node.input)
         return honest(changed, folder, **rest)
 
-    monkeypatch.setattr(target_openvino, "build_openvino", stuck)
+    monkeypatch.setattr(build_openvino, "build_openvino", stuck)
     with pytest.raises(EngineRefused, match="differ from PyTorch"):
         build(online_bundle, target="openvino", options=BuildOptions(force=True))
     assert read_manifest(online_bundle).artefact("openvino", "fp32"), "the honest one is still there"

@@ -9,8 +9,8 @@ from onnx import numpy_helper
 
 from flowless.cli import main
 from flowless.errors import CheckFailed, FlowlessError
-from flowless.export import export_bundle as bundles
-from flowless.export.graph import export_graph as graph
+from flowless.export.export_bundle import export_bundle
+from flowless.export.graph import export_graph
 from flowless.export.graph.pa_function import pa_nodes
 from flowless.export.verify import parity
 from flowless.export.verify.reference import Reference, gather_clips, made_clips
@@ -58,14 +58,14 @@ def export_with(fault, exported, monkeypatch):
     del proto.functions[:]
     del proto.metadata_props[:]
     fault(proto)
-    monkeypatch.setattr(graph, "_translate", lambda *_, **__: proto)
+    monkeypatch.setattr(export_graph, "_translate", lambda *_, **__: proto)
 
 
 @pytest.mark.parametrize("fault", [wrong_mean, colours_swapped, shift_reversed, filter_mirrored, not_a_number])
 def test_a_seeded_fault_is_caught(fault, exported, checkpoint, tmp_path, monkeypatch):
     export_with(fault, exported, monkeypatch)
     with pytest.raises(CheckFailed, match="differ from PyTorch"):
-        bundles.export_bundle(checkpoint, tmp_path / "out")
+        export_bundle(checkpoint, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -80,7 +80,7 @@ def test_a_failed_export_leaves_the_older_bundle(exported, checkpoint, bundle, m
     before = (bundle / "manifest.json").read_bytes()
     export_with(wrong_mean, exported, monkeypatch)
     with pytest.raises(CheckFailed):
-        bundles.export_bundle(checkpoint, bundle)
+        export_bundle(checkpoint, bundle)
     assert (bundle / "manifest.json").read_bytes() == before
     assert (bundle / "openvino-fp32" / "model.xml").is_file()
 

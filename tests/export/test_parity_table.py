@@ -20,7 +20,7 @@ import verdicts
 
 from flowless.engines.bundle.manifest import read_manifest
 from flowless.engines.targets import Target
-from flowless.export.auto_precision import try_precisions
+from flowless.export.auto_precision import TrialSettings, try_precisions
 from flowless.export.precision.precisions import PRECISIONS
 from flowless.export.verify.checks import Checks
 from flowless.export.verify.parity import TOLERANCE
@@ -71,7 +71,7 @@ def test_the_table_of_tolerances_is_whole():
 def test_model_by_precision_by_target(model, learnt, calibration, tmp_path):
     bundle = shutil.copytree(learnt(model), tmp_path / model)
     calibration = replace(calibration, spec=read_manifest(bundle).spec, used=[], skipped=[])
-    rows = try_precisions(bundle, TARGETS, checks=Checks(slower=True), calibration=calibration)
+    rows = try_precisions(TrialSettings(bundle=bundle, checks=Checks(slower=True), calibration=calibration), TARGETS)
     assert {(row["target"], row["precision"]) for row in rows} == {(target, item) for target in TARGETS for item in PRECISIONS}
     for row in rows:
         message = f"{model}: {row['target']} {row['precision']}: {row['status']}"

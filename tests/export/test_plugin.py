@@ -108,7 +108,7 @@ def small_graph(kind=TensorProto.FLOAT, *, weight=None, eps=1e-6):
 
 
 @pytest.mark.slow
-def test_library_says_what_a_registry_requests_for(library):
+def test_library_exports_what_a_registry_calls(library):
     nm = shutil.which("nm")
     if nm is None:
         pytest.skip("no nm here")

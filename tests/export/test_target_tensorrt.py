@@ -16,13 +16,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from flowless import cuda_driver
-from flowless.engines.backends import tensorrt_backend
 from flowless.engines.backends.tensorrt_process import PLUGIN, tensorrt_process
 from flowless.engines.targets import Target, targets_with
 from flowless.errors import FlowlessError
 from flowless.export.graph import pa_function
-from flowless.export.plugin import plugin_library
-from flowless.export.targets import build_tensorrt as target_tensorrt
+from flowless.export.targets import build_tensorrt as build_tensorrt_module
 from flowless.export.targets.build_options import BuildOptions
 from flowless.export.targets.build_tensorrt import build_tensorrt
 from flowless.export.targets.stop_build import progress_monitor
@@ -116,7 +114,7 @@ def test_ctrl_c_leaves_nothing(proto, tmp_path, monkeypatch):
         return Monitor()
 
     before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(target_tensorrt, "progress_monitor", pressing)
+    monkeypatch.setattr(build_tensorrt_module, "progress_monitor", pressing)
     with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "engine") as draft:
         build_tensorrt(proto, draft, target=RTX, precision="fp32", options=BuildOptions())
     assert len(pressed) == 1, "the builder went on"
@@ -211,7 +209,7 @@ def test_a_build_changes_no_module_and_no_environment_variable(proto, tmp_path, 
         seen.append({name for name, value in os.environ.items() if environment.get(name) != value})
         return progress_monitor(trt, stop)
 
-    monkeypatch.setattr(target_tensorrt, "progress_monitor", observing)
+    monkeypatch.setattr(build_tensorrt_module, "progress_monitor", observing)
     build_tensorrt(proto, tmp_path, target=RTX, precision="fp32", options=BuildOptions())
     assert seen == [[], set()]
 
@@ -219,7 +217,6 @@ def test_a_build_changes_no_module_and_no_environment_variable(proto, tmp_path, 
 def test_one_name_for_the_plugin():
     """The runtime does not import export, so it has the plugin's name a second time."""
     assert (pa_function.OP, str(pa_function.OP_VERSION), pa_function.DOMAIN) == PLUGIN
-    assert plugin_library.VARIABLE == tensorrt_backend.PLUGIN_VARIABLE
 
 
 # ---- inspecting

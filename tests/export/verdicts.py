@@ -1,4 +1,4 @@
-"""The precision in which each library runs one bare convolution on this processor, and the verdict that must follow from it.
+"""The precision in which each library runs one bare convolution on this machine, and the verdict that must follow from it.
 
 As a program, `verdicts.py BUNDLE INDEX`: build a bundle for OpenVINO and ONNX Runtime in every precision, and print the verdicts beside
 what the libraries say. Run so, it obeys limits of the instruction set that the libraries read from the environment when they load.
@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from flowless.engines.backends.onnxruntime_cuda import open_session
 from flowless.engines.backends.openvino_core import HINTS, computes_in, openvino_core
 from flowless.engines.targets import Target
 from flowless.export.precision.precisions import PRECISIONS
@@ -64,7 +65,7 @@ def runs_in(target: str, precision: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
         try:
-            onnxruntime.InferenceSession(bare_convolution(precision).SerializeToString(), options, providers=["CPUExecutionProvider"])
+            open_session(bare_convolution(precision).SerializeToString(), options)
         except NoImplementation:
             return ""
         graph = onnx.load(options.optimized_model_filepath).graph
@@ -120,12 +121,12 @@ def disagreement(row: dict[str, Any], computes: str, *, emulated: bool = False) 
 def main(bundle: Path, index: Path) -> None:
     """Print one JSON document: the rows of trials, and what the libraries say."""
     from flowless.engines.bundle.manifest import read_manifest
-    from flowless.export.auto_precision import try_precisions
+    from flowless.export.auto_precision import TrialSettings, try_precisions
     from flowless.export.precision.calibration import Calibration
     from flowless.export.verify.checks import Checks
 
     calibration = Calibration(index=index, spec=read_manifest(bundle).spec, videos=12)
-    rows = try_precisions(bundle, TARGETS, checks=Checks(slower=True), calibration=calibration)
+    rows = try_precisions(TrialSettings(bundle=bundle, checks=Checks(slower=True), calibration=calibration), TARGETS)
     reported = {f"{target} {precision}": runs_in(target, precision) for target in TARGETS for precision in PRECISIONS}
     kernels = {precision: openvino_kernel(precision)[1] for precision in PRECISIONS}
     close = [precision for precision in PRECISIONS if emulated(precision)]
