@@ -28,11 +28,14 @@ def train(
 ) -> FitResult:
     """Train a recipe on labelled videos, as `flowless train` does.
 
+    On a CPU the command is faster, since it first calls `flowless.machine.keep_freed_memory`. That changes the whole process, so this
+    function leaves it to the caller.
+
     Args:
         recipe: Its name, such as `pan-lite-r50/something-v1`, or one that `find_recipe` returned.
         data: Index of the training videos: the file that `flowless scan` wrote, or what `flowless.scan` returned.
         val_data: Index of the validation videos; without it, `best.safetensors` is the last epoch.
-        out: The run's folder; None: `runs/` and the recipe's name.
+        out: The run's folder; None: `runs/MODEL-DATA`, by the recipe's name.
         resume: Continue the run in the folder.
         overwrite: Replace the run in the folder.
         fields: Fields of the recipe to change, as in `epochs=20`; only beside a recipe's name.
@@ -45,19 +48,16 @@ def train(
     """
     if not isinstance(recipe, str | Recipe):
         raise FlowlessError(f"recipe is {recipe!r}; it must be a name, such as pan-lite-r50/custom, or what find_recipe returned.")
-    if isinstance(recipe, Recipe):
-        if fields:
-            raise FlowlessError(f"{', '.join(fields)}: a recipe's fields can be changed beside its name only: find_recipe(NAME, ...).")
-        if out is None:
-            raise FlowlessError("out is None; a recipe that is given as an object has no name to make a folder of. Give out=FOLDER.")
-        made = recipe
-    else:
-        made = find_recipe(recipe, **fields)
-        out = out if out is not None else Path("runs") / recipe.replace("/", "-")
+    if isinstance(recipe, str):
+        recipe = find_recipe(recipe, **fields)
+    elif fields:
+        raise FlowlessError(f"{', '.join(fields)}: a recipe's fields can be changed beside its name only: find_recipe(NAME, ...).")
+    # Before PyTorch is imported, which takes seconds.
+    index, val_index = _index(data), None if val_data is None else _index(val_data)
+    out = Path("runs") / recipe.name.replace("/", "-") if out is None else out
     from flowless.train.loop.fit import fit
 
-    val_index = None if val_data is None else _index(val_data)
-    return fit(made, index=_index(data), val_index=val_index, out=out, resume=resume, overwrite=overwrite)
+    return fit(recipe, index=index, val_index=val_index, out=out, resume=resume, overwrite=overwrite)
 
 
 def _index(data: Index) -> DatasetIndex:

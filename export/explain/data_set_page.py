@@ -28,6 +28,7 @@ def render(explanation: DataSetExplanation) -> str:
         explanation=explanation,
         name=Path(explanation.data).name,
         models=explanation.models,
+        headings=explanation.headings,
         parts=[rows] if len(rows) <= _SHOWN_CLASSES else [rows[:half], rows[-half:]],
         rows=rows,
         legend=[{"label": label, "colour": colour} for label, colour in sorted(colours.items())],
@@ -92,10 +93,10 @@ def _points(explanation: DataSetExplanation, number: int, colours: dict[str, str
 def _weight_tables(explanation: DataSetExplanation) -> list[dict[str, Any]]:
     """Return each VAP head's table: a row a class, a column a vector, and the mean over all videos."""
     tables = []
-    for outputs in explanation.models:
+    for outputs, heading in zip(explanation.models, explanation.headings, strict=True):
         for branch, classes in outputs.timescales_by_class().items():
             mean = outputs.timescale_weights[branch].mean(0).tolist()
             names = list(next(iter(classes.values())))
             rows = [{"label": label, "weights": list(weights.values())} for label, weights in sorted(classes.items())]
-            tables.append({"model": outputs.model.name, "branch": branch, "names": names, "mean": mean, "rows": rows})
+            tables.append({"model": heading, "branch": branch, "names": names, "mean": mean, "rows": rows})
     return tables

@@ -136,7 +136,7 @@ def _explain_data_set(args: ExplainArgs, data: Path, out: Path) -> int:
     against = None if args.against is None else open_model(args.against)
     explanation = explain_data_set(open_model(args.model), index, against=against, most=args.most, threads=args.threads)
     write_text(out, render(explanation))
-    tables = [_class_table(explanation), *refused_table(explanation.bad_videos, title="could not be read")]
+    tables = [class_table(explanation), *refused_table(explanation.bad_videos, title="could not be read")]
     emit({**explanation.to_dict(), "out": str(out)}, *tables, escape(f"a page: {out}"), as_json=args.json)
     return 0
 
@@ -162,10 +162,10 @@ def _prediction_table(explanation: VideoExplanation) -> Table:
     return table
 
 
-def _class_table(explanation: DataSetExplanation) -> Table:
+def class_table(explanation: DataSetExplanation) -> Table:
     """Return the classes with the largest gains and the largest losses; the page has them all."""
-    models = [outputs.model.name for outputs in explanation.models]
-    table = Table("class", "videos", *(["gain"] if len(models) > 1 else []), *models, title=escape(" and ".join(models)))
+    models = [escape(heading) for heading in explanation.headings]
+    table = Table("class", "videos", *(["gain"] if len(models) > 1 else []), *models, title=" and ".join(models))
     rows = [
         [
             escape(item.label),

@@ -120,6 +120,12 @@ class DataSetExplanation:
     bad_videos: tuple[Refused, ...] = ()
     """Videos that one of the models could not read; they are left out for both."""
 
+    @property
+    def headings(self) -> tuple[str, ...]:
+        """The models' names; where two have the same name, their files."""
+        names = [outputs.model.name for outputs in self.models]
+        return tuple(names if len(set(names)) == len(names) else (str(outputs.model.path) for outputs in self.models))
+
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
         return {

@@ -37,6 +37,8 @@ class ModelInfo:
 
     name: str
     """The model's name, such as `pan-lite-r50`."""
+    path: Path
+    """The checkpoint or bundle, as it was given."""
     source: str
     """The checkpoint or bundle and the library that runs it, for messages and pages."""
     spec: ClipSpec
@@ -103,7 +105,7 @@ def open_model(model: str | os.PathLike[str]) -> InspectableModel:
         return BundleModel(path)
     from flowless.train.checkpoints import load_checkpoint
 
-    return CheckpointModel(load_checkpoint(path), file_name=path.name)
+    return CheckpointModel(load_checkpoint(path), path=path)
 
 
 class CheckpointModel(InspectableModel):
@@ -111,11 +113,11 @@ class CheckpointModel(InspectableModel):
 
     has_gradients = True
 
-    def __init__(self, checkpoint: Checkpoint, *, file_name: str) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, path: Path) -> None:
         import torch
 
-        source = f"checkpoint {file_name}, PyTorch in float32"
-        self.info = ModelInfo(name=checkpoint.name, source=source, spec=checkpoint.spec, labels=checkpoint.labels)
+        source = f"checkpoint {path.name}, PyTorch in float32"
+        self.info = ModelInfo(name=checkpoint.name, path=path, source=source, spec=checkpoint.spec, labels=checkpoint.labels)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         # Grad-CAM needs the gradients of features alone; those of parameters would keep all layers' inputs in memory.
         self._network = checkpoint.model.eval().requires_grad_(False).to(self._device)
@@ -179,7 +181,7 @@ class BundleModel(InspectableModel):
         manifest.check([manifest.graph])
         self._path = manifest.path_of(manifest.graph)
         source = f"bundle {bundle.resolve().name}, {manifest.graph} by ONNX Runtime in float32"
-        self.info = ModelInfo(name=manifest.model, source=source, spec=manifest.spec, labels=manifest.labels)
+        self.info = ModelInfo(name=manifest.model, path=bundle, source=source, spec=manifest.spec, labels=manifest.labels)
         self._graph = read_graph(self._path)
         self._outputs = read_outputs(self._graph, what=str(self._path))
         self._scores = self._graph.graph.output[0].name  # an online graph's memory comes after it

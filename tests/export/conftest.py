@@ -253,7 +253,7 @@ def assert_bundle_explains_alike(assert_same_explanation: Callable[[Any, Any, np
         from flowless.export.verify.reference import Reference
 
         clips = Reference.load(bundle / "reference.npz", checkpoint.spec).clips[:2]
-        assert_same_explanation(CheckpointModel(checkpoint, file_name=""), BundleModel(bundle), clips)
+        assert_same_explanation(CheckpointModel(checkpoint, path=Path()), BundleModel(bundle), clips)
 
     return compare
 

@@ -57,7 +57,7 @@ def test_as_a_graph(tmp_path: Path, assert_same_outputs, name: str, options: dic
     names = list(dict.fromkeys([*tensor_names(outputs), "scores"]))
     session = onnxruntime.InferenceSession(opened(proto, names).SerializeToString(), providers=["CPUExecutionProvider"])
     inspected = CheckpointModel(
-        Checkpoint(model=model, name=name, spec=model.spec, labels=tuple("abcd"), recipe={}, versions={}, metrics={}), file_name=""
+        Checkpoint(model=model, name=name, spec=model.spec, labels=tuple("abcd"), recipe={}, versions={}, metrics={}), path=Path()
     )
     for batch in (1, 3):
         clips = torch.randint(0, 256, (batch, *model.spec.shape), dtype=torch.uint8).numpy()

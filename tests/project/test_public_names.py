@@ -50,8 +50,16 @@ def test_train_refuses_what_it_cannot_combine(shapes: Path) -> None:
     recipe = flowless.train.find_recipe("tsn-r18/tiny")  # pyright: ignore[reportFunctionMemberAccess]
     with pytest.raises(FlowlessError, match="lr"):
         flowless.train(recipe, shapes / "train.index.jsonl", out="unused", lr=0.1)
-    with pytest.raises(FlowlessError, match="out=FOLDER"):
-        flowless.train(recipe, shapes / "train.index.jsonl")
+
+
+def test_a_recipe_object_trains_into_the_folder_of_its_name(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs" / "tsn-r18-tiny").mkdir(parents=True)
+    (tmp_path / "runs" / "tsn-r18-tiny" / "diary.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    recipe = flowless.train.find_recipe("tsn-r18/tiny", blocks=1)  # pyright: ignore[reportFunctionMemberAccess]
+    for given in (recipe, "tsn-r18/tiny"):
+        with pytest.raises(FlowlessError, match="runs/tsn-r18-tiny: holds other files already"):
+            flowless.train(given, shapes / "train.index.jsonl")
 
 
 @pytest.mark.parametrize(

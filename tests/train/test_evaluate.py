@@ -31,12 +31,15 @@ from flowless.train.models import build_model
 SPEC = ClipSpec(segments=4, frames_per_segment=2, height=32, width=32, short_side=32)
 
 
+def make_checkpoint(path, spec, *, labels, seed):
+    torch.manual_seed(seed)
+    model = build_model("pan-lite-r18", classes=len(labels), spec=spec, width=0.25, blocks=1)
+    return save_checkpoint(path, model, model_name="pan-lite-r18", recipe={}, spec=spec, labels=labels, metrics={})
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory, train_index):
-    torch.manual_seed(0)
-    model = build_model("pan-lite-r18", classes=12, spec=SPEC, width=0.25, blocks=1)
-    path = tmp_path_factory.mktemp("model") / "best.safetensors"
-    return save_checkpoint(path, model, model_name="pan-lite-r18", recipe={}, spec=SPEC, labels=train_index.labels, metrics={})
+    return make_checkpoint(tmp_path_factory.mktemp("model") / "best.safetensors", SPEC, labels=train_index.labels, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -84,11 +87,8 @@ def wide_index(tmp_path_factory, train_index):
 @pytest.fixture(scope="module")
 def roomy(tmp_path_factory, train_index):
     """A model for crops of 32 x 32 from frames with short side 40, so that full-resolution protocols have another size."""
-    torch.manual_seed(1)
-    spec = replace(SPEC, short_side=40)
-    model = build_model("pan-lite-r18", classes=12, spec=spec, width=0.25, blocks=1)
     path = tmp_path_factory.mktemp("roomy") / "best.safetensors"
-    return save_checkpoint(path, model, model_name="pan-lite-r18", recipe={}, spec=spec, labels=train_index.labels, metrics={})
+    return make_checkpoint(path, replace(SPEC, short_side=40), labels=train_index.labels, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -259,6 +259,24 @@ def test_the_command(checkpoint, shapes, tmp_path, capsys):
     assert main(["evaluate", str(checkpoint), *data, "--plot", "matrix.doc"]) == 1
 
 
+def test_labels_in_brackets_are_printed(val_index, tmp_path, capsys):
+    """Rich takes `[a]` for a style, and `[/a]` for its end, which is an error."""
+    labels = ("[a]", "[/b]", *(f"[{letter}]" for letter in "cdefghijkl"))
+    make_checkpoint(tmp_path / "model.safetensors", SPEC, labels=labels, seed=0)
+    replace(val_index, labels=labels).save(tmp_path / "index.jsonl")
+    assert main(["evaluate", str(tmp_path / "model.safetensors"), "--data", str(tmp_path / "index.jsonl")]) == 0
+    printed = capsys.readouterr().out
+    for number, label in enumerate(labels):
+        assert f"{number} {label}" in printed
+
+
+@pytest.mark.parametrize("options", [{"threads": 0}, {"threads": -1}, {"batch_size": 0}])
+def test_numbers_below_one_are_refused(options):
+    (name,) = options
+    with pytest.raises(FlowlessError, match=f"{name} is {options[name]}; it must be at least 1"):
+        EvaluationOptions(**options)
+
+
 def test_bad_videos_are_left_out(checkpoint, bundle, val_index, tmp_path):
     (tmp_path / "bad.mp4").write_text("no video")
     rest = tuple(replace(video, path=str(val_index.path_of(video))) for video in val_index.videos[1:])
@@ -269,6 +287,10 @@ def test_bad_videos_are_left_out(checkpoint, bundle, val_index, tmp_path):
     only = replace(index, videos=index.videos[:1])
     with pytest.raises(FlowlessError, match=r"none of the 1 videos could be read; the first: .*bad\.mp4"):
         evaluate(bundle, only)
+    # Parts of one file: the loader counts files, of which one may be unreadable.
+    parts = tuple(replace(index.videos[0], id=f"bad.mp4#{number}") for number in range(20))
+    with pytest.raises(FlowlessError, match=r"none of the 20 videos could be read; the first: .*bad\.mp4"):
+        evaluate(checkpoint, replace(index, videos=parts))
 
 
 def test_files_that_are_no_model_are_refused(tmp_path, val_index):

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -195,8 +196,9 @@ def test_help_shows_only_options_of_the_family():
     for option in ("--joint-alpha", "--da-subspace", "--projection-rate"):
         assert option not in tsn
         assert option in appearance
-    for never in ("--name", "--model", "--options", "--pa-depth"):
+    for never in ("--name", "--model", "--options", "--pa-depth", "options options"):
         assert never not in tsn + appearance
+    assert "─ model options ─" in appearance
 
 
 def test_an_unknown_recipe_is_refused():
@@ -209,6 +211,31 @@ def test_all_problems_in_one_error():
         replace(Recipe(), epochs=0, lr=-1.0, dropout=1.0, scales=(2.0,), batch_size=10, accumulate=3)
     for part in ("epochs is 0", "lr is -1.0", "dropout is 1.0", "scales is (2.0,)", "accumulate is 3"):
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"scales": ("a",)}, r"scales is \('a',\); it must be a tuple of numbers"),
+        ({"steps": (1, 2.5)}, r"steps is \(1, 2.5\); it must be a tuple of whole numbers"),
+        ({"flip_labels": {"left": 1}}, r"flip_labels is {'left': 1}; it must be a dictionary of text"),
+        ({"test_views": ["dense"]}, r"test_views is \['dense'\]; it must be None or one of one-view"),
+        ({"lr": True}, "lr is True; it must be a number"),
+        ({"threads": "2", "epochs": "3"}, "epochs is '3'; it must be a whole number; threads is '2'; it must be None or a whole number"),
+        ({"threads": 0}, "threads is 0; it must be at least 1"),
+        ({"accumulate": 0}, "accumulate is 0; it must be at least 1"),
+    ],
+)
+def test_a_value_that_does_not_fit_its_field_is_refused(fields, message):
+    with pytest.raises(FlowlessError, match=message):
+        find_recipe("tsn-r18/tiny", **fields)
+    with pytest.raises(FlowlessError, match=message):
+        replace(Recipe(), **fields)
+
+
+def test_a_file_may_be_given_as_a_path():
+    recipe = find_recipe("tsn-r18/tiny", start_from=Path("runs") / "best.safetensors")
+    assert recipe.start_from == str(Path("runs") / "best.safetensors")
 
 
 def test_help_imports_no_heavy_library():

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 from rich.console import RenderableType
+from rich.markup import escape
 from rich.table import Table
 
 from flowless.console import emit
 from flowless.files import refuse_unwritable
-from flowless.pipeline.dataset.index import DatasetIndex, Refused
+from flowless.pipeline.dataset.index import Refused
 from flowless.pipeline.dataset.refused_table import refused_table
 from flowless.train.evaluation.options import EvaluationOptions
 
@@ -29,7 +30,9 @@ class EvaluateArgs:
     """A checkpoint (a .safetensors file of `flowless train`) or a bundle (a folder of `flowless export`)."""
     data: Path
     """Index of the videos, from `flowless scan`; its labels must be among the model's."""
-    options: tyro.conf.OmitArgPrefixes[EvaluationOptions] = field(default_factory=EvaluationOptions)
+    options: Annotated[tyro.conf.OmitArgPrefixes[EvaluationOptions], tyro.conf.arg(name="evaluation")] = field(
+        default_factory=EvaluationOptions
+    )
     """How to run."""
     plot: Path | None = None
     """Also draw the confusion matrix into this file (.png, .svg, .pdf)."""
@@ -47,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
 
         check_picture_path(args.plot)
         refuse_unwritable(args.plot)
-    evaluation = evaluate(args.model, DatasetIndex.load(args.data), options=args.options)
+    evaluation = evaluate(args.model, args.data, options=args.options)
     if args.plot is not None:
         from flowless.plots import save_confusion
         from flowless.train.evaluation.metrics import confusion_matrix
@@ -79,7 +82,7 @@ def _views(document: dict[str, Any]) -> str:
 def _matrix_table(document: dict[str, Any]) -> Table:
     table = Table("true \\ predicted", *(str(number) for number in range(len(document["labels"]))), title="confusion matrix")
     for number, (label, row) in enumerate(zip(document["labels"], document["confusion"], strict=True)):
-        table.add_row(f"{number} {label}", *(str(count) if count else "·" for count in row))
+        table.add_row(escape(f"{number} {label}"), *(str(count) if count else "·" for count in row))
     return table
 
 
@@ -93,5 +96,5 @@ def _confused_table(document: dict[str, Any]) -> Table:
     ]
     table = Table("videos", "true", "predicted", title="most frequent confusions")
     for count, row, column in sorted(pairs, reverse=True)[:15]:
-        table.add_row(str(count), labels[row], labels[column])
+        table.add_row(str(count), escape(labels[row]), escape(labels[column]))
     return table

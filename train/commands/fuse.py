@@ -40,6 +40,7 @@ def fuse(argv: Sequence[str]) -> int:
     """Run `flowless fuse`."""
     args = tyro.cli(FuseArgs, args=list(argv), prog="flowless fuse", description=inspect.getdoc(FuseArgs))
     require_safetensors(args.out)
+    from rich.markup import escape
     from rich.table import Table
 
     from flowless.train.checkpoints import fuse_checkpoints, save_checkpoint
@@ -64,6 +65,6 @@ def fuse(argv: Sequence[str]) -> int:
         "clip": fused.spec.to_dict(),
     }
     table = Table("checkpoint", "model", "branches", "classes", "clip")
-    table.add_row(str(args.out), fused.name, ", ".join(branches), str(len(fused.labels)), " × ".join(map(str, fused.spec.shape)))
+    table.add_row(escape(str(args.out)), fused.name, ", ".join(branches), str(len(fused.labels)), " × ".join(map(str, fused.spec.shape)))
     emit(document, table, as_json=args.json)
     return 0

@@ -41,6 +41,7 @@ def import_official(argv: Sequence[str]) -> int:
     """Run `flowless import`."""
     args = tyro.cli(ImportArgs, args=list(argv), prog="flowless import", description=inspect.getdoc(ImportArgs))
     require_safetensors(args.out)
+    from rich.markup import escape
     from rich.table import Table
 
     from flowless.train.checkpoints import save_checkpoint
@@ -60,7 +61,7 @@ def import_official(argv: Sequence[str]) -> int:
     table = Table("checkpoint", "model", "classes", "clip", "epoch", "best top-1 in the file")
     top1 = found.metrics.get("best_top1")
     table.add_row(
-        str(args.out),
+        escape(str(args.out)),
         found.name,
         str(found.classes),
         " × ".join(map(str, found.spec.shape)),

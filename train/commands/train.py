@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 
 import tyro
 from rich.console import RenderableType
+from rich.markup import escape
 from rich.table import Table
 
 from flowless.console import emit, log
 from flowless.machine import keep_freed_memory
-from flowless.pipeline.dataset.index import DatasetIndex
 from flowless.pipeline.dataset.refused_table import refused_table
 from flowless.train.models.options import BACKBONES, OPTIONS
 from flowless.train.recipes import DATA_NAMES, Recipe, find_recipe
+from flowless.train.train_recipe import train as train_recipe
 
 if TYPE_CHECKING:
     from flowless.train.loop.fit import FitResult
@@ -85,20 +86,8 @@ def train(argv: Sequence[str]) -> int:
     if args.recipe.objective != recipe.objective:
         # The objective changes the augmentation's defaults, so the recipe is made again before the options override it.
         args = _parse(argv, find_recipe(argv[0], objective=args.recipe.objective))
-    index = DatasetIndex.load(args.data)
-    val_index = DatasetIndex.load(args.val_data) if args.val_data else None
-    from flowless.train.loop.fit import fit
-
-    # Here and not in fit: it changes the whole process, which a program that calls fit decides for itself.
     keep_freed_memory()
-    result = fit(
-        args.recipe,
-        index=index,
-        val_index=val_index,
-        out=args.out or Path("runs") / argv[0].replace("/", "-"),
-        resume=args.resume,
-        overwrite=args.overwrite,
-    )
+    result = train_recipe(args.recipe, args.data, val_data=args.val_data, out=args.out, resume=args.resume, overwrite=args.overwrite)
     if result.global_zero:
         emit(result.to_dict(), *_fit_tables(result), as_json=args.json)
     return 0
@@ -110,7 +99,9 @@ def _parse(argv: Sequence[str], recipe: Recipe) -> TrainArgs:
 
 
 def _fit_tables(result: FitResult) -> list[RenderableType]:
-    table = Table("epoch", "training loss", "top-1", "validation loss", "top-1", "learning rate", "seconds", title=str(result.folder))
+    table = Table(
+        "epoch", "training loss", "top-1", "validation loss", "top-1", "learning rate", "seconds", title=escape(str(result.folder))
+    )
     shown = result.rows if len(result.rows) <= _ROWS else [result.rows[0], *result.rows[1 - _ROWS :]]
     for row in shown:
         best = " ←" if row["epoch"] == result.best_epoch else ""
@@ -121,7 +112,7 @@ def _fit_tables(result: FitResult) -> list[RenderableType]:
             f"{row['seconds']:.0f}",
         )
     best = f"{result.best} (epoch {result.best_epoch + 1} of {len(result.rows)})"
-    lines = f"best: {best}\nlast: {result.last}\n{result.seconds:.0f} s"
+    lines = escape(f"best: {best}\nlast: {result.last}\n{result.seconds:.0f} s")
     return [table, lines, *refused_table(result.bad_videos, title="could not be read")]
 
 

@@ -40,8 +40,6 @@ def evaluate(
     """
     options = options or EvaluationOptions()
     index = index if isinstance(index, DatasetIndex) else DatasetIndex.load(index)
-    if options.batch_size < 1:
-        raise FlowlessError(f"batch_size is {options.batch_size}; it must be at least 1.")
     if isinstance(model, str | os.PathLike):
         if not Path(model).exists():
             raise FlowlessError(f"{model}: no such checkpoint (a .safetensors file) or bundle (a folder).")

@@ -81,5 +81,5 @@ def _score_with_loader(
             ids.extend(batch.ids)
             bar.advance(task, len(batch.ids))
     if not ids:
-        raise FlowlessError(f"none of the {len(index.videos)} videos could be read.")
+        raise FlowlessError(f"none of the {len(index.videos)} videos could be read; the first: {loader.bad_videos[0].reason}")
     return VideoScores(scores=np.concatenate(scores), labels=np.concatenate(labels), ids=tuple(ids), bad_videos=list(loader.bad_videos))

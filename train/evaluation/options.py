@@ -32,6 +32,12 @@ class EvaluationOptions:
     precision: str | None = None
     """Bundles only: the engine's precision, such as int8."""
 
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1."""
+        for name, value in (("batch_size", self.batch_size), ("threads", self.threads)):
+            if value is not None and value < 1:
+                raise FlowlessError(f"{name} is {value}; it must be at least 1.")
+
     def protocol(self, spec: ClipSpec, *, recipe: Mapping[str, Any] | None = None) -> tuple[str, ClipSpec]:
         """Return the test protocol's name, and the ClipSpec by which it cuts the views.
 

@@ -132,7 +132,7 @@ def fit(
         if resume and trainer.is_global_zero:
             folder.check_resumable(recipe, index)
             if not has_state:
-                log.print(f"flowless: {folder.path} has no saved state yet; it starts at its first step.", style="yellow")
+                log.print(f"flowless: {folder.path} has no saved state yet; it starts at its first step.", style="yellow", markup=False)
         recipe, spec = folder.with_initial_weights(recipe) if resume else (recipe, None)
         model, transfer = _initial_model(recipe, spec=spec, labels=index.labels, has_state=has_state)
         if trainer.is_global_zero and not resume:
@@ -228,12 +228,16 @@ def _print_how_to_resume(module: TrainingModule, save: SaveCallback) -> None:
     path, epochs, batches = save.folder.path, len(module.rows), save.saved_batches
     if not save.folder.has_state:
         log.print(
-            f"flowless: stopped; nothing is saved yet. The same command with --resume starts {path} at its first step.", style="yellow"
+            f"flowless: stopped; nothing is saved yet. The same command with --resume starts {path} at its first step.",
+            style="yellow",
+            markup=False,
         )
         return
     saved = f"{epochs} whole epoch{'' if epochs == 1 else 's'}" + (f" and {batches} batches of the next one" if batches else "")
     verb = "is" if (epochs, batches) == (1, 0) else "are"
-    log.print(f"flowless: stopped; {saved} {verb} saved in {path}. Continue with the same command and --resume.", style="yellow")
+    log.print(
+        f"flowless: stopped; {saved} {verb} saved in {path}. Continue with the same command and --resume.", style="yellow", markup=False
+    )
 
 
 def _trainer(recipe: Recipe, folder: RunFolder, *, save: SaveCallback, validate: bool) -> pl.Trainer:

@@ -75,10 +75,6 @@ class JointTraining:
     They are mixed once a step, on complete gradients: after accumulation, after averaging over processes, after fp16's loss scale is
     divided out, and before clipping. So alpha is that of the whole batch. PWTP runs in fp32 under mixed precision, and L1's gradient is
     never multiplied by fp16's loss scale.
-
-    Attributes:
-        alpha: Mean of alpha over the epoch's steps.
-        enopr: Mean of L1 over the epoch's batches.
     """
 
     def __init__(self, model: AppearanceRecognizer, recipe: Recipe) -> None:
@@ -87,6 +83,7 @@ class JointTraining:
         assert isinstance(recipe.options, AppearanceOptions)
         self.options = recipe.options
         self._gradient: Tensor | None = None
+        #: The epoch's values so far: L1 of every batch, alpha of every step.
         self._history: dict[str, list[Tensor]] = {"enopr": [], "alpha": []}
 
     @property

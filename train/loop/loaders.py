@@ -73,14 +73,14 @@ def evaluation_loader(
     *,
     rule: Rule,
     batch_size: int,
-    threads: int | None = None,
-    placement: LoaderPlacement | None = None,
+    threads: int | None,
+    placement: LoaderPlacement,
 ) -> ClipLoader:
     """Return a loader that yields every video once, in order, without augmentation."""
     from flowless.pipeline.loading.augment import LoaderOptions
     from flowless.pipeline.loading.loader import ClipLoader
 
-    options = LoaderOptions(threads=threads, **(placement or LoaderPlacement()).options())
+    options = LoaderOptions(threads=threads, **placement.options())
     return ClipLoader(index, spec, rule=rule, batch_size=batch_size, options=options)
 
 

@@ -36,7 +36,7 @@ class DataFields:
     flip: bool = False
     """Mirror half of the training clips. Leave it off where left and right are different actions, or give flip_labels."""
     flip_labels: dict[str, str] = field(default_factory=dict)
-    """With flip: the label of a mirrored clip, for labels that mirroring changes, such as {"swipe left": "swipe right", …}."""
+    """With flip: pairs of labels that mirroring exchanges, such as "swipe left" "swipe right"."""
     scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
     """Sides of the training crop, relative to the frame's short side; each clip draws its crop's height and width from them."""
     colour_jitter: float = 0.0

@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
 from flowless.errors import FlowlessError
-from flowless.pipeline.clip.protocols import PROTOCOLS
 from flowless.train.models.options import OPTIONS, FamilyOptions, family_of, option_names, options_for, split_options
 from flowless.train.recipes.data_fields import DataFields
 from flowless.train.recipes.training_fields import TrainingFields
 
-#: A field's type -> what its value may be.
-_KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
-    bool: ((bool,), "True or False"),
-    int: ((int,), "a whole number"),
-    float: ((int, float), "a number"),
-    str: ((str,), "text"),
-    tuple: ((tuple, list), "a tuple"),
+#: A field's type -> what its value must be, for messages.
+_DESCRIPTIONS: dict[Any, str] = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    tuple[int, ...]: "a tuple of whole numbers",
+    tuple[float, ...]: "a tuple of numbers",
+    dict[str, str]: "a dictionary of text",
+    NoneType: "None",
+    FamilyOptions: "the options of a family",
 }
 #: Names of fields, the check of their value, and the check as text.
 _RULES: tuple[tuple[tuple[str, ...], Any, str], ...] = (
     (("epochs", "batch_size", "accumulate", "lr_batch", "validate_every", "num_nodes"), lambda x: x >= 1, "at least 1"),
+    (("threads",), lambda x: x is None or x >= 1, "at least 1"),
     (("lr",), lambda x: 0 < x < math.inf, "above 0"),
     (("momentum", "label_smoothing", "dropout"), lambda x: 0 <= x < 1, "in [0, 1)"),
     (("weight_decay", "clip_gradient", "seed", "head_decay", "keep_every"), lambda x: 0 <= x < math.inf, "at least 0"),
@@ -56,7 +61,7 @@ class Recipe(TrainingFields, DataFields):
     """The recipe's name, MODEL/DATA."""
     model: tyro.conf.Suppress[str] = "pan-lite-r50"
     """A family and its backbone, one of `flowless.train.models.MODELS`."""
-    options: tyro.conf.OmitArgPrefixes[FamilyOptions] = None  # type: ignore[assignment] - the model's own, see __post_init__
+    options: Annotated[tyro.conf.OmitArgPrefixes[FamilyOptions], tyro.conf.arg(name="model", prefix_name=False)] = None  # type: ignore[assignment]
     """The options of the model's family; default: the family's defaults."""
     width: float = 1.0
     """Factor on the backbone's channels; 0.25 gives a ResNet with 16, 32, 64, 128."""
@@ -83,36 +88,25 @@ class Recipe(TrainingFields, DataFields):
         """Refuse values that cannot be trained with: all problems in one error."""
         if self.options is None:
             object.__setattr__(self, "options", OPTIONS[family_of(self.model)]())
-        problems = [
-            f"{name} is {getattr(self, name)!r}; it must be {allowed}"
-            for names, good, allowed in _RULES
-            for name in names
-            if not good(getattr(self, name))
-        ]
-        problems += [
-            f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(map(str, get_args(hint)))}"
-            for name, hint in get_type_hints(type(self)).items()
-            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint)
-        ]
-        if self.test_views not in {None, *PROTOCOLS}:
-            problems.append(f"test_views is {self.test_views!r}; it must be None or one of {', '.join(PROTOCOLS)}")
+        wanted = {name: _described(hint) for name, hint in get_type_hints(type(self)).items() if not _is_of_type(getattr(self, name), hint)}
+        for names, good, allowed in _RULES:
+            wanted |= {name: allowed for name in names if name not in wanted and not good(getattr(self, name))}
+        problems = [f"{name} is {getattr(self, name)!r}; it must be {allowed}" for name, allowed in wanted.items()]
         if type(self.options) is not OPTIONS[family_of(self.model)]:
             problems.append(f"options are {type(self.options).__name__}; {self.model} takes {OPTIONS[family_of(self.model)].__name__}")
-        if self.threads is not None and self.threads < 1:
-            problems.append(f"threads is {self.threads}; it must be at least 1")
         if self.start_from is not None and self.pretrained_path is not None:
             problems.append("a checkpoint to start from (--from) and pretrained_path are both given; give only one of them")
         if self.weights and (self.start_from or not (self.pretrained or self.pretrained_path)):
             problems.append(
                 f"weights is {self.weights!r}, but training does not start from ImageNet weights; leave it out, or set pretrained"
             )
-        if self.batch_size % self.accumulate:
+        if not {"batch_size", "accumulate"} & wanted.keys() and self.batch_size % self.accumulate:
             problems.append(f"accumulate is {self.accumulate}; it must divide batch_size, {self.batch_size}")
         if problems:
             raise FlowlessError(f"recipe {self.name}: " + "; ".join(problems) + ".")
 
     def changed(self, **changes: Any) -> Recipe:
-        """Return the recipe with fields changed; options of the model's family count as fields.
+        """Return the recipe with fields changed; options of the model's family count as fields, and a file may be given as a `Path`.
 
         Raises:
             FlowlessError: A field is unknown or not an option of this family, or its value is not allowed.
@@ -122,13 +116,9 @@ class Recipe(TrainingFields, DataFields):
         unknown = sorted(set(family) - option_names())
         if unknown:
             raise FlowlessError(f"recipe {self.name}: has no field {', '.join(unknown)}. See: flowless train {self.name} --help")
-        hints = get_type_hints(type(self))
-        kinds = {name: _wanted_type(value, hints.get(name)) for name, value in changes.items()}
-        wrong = [f"{name} is {changes[name]!r}; it must be {kind}" for name, kind in kinds.items() if kind]
-        if wrong:
-            raise FlowlessError(f"recipe {self.name}: {'; '.join(wrong)}.")
         options = options_for(self.model, {**vars(self.options), **family})
-        return replace(self, options=options, **{name: value for name, value in changes.items() if name in own})
+        values = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in changes.items() if name in own}
+        return replace(self, options=options, **values)
 
     def differences(self, other: Recipe) -> list[str]:
         """Return the fields in which two recipes train differently, as `field this → other`; fields such as `threads` do not count."""
@@ -153,11 +143,23 @@ class Recipe(TrainingFields, DataFields):
         return cls(**{**_EARLIER, **rest}, options=options_for(model, family))
 
 
-def _wanted_type(value: Any, hint: Any) -> str | None:
-    """Return what a field of a type must be, where the value is something else; None where it fits. Literals have a check of their own."""
-    kinds = get_args(hint) if isinstance(hint, UnionType) or get_origin(hint) is Union else (hint,)
-    if value is None and type(None) in kinds:
-        return None
-    found = [_KINDS[kind] for kind in (get_origin(kind) or kind for kind in kinds) if kind in _KINDS]
-    fits = any(isinstance(value, types) and (bool in types or not isinstance(value, bool)) for types, _ in found)
-    return " or ".join(text for _, text in found) if found and not fits else None
+def _is_of_type(value: Any, hint: Any) -> bool:
+    """Return whether a value and its elements are of a field's type; a whole number is a number too, but a bool is neither."""
+    kind, parts = get_origin(hint) or hint, get_args(hint)
+    if kind in {Union, UnionType}:
+        return any(_is_of_type(value, part) for part in parts)
+    if kind is Literal:
+        return value in parts
+    if kind is tuple:
+        return isinstance(value, tuple | list) and all(_is_of_type(item, parts[0]) for item in value)
+    if kind is dict:
+        return isinstance(value, dict) and all(_is_of_type(key, parts[0]) and _is_of_type(item, parts[1]) for key, item in value.items())
+    types = (int, float) if kind is float else kind
+    return isinstance(value, types) and (kind is bool or not isinstance(value, bool))
+
+
+def _described(hint: Any) -> str:
+    """Return what a value of a field's type must be."""
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, get_args(hint)))}"
+    return _DESCRIPTIONS[hint] if hint in _DESCRIPTIONS else " or ".join(_described(part) for part in reversed(get_args(hint)))

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.text import Text
 
 from flowless.cli import main
 from flowless.errors import FlowlessError
 from flowless.export.explain.data_set_page import render
+from flowless.export.explain.explain_command import class_table
 from flowless.export.explain.explain_data_set import DataSetExplanation, DataSetOutputs, class_gains, run_data_set
 from flowless.export.explain.introspection import ModelInfo, open_model
 from flowless.export.explain.tsne_map import chance_share, place_in_plane, same_class_share, sample_evenly
@@ -34,7 +36,7 @@ def outputs_of(predicted: list[str], truth: list[str], *, names: tuple[str, ...]
     scores = np.zeros((len(truth), len(names)), np.float32)
     scores[np.arange(len(truth)), [names.index(label) for label in predicted]] = 1
     return DataSetOutputs(
-        model=ModelInfo(name=f"model of {names[0]}", source="a test", spec=SPEC, labels=names),
+        model=ModelInfo(name=f"model of {names[0]}", path=Path(f"runs/{names[0]}.safetensors"), source="a test", spec=SPEC, labels=names),
         ids=tuple(f"{number}.mp4" for number in range(len(truth))),
         labels=np.array([names.index(label) for label in truth]),
         scores=scores,
@@ -245,6 +247,20 @@ def test_outputs_that_are_nan_are_refused(models, val_index, tmp_path):
     save_checkpoint(path, loaded.model, model_name=loaded.name, recipe={}, spec=loaded.spec, labels=loaded.labels, metrics={})
     with pytest.raises(FlowlessError, match="12 of 12 videos have features or scores that are NaN or infinite"):
         run_data_set(open_model(path), val_index)
+
+
+def test_models_of_one_name_are_headed_by_their_files():
+    one = outputs_of(["a", "b"], ["a", "a"], names=("a", "b"))
+    other = replace(one, model=replace(one.model, path=Path("runs/[new]/best.safetensors")))
+    explanation = DataSetExplanation(
+        data="index.jsonl", models=(one, other), classes=class_gains(one, other), sample=np.arange(2), maps=(), same_class=()
+    )
+    files = ["runs/a.safetensors", "runs/[new]/best.safetensors"]
+    page = render(explanation)
+    assert re.findall(r'<th class="n">(runs[^<]*), %</th>', page) == files
+    assert f"{files[0]} compared with {files[1]}" in page
+    shown = [Text.from_markup(str(column.header)).plain for column in class_table(explanation).columns]
+    assert shown == ["class", "videos", "gain", *files]
 
 
 def test_a_page_of_many_classes():

@@ -53,7 +53,7 @@ def varied(name: str, *, frames: int = 3, sampling: Any = "centre", **options: A
 
 
 def inspected(name: str, **options: Any) -> CheckpointModel:
-    return CheckpointModel(varied(name, **options), file_name=f"{name}.safetensors")
+    return CheckpointModel(varied(name, **options), path=Path(f"{name}.safetensors"))
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_segment_scores_and_weights_are_those_of_the_head(name, options, video):
     """The score of a segment is that of a clip which repeats it; the page says how the prediction follows from them."""
     checkpoint = varied(name, **options)
     network: Any = checkpoint.model
-    model = CheckpointModel(checkpoint, file_name="")
+    model = CheckpointModel(checkpoint, path=Path())
     clips = load_clip(video, checkpoint.spec)
     (branch,) = model.run(clips).branches
     with torch.inference_mode():
@@ -116,7 +116,7 @@ def test_segment_scores_and_weights_are_those_of_the_head(name, options, video):
 
 def test_views_are_averaged_and_the_first_is_shown(video):
     checkpoint = varied("pan-full-r18", sampling="two-clip")
-    found = explain_video(CheckpointModel(checkpoint, file_name=""), video)
+    found = explain_video(CheckpointModel(checkpoint, path=Path()), video)
     clips = load_clip(video, checkpoint.spec)
     assert len(clips) == 2
     with torch.inference_mode():
