@@ -29,6 +29,10 @@ class ArtefactDraft:
     """Renames the temporary folder."""
 
 
+class _NotCommitted(Exception):
+    """The end of a draft's block, for the folder that is open in it."""
+
+
 @contextlib.contextmanager
 def open_draft(bundle: Path, target: str, precision: str, *, in_place: bool = False) -> Iterator[ArtefactDraft]:
     """Yield a draft of an engine; at the end of the block everything that `commit_artefact` has not committed is removed.
@@ -41,13 +45,14 @@ def open_draft(bundle: Path, target: str, precision: str, *, in_place: bool = Fa
         precision: Its precision.
         in_place: The engine has no files but the bundle's.
     """
-    with _locked(bundle), contextlib.ExitStack() as stack:
+    with _locked(bundle), contextlib.suppress(_NotCommitted), contextlib.ExitStack() as stack:
         replaced = _folders(read_manifest(bundle), target, precision)
         # Beside the folder that it replaces, which stays until the manifest names the new one.
         name = next(free for free in (f"{target}-{precision}", f"{target}-{precision}-2") if free not in replaced)
         folder = bundle if in_place else stack.enter_context(whole_folder(bundle / name))
         prefix = "" if in_place else f"{name}/"
         yield ArtefactDraft(bundle=bundle, folder=folder, prefix=prefix, replaced=frozenset(replaced), close=stack.close)
+        raise _NotCommitted  # removes what is still open; after `close` nothing is
 
 
 def commit_artefact(draft: ArtefactDraft, record: Artefact, *, calibration: dict[str, Any] | None = None) -> Artefact:

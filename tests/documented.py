@@ -71,7 +71,7 @@ class Block:
         """Yield the arguments of each command: as they are written, or as they are run."""
         text = self.text_as_run if as_run else self.text
         for line in text.replace("\\\n", " ").splitlines():
-            if arguments := shlex.split(line, comments=True):
+            if arguments := shlex.split(line.removesuffix(" &"), comments=True):
                 small = SMALL.get(arguments[1], "") if as_run and arguments[0] == "flowless" else ""
                 yield [*arguments, *small.split()]
 

@@ -98,7 +98,9 @@ def test_videos_of_several_codecs_are_made(tmp_path: Path, monkeypatch: pytest.M
 
 def test_memory_is_recorded_after_every_200_clips(films: Path, tmp_path: Path) -> None:
     pytest.importorskip("nvidia.dali")
-    index = scan(films, out=tmp_path / "films.jsonl")
+    (tmp_path / "films").mkdir()
+    shutil.copytree(films, tmp_path / "films" / "class")
+    index = scan(tmp_path / "films", out=tmp_path / "films.jsonl")
     found = memory._resident_over(index, 400)
     assert list(found) == [200, 400]
     assert 0 < found[200] <= memory._peak_of_a_batch(index, 2)

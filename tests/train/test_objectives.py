@@ -197,5 +197,5 @@ def test_crops_that_always_cover_the_frame(width, height, scales, alike):
 
 
 def test_invalid_fields_are_refused():
-    with pytest.raises(FlowlessError, match=r"twins_beta is -1.*grey is 2.*objective is 'triplets'; it must be one of scores, twins"):
+    with pytest.raises(FlowlessError, match=r"objective is 'triplets'; it must be one of scores, twins.*twins_beta is -1.*grey is 2"):
         Recipe(objective="triplets", twins_beta=-1, grey=2)  # type: ignore[arg-type]

@@ -101,7 +101,7 @@ typedef struct flowless_stream_options {
 typedef struct flowless_stream_state {
   size_t size;
   uint64_t pushed;   /* frames pushed */
-  uint64_t replaced; /* frames that were never the newest of a step: a newer one came before it */
+  uint64_t replaced; /* frames that no step found as the newest: another came before it */
   uint64_t scored;   /* steps that scored this stream */
   uint64_t resets;   /* resets, by call or by a gap */
   int32_t ready;     /* 1: a frame was pushed that no step has scored */
@@ -118,7 +118,7 @@ FLOWLESS_API const char *flowless_error(void);
 /* Open a bundle's engine. Only the files that are loaded are compared with their hashes. `options` may be NULL. */
 FLOWLESS_API flowless_status flowless_open(const char *bundle, const flowless_options *options, flowless_engine **engine);
 
-/* Close an engine and its streams. Calls on it that are running end first. NULL is allowed. */
+/* Close an engine and its streams. A call that is running in another thread ends as usual; the memory is freed after it. NULL is allowed. */
 FLOWLESS_API flowless_status flowless_close(flowless_engine *engine);
 
 /* Describe an engine; set info->size first. */
