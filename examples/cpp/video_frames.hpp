@@ -31,10 +31,14 @@ struct RgbFrame {
   int64_t ptsNs;     // time stamp, nanoseconds
 };
 
+// Whether frames come at their own pace: an address such as rtsp://camera/stream, or a camera such as /dev/video0.
+inline bool isLive(std::string const& address) { return address.find("://") != std::string::npos || address.rfind("/dev/", 0) == 0; }
+
 class VideoFrames {
  public:
-  // address: a file, an address such as rtsp://camera/stream, or a camera such as /dev/video0. A network stream ends with an error when
-  // nothing comes for five seconds, and everything ends when *stop is true. Throws std::runtime_error.
+  // address: a file, a network stream or a camera. A network stream ends with an error when
+  // nothing comes for five seconds, and everything ends when *stop is true. Throws std::runtime_error, and std::invalid_argument for
+  // a camera where this was built without libavdevice.
   explicit VideoFrames(std::string const& address, std::atomic<bool> const* stop = nullptr);
 
   // Decode the next frame, which rgb() then converts; false at the end. Throws std::runtime_error where a file is damaged.
@@ -42,9 +46,6 @@ class VideoFrames {
 
   // The frame that next() decoded, as RGB.
   RgbFrame rgb();
-
-  // Whether frames come at their own pace: a camera or a network stream.
-  bool live() const { return mLive; }
 
  private:
   struct Free {
@@ -78,7 +79,7 @@ class VideoFrames {
 };
 
 inline VideoFrames::VideoFrames(std::string const& address, std::atomic<bool> const* stop)
-    : mAddress(address), mLive(address.find("://") != std::string::npos || address.rfind("/dev/", 0) == 0) {
+    : mAddress(address), mLive(isLive(address)) {
   AVFormatContext* context = avformat_alloc_context();
   if (stop != nullptr) {
     context->interrupt_callback.opaque = const_cast<std::atomic<bool>*>(stop);
@@ -124,7 +125,7 @@ inline AVInputFormat const* VideoFrames::inputOptions(AVDictionary** options) co
   avdevice_register_all();
   return av_find_input_format("v4l2");
 #else
-  throw std::runtime_error(mAddress + ": built without libavdevice, which reads cameras. Install libavdevice-dev and build again.");
+  throw std::invalid_argument(mAddress + ": built without libavdevice, which reads cameras. Install libavdevice-dev and build again.");
 #endif
 }
 
