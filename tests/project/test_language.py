@@ -16,7 +16,7 @@ PAGES = (*(ROOT / name for name in _NAMES), *sorted((ROOT / "docs").rglob("*.md"
 CLEAN = ("flowless", "pipeline", "train", "export", "engines", "bench", "examples", "scripts", "tests")
 #: Where a term of the list is right: options of other programs, the 32 bits of a hash, a metadata key of older graphs, rendered figures.
 ALLOWED = re.compile(
-    r"--quiet\b|\"quiet\"|quiet=True|\bfind_package\(.*?QUIET\b|flowless\.insides|\b32-bit words\b|<!-- figures: .*?<!-- end of figures -->",
+    r"--quiet\b|\"quiet\"|quiet=True|\b(?:ERROR_)?QUIET\b|flowless\.insides|\b32-bit words\b|<!-- figures: .*?<!-- end of figures -->",
     re.DOTALL,
 )
 _NOT = re.compile(r"^### Not$.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
