@@ -1,4 +1,5 @@
-// The C interface: arguments are checked here, and what is thrown behind it becomes a status and the thread's error text.
+// The C interface: arguments are checked here, and what is thrown behind it becomes a status and the thread's error
+// text.
 #include <atomic>
 #include <cstring>
 #include <exception>
@@ -74,8 +75,9 @@ void refuseNull(void const* pointer, char const* name) {
 template <class Number>
 void refuseOther(Number given, Number wanted, char const* name, char const* what) {
   if (given != wanted) {
-    throw Error(FLOWLESS_INVALID, format("%s is %llu; it must be %llu: %s.", name, static_cast<unsigned long long>(given),
-                                         static_cast<unsigned long long>(wanted), what));
+    throw Error(FLOWLESS_INVALID,
+                format("%s is %llu; it must be %llu: %s.", name, static_cast<unsigned long long>(given),
+                       static_cast<unsigned long long>(wanted), what));
   }
 }
 
@@ -83,14 +85,15 @@ void refuseOther(Number given, Number wanted, char const* name, char const* what
 template <class Struct>
 void checkSize(Struct const& given, char const* name) {
   if (given.size < sizeof(Struct) || given.size > kLargestStruct) {
-    throw Error(FLOWLESS_INVALID,
-                format("%s.size is %zu; set it to sizeof(%s), %zu in this version.", name, given.size, name, sizeof(Struct)));
+    throw Error(FLOWLESS_INVALID, format("%s.size is %zu; set it to sizeof(%s), %zu in this version.", name, given.size,
+                                         name, sizeof(Struct)));
   }
   auto const* const bytes = reinterpret_cast<unsigned char const*>(&given);
   for (size_t at = sizeof(Struct); at < given.size; ++at) {
     if (bytes[at] != 0) {
-      throw Error(FLOWLESS_UNSUPPORTED, format("%s has a field that is set and that this version, %s, does not know. Update flowless.",
-                                               name, FLOWLESS_VERSION));
+      throw Error(FLOWLESS_UNSUPPORTED,
+                  format("%s has a field that is set and that this version, %s, does not know. Update flowless.", name,
+                         FLOWLESS_VERSION));
     }
   }
 }
@@ -100,8 +103,8 @@ void checkFrame(flowless_frame const* frame) {
   checkSize(*frame, "flowless_frame");
   refuseNull(frame->rgb, "frame.rgb");
   if (frame->width < 1 || frame->height < 1 || frame->width > kLargestSide || frame->height > kLargestSide) {
-    throw Error(FLOWLESS_INVALID, format("the frame is %d x %d; both sides must be from 1 to %d pixels.", frame->width, frame->height,
-                                         kLargestSide));
+    throw Error(FLOWLESS_INVALID, format("the frame is %d x %d; both sides must be from 1 to %d pixels.", frame->width,
+                                         frame->height, kLargestSide));
   }
   if (frame->stride != 0 && frame->stride < ptrdiff_t{3} * frame->width) {
     throw Error(FLOWLESS_INVALID,
@@ -163,8 +166,9 @@ flowless_status flowless_describe(flowless_engine* engine, flowless_info* info) 
     std::shared_ptr<Engine> const open = engines().find(engine);
     refuseNull(info, "info");
     if (info->size < sizeof(flowless_info) || info->size > kLargestStruct) {
-      throw Error(FLOWLESS_INVALID, format("flowless_info.size is %zu; set it to sizeof(flowless_info), %zu in this version.", info->size,
-                                           sizeof(flowless_info)));
+      throw Error(FLOWLESS_INVALID,
+                  format("flowless_info.size is %zu; set it to sizeof(flowless_info), %zu in this version.", info->size,
+                         sizeof(flowless_info)));
     }
     ClipSpec const& spec = open->spec();
     size_t const size = info->size;
@@ -193,7 +197,8 @@ flowless_status flowless_label(flowless_engine* engine, int32_t index, const cha
     std::shared_ptr<Engine> const open = engines().find(engine);
     refuseNull(label, "label");
     if (index < 0 || index >= open->classes()) {
-      throw Error(FLOWLESS_INVALID, format("index is %d; this engine has the classes 0 to %d.", index, open->classes() - 1));
+      throw Error(FLOWLESS_INVALID,
+                  format("index is %d; this engine has the classes 0 to %d.", index, open->classes() - 1));
     }
     *label = open->manifest().labels[static_cast<size_t>(index)].c_str();
   });
@@ -205,15 +210,18 @@ flowless_status flowless_indices(flowless_engine* engine, int64_t num_frames, in
     refuseNull(indices, "indices");
     ClipSpec const& spec = open->spec();
     if (num_frames < 1) {
-      throw Error(FLOWLESS_INVALID, format("num_frames is %lld; it must be at least 1.", static_cast<long long>(num_frames)));
+      throw Error(FLOWLESS_INVALID,
+                  format("num_frames is %lld; it must be at least 1.", static_cast<long long>(num_frames)));
     }
-    size_t const wanted = static_cast<size_t>(spec.clips()) * static_cast<size_t>(spec.segments) * static_cast<size_t>(spec.framesPerSegment);
+    size_t const wanted = static_cast<size_t>(spec.clips()) * static_cast<size_t>(spec.segments) *
+                          static_cast<size_t>(spec.framesPerSegment);
     refuseOther(count, wanted, "count", "clips x segments x frames");
     clipIndices(spec, num_frames, indices);
   });
 }
 
-flowless_status flowless_prepare(flowless_engine* engine, const flowless_frame* frame, uint8_t* picture, size_t picture_bytes) {
+flowless_status flowless_prepare(flowless_engine* engine, const flowless_frame* frame, uint8_t* picture,
+                                 size_t picture_bytes) {
   return guarded([&] {
     std::shared_ptr<Engine> const open = engines().find(engine);
     checkFrame(frame);
@@ -223,8 +231,8 @@ flowless_status flowless_prepare(flowless_engine* engine, const flowless_frame* 
   });
 }
 
-flowless_status flowless_run(flowless_engine* engine, const uint8_t* clips, size_t clips_bytes, int32_t batch, float* scores,
-                             size_t score_count) {
+flowless_status flowless_run(flowless_engine* engine, const uint8_t* clips, size_t clips_bytes, int32_t batch,
+                             float* scores, size_t score_count) {
   return guarded([&] {
     std::shared_ptr<Engine> const open = engines().find(engine);
     refuseNull(clips, "clips");
@@ -232,12 +240,14 @@ flowless_status flowless_run(flowless_engine* engine, const uint8_t* clips, size
     checkBatch(batch, "batch");
     refuseOther(clips_bytes, product(static_cast<size_t>(batch), open->spec().clipBytes()), "clips_bytes",
                 "batch x segments x frames x height x width x 3");
-    refuseOther(score_count, product(static_cast<size_t>(batch), static_cast<size_t>(open->classes())), "score_count", "batch x classes");
+    refuseOther(score_count, product(static_cast<size_t>(batch), static_cast<size_t>(open->classes())), "score_count",
+                "batch x classes");
     open->run(clips, batch, scores);
   });
 }
 
-flowless_status flowless_average(flowless_engine* engine, const float* views, int32_t count, float* scores, size_t score_count) {
+flowless_status flowless_average(flowless_engine* engine, const float* views, int32_t count, float* scores,
+                                 size_t score_count) {
   return guarded([&] {
     std::shared_ptr<Engine> const open = engines().find(engine);
     refuseNull(views, "views");
@@ -248,7 +258,8 @@ flowless_status flowless_average(flowless_engine* engine, const float* views, in
   });
 }
 
-flowless_status flowless_stream_open(flowless_engine* engine, const flowless_stream_options* options, flowless_stream** stream) {
+flowless_status flowless_stream_open(flowless_engine* engine, const flowless_stream_options* options,
+                                     flowless_stream** stream) {
   return guarded([&] {
     refuseNull(stream, "stream");
     *stream = nullptr;
@@ -259,7 +270,8 @@ flowless_status flowless_stream_open(flowless_engine* engine, const flowless_str
       if (options->mode < FLOWLESS_MODE_DEFAULT || options->mode > FLOWLESS_MODE_ONLINE) {
         throw Error(FLOWLESS_INVALID, format("mode is %d; it must be a flowless_mode, from 0 to 2.", options->mode));
       }
-      wanted = {static_cast<flowless_mode>(options->mode), options->window_frames, options->window_ns, options->max_gap_ns};
+      wanted = {static_cast<flowless_mode>(options->mode), options->window_frames, options->window_ns,
+                options->max_gap_ns};
     }
     *stream = streams().add(std::make_shared<Stream>(std::move(open), wanted));
   });
@@ -290,8 +302,10 @@ flowless_status flowless_stream_look(flowless_stream* stream, flowless_stream_st
     std::shared_ptr<Stream> const open = streams().find(stream);
     refuseNull(state, "state");
     if (state->size < sizeof(flowless_stream_state) || state->size > kLargestStruct) {
-      throw Error(FLOWLESS_INVALID, format("flowless_stream_state.size is %zu; set it to sizeof(flowless_stream_state), %zu in this version.",
-                                           state->size, sizeof(flowless_stream_state)));
+      throw Error(
+          FLOWLESS_INVALID,
+          format("flowless_stream_state.size is %zu; set it to sizeof(flowless_stream_state), %zu in this version.",
+                 state->size, sizeof(flowless_stream_state)));
     }
     size_t const size = state->size;
     std::memset(state, 0, size);
@@ -300,15 +314,16 @@ flowless_status flowless_stream_look(flowless_stream* stream, flowless_stream_st
   });
 }
 
-flowless_status flowless_step(flowless_engine* engine, flowless_stream* const* all, int32_t count, float* scores, size_t score_count,
-                              uint8_t* answered) {
+flowless_status flowless_step(flowless_engine* engine, flowless_stream* const* all, int32_t count, float* scores,
+                              size_t score_count, uint8_t* answered) {
   return guarded([&] {
     std::shared_ptr<Engine> const open = engines().find(engine);
     refuseNull(all, "streams");
     refuseNull(scores, "scores");
     refuseNull(answered, "answered");
     checkBatch(count, "count");
-    refuseOther(score_count, product(static_cast<size_t>(count), static_cast<size_t>(open->classes())), "score_count", "count x classes");
+    refuseOther(score_count, product(static_cast<size_t>(count), static_cast<size_t>(open->classes())), "score_count",
+                "count x classes");
     // The thread's own, so that a step allocates nothing once it is as long as the longest list.
     thread_local std::vector<std::shared_ptr<Stream>> found;
     struct Clear {
@@ -317,7 +332,8 @@ flowless_status flowless_step(flowless_engine* engine, flowless_stream* const* a
     for (int32_t index = 0; index < count; ++index) {
       found.push_back(streams().find(all[index]));
       if (found.back()->engine() != open.get()) {
-        throw Error(FLOWLESS_INVALID, format("streams[%d] is of another engine; step each engine's streams apart.", index));
+        throw Error(FLOWLESS_INVALID,
+                    format("streams[%d] is of another engine; step each engine's streams apart.", index));
       }
     }
     open->step(found, scores, answered);

@@ -13,7 +13,8 @@ struct Choice {
   std::string why;  // one sentence: what, why, and why not the others
 };
 
-// `target`, `precision`: empty for any. Throws Error: invalid (unknown names), missing (no such engine), unsupported (none runs here).
+// `target`, `precision`: empty for any. Throws Error: invalid (unknown names), missing (no such engine), unsupported
+// (none runs here).
 Choice chooseEngine(Manifest const& manifest, std::string const& target, std::string const& precision);
 
 // One line that identifies a machine's speed, exactly flowless.machine.machine_name of the same machine (Linux).

@@ -1,5 +1,5 @@
-// ClipSpec: the definition of a clip, as in pipeline/clip/spec.py; its frame indices (pipeline/clip/sampling.py), sizes and crops
-// (pipeline/clip/preprocess.py), and the average over views (pipeline/clip/view_scores.py).
+// ClipSpec: the definition of a clip, as in pipeline/clip/spec.py; its frame indices (pipeline/clip/sampling.py), sizes
+// and crops (pipeline/clip/preprocess.py), and the average over views (pipeline/clip/view_scores.py).
 #ifndef FLOWLESS_SRC_CLIP_SPEC_H
 #define FLOWLESS_SRC_CLIP_SPEC_H
 
@@ -17,15 +17,19 @@ struct ClipSpec {
   int32_t height = 0;
   int32_t width = 0;
   int32_t shortSide = 0;
-  std::string sampling;      // centre, two-clip, ten-draw, one-dense, dense, consecutive, ten-consecutive
+  std::string sampling;  // centre, two-clip, ten-draw, one-dense, dense, consecutive, ten-consecutive
   bool threeCrops = false;
-  int32_t cropSide = 0;      // 0: none
+  int32_t cropSide = 0;  // 0: none
   bool averageSoftmax = false;
 
   int32_t crops() const { return threeCrops ? 3 : 1; }
   int32_t clips() const;
-  size_t pictureBytes() const { return size_t{3} * static_cast<size_t>(height) * static_cast<size_t>(width); }  // of one crop
-  size_t clipBytes() const { return pictureBytes() * static_cast<size_t>(segments) * static_cast<size_t>(framesPerSegment); }
+  size_t pictureBytes() const {
+    return size_t{3} * static_cast<size_t>(height) * static_cast<size_t>(width);
+  }  // of one crop
+  size_t clipBytes() const {
+    return pictureBytes() * static_cast<size_t>(segments) * static_cast<size_t>(framesPerSegment);
+  }
 };
 
 struct Size {
@@ -44,8 +48,9 @@ Size resizedSize(Size frame, int32_t shortSide);
 // Corners of the crops in a resized frame, in the order of the views; the first crops() entries count.
 std::array<Corner, 3> cropCorners(Size resized, ClipSpec const& spec);
 
-// Frame indices [clips, segments, frames] of a video of numFrames frames, at least 1; the result has the capacity's first use only:
-// it is written into `indices`, which holds clips x segments x frames numbers. Throws Error (unsupported) for ten-draw.
+// Frame indices [clips, segments, frames] of a video of numFrames frames, at least 1; the result has the capacity's
+// first use only: it is written into `indices`, which holds clips x segments x frames numbers. Throws Error
+// (unsupported) for ten-draw.
 void clipIndices(ClipSpec const& spec, int64_t numFrames, int64_t* indices);
 
 // Average scores [views, classes] over the views, in double; `scores` may be `views`.

@@ -32,7 +32,8 @@ Choice chooseFor(Manifest const& candidates, EngineOptions const& options) {
     if (options.device.empty()) {
       throw;
     }
-    throw Error(error.status(), std::string(error.what()) + " Only engines for the device " + options.device + " were considered.");
+    throw Error(error.status(),
+                std::string(error.what()) + " Only engines for the device " + options.device + " were considered.");
   }
 }
 
@@ -78,7 +79,8 @@ Engine::Engine(std::string const& bundle, EngineOptions const& options) : mManif
     throw Error(FLOWLESS_INVALID, "device is " + quoted(options.device) + "; it must be CPU, GPU or NULL.");
   }
   if (options.threads < 0) {
-    throw Error(FLOWLESS_INVALID, format("threads is %d; it must be at least 1, or 0 to let the library choose.", options.threads));
+    throw Error(FLOWLESS_INVALID,
+                format("threads is %d; it must be at least 1, or 0 to let the library choose.", options.threads));
   }
   Manifest candidates = mManifest;
   keepDevice(candidates, options.device);
@@ -89,15 +91,21 @@ Engine::Engine(std::string const& bundle, EngineOptions const& options) : mManif
   }
   mBackend = openBackend(mManifest, artefact, OpenSettings{options.threads, options.device});
   if (!options.device.empty() && options.device != mBackend->device()) {
-    throw Error(FLOWLESS_UNSUPPORTED, format("%s: device is %s, and %s runs on the %s here%s. Leave the device out, or free the GPU.",
-                                             bundle.c_str(), options.device.c_str(), artefact.target.c_str(), mBackend->device(),
-                                             mBackend->note.c_str()));
+    throw Error(
+        FLOWLESS_UNSUPPORTED,
+        format("%s: device is %s, and %s runs on the %s here%s. Leave the device out, or free the GPU.", bundle.c_str(),
+               options.device.c_str(), artefact.target.c_str(), mBackend->device(), mBackend->note.c_str()));
   }
   mTarget = artefact.target;
   mPrecision = mBackend->computes.empty() ? artefact.precision : mBackend->computes;
   mWhy = choice.why + mBackend->note;
   mViews = std::make_unique<Views>(spec(), online());
 }
+
+Engine::Engine(Manifest manifest, std::unique_ptr<Backend> backend)
+    : mManifest(std::move(manifest)),
+      mBackend(std::move(backend)),
+      mViews(std::make_unique<Views>(mManifest.spec, mManifest.memory > 0)) {}
 
 void Engine::prepare(flowless_frame const& frame, uint8_t* picture) {
   std::unique_ptr<Preparer> preparer;
@@ -128,7 +136,8 @@ void Engine::run(uint8_t const* clips, int32_t batch, float* scores) {
   mViews->reserve(views);
   for (size_t view = 0; view < views; ++view) {
     for (size_t picture = 0; picture < pictures; ++picture) {
-      std::memcpy(mViews->at(view, picture), clips + (view * pictures + picture) * spec().pictureBytes(), spec().pictureBytes());
+      std::memcpy(mViews->at(view, picture), clips + (view * pictures + picture) * spec().pictureBytes(),
+                  spec().pictureBytes());
     }
   }
   mViews->run(*mBackend, views, scores);
@@ -151,8 +160,8 @@ void Engine::step(std::vector<std::shared_ptr<Stream>> const& streams, float* sc
   scoreGathered(streams, first, streams.size(), gathered, scores, answered);
 }
 
-void Engine::scoreGathered(std::vector<std::shared_ptr<Stream>> const& streams, size_t first, size_t last, size_t views, float* scores,
-                           uint8_t const* answered) {
+void Engine::scoreGathered(std::vector<std::shared_ptr<Stream>> const& streams, size_t first, size_t last, size_t views,
+                           float* scores, uint8_t const* answered) {
   if (views == 0) {
     return;
   }

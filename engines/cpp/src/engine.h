@@ -24,8 +24,8 @@ struct EngineOptions {
   int32_t threads = 0;    // 0: the library chooses
 };
 
-// Views while they are gathered. A view is the N x m pictures of a clip; for an online graph its last picture is the frame and the
-// others are the memory. Grows to the largest batch so far.
+// Views while they are gathered. A view is the N x m pictures of a clip; for an online graph its last picture is the
+// frame and the others are the memory. Grows to the largest batch so far.
 class Views {
  public:
   Views(ClipSpec const& spec, bool online);
@@ -46,6 +46,7 @@ class Views {
 class Engine {
  public:
   Engine(std::string const& bundle, EngineOptions const& options);
+  Engine(Manifest manifest, std::unique_ptr<Backend> backend);
 
   Manifest const& manifest() const { return mManifest; }
   ClipSpec const& spec() const { return mManifest.spec; }
@@ -68,8 +69,8 @@ class Engine {
 
  private:
   // Score the streams [first, last) whose views were gathered, and write their rows.
-  void scoreGathered(std::vector<std::shared_ptr<Stream>> const& streams, size_t first, size_t last, size_t views, float* scores,
-                     uint8_t const* answered);
+  void scoreGathered(std::vector<std::shared_ptr<Stream>> const& streams, size_t first, size_t last, size_t views,
+                     float* scores, uint8_t const* answered);
 
   Manifest mManifest;
   std::string mTarget;

@@ -1,4 +1,5 @@
-// Handles of the C interface: numbers that are never used twice, so that a closed one is refused and never a later object.
+// Handles of the C interface: numbers that are never used twice, so that a closed one is refused and never a later
+// object.
 #ifndef FLOWLESS_SRC_HANDLES_H
 #define FLOWLESS_SRC_HANDLES_H
 

@@ -26,9 +26,9 @@ struct Artefact {
   std::vector<std::string> files;  // relative to the bundle, the one to load first
   std::map<std::string, std::string> versions;
   // options
-  std::string hint;       // OpenVINO's precision hint; empty: f32
-  std::string platform;   // TensorRT: linux-x86_64
-  std::string gpu;        // TensorRT: the GPU's name
+  std::string hint;      // OpenVINO's precision hint; empty: f32
+  std::string platform;  // TensorRT: linux-x86_64
+  std::string gpu;       // TensorRT: the GPU's name
   int32_t gpuComputeCapability = 0;
   std::vector<int32_t> computeCapabilities;
   bool portable = false;
@@ -58,7 +58,8 @@ struct Manifest {
   std::vector<Artefact> artefacts;
   std::vector<Recommendation> recommendations;
 
-  // The path of one of the bundle's files; throws Error (damaged) for a name that leads out of the bundle, also by a link.
+  // The path of one of the bundle's files; throws Error (damaged) for a name that leads out of the bundle, also by a
+  // link.
   std::string pathOf(std::string const& name) const;
   // Compare a file with its size and SHA-256; throws Error (missing, damaged).
   void check(std::string const& name) const;

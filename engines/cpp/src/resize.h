@@ -1,4 +1,5 @@
-// Preparation of a frame: Pillow's BILINEAR resize in integers, then the crops, byte for byte pipeline/clip/preprocess.py.
+// Preparation of a frame: Pillow's BILINEAR resize in integers, then the crops, byte for byte
+// pipeline/clip/preprocess.py.
 #ifndef FLOWLESS_SRC_RESIZE_H
 #define FLOWLESS_SRC_RESIZE_H
 
@@ -10,7 +11,8 @@
 
 namespace flowless::detail {
 
-// Prepares frames for one ClipSpec. Keeps its tables and buffers, so that frames of a size seen before allocate nothing. For one thread.
+// Prepares frames for one ClipSpec. Keeps its tables and buffers, so that frames of a size seen before allocate
+// nothing. For one thread.
 class Preparer {
  public:
   explicit Preparer(ClipSpec const& spec);

@@ -13,7 +13,11 @@ constexpr size_t kLongest = 200;
 size_t characterLength(std::string const& text, size_t at) {
   auto const byte = [&](size_t index) { return index < text.size() ? static_cast<unsigned char>(text[index]) : 0U; };
   unsigned const first = byte(at);
-  size_t const length = first < 0x80 ? 1 : first >= 0xC2 && first < 0xE0 ? 2 : first >= 0xE0 && first < 0xF0 ? 3 : first >= 0xF0 && first < 0xF5 ? 4 : 0;
+  size_t const length = first < 0x80                    ? 1
+                        : first >= 0xC2 && first < 0xE0 ? 2
+                        : first >= 0xE0 && first < 0xF0 ? 3
+                        : first >= 0xF0 && first < 0xF5 ? 4
+                                                        : 0;
   for (size_t index = 1; index < length; ++index) {
     if ((byte(at + index) & 0xC0U) != 0x80U) {
       return 0;

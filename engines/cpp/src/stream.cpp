@@ -12,7 +12,9 @@ namespace {
 constexpr int32_t kDefaultWindow = 64;
 constexpr int32_t kLargestWindow = 4096;
 
-size_t framesOf(ClipSpec const& spec) { return static_cast<size_t>(spec.segments) * static_cast<size_t>(spec.framesPerSegment); }
+size_t framesOf(ClipSpec const& spec) {
+  return static_cast<size_t>(spec.segments) * static_cast<size_t>(spec.framesPerSegment);
+}
 
 }  // namespace
 
@@ -22,18 +24,21 @@ Stream::Stream(std::shared_ptr<Engine> engine, StreamOptions const& options)
   mOnline = options.mode == FLOWLESS_MODE_ONLINE || (options.mode == FLOWLESS_MODE_DEFAULT && mEngine->online());
   if (mOnline && spec.framesPerSegment != 1) {
     throw Error(FLOWLESS_UNSUPPORTED,
-                format("%s: its segments have %d frames; an online stream takes one new frame at a time, so it needs a model whose "
+                format("%s: its segments have %d frames; an online stream takes one new frame at a time, so it needs a "
+                       "model whose "
                        "segments have 1, such as stm, tsm, tsn or pan-rgb. Use FLOWLESS_MODE_ROLLING.",
                        mEngine->manifest().model.c_str(), spec.framesPerSegment));
   }
-  if (options.windowFrames < 0 || options.windowFrames > kLargestWindow || options.windowNs < 0 || options.maxGapNs < 0) {
-    throw Error(FLOWLESS_INVALID,
-                format("window_frames is %d, window_ns %lld and max_gap_ns %lld; the first must be from 0 to %d, the others at least 0.",
-                       options.windowFrames, static_cast<long long>(options.windowNs), static_cast<long long>(options.maxGapNs),
-                       kLargestWindow));
+  if (options.windowFrames < 0 || options.windowFrames > kLargestWindow || options.windowNs < 0 ||
+      options.maxGapNs < 0) {
+    throw Error(FLOWLESS_INVALID, format("window_frames is %d, window_ns %lld and max_gap_ns %lld; the first must be "
+                                         "from 0 to %d, the others at least 0.",
+                                         options.windowFrames, static_cast<long long>(options.windowNs),
+                                         static_cast<long long>(options.maxGapNs), kLargestWindow));
   }
   if (mOnline && (options.windowFrames != 0 || options.windowNs != 0)) {
-    throw Error(FLOWLESS_INVALID, "window_frames and window_ns are for rolling streams, and this one is online. Set both to 0.");
+    throw Error(FLOWLESS_INVALID,
+                "window_frames and window_ns are for rolling streams, and this one is online. Set both to 0.");
   }
   int32_t const window = options.windowFrames == 0 ? kDefaultWindow : options.windowFrames;
   mCapacity = mOnline ? static_cast<size_t>(spec.segments) : static_cast<size_t>(window);
@@ -44,7 +49,8 @@ Stream::Stream(std::shared_ptr<Engine> engine, StreamOptions const& options)
   if (!mOnline) {
     mTimes.resize(mSlots);
     mIndices.resize(static_cast<size_t>(spec.clips()) * framesOf(spec));
-    clipIndices(spec, window, mIndices.data());  // throws here, and not in a step, where the sampling rule is not supported
+    clipIndices(spec, window,
+                mIndices.data());  // throws here, and not in a step, where the sampling rule is not supported
   }
 }
 
@@ -102,7 +108,9 @@ void Stream::clear() {
 }
 
 void Stream::leaveWindow() {
-  auto const tooOld = [&](size_t index) { return mOptions.windowNs > 0 && mTimes[index] < mNewest - mOptions.windowNs; };
+  auto const tooOld = [&](size_t index) {
+    return mOptions.windowNs > 0 && mTimes[index] < mNewest - mOptions.windowNs;
+  };
   while (mCount > mCapacity || (mCount > 1 && tooOld(mFirst))) {
     mFirst = ringSlot(1);
     --mCount;

@@ -19,8 +19,8 @@ struct StreamOptions {
   int64_t maxGapNs = 0;
 };
 
-// Pictures, which are frames resized and cropped, lie in slots of one buffer. The last slot that the ring does not use is the one that
-// the next frame is prepared in, without a lock.
+// Pictures, which are frames resized and cropped, lie in slots of one buffer. The last slot that the ring does not use
+// is the one that the next frame is prepared in, without a lock.
 class Stream {
  public:
   // Throws Error: the mode does not fit the engine, an option is out of range.
@@ -35,7 +35,8 @@ class Stream {
 
   // Views that one step scores.
   size_t views() const;
-  // Write the views of the newest frame; false where no frame has come since the last time. For the engine's step, like confirm.
+  // Write the views of the newest frame; false where no frame has come since the last time. For the engine's step, like
+  // confirm.
   bool gather(Views& views, size_t first);
   void confirm();
 
@@ -58,16 +59,16 @@ class Stream {
 
   std::mutex mLock;  // of all that follows
   std::vector<uint8_t> mPictures;
-  std::vector<int64_t> mTimes;     // rolling: time stamp of each slot
-  std::vector<int64_t> mIndices;   // rolling: of the clips of a window of mIndexed frames
+  std::vector<int64_t> mTimes;    // rolling: time stamp of each slot
+  std::vector<int64_t> mIndices;  // rolling: of the clips of a window of mIndexed frames
   size_t mIndexed = 0;
   size_t mFirst = 0;
   size_t mCount = 0;
-  size_t mPending;                 // online: slot of the newest frame
-  size_t mStaging;                 // online: slot that the next frame is prepared in
+  size_t mPending;  // online: slot of the newest frame
+  size_t mStaging;  // online: slot that the next frame is prepared in
   bool mReady = false;
-  int64_t mNewest = 0;             // time stamp of the newest frame
-  int64_t mGathered = 0;           // and of the newest one that a step gathered
+  int64_t mNewest = 0;    // time stamp of the newest frame
+  int64_t mGathered = 0;  // and of the newest one that a step gathered
   flowless_stream_state mState{};
 };
 

@@ -1,4 +1,5 @@
-// The C++ layer over flowless.h: header only, so that one library serves every compiler. Failing calls throw flowless::Error.
+// The C++ layer over flowless.h: header only, so that one library serves every compiler. Failing calls throw
+// flowless::Error.
 #ifndef FLOWLESS_FLOWLESS_HPP
 #define FLOWLESS_FLOWLESS_HPP
 
@@ -32,7 +33,8 @@ inline void check(flowless_status status) {
 }
 
 // A decoded frame, upright, RGB, uint8. stride 0: 3 x width.
-inline flowless_frame frame(uint8_t const* rgb, int32_t width, int32_t height, ptrdiff_t stride = 0, int64_t ptsNs = 0) {
+inline flowless_frame frame(uint8_t const* rgb, int32_t width, int32_t height, ptrdiff_t stride = 0,
+                            int64_t ptsNs = 0) {
   return flowless_frame{sizeof(flowless_frame), rgb, width, height, stride, ptsNs};
 }
 
@@ -99,7 +101,8 @@ class Engine {
 
   // Frames of a video that its clips consist of, [clips, segments, frames].
   std::vector<int64_t> indices(int64_t numFrames) const {
-    std::vector<int64_t> result(static_cast<size_t>(mInfo.clips) * static_cast<size_t>(mInfo.segments) * static_cast<size_t>(mInfo.frames));
+    std::vector<int64_t> result(static_cast<size_t>(mInfo.clips) * static_cast<size_t>(mInfo.segments) *
+                                static_cast<size_t>(mInfo.frames));
     check(flowless_indices(mHandle.get(), numFrames, result.data(), result.size()));
     return result;
   }
@@ -115,18 +118,21 @@ class Engine {
   std::vector<float> run(std::vector<uint8_t> const& clips) const {
     size_t const batch = clips.size() / mInfo.clip_bytes;
     std::vector<float> scores(batch * static_cast<size_t>(mInfo.classes));
-    check(flowless_run(mHandle.get(), clips.data(), clips.size(), static_cast<int32_t>(batch), scores.data(), scores.size()));
+    check(flowless_run(mHandle.get(), clips.data(), clips.size(), static_cast<int32_t>(batch), scores.data(),
+                       scores.size()));
     return scores;
   }
 
   // Average scores of a video's views, [views, classes], as the bundle says.
   std::vector<float> average(std::vector<float> const& views) const {
     std::vector<float> scores(static_cast<size_t>(mInfo.classes));
-    check(flowless_average(mHandle.get(), views.data(), static_cast<int32_t>(views.size() / scores.size()), scores.data(), scores.size()));
+    check(flowless_average(mHandle.get(), views.data(), static_cast<int32_t>(views.size() / scores.size()),
+                           scores.data(), scores.size()));
     return scores;
   }
 
-  // Scores of a video whose prepared pictures of each frame are given by `picture(ordinal)`, a uint8 const* that stays valid.
+  // Scores of a video whose prepared pictures of each frame are given by `picture(ordinal)`, a uint8 const* that stays
+  // valid.
   template <class Picture>
   std::vector<float> video(int64_t numFrames, Picture picture) const {
     std::vector<int64_t> const wanted = indices(numFrames);
@@ -159,8 +165,8 @@ class Engine {
     }
     mScores.resize(streams.size() * classes);
     mAnswered.assign(streams.size(), 0);
-    check(flowless_step(mHandle.get(), mHandles.data(), static_cast<int32_t>(streams.size()), mScores.data(), mScores.size(),
-                        mAnswered.data()));
+    check(flowless_step(mHandle.get(), mHandles.data(), static_cast<int32_t>(streams.size()), mScores.data(),
+                        mScores.size(), mAnswered.data()));
     for (size_t index = 0; index < streams.size(); ++index) {
       if (mAnswered[index] != 0) {
         answer(index, mScores.data() + index * classes);

@@ -18,9 +18,10 @@ class Backend {
   // Score clips [batch, N, m, H, W, 3]; scores [batch, classes]. Of an online graph: never called, see step.
   virtual void run(uint8_t const* clips, int32_t batch, float* scores) = 0;
 
-  // Online graph: frames [batch, H, W, 3] and memory [batch, N - 1, H, W, 3]; scores [batch, classes] and the next memory, which may be
-  // the buffer of `memory`.
-  virtual void step(uint8_t const* frames, uint8_t const* memory, int32_t batch, float* scores, uint8_t* nextMemory) = 0;
+  // Online graph: frames [batch, H, W, 3] and memory [batch, N - 1, H, W, 3]; scores [batch, classes] and the next
+  // memory, which may be the buffer of `memory`.
+  virtual void step(uint8_t const* frames, uint8_t const* memory, int32_t batch, float* scores,
+                    uint8_t* nextMemory) = 0;
 
   // CPU or GPU.
   virtual char const* device() const = 0;
@@ -31,8 +32,8 @@ class Backend {
 };
 
 struct OpenSettings {
-  int32_t threads = 0;      // 0: the library chooses
-  std::string device;       // CPU, GPU or empty
+  int32_t threads = 0;  // 0: the library chooses
+  std::string device;   // CPU, GPU or empty
 };
 
 // The targets in the order in which they are tried: tensorrt, tensorrt-rtx, openvino, onnxruntime.
@@ -41,7 +42,8 @@ inline constexpr char const* kTargets[] = {"tensorrt", "tensorrt-rtx", "openvino
 // Why this build on this machine cannot run an artefact, in one line; nothing where it can. Loads no engine.
 std::optional<std::string> whyNot(Artefact const& artefact);
 
-// The precision that an artefact would compute in here; the artefact's own in most cases (OpenVINO without the instructions: fp32).
+// The precision that an artefact would compute in here; the artefact's own in most cases (OpenVINO without the
+// instructions: fp32).
 std::string computedPrecision(Artefact const& artefact);
 
 // Open an artefact, whose files were checked. Throws Error (unsupported, runtime).

@@ -1,0 +1,171 @@
+// Streams from several threads, for the thread sanitizer, which a real engine's library is not built for: the backend
+// here scores a view by the first byte of each of its pictures. tests/cpp/test_streams.py compares streams of real
+// engines with Python.
+#include "stream.h"
+
+#include <doctest/doctest.h>
+
+#include <atomic>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "engine.h"
+#include "status.h"
+
+namespace flowless::detail {
+namespace {
+
+constexpr int32_t kSegments = 4;
+constexpr int32_t kSide = 8;
+
+// Scores of a view: the first byte of each picture, the oldest first.
+class FirstBytes : public Backend {
+ public:
+  void run(uint8_t const* clips, int32_t batch, float* scores) override {
+    for (int32_t picture = 0; picture < batch * kSegments; ++picture) {
+      scores[picture] = clips[picture * 3 * kSide * kSide];
+    }
+    batches.push_back(batch);
+  }
+  void step(uint8_t const* frames, uint8_t const* memory, int32_t batch, float* scores, uint8_t*) override {
+    for (int32_t view = 0; view < batch; ++view) {
+      for (int32_t picture = 0; picture < kSegments - 1; ++picture) {
+        scores[view * kSegments + picture] = memory[(view * (kSegments - 1) + picture) * 3 * kSide * kSide];
+      }
+      scores[view * kSegments + kSegments - 1] = frames[view * 3 * kSide * kSide];
+    }
+    batches.push_back(batch);
+  }
+  char const* device() const override { return "CPU"; }
+
+  std::vector<int32_t> batches;
+};
+
+std::shared_ptr<Engine> makeEngine(bool online, FirstBytes** backend = nullptr) {
+  Manifest manifest;
+  manifest.spec.segments = kSegments;
+  manifest.spec.framesPerSegment = 1;
+  manifest.spec.height = manifest.spec.width = manifest.spec.shortSide = kSide;
+  manifest.spec.sampling = "centre";
+  manifest.labels = {"a", "b", "c", "d"};
+  manifest.memory = online ? kSegments - 1 : 0;
+  auto made = std::make_unique<FirstBytes>();
+  if (backend != nullptr) {
+    *backend = made.get();
+  }
+  return std::make_shared<Engine>(std::move(manifest), std::move(made));
+}
+
+// A frame of one grey value, of the size that needs no resizing.
+class Grey {
+ public:
+  explicit Grey(uint8_t value) : mPixels(3 * kSide * kSide, value) {}
+  flowless_frame at(int64_t ptsNs) const { return {sizeof(flowless_frame), mPixels.data(), kSide, kSide, 0, ptsNs}; }
+
+ private:
+  std::vector<uint8_t> mPixels;
+};
+
+std::vector<float> stepOne(Engine& engine, std::shared_ptr<Stream> const& stream) {
+  std::vector<float> scores(kSegments, -1.0F);
+  uint8_t answered = 0;
+  engine.step({stream}, scores.data(), &answered);
+  return answered != 0 ? scores : std::vector<float>{};
+}
+
+}  // namespace
+
+TEST_CASE("an online stream keeps the frames that were scored, the first in place of those that are missing") {
+  for (bool const online : {false, true}) {
+    auto const engine = makeEngine(online);
+    StreamOptions options;
+    options.mode = FLOWLESS_MODE_ONLINE;
+    auto const stream = std::make_shared<Stream>(engine, options);
+    std::vector<std::vector<float>> const wanted = {{1, 1, 1, 1}, {1, 1, 1, 2}, {1, 1, 2, 3},
+                                                    {1, 2, 3, 4}, {2, 3, 4, 5}, {3, 4, 5, 6}};
+    for (uint8_t value = 1; value <= 6; ++value) {
+      stream->push(Grey(value).at(value));
+      CHECK(stepOne(*engine, stream) == wanted[value - 1U]);
+    }
+    CHECK(stepOne(*engine, stream).empty());
+  }
+}
+
+TEST_CASE("a rolling stream samples the window") {
+  auto const engine = makeEngine(false);
+  StreamOptions options;
+  options.windowFrames = 4;
+  auto const stream = std::make_shared<Stream>(engine, options);
+  for (uint8_t value = 1; value <= 9; ++value) {
+    stream->push(Grey(value).at(value));
+  }
+  CHECK(stepOne(*engine, stream) == std::vector<float>{6, 7, 8, 9});
+  flowless_stream_state state{};
+  stream->state(state);
+  CHECK(state.pushed == 9);
+  CHECK(state.replaced == 8);
+  CHECK(state.pts_ns == 9);
+}
+
+TEST_CASE("more views than are scored at once are scored in several batches") {
+  FirstBytes* backend = nullptr;
+  auto const engine = makeEngine(false, &backend);
+  std::vector<std::shared_ptr<Stream>> streams;
+  for (int32_t index = 0; index < 150; ++index) {
+    streams.push_back(std::make_shared<Stream>(engine, StreamOptions{FLOWLESS_MODE_ROLLING, 2, 0, 0}));
+    if (index % 10 != 0) {
+      streams.back()->push(Grey(static_cast<uint8_t>(index)).at(0));
+    }
+  }
+  std::vector<float> scores(150 * kSegments, -1.0F);
+  std::vector<uint8_t> answered(150, 9);
+  engine->step(streams, scores.data(), answered.data());
+  CHECK(backend->batches == std::vector<int32_t>{64, 64, 7});
+  for (size_t index = 0; index < 150; ++index) {
+    CHECK(answered[index] == (index % 10 != 0 ? 1 : 0));
+    CHECK(scores[index * kSegments] == (index % 10 != 0 ? static_cast<float>(index) : -1.0F));
+  }
+}
+
+TEST_CASE("cameras push and reset in their threads while the engine steps") {
+  for (bool const online : {false, true}) {
+    auto const engine = makeEngine(online);
+    std::vector<std::shared_ptr<Stream>> streams;
+    for (int32_t index = 0; index < 4; ++index) {
+      streams.push_back(std::make_shared<Stream>(engine, StreamOptions{FLOWLESS_MODE_DEFAULT, online ? 0 : 6, 0, 0}));
+    }
+    std::atomic<bool> stop{false};
+    std::vector<std::thread> cameras;
+    for (size_t index = 0; index < streams.size(); ++index) {
+      cameras.emplace_back([&, index] {
+        Grey const frame(static_cast<uint8_t>(10 * (index + 1)));
+        for (int64_t turn = 0; !stop; ++turn) {
+          streams[index]->push(frame.at(turn));
+          if (turn % 50 == 49) {
+            streams[index]->reset();
+          }
+          std::this_thread::yield();
+        }
+      });
+    }
+    std::vector<float> scores(4 * kSegments);
+    std::vector<uint8_t> answered(4);
+    int wrong = 0;
+    for (int turn = 0; turn < 2000; ++turn) {
+      engine->step(streams, scores.data(), answered.data());
+      for (size_t index = 0; index < 4; ++index) {
+        for (size_t picture = 0; answered[index] != 0 && picture < kSegments; ++picture) {
+          wrong += scores[index * kSegments + picture] == static_cast<float>(10 * (index + 1)) ? 0 : 1;
+        }
+      }
+    }
+    stop = true;
+    for (std::thread& camera : cameras) {
+      camera.join();
+    }
+    CHECK(wrong == 0);
+  }
+}
+
+}  // namespace flowless::detail

@@ -1,0 +1,168 @@
+// Times what an application that embeds the library waits for, beside the bare OpenVINO call on the same engine; for
+// `flowless bench embed`.
+//
+// time_engine BUNDLE ENGINE.xml THREADS [HINT]: reads commands from standard input and prints a line of numbers for
+// each:
+//   run             milliseconds of the bare call and of flowless_run on one clip
+//   prepare W H     milliseconds of flowless_prepare on a frame of W x H
+//   calls N         N times: prepare, push, step and run; resident kilobytes before and after, and the largest between
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <iostream>
+#include <memory>
+#include <openvino/openvino.hpp>
+#include <string>
+#include <vector>
+
+#include "flowless/flowless.hpp"
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double millisecondsSince(Clock::time_point start) {
+  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+}
+
+long residentKilobytes() {
+  std::ifstream file("/proc/self/statm");
+  long size = 0;
+  long pages = 0;
+  file >> size >> pages;
+  return pages * 4;
+}
+
+// OpenVINO alone, with the settings that the library uses.
+class Bare {
+ public:
+  Bare(std::string const& path, int threads, std::string const& hint) {
+    std::shared_ptr<ov::Model> const model = mCore.read_model(path);
+    ov::PartialShape shape = model->input().get_partial_shape();
+    shape[0] = 1;
+    model->reshape(shape);
+    ov::AnyMap settings{
+        {"PERFORMANCE_HINT", "LATENCY"}, {"INFERENCE_PRECISION_HINT", hint}, {"ENABLE_CPU_PINNING", false}};
+    if (threads > 0) {
+      settings["INFERENCE_NUM_THREADS"] = threads;
+    }
+    mRequest = mCore.compile_model(model, "CPU", settings).create_infer_request();
+  }
+
+  ov::Tensor input() { return mRequest.get_input_tensor(); }
+  void infer() { mRequest.infer(); }
+
+ private:
+  ov::Core mCore;
+  ov::InferRequest mRequest;
+};
+
+class Timer {
+ public:
+  Timer(std::string const& bundle, std::string const& path, int threads, std::string const& hint)
+      : mEngine(bundle, {"openvino", "", "", threads}), mBare(path, threads, hint), mStream(mEngine.stream()) {
+    flowless_info const& info = mEngine.info();
+    mClip.resize(info.clip_bytes);
+    mPicture.resize(info.picture_bytes);
+    mScores.resize(static_cast<size_t>(info.classes));
+    uint32_t state = 1;
+    for (uint8_t& byte : mClip) {
+      state = state * 1664525U + 1013904223U;
+      byte = static_cast<uint8_t>(state >> 24U);
+    }
+    ov::Tensor input = mBare.input();
+    std::copy(mClip.begin(), mClip.end(), input.data<uint8_t>());
+  }
+
+  // Each call in turn comes first, so that neither always finds the other's caches.
+  void run() {
+    mBareFirst = !mBareFirst;
+    double const first = mBareFirst ? bare() : own();
+    double const second = mBareFirst ? own() : bare();
+    std::printf("%.6f %.6f\n", mBareFirst ? first : second, mBareFirst ? second : first);
+  }
+
+  void prepare(int width, int height) {
+    mFrame.resize(size_t{3} * static_cast<size_t>(width) * static_cast<size_t>(height), 90);
+    flowless_frame const given = flowless::frame(mFrame.data(), width, height);
+    Clock::time_point const start = Clock::now();
+    flowless::check(flowless_prepare(mEngine.handle(), &given, mPicture.data(), mPicture.size()));
+    std::printf("%.6f\n", millisecondsSince(start));
+  }
+
+  void calls(long count) {
+    mFrame.resize(size_t{3} * 160 * 120, 90);
+    flowless_frame const given = flowless::frame(mFrame.data(), 160, 120);
+    long before = 0;
+    long largest = 0;
+    for (long done = 0; done < count; ++done) {
+      flowless::check(flowless_prepare(mEngine.handle(), &given, mPicture.data(), mPicture.size()));
+      mStream.push(given);
+      flowless_stream* const stream = mStream.handle();
+      uint8_t answered = 0;
+      flowless::check(flowless_step(mEngine.handle(), &stream, 1, mScores.data(), mScores.size(), &answered));
+      own();
+      if (done == count / 100) {
+        before = residentKilobytes();
+      }
+      largest = done % 1000 == 0 ? std::max(largest, residentKilobytes()) : largest;
+    }
+    std::printf("%ld %ld %ld\n", before, residentKilobytes(), largest);
+  }
+
+ private:
+  double bare() {
+    Clock::time_point const start = Clock::now();
+    mBare.infer();
+    return millisecondsSince(start);
+  }
+
+  double own() {
+    Clock::time_point const start = Clock::now();
+    flowless::check(flowless_run(mEngine.handle(), mClip.data(), mClip.size(), 1, mScores.data(), mScores.size()));
+    return millisecondsSince(start);
+  }
+
+  flowless::Engine mEngine;
+  Bare mBare;
+  flowless::Stream mStream;
+  bool mBareFirst = false;
+  std::vector<uint8_t> mClip;
+  std::vector<uint8_t> mPicture;
+  std::vector<uint8_t> mFrame;
+  std::vector<float> mScores;
+};
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  if (argc != 5) {
+    std::fprintf(stderr, "time_engine BUNDLE ENGINE.xml THREADS HINT\n");
+    return 2;
+  }
+  Timer timer(argv[1], argv[2], std::atoi(argv[3]), argv[4]);
+  std::string command;
+  while (std::cin >> command) {
+    if (command == "run") {
+      timer.run();
+    } else if (command == "prepare") {
+      int width = 0;
+      int height = 0;
+      std::cin >> width >> height;
+      timer.prepare(width, height);
+    } else if (command == "calls") {
+      long count = 0;
+      std::cin >> count;
+      timer.calls(count);
+    } else {
+      std::fprintf(stderr, "%s is none of run, prepare, calls\n", command.c_str());
+      return 2;
+    }
+    std::fflush(stdout);
+  }
+  return 0;
+} catch (std::exception const& error) {
+  std::fprintf(stderr, "%s\n", error.what());
+  return 1;
+}
