@@ -45,7 +45,7 @@ KINDS: dict[str, Kind] = {
     "address": Kind(
         "clang++",
         {"CMAKE_BUILD_TYPE": "RelWithDebInfo", "FLOWLESS_SANITIZE": "address,undefined,fuzzer-no-link"},
-        targets=("flowless_unit_tests", "flowless_fuzz_manifest"),
+        targets=("flowless_unit_tests", "fuzz_manifest"),
         environment={"UBSAN_OPTIONS": "print_stacktrace=1", "ASAN_OPTIONS": "detect_stack_use_after_return=1"},
     ),
     "thread": Kind(
@@ -166,7 +166,7 @@ def fuzz(folder: Path, inputs: int) -> None:
     corpus.mkdir(exist_ok=True)
     seeds = [str(seed) for seed in [SOURCE / "tests" / "corpus"] if seed.is_dir()]
     command = [
-        str(folder / "tests" / "flowless_fuzz_manifest"),
+        str(folder / "tests" / "fuzz_manifest"),
         f"-runs={inputs}",
         "-max_len=16384",
         "-verbosity=0",

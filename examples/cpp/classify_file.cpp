@@ -1,8 +1,7 @@
 // Recognise the action in a video file, as `flowless predict` does:
 //   classify_file BUNDLE VIDEO
-#include <flowless/flowless.hpp>
-
 #include <cstdio>
+#include <flowless/flowless.hpp>
 #include <map>
 
 #include "video_frames.hpp"
@@ -37,7 +36,8 @@ int main(int argc, char** argv) {
       picture = engine.prepare(flowless::frame(rgb.rgb, rgb.width, rgb.height, rgb.stride));
     }
 
-    std::vector<float> const scores = engine.video(numFrames, [&](int64_t ordinal) { return pictures.at(ordinal).data(); });
+    std::vector<float> const scores =
+        engine.video(numFrames, [&](int64_t ordinal) { return pictures.at(ordinal).data(); });
     for (flowless::Label const& label : engine.top(scores.data())) {
       std::printf("%.6f  %s\n", label.score, label.label.c_str());
     }

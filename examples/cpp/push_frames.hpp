@@ -1,12 +1,12 @@
-// Pushes the frames of a file, camera or network stream into a stream of an engine. A camera that fails is opened again.
+// Pushes the frames of a file, camera or network stream into a stream of an engine. A camera that fails is opened
+// again.
 #ifndef PUSH_FRAMES_HPP
 #define PUSH_FRAMES_HPP
-
-#include <flowless/flowless.hpp>
 
 #include <chrono>
 #include <csignal>
 #include <cstdio>
+#include <flowless/flowless.hpp>
 #include <thread>
 
 #include "video_frames.hpp"
@@ -19,13 +19,14 @@ inline void stopOnCtrlC() {
   std::signal(SIGTERM, [](int) { gStop = true; });
 }
 
-// Ends reading where its block ends, also by an exception. Declare it after the futures of threads that read, which wait for them.
+// Ends reading where its block ends, also by an exception. Declare it after the futures of threads that read, which
+// wait for them.
 struct StopAtEnd {
   ~StopAtEnd() { gStop = true; }
 };
 
-// Push every frame of `address` until its end or Ctrl-C, and call pushed(frame) after each. A camera or network stream that ends or
-// fails is opened again after a second, until Ctrl-C; an error of a file is thrown.
+// Push every frame of `address` until its end or Ctrl-C, and call pushed(frame) after each. A camera or network stream
+// that ends or fails is opened again after a second, until Ctrl-C; an error of a file is thrown.
 template <class Pushed>
 void pushFrames(std::string const& address, flowless::Stream& stream, Pushed pushed) {
   bool const live = isLive(address);

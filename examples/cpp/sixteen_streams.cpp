@@ -1,4 +1,5 @@
-// Score many sources, such as sixteen cameras, with one engine: a thread reads each, and all that have a new frame are one batch.
+// Score many sources, such as sixteen cameras, with one engine: a thread reads each, and all that have a new frame are
+// one batch.
 //   sixteen_streams BUNDLE ADDRESS...
 // Files are read at their own pace, as if they were cameras. A source that fails does not stop the others.
 #include <future>
@@ -7,12 +8,10 @@
 
 // Read one source to its end; a file's frames come at their time stamps.
 static void readSource(std::string const& address, flowless::Stream& stream) {
-  auto const start = std::chrono::steady_clock::now();
   try {
-    pushFrames(address, stream, [&](RgbFrame const& frame) {
-      auto const due = start + std::chrono::nanoseconds(frame.ptsNs);
-      while (!isLive(address) && !gStop && std::chrono::steady_clock::now() < due) {
-        std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    pushFrames(address, stream, [&, start = std::chrono::steady_clock::now()](RgbFrame const& frame) {
+      if (!isLive(address)) {
+        std::this_thread::sleep_until(start + std::chrono::nanoseconds(frame.ptsNs));
       }
     });
   } catch (std::exception const& error) {
@@ -40,7 +39,9 @@ int main(int argc, char** argv) {
     StopAtEnd const stopAtEnd;
 
     std::vector<flowless::Label> latest(streams.size());
-    auto const score = [&] { engine.step(streams, [&](size_t index, float const* row) { latest[index] = engine.top(row, 1).front(); }); };
+    auto const score = [&] {
+      engine.step(streams, [&](size_t index, float const* row) { latest[index] = engine.top(row, 1).front(); });
+    };
     for (std::future<void>& reader : readers) {
       while (reader.wait_for(std::chrono::milliseconds(2)) != std::future_status::ready) {
         score();
@@ -49,12 +50,11 @@ int main(int argc, char** argv) {
     score();  // the last frames
     for (size_t index = 0; index < streams.size(); ++index) {
       flowless_stream_state const state = streams[index].state();
-      std::printf("%s  %.6f  %s  %d frames, %d scored\n", addresses[index].c_str(), latest[index].score, latest[index].label.c_str(),
-                  static_cast<int>(state.pushed), static_cast<int>(state.scored));
+      std::printf("%s  %.6f  %s  %d frames, %d scored\n", addresses[index].c_str(), latest[index].score,
+                  latest[index].label.c_str(), static_cast<int>(state.pushed), static_cast<int>(state.scored));
     }
   } catch (std::exception const& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;
   }
-  return 0;
 }

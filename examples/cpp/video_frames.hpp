@@ -1,5 +1,6 @@
-// Decodes a video file, a camera or a network stream with libav to upright RGB frames. The pixels equal those that flowless reads in
-// Python: the conversion is FFmpeg's own, by its filters, and the display matrix is applied as FFmpeg does.
+// Decodes a video file, a camera or a network stream with libav to upright RGB frames. The pixels equal those that
+// flowless reads in Python: the conversion is FFmpeg's own, by its filters, and the display matrix is applied as FFmpeg
+// does.
 #ifndef VIDEO_FRAMES_HPP
 #define VIDEO_FRAMES_HPP
 
@@ -32,16 +33,19 @@ struct RgbFrame {
 };
 
 // Whether frames come at their own pace: an address such as rtsp://camera/stream, or a camera such as /dev/video0.
-inline bool isLive(std::string const& address) { return address.find("://") != std::string::npos || address.rfind("/dev/", 0) == 0; }
+inline bool isLive(std::string const& address) {
+  return address.find("://") != std::string::npos || address.rfind("/dev/", 0) == 0;
+}
 
 class VideoFrames {
  public:
   // address: a file, a network stream or a camera. A network stream ends with an error when
-  // nothing comes for five seconds, and everything ends when *stop is true. Throws std::runtime_error, and std::invalid_argument for
-  // a camera where this was built without libavdevice.
+  // nothing comes for five seconds, and everything ends when *stop is true. Throws std::runtime_error, and
+  // std::invalid_argument for a camera where this was built without libavdevice.
   explicit VideoFrames(std::string const& address, std::atomic<bool> const* stop = nullptr);
 
-  // Decode the next frame, which rgb() then converts; false at the end. Throws std::runtime_error where a file is damaged.
+  // Decode the next frame, which rgb() then converts; false at the end. Throws std::runtime_error where a file is
+  // damaged.
   bool next();
 
   // The frame that next() decoded, as RGB.
@@ -83,12 +87,15 @@ inline VideoFrames::VideoFrames(std::string const& address, std::atomic<bool> co
   AVFormatContext* context = avformat_alloc_context();
   if (stop != nullptr) {
     context->interrupt_callback.opaque = const_cast<std::atomic<bool>*>(stop);
-    context->interrupt_callback.callback = [](void* flag) -> int { return static_cast<std::atomic<bool>*>(flag)->load() ? 1 : 0; };
+    context->interrupt_callback.callback = [](void* flag) -> int {
+      return static_cast<std::atomic<bool>*>(flag)->load() ? 1 : 0;
+    };
   }
   AVDictionary* options = nullptr;
   // FFmpeg takes the text before a colon for a protocol: the prefix keeps a file's name whole.
   std::string const name = mLive ? address : "file:" + address;
-  int const opened = avformat_open_input(&context, name.c_str(), inputOptions(&options), &options);  // frees the context where it fails
+  int const opened = avformat_open_input(&context, name.c_str(), inputOptions(&options),
+                                         &options);  // frees the context where it fails
   av_dict_free(&options);
   check(opened, "open it");
   mFile.reset(context);
@@ -125,7 +132,8 @@ inline AVInputFormat const* VideoFrames::inputOptions(AVDictionary** options) co
   avdevice_register_all();
   return av_find_input_format("v4l2");
 #else
-  throw std::invalid_argument(mAddress + ": built without libavdevice, which reads cameras. Install libavdevice-dev and build again.");
+  throw std::invalid_argument(
+      mAddress + ": built without libavdevice, which reads cameras. Install libavdevice-dev and build again.");
 #endif
 }
 
@@ -134,7 +142,8 @@ inline void VideoFrames::openDecoder() {
   AVCodec const* codec = nullptr;
   mStream = check(av_find_best_stream(mFile.get(), AVMEDIA_TYPE_VIDEO, -1, -1, &codec, 0), "find a video stream");
   mDecoder.reset(avcodec_alloc_context3(codec));
-  check(avcodec_parameters_to_context(mDecoder.get(), mFile->streams[mStream]->codecpar), "read its codec's parameters");
+  check(avcodec_parameters_to_context(mDecoder.get(), mFile->streams[mStream]->codecpar),
+        "read its codec's parameters");
   if (mLive) {
     mDecoder->flags |= AV_CODEC_FLAG_LOW_DELAY;
   }
@@ -154,7 +163,8 @@ inline bool VideoFrames::next() {
         return true;
       }
       if (!mLive) {
-        throw std::runtime_error(mAddress + ": damaged near frame " + std::to_string(mCount - 1) + ". Copy or convert it again.");
+        throw std::runtime_error(mAddress + ": damaged near frame " + std::to_string(mCount - 1) +
+                                 ". Copy or convert it again.");
       }
       continue;  // a lost packet: the next frames are whole again
     }
@@ -164,7 +174,8 @@ inline bool VideoFrames::next() {
       continue;
     }
     check(read, "read on");
-    int const sent = mPacket->stream_index == mStream && mPacket->size > 0 ? avcodec_send_packet(mDecoder.get(), mPacket.get()) : 0;
+    int const sent =
+        mPacket->stream_index == mStream && mPacket->size > 0 ? avcodec_send_packet(mDecoder.get(), mPacket.get()) : 0;
     av_packet_unref(mPacket.get());
     if (!(mLive && sent == AVERROR_INVALIDDATA)) {
       check(sent, "decode a frame");
@@ -229,7 +240,8 @@ inline RgbFrame VideoFrames::rgb() {
   makeGraph();
   av_frame_unref(mPicture.get());
   check(av_buffersrc_add_frame(avfilter_graph_get_filter(mGraph.get(), "buffer@in"), mFrame.get()), "convert a frame");
-  check(av_buffersink_get_frame(avfilter_graph_get_filter(mGraph.get(), "buffersink@out"), mPicture.get()), "convert a frame");
+  check(av_buffersink_get_frame(avfilter_graph_get_filter(mGraph.get(), "buffersink@out"), mPicture.get()),
+        "convert a frame");
   return {mPicture->data[0], mPicture->width, mPicture->height, mPicture->linesize[0], ptsNs};
 }
 

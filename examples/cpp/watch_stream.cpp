@@ -1,7 +1,7 @@
 // Watch a camera, a network stream or a file, and print what is seen whenever it changes, until its end or Ctrl-C:
 //   watch_stream BUNDLE ADDRESS [WINDOW]
-// ADDRESS: a file, /dev/video0, rtsp://camera/stream, ... WINDOW: newest frames that are scored together, 64 without it; an engine of
-// `flowless export --online` scores each frame with those before it.
+// ADDRESS: a file, /dev/video0, rtsp://camera/stream, ... WINDOW: newest frames that are scored together, 64 without
+// it; an engine of `flowless export --online` scores each frame with those before it.
 #include <cstdlib>
 #include <future>
 
@@ -28,14 +28,16 @@ int main(int argc, char** argv) {
       engine.step(streams, [&](size_t, float const* scores) {
         flowless::Label const now = engine.top(scores, 1).front();
         if (now.label != last) {
-          std::printf("%.3f s  %.6f  %s\n", static_cast<double>(stream.state().pts_ns) / 1e9, now.score, now.label.c_str());
+          std::printf("%.3f s  %.6f  %s\n", static_cast<double>(stream.state().pts_ns) / 1e9, now.score,
+                      now.label.c_str());
           std::fflush(stdout);
           last = now.label;
         }
       });
     };
 
-    // A file waits until its frame is scored. A camera does not wait: a thread reads it, and what is scored is always its newest frame.
+    // A file waits until its frame is scored. A camera does not wait: a thread reads it, and what is scored is always
+    // its newest frame.
     if (!isLive(argv[2])) {
       pushFrames(argv[2], stream, [&](RgbFrame const&) { score(); });
       return 0;

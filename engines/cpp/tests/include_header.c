@@ -1,11 +1,12 @@
-/* Calls every function of the C interface, from C: with null pointers, which each must refuse with a status and a sentence. */
+/* Calls every function of the C interface, from C: with null pointers, which each must refuse with a status and a
+ * sentence. */
 #include <flowless/flowless.h>
 #include <stdio.h>
 #include <string.h>
 
 static int failures = 0;
 
-static void refused(const char *call, flowless_status status) {
+static void refused(const char* call, flowless_status status) {
   if (status != FLOWLESS_INVALID || strlen(flowless_error()) == 0) {
     fprintf(stderr, "%s: status %d, '%s'; a null pointer must be refused.\n", call, (int)status, flowless_error());
     ++failures;
@@ -15,7 +16,7 @@ static void refused(const char *call, flowless_status status) {
 #define REFUSED(call) refused(#call, call)
 
 int main(void) {
-  flowless_engine *engine = NULL;
+  flowless_engine* engine = NULL;
   if (strlen(flowless_version()) == 0) {
     ++failures;
   }

@@ -3,16 +3,16 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-static int failed(const char *call) {
+static int failed(const char* call) {
   fprintf(stderr, "%s: %s\n", call, flowless_error());
   return 1;
 }
 
-int main(int argc, char **argv) {
-  flowless_engine *engine = NULL;
+int main(int argc, char** argv) {
+  flowless_engine* engine = NULL;
   flowless_info info = {0};
-  uint8_t *clip;
-  float *scores;
+  uint8_t* clip;
+  float* scores;
   info.size = sizeof(info);
   if (argc != 2) {
     return 2;
