@@ -1,5 +1,6 @@
-// Which library opens an artefact. For CMake: define FLOWLESS_HAS_OPENVINO, FLOWLESS_HAS_ONNXRUNTIME, FLOWLESS_HAS_TENSORRT and
-// FLOWLESS_HAS_TENSORRT_RTX for this file where the parts of these libraries are compiled in; each part's first lines say what it needs.
+// Which library opens an artefact. For CMake: define FLOWLESS_HAS_OPENVINO, FLOWLESS_HAS_ONNXRUNTIME,
+// FLOWLESS_HAS_TENSORRT and FLOWLESS_HAS_TENSORRT_RTX for this file where the parts of these libraries are compiled in;
+// each part's first lines say what it needs.
 #include "backend.h"
 
 #include "../status.h"
@@ -58,10 +59,11 @@ void checkDevice(Library const& library, std::string const& device) {
     return;
   }
   if (device != "CPU" && device != "GPU") {
-    throw Error(FLOWLESS_INVALID, "device is " + quoted(device) + "; it must be CPU or GPU, or nothing for the target's own.");
+    throw Error(FLOWLESS_INVALID,
+                "device is " + quoted(device) + "; it must be CPU or GPU, or nothing for the target's own.");
   }
-  throw Error(FLOWLESS_UNSUPPORTED, format("device is %s; %s runs on the %s alone. Name no device, or another target.", device.c_str(),
-                                           library.target, library.cpu ? "CPU" : "GPU"));
+  throw Error(FLOWLESS_UNSUPPORTED, format("device is %s; %s runs on the %s alone. Name no device, or another target.",
+                                           device.c_str(), library.target, library.cpu ? "CPU" : "GPU"));
 }
 
 }  // namespace
@@ -98,8 +100,9 @@ std::unique_ptr<Backend> openBackend(Manifest const& manifest, Artefact const& a
   } catch (Error const&) {
     throw;
   } catch (std::exception const& error) {  // the libraries' own types, with the reason in one line
-    throw Error(FLOWLESS_RUNTIME, format("%s: %s cannot load it (%s); %s.", manifest.pathOf(artefact.files.front()).c_str(),
-                                         artefact.target.c_str(), error.what(), rebuild(artefact).c_str()));
+    throw Error(FLOWLESS_RUNTIME,
+                format("%s: %s cannot load it (%s); %s.", manifest.pathOf(artefact.files.front()).c_str(),
+                       artefact.target.c_str(), error.what(), rebuild(artefact).c_str()));
   }
 }
 

@@ -18,22 +18,23 @@ class Backend {
   // Score clips [batch, N, m, H, W, 3]; scores [batch, classes]. Throws Error (invalid) for an online graph, see step.
   virtual void run(uint8_t const* clips, int32_t batch, float* scores) = 0;
 
-  // Online graph: frames [batch, H, W, 3] and memory [batch, N - 1, H, W, 3]; scores [batch, classes] and the next memory, which may be
-  // the buffer of `memory`.
-  virtual void step(uint8_t const* frames, uint8_t const* memory, int32_t batch, float* scores, uint8_t* nextMemory) = 0;
+  // Online graph: frames [batch, H, W, 3] and memory [batch, N - 1, H, W, 3]; scores [batch, classes] and the next
+  // memory, which may be the buffer of `memory`.
+  virtual void step(uint8_t const* frames, uint8_t const* memory, int32_t batch, float* scores,
+                    uint8_t* nextMemory) = 0;
 
   // CPU or GPU.
   virtual char const* device() const = 0;
 
   // The precision that it computes in where that is not the artefact's; empty otherwise.
   std::string computes;
-  // What the engine's `why` ends with, its comma or semicolon included: the reason for that precision, or for the CPU; mostly empty.
+  // What the engine's `why` ends with, its comma or semicolon included: the reason for that precision, or for the CPU.
   std::string note;
 };
 
 struct OpenSettings {
-  int32_t threads = 0;      // 0: the library chooses
-  std::string device;       // CPU, GPU or empty
+  int32_t threads = 0;  // 0: the library chooses
+  std::string device;   // CPU, GPU or empty
 };
 
 // The targets in the order in which they are tried: tensorrt, tensorrt-rtx, openvino, onnxruntime.
@@ -42,7 +43,8 @@ inline constexpr char const* kTargets[] = {"tensorrt", "tensorrt-rtx", "openvino
 // Why this build on this machine cannot run an artefact, in one line; nothing where it can. Loads no engine.
 std::optional<std::string> whyNot(Artefact const& artefact);
 
-// The precision that an artefact would compute in here; the artefact's own in most cases (OpenVINO without the instructions: fp32).
+// The precision that an artefact would compute in here; the artefact's own in most cases (OpenVINO without the
+// instructions: fp32).
 std::string computedPrecision(Artefact const& artefact);
 
 // Open an artefact, whose files were checked. Throws Error (unsupported, runtime).

@@ -14,31 +14,27 @@ namespace {
 
 constexpr int32_t kAmpere = 80;
 
-std::string joined(std::vector<std::string> const& parts, char const* between) {
-  std::string text;
-  for (std::string const& part : parts) {
-    text += (text.empty() ? "" : between) + part;
-  }
-  return text;
-}
-
 // 10.13.3.9 as numbers; a part that is not a number counts as 0.
 std::vector<unsigned long long> numbersOf(std::string const& version) {
   std::vector<unsigned long long> numbers;
   for (size_t start = 0; start <= version.size();) {
     size_t const end = std::min(version.find('.', start), version.size());
     std::string const part = version.substr(start, end - start);
-    bool const digits = std::all_of(part.begin(), part.end(), [](unsigned char letter) { return std::isdigit(letter) != 0; });
+    bool const digits =
+        std::all_of(part.begin(), part.end(), [](unsigned char letter) { return std::isdigit(letter) != 0; });
     numbers.push_back(digits ? std::strtoull(part.c_str(), nullptr, 10) : 0);
     start = end + 1;
   }
   return numbers;
 }
 
-// Whether a major version of TensorRT also runs portable engines of another one (TensorRT 11's support matrix, "Engine Portability").
-bool alsoRuns(unsigned long long now, unsigned long long was) { return (now == 11 && was == 10) || (now == 10 && was == 8); }
+// Whether a major version of TensorRT also runs portable engines of another one (TensorRT 11's support matrix, "Engine
+// Portability").
+bool alsoRuns(unsigned long long now, unsigned long long was) {
+  return (now == 11 && was == 10) || (now == 10 && was == 8);
+}
 
-std::optional<std::string> ofVersion(Artefact const& artefact, Here const& here) {
+std::optional<std::string> ofVersion(Artefact const& artefact, GpuHere const& here) {
   char const* const module = artefact.target == "tensorrt" ? "tensorrt" : "tensorrt_rtx";
   auto const found = artefact.versions.find(module);
   if (found == artefact.versions.end() || found->second == here.version) {
@@ -56,7 +52,7 @@ std::optional<std::string> ofVersion(Artefact const& artefact, Here const& here)
   return built + "alone, and " + here.version + " is here";
 }
 
-std::optional<std::string> ofGpu(Artefact const& artefact, Here const& here, bool rtx) {
+std::optional<std::string> ofGpu(Artefact const& artefact, GpuHere const& here, bool rtx) {
   std::string const hasOther = " and the GPU here has " + std::to_string(here.capability);
   auto const& named = artefact.computeCapabilities;
   if (!named.empty()) {
@@ -64,7 +60,8 @@ std::optional<std::string> ofGpu(Artefact const& artefact, Here const& here, boo
       return std::nullopt;
     }
     std::vector<std::string> texts;
-    std::transform(named.begin(), named.end(), std::back_inserter(texts), [](int32_t item) { return std::to_string(item); });
+    std::transform(named.begin(), named.end(), std::back_inserter(texts),
+                   [](int32_t item) { return std::to_string(item); });
     return "it was built for compute capability " + joined(texts, ", ") + hasOther;
   }
   if (rtx || artefact.portable) {
@@ -76,7 +73,8 @@ std::optional<std::string> ofGpu(Artefact const& artefact, Here const& here, boo
   if (artefact.gpuComputeCapability != 0 && artefact.gpuComputeCapability != here.capability) {
     std::string const whose = artefact.gpu.empty() ? "" : " (" + artefact.gpu + ")";
     std::string const mine = here.gpu.empty() ? "" : " (" + here.gpu + ")";
-    return "it was built for compute capability " + std::to_string(artefact.gpuComputeCapability) + whose + hasOther + mine;
+    return "it was built for compute capability " + std::to_string(artefact.gpuComputeCapability) + whose + hasOther +
+           mine;
   }
   if (!artefact.gpu.empty() && !here.gpu.empty() && artefact.gpu != here.gpu) {
     return "it was built for " + artefact.gpu + " and the GPU here is " + here.gpu;
@@ -85,7 +83,7 @@ std::optional<std::string> ofGpu(Artefact const& artefact, Here const& here, boo
 }
 
 // TensorRT-RTX lists the GPUs that it supports; nothing where this machine's is one of them.
-std::optional<std::string> unknownGpu(Here const& here) {
+std::optional<std::string> unknownGpu(GpuHere const& here) {
   if (here.known.empty() || std::find(here.known.begin(), here.known.end(), here.capability) != here.known.end()) {
     return std::nullopt;
   }
@@ -111,10 +109,11 @@ std::string thisPlatform() {
 }
 
 std::string rebuild(Artefact const& artefact) {
-  return "build it again with: flowless build BUNDLE --target " + artefact.target + " --precision " + artefact.precision + " --force";
+  return "build it again with: flowless build BUNDLE --target " + artefact.target + " --precision " +
+         artefact.precision + " --force";
 }
 
-std::optional<std::string> mismatch(Artefact const& artefact, Here const& here) {
+std::optional<std::string> mismatch(Artefact const& artefact, GpuHere const& here) {
   bool const rtx = artefact.target == "tensorrt-rtx";
   if (rtx) {
     if (auto never = unknownGpu(here)) {

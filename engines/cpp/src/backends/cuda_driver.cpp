@@ -30,8 +30,9 @@ std::optional<Driver> loadDriver() {
   bool const whole = FLOWLESS_FIND(cuInit) && FLOWLESS_FIND(cuDeviceGetCount) && FLOWLESS_FIND(cuDeviceGet) &&
                      FLOWLESS_FIND(cuDeviceGetName) && FLOWLESS_FIND(cuDevicePrimaryCtxRetain) &&
                      FLOWLESS_FIND(cuDevicePrimaryCtxRelease_v2) && FLOWLESS_FIND(cuCtxPushCurrent_v2) &&
-                     FLOWLESS_FIND(cuCtxPopCurrent_v2) && FLOWLESS_FIND(cuStreamCreate) && FLOWLESS_FIND(cuStreamDestroy_v2) &&
-                     FLOWLESS_FIND(cuStreamSynchronize) && FLOWLESS_FIND(cuMemAlloc_v2) && FLOWLESS_FIND(cuMemFree_v2) &&
+                     FLOWLESS_FIND(cuCtxPopCurrent_v2) && FLOWLESS_FIND(cuStreamCreate) &&
+                     FLOWLESS_FIND(cuStreamDestroy_v2) && FLOWLESS_FIND(cuStreamSynchronize) &&
+                     FLOWLESS_FIND(cuMemAlloc_v2) && FLOWLESS_FIND(cuMemFree_v2) &&
                      FLOWLESS_FIND(cuMemcpyHtoDAsync_v2) && FLOWLESS_FIND(cuMemcpyDtoHAsync_v2) &&
                      FLOWLESS_FIND(cuDeviceGetAttribute) && FLOWLESS_FIND(cuGetErrorString);
 #undef FLOWLESS_FIND
@@ -67,8 +68,9 @@ void check(int status, char const* name) {
   }
   char const* text = nullptr;
   driver()->cuGetErrorString(status, &text);
-  throw Error(FLOWLESS_RUNTIME, format("The GPU refused %s: %s (CUDA error %d).%s", name, text == nullptr ? "unknown error" : text, status,
-                                       status == kOutOfMemory ? " Use a smaller batch, or free memory on the GPU." : ""));
+  throw Error(FLOWLESS_RUNTIME,
+              format("The GPU refused %s: %s (CUDA error %d).%s", name, text == nullptr ? "unknown error" : text,
+                     status, status == kOutOfMemory ? " Use a smaller batch, or free memory on the GPU." : ""));
 }
 
 #define FLOWLESS_CALL(name, ...) check(driver()->name(__VA_ARGS__), #name)
@@ -102,7 +104,8 @@ Gpu::Entered::~Entered() {
 
 Gpu::Gpu() {
   if (!computeCapability()) {
-    throw Error(FLOWLESS_UNSUPPORTED, "No NVIDIA GPU can be used here (no driver, or no device). Load another target: openvino.");
+    throw Error(FLOWLESS_UNSUPPORTED,
+                "No NVIDIA GPU can be used here (no driver, or no device). Load another target: openvino.");
   }
   FLOWLESS_CALL(cuDeviceGet, &mDevice, 0);
   FLOWLESS_CALL(cuDevicePrimaryCtxRetain, &mContext, mDevice);
@@ -119,7 +122,8 @@ Gpu::Gpu() {
 }
 
 Gpu::~Gpu() {
-  // When the process ends the driver may have ended first: then these calls fail, and the memory is freed with the process.
+  // When the process ends the driver may have ended first: then these calls fail, and the memory is freed with the
+  // process.
   if (driver()->cuCtxPushCurrent_v2(mContext) == kSuccess) {
     for (Buffer const& buffer : mBuffers) {
       driver()->cuMemFree_v2(buffer.address);
@@ -148,9 +152,13 @@ Address Gpu::buffer(size_t index, size_t size) {
   return kept.address;
 }
 
-void Gpu::upload(Address target, void const* source, size_t size) { FLOWLESS_CALL(cuMemcpyHtoDAsync_v2, target, source, size, mStream); }
+void Gpu::upload(Address target, void const* source, size_t size) {
+  FLOWLESS_CALL(cuMemcpyHtoDAsync_v2, target, source, size, mStream);
+}
 
-void Gpu::download(void* target, Address source, size_t size) { FLOWLESS_CALL(cuMemcpyDtoHAsync_v2, target, source, size, mStream); }
+void Gpu::download(void* target, Address source, size_t size) {
+  FLOWLESS_CALL(cuMemcpyDtoHAsync_v2, target, source, size, mStream);
+}
 
 void Gpu::synchronise() { FLOWLESS_CALL(cuStreamSynchronize, mStream); }
 

@@ -1,5 +1,5 @@
-// The calls of the CUDA driver API that an engine needs, from libcuda, which is part of NVIDIA's driver and loaded when first needed
-// (flowless/cuda_driver.py). No toolkit is linked, and no header of it is included.
+// The calls of the CUDA driver API that an engine needs, from libcuda, which is part of NVIDIA's driver and loaded when
+// first needed (flowless/cuda_driver.py). No toolkit is linked, and no header of it is included.
 #ifndef FLOWLESS_SRC_BACKENDS_CUDA_DRIVER_H
 #define FLOWLESS_SRC_BACKENDS_CUDA_DRIVER_H
 
@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-struct CUctx_st;     // CUDA's own names, so that a handle of ours is one of theirs
+struct CUctx_st;  // CUDA's own names, so that a handle of ours is one of theirs
 struct CUstream_st;
 
 namespace flowless::detail::cuda {

@@ -50,8 +50,9 @@ inline Ports portsOf(Manifest const& manifest) {
   for (int64_t const size : expected.row) {
     sizes += ", " + std::to_string(size);
   }
-  throw Error(FLOWLESS_DAMAGED, format("its graph has %s %s, and the manifest's clip and labels mean %s [%s]", quoted(name).c_str(),
-                                       found.c_str(), expected.pixels ? "uint8" : "float32", sizes.c_str()));
+  throw Error(FLOWLESS_DAMAGED,
+              format("its graph has %s %s, and the manifest's clip and labels mean %s [%s]", quoted(name).c_str(),
+                     found.c_str(), expected.pixels ? "uint8" : "float32", sizes.c_str()));
 }
 
 // Runs a graph whose inputs and outputs are those of portsOf, in the same order.
@@ -59,7 +60,9 @@ class GraphBackend : public Backend {
  public:
   explicit GraphBackend(Manifest const& manifest) : mPorts(portsOf(manifest)) {}
 
-  void run(uint8_t const* clips, int32_t batch, float* scores) override { inferOn({clips, nullptr}, {scores, nullptr}, batch, 1); }
+  void run(uint8_t const* clips, int32_t batch, float* scores) override {
+    inferOn({clips, nullptr}, {scores, nullptr}, batch, 1);
+  }
 
   void step(uint8_t const* frames, uint8_t const* memory, int32_t batch, float* scores, uint8_t* nextMemory) override {
     inferOn({frames, memory}, {scores, nextMemory}, batch, 2);
@@ -69,8 +72,8 @@ class GraphBackend : public Backend {
   using Inputs = std::array<uint8_t const*, 2>;
   using Outputs = std::array<void*, 2>;
 
-  // Fill the outputs of `batch` rows. An output may be the buffer of an input: row i of an output is written only after rows 0 to i of
-  // the inputs were read.
+  // Fill the outputs of `batch` rows. An output may be the buffer of an input: row i of an output is written only after
+  // rows 0 to i of the inputs were read.
   virtual void infer(Inputs const& inputs, Outputs const& outputs, int32_t batch) = 0;
 
   Ports const mPorts;
@@ -78,8 +81,8 @@ class GraphBackend : public Backend {
  private:
   void inferOn(Inputs const& inputs, Outputs const& outputs, int32_t batch, size_t count) {
     if (count != mPorts.inputs.size()) {
-      throw Error(FLOWLESS_INVALID, count == 1 ? "This engine takes a frame and a memory, not whole clips." :
-                                                 "This engine takes whole clips, not a frame and a memory.");
+      throw Error(FLOWLESS_INVALID, count == 1 ? "This engine takes a frame and a memory, not whole clips."
+                                               : "This engine takes whole clips, not a frame and a memory.");
     }
     infer(inputs, outputs, batch);
   }

@@ -1,7 +1,8 @@
 // Engines that ONNX Runtime runs: on CUDA where there is a GPU and its provider starts, otherwise on the CPU
 // (engines/backends/onnxruntime_backend.py, onnxruntime_cuda.py).
-// For CMake: find_package(onnxruntime), or -DONNXRUNTIME_ROOT=FOLDER with include/onnxruntime_c_api.h and lib/libonnxruntime.so; the folder
-// of the header on the include path; link the library; define FLOWLESS_HAS_ONNXRUNTIME. Headers and library from 1.16 on.
+// For CMake: find_package(onnxruntime), or -DONNXRUNTIME_ROOT=FOLDER with include/onnxruntime_c_api.h and
+// lib/libonnxruntime.so; the folder of the header on the include path; link the library; define
+// FLOWLESS_HAS_ONNXRUNTIME. Headers and library from 1.16 on.
 #include <onnxruntime_c_api.h>
 
 #include <algorithm>
@@ -18,7 +19,8 @@
 namespace flowless::detail::onnxruntime {
 namespace {
 
-// The oldest version of the interface that has what is used here, so that a library older than the headers does as well.
+// The oldest version of the interface that has what is used here, so that a library older than the headers does as
+// well.
 constexpr uint32_t kApi = 16;
 constexpr char const* kCuda = "CUDAExecutionProvider";
 
@@ -39,7 +41,8 @@ using Options = FLOWLESS_OWNER(SessionOptions);
 using Session = FLOWLESS_OWNER(Session);
 using Value = FLOWLESS_OWNER(Value);
 using MemoryInfo = FLOWLESS_OWNER(MemoryInfo);
-using CudaOptions = std::unique_ptr<OrtCUDAProviderOptionsV2, Release<OrtCUDAProviderOptionsV2, &OrtApi::ReleaseCUDAProviderOptions>>;
+using CudaOptions =
+    std::unique_ptr<OrtCUDAProviderOptionsV2, Release<OrtCUDAProviderOptionsV2, &OrtApi::ReleaseCUDAProviderOptions>>;
 #undef FLOWLESS_OWNER
 
 // Throws what a call reports: the first line that is not blank.
@@ -63,7 +66,8 @@ std::string failureOf(std::string const& text) {
       continue;
     }
     size_t const after = at + start.size();
-    bool const numbered = after < text.size() && (text[after] == '-' || std::isdigit(static_cast<unsigned char>(text[after])) != 0);
+    bool const numbered =
+        after < text.size() && (text[after] == '-' || std::isdigit(static_cast<unsigned char>(text[after])) != 0);
     if (numbered) {
       std::string const failure = text.substr(at, text.find(';', at) - at);
       return failure.substr(0, failure.find_last_not_of(' ') + 1);
@@ -72,8 +76,8 @@ std::string failureOf(std::string const& text) {
   return text;
 }
 
-// The process's environment, never destroyed: sessions of a static object may outlive it. Only fatal errors are logged; every other one
-// is reported by the call that failed.
+// The process's environment, never destroyed: sessions of a static object may outlive it. Only fatal errors are logged;
+// every other one is reported by the call that failed.
 OrtEnv* environment() {
   static OrtEnv* const made = [] {
     OrtEnv* created = nullptr;
@@ -88,7 +92,8 @@ Options sessionOptions(int32_t threads) {
   check(api()->CreateSessionOptions(&made));
   Options options(made);
   check(api()->SetSessionLogSeverityLevel(made, ORT_LOGGING_LEVEL_FATAL));
-  // Keeps int8 sums exact on processors without VNNI, where two products of an unsigned and a signed byte are added in 16 bits.
+  // Keeps int8 sums exact on processors without VNNI, where two products of an unsigned and a signed byte are added in
+  // 16 bits.
   check(api()->AddSessionConfigEntry(made, "session.x64quantprecision", "1"));
   if (threadsStayAwake()) {
     check(api()->SetIntraOpNumThreads(made, threads));
@@ -115,7 +120,8 @@ bool hasCudaProvider() {
   return found;
 }
 
-// Add the CUDA provider to a session's options. Here fp32 means float32: TF32, with 10 bits of mantissa, is ONNX Runtime's default.
+// Add the CUDA provider to a session's options. Here fp32 means float32: TF32, with 10 bits of mantissa, is ONNX
+// Runtime's default.
 void addCuda(OrtSessionOptions* options) {
   OrtCUDAProviderOptionsV2* made = nullptr;
   check(api()->CreateCUDAProviderOptions(&made));
@@ -147,7 +153,8 @@ Opened openOnBest(std::string const& path, int32_t threads, std::string const& d
       started = true;
       return {openSession(path, options.get()), ""};
     } catch (std::exception const& error) {  // a fault of the model itself is raised again on the CPU
-      reason = started ? "the CUDA provider does not take this graph (" : "the CUDA provider of " + version() + " does not start (";
+      reason = started ? "the CUDA provider does not take this graph ("
+                       : "the CUDA provider of " + version() + " does not start (";
       reason += failureOf(error.what()) + ")";
     }
   }
@@ -183,15 +190,17 @@ Names namesOf(OrtSession const* session) {
   return names;
 }
 
-// A graph in a session of ONNX Runtime. Its tensors lie in buffers that grow to the largest batch so far, with one set of values per batch.
+// A graph in a session of ONNX Runtime. Its tensors lie in buffers that grow to the largest batch so far, with one set
+// of values per batch.
 class OnnxRuntime final : public GraphBackend {
  public:
   OnnxRuntime(Manifest const& manifest, Opened opened) : GraphBackend(manifest), mOpened(std::move(opened)) {
     Names const found = namesOf(mOpened.session.get());
     bool const one = mPorts.inputs.size() == 1;
     if (found.inputs.size() != mPorts.inputs.size() || found.outputs.size() < mPorts.outputs.size()) {
-      throw Error(FLOWLESS_DAMAGED, format("its graph has %zu inputs and %zu outputs, and the manifest's has %zu and %zu",
-                                           found.inputs.size(), found.outputs.size(), mPorts.inputs.size(), mPorts.outputs.size()));
+      throw Error(FLOWLESS_DAMAGED,
+                  format("its graph has %zu inputs and %zu outputs, and the manifest's has %zu and %zu",
+                         found.inputs.size(), found.outputs.size(), mPorts.inputs.size(), mPorts.outputs.size()));
     }
     for (Port const& port : mPorts.inputs) {
       mNames.inputs.push_back(one ? found.inputs.front() : port.name);
@@ -243,7 +252,8 @@ class OnnxRuntime final : public GraphBackend {
       OrtValue* value = nullptr;
       auto const type = port->pixels ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
       check(api()->CreateTensorWithDataAsOrtValue(mMemory.get(), mBuffers[batch.owned.size()].data(),
-                                                  port->rowBytes() * static_cast<size_t>(rows), shape.data(), shape.size(), type, &value));
+                                                  port->rowBytes() * static_cast<size_t>(rows), shape.data(),
+                                                  shape.size(), type, &value));
       batch.owned.emplace_back(value);
     }
     for (size_t index = 0; index < mPorts.inputs.size(); ++index) {
@@ -272,13 +282,14 @@ class OnnxRuntime final : public GraphBackend {
       std::memcpy(mBuffers[index].data(), inputs[index], mPorts.inputs[index].rowBytes() * static_cast<size_t>(rows));
     }
     try {
-      check(api()->Run(mOpened.session.get(), nullptr, inputNames.data(), batch.inputs.data(), count, outputNames.data(), count,
-                       batch.outputs.data()));
+      check(api()->Run(mOpened.session.get(), nullptr, inputNames.data(), batch.inputs.data(), count,
+                       outputNames.data(), count, batch.outputs.data()));
     } catch (std::exception const& error) {
       throw Error(FLOWLESS_RUNTIME, std::string("ONNX Runtime could not run the engine: ") + error.what());
     }
     for (size_t index = 0; index < count; ++index) {
-      std::memcpy(outputs[index], mBuffers[count + index].data(), mPorts.outputs[index].rowBytes() * static_cast<size_t>(rows));
+      std::memcpy(outputs[index], mBuffers[count + index].data(),
+                  mPorts.outputs[index].rowBytes() * static_cast<size_t>(rows));
     }
   }
 

@@ -1,6 +1,6 @@
 // Engines that OpenVINO runs on the CPU (engines/backends/openvino_backend.py, openvino_core.py).
-// For CMake: find_package(OpenVINO COMPONENTS Runtime), of the pip package with -DOpenVINO_DIR=FOLDER/openvino/cmake; link
-// openvino::runtime; define FLOWLESS_HAS_OPENVINO.
+// For CMake: find_package(OpenVINO COMPONENTS Runtime), of the pip package with -DOpenVINO_DIR=FOLDER/openvino/cmake;
+// link openvino::runtime; define FLOWLESS_HAS_OPENVINO.
 #include <algorithm>
 #include <cstring>
 #include <map>
@@ -21,7 +21,8 @@ namespace {
 
 constexpr char const* kDefaultHint = "f32";
 
-// The process's one core, never destroyed: openvino_core.py has the reason (its plugins and the stack that signals arrive on).
+// The process's one core, never destroyed: openvino_core.py has the reason (its plugins and the stack that signals
+// arrive on).
 ov::Core& core() {
   static ov::Core* const made = new ov::Core();
   return *made;
@@ -36,12 +37,14 @@ std::string precisionOf(std::string const& hint) {
 
 std::string hintOf(Artefact const& artefact) { return artefact.hint.empty() ? kDefaultHint : artefact.hint; }
 
-// Compile one convolution with a hint and return the hint that the compiled model reports; empty where OpenVINO refuses.
+// Compile one convolution with a hint and return the hint that the compiled model reports; empty where OpenVINO
+// refuses.
 std::string compiledHint(std::string const& hint) {
   auto const pixels = std::make_shared<ov::op::v0::Parameter>(ov::element::f32, ov::Shape{1, 8, 8, 8});
-  auto const weights = ov::op::v0::Constant::create(ov::element::f32, ov::Shape{8, 8, 3, 3}, std::vector<float>(8 * 8 * 9, 1.0F));
-  auto const convolution = std::make_shared<ov::op::v1::Convolution>(pixels, weights, ov::Strides{1, 1}, ov::CoordinateDiff{1, 1},
-                                                                     ov::CoordinateDiff{1, 1}, ov::Strides{1, 1});
+  auto const weights =
+      ov::op::v0::Constant::create(ov::element::f32, ov::Shape{8, 8, 3, 3}, std::vector<float>(8 * 8 * 9, 1.0F));
+  auto const convolution = std::make_shared<ov::op::v1::Convolution>(
+      pixels, weights, ov::Strides{1, 1}, ov::CoordinateDiff{1, 1}, ov::CoordinateDiff{1, 1}, ov::Strides{1, 1});
   try {
     auto const model = std::make_shared<ov::Model>(ov::OutputVector{convolution}, ov::ParameterVector{pixels});
     auto const compiled = core().compile_model(model, "CPU", ov::AnyMap{{"INFERENCE_PRECISION_HINT", hint}});
@@ -74,9 +77,11 @@ bool startsWith(std::string const& text, std::string const& start) { return text
 
 // Whether a line names a place in OpenVINO's source code, or announces the lines that follow.
 bool isPlace(std::string const& line) {
-  constexpr char const* kPlaces[] = {"Exception from ", "Check '", "FrontEnd API failed", "Model wasn't fully converted", "Summary:",
-                                     "While validating "};
-  return std::any_of(std::begin(kPlaces), std::end(kPlaces), [&](char const* start) { return startsWith(line, start); });
+  constexpr char const* kPlaces[] = {
+      "Exception from ", "Check '",          "FrontEnd API failed", "Model wasn't fully converted",
+      "Summary:",        "While validating "};
+  return std::any_of(std::begin(kPlaces), std::end(kPlaces),
+                     [&](char const* start) { return startsWith(line, start); });
 }
 
 std::string operatorOf(std::string line) {
@@ -148,9 +153,10 @@ class OpenVino final : public GraphBackend {
   OpenVino(Manifest const& manifest, ov::CompiledModel const& compiled) : GraphBackend(manifest), mCompiled(compiled) {
     mRequest = mCompiled.create_infer_request();
     if (mCompiled.inputs().size() != mPorts.inputs.size() || mCompiled.outputs().size() < mPorts.outputs.size()) {
-      throw Error(FLOWLESS_DAMAGED, format("its graph has %zu inputs and %zu outputs, and the manifest's has %zu and %zu",
-                                           mCompiled.inputs().size(), mCompiled.outputs().size(), mPorts.inputs.size(),
-                                           mPorts.outputs.size()));
+      throw Error(
+          FLOWLESS_DAMAGED,
+          format("its graph has %zu inputs and %zu outputs, and the manifest's has %zu and %zu",
+                 mCompiled.inputs().size(), mCompiled.outputs().size(), mPorts.inputs.size(), mPorts.outputs.size()));
     }
     for (Port const& port : mPorts.inputs) {
       mInputs.push_back(take(port.name.empty() ? mCompiled.input(0) : mCompiled.input(port.name), port));
@@ -194,7 +200,8 @@ class OpenVino final : public GraphBackend {
         }
         mRequest.infer();
         for (size_t index = 0; index < mOutputs.size(); ++index) {
-          std::memcpy(static_cast<uint8_t*>(outputs[index]) + row * mOutputs[index].bytes, mOutputs[index].data, mOutputs[index].bytes);
+          std::memcpy(static_cast<uint8_t*>(outputs[index]) + row * mOutputs[index].bytes, mOutputs[index].data,
+                      mOutputs[index].bytes);
         }
       }
     } catch (std::exception const& error) {

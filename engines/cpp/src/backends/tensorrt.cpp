@@ -1,11 +1,9 @@
 // Engines that TensorRT or TensorRT-RTX runs on the first GPU (engines/backends/tensorrt_backend.py).
-// For CMake: this file is compiled once for each of the two, as an object library: with -DTENSORRT_ROOT=FOLDER, whose include/ has
-// NvInferRuntime.h, NvOnnxParser.h and what they include, and define FLOWLESS_HAS_TENSORRT; with -DTENSORRT_RTX_ROOT=FOLDER the same for
-// FLOWLESS_HAS_TENSORRT_RTX. Both need the folder of cuda_runtime_api.h (CUDAToolkit_INCLUDE_DIRS). All of these folders as SYSTEM, and
-// only one of the two libraries' on the include path at a time: NvInferVersion.h decides what is compiled. Link CMAKE_DL_LIBS; nothing of
-// NVIDIA is linked.
-#include "tensorrt_library.h"
-
+// For CMake: this file is compiled once for each of the two, as an object library: with -DTENSORRT_ROOT=FOLDER, whose
+// include/ has NvInferRuntime.h, NvOnnxParser.h and what they include, and define FLOWLESS_HAS_TENSORRT; with
+// -DTENSORRT_RTX_ROOT=FOLDER the same for FLOWLESS_HAS_TENSORRT_RTX. Both need the folder of cuda_runtime_api.h
+// (CUDAToolkit_INCLUDE_DIRS). All of these folders as SYSTEM, and only one of the two libraries' on the include path at
+// a time: NvInferVersion.h decides what is compiled. Link CMAKE_DL_LIBS; nothing of NVIDIA is linked.
 #include <fstream>
 #include <iterator>
 #include <memory>
@@ -14,6 +12,7 @@
 #include "compatibility.h"
 #include "cuda_driver.h"
 #include "graph.h"
+#include "tensorrt_library.h"
 
 namespace flowless::detail::FLOWLESS_TENSORRT {
 namespace {
@@ -23,7 +22,8 @@ constexpr char const* kPlugin[] = {"PersistenceOfAppearance", "1", "flowless"};
 // Environment variable that names the plugin's library, for an engine that was built with it.
 constexpr char const* kPluginVariable = "FLOWLESS_PA_PLUGIN";
 
-// Compute capabilities that TensorRT-RTX lists up to version 1.7 (its ComputeCapability); of a later one it is not known here.
+// Compute capabilities that TensorRT-RTX lists up to version 1.7 (its ComputeCapability); of a later one it is not
+// known here.
 std::vector<int32_t> knownCapabilities() {
   std::string const& version = library().version;
   bool const listed = kRtx && version.compare(0, 2, "1.") == 0 && std::atoi(version.c_str() + 2) <= 7;
@@ -36,7 +36,8 @@ bool endsWith(std::string const& text, std::string const& end) {
   return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
 }
 
-// Register the PA op's plugin from the library that FLOWLESS_PA_PLUGIN names, or from the one among the engine's files. Throws Error.
+// Register the PA op's plugin from the library that FLOWLESS_PA_PLUGIN names, or from the one among the engine's files.
+// Throws Error.
 void loadPlugin(Manifest const& manifest, Artefact const& artefact) {
   static std::mutex mutex;
   std::lock_guard<std::mutex> const lock(mutex);
@@ -58,7 +59,8 @@ void loadPlugin(Manifest const& manifest, Artefact const& artefact) {
   }
   std::string const state = path.empty() ? "is not set" : "is " + quoted(path) + ", which TensorRT does not load";
   throw Error(FLOWLESS_UNSUPPORTED,
-              format("This engine computes PA with the plugin %s::%s, whose library is not loaded: %s %s. Set it to the library's path, or, "
+              format("This engine computes PA with the plugin %s::%s, whose library is not loaded: %s %s. Set it to "
+                     "the library's path, or, "
                      "without --pa plugin, %s.",
                      kPlugin[2], kPlugin[0], kPluginVariable, state.c_str(), rebuild(artefact).c_str()));
 }
@@ -73,29 +75,36 @@ std::vector<char> readFile(std::string const& path) {
 }
 
 // Put the weights of a stripped engine back from the graph in the bundle that has them. Throws Error.
-void refit(nvinfer1::ICudaEngine& engine, std::string const& path, Manifest const& manifest, Artefact const& artefact, Errors const& errors) {
+void refit(nvinfer1::ICudaEngine& engine, std::string const& path, Manifest const& manifest, Artefact const& artefact,
+           Errors const& errors) {
   // The record names the graph beside the engine, one folder below the bundle's.
   std::string const& file = artefact.files.front();
   std::string const graph = manifest.pathOf(file.substr(0, file.rfind('/') + 1) + artefact.refitFrom);
   if (artefact.refitFrom.empty() || !std::ifstream(graph)) {
-    throw Error(FLOWLESS_MISSING, format("%s: this engine has no weights of its own, and the graph %s that has them is not in the bundle. "
-                                         "Copy the bundle again, whole, or %s.",
-                                         path.c_str(), quoted(artefact.refitFrom).c_str(), rebuild(artefact).c_str()));
+    throw Error(
+        FLOWLESS_MISSING,
+        format("%s: this engine has no weights of its own, and the graph %s that has them is not in the bundle. "
+               "Copy the bundle again, whole, or %s.",
+               path.c_str(), quoted(artefact.refitFrom).c_str(), rebuild(artefact).c_str()));
   }
   std::string reason;
   void* const handle = loadLibrary(kParserFile, reason);
-  auto const create = handle == nullptr ? nullptr : reinterpret_cast<decltype(&createNvOnnxParserRefitter_INTERNAL)>(
-                                                       dlsym(handle, "createNvOnnxParserRefitter_INTERNAL"));
+  auto const create = handle == nullptr ? nullptr
+                                        : reinterpret_cast<decltype(&createNvOnnxParserRefitter_INTERNAL)>(
+                                              dlsym(handle, "createNvOnnxParserRefitter_INTERNAL"));
   if (create == nullptr) {
-    throw Error(FLOWLESS_UNSUPPORTED, format("%s: this engine has no weights of its own, and the parser that takes them from the graph cannot "
-                                             "be loaded (%s); set %s to its folder, or %s without --strip-weights.",
-                                             path.c_str(), reason.c_str(), kFolderVariable, rebuild(artefact).c_str()));
+    throw Error(
+        FLOWLESS_UNSUPPORTED,
+        format("%s: this engine has no weights of its own, and the parser that takes them from the graph cannot "
+               "be loaded (%s); set %s to its folder, or %s without --strip-weights.",
+               path.c_str(), reason.c_str(), kFolderVariable, rebuild(artefact).c_str()));
   }
   std::unique_ptr<nvinfer1::IRefitter> const refitter(
       static_cast<nvinfer1::IRefitter*>(library().createRefitter(&engine, &Errors::logger(), NV_TENSORRT_VERSION)));
   std::unique_ptr<nvonnxparser::IParserRefitter> const parser(
       refitter == nullptr ? nullptr
-                          : static_cast<nvonnxparser::IParserRefitter*>(create(refitter.get(), &Errors::logger(), NV_ONNX_PARSER_VERSION)));
+                          : static_cast<nvonnxparser::IParserRefitter*>(
+                                create(refitter.get(), &Errors::logger(), NV_ONNX_PARSER_VERSION)));
   if (parser != nullptr && parser->refitFromFile(graph.c_str()) && refitter->refitCudaEngine()) {
     return;
   }
@@ -103,15 +112,16 @@ void refit(nvinfer1::ICudaEngine& engine, std::string const& path, Manifest cons
   for (int32_t index = 0; parser != nullptr && index < parser->getNbErrors(); ++index) {
     first.emplace_back(parser->getError(index)->desc());
   }
-  throw Error(FLOWLESS_RUNTIME, format("%s: its weights could not be taken from %s (%s); %s.", path.c_str(), graph.c_str(),
-                                       errors.text(first).c_str(), rebuild(artefact).c_str()));
+  throw Error(FLOWLESS_RUNTIME, format("%s: its weights could not be taken from %s (%s); %s.", path.c_str(),
+                                       graph.c_str(), errors.text(first).c_str(), rebuild(artefact).c_str()));
 }
 
 // The engine of a file, with its weights put back where it was built without. Throws Error.
-std::unique_ptr<nvinfer1::ICudaEngine> openEngine(nvinfer1::IRuntime& runtime, Manifest const& manifest, Artefact const& artefact) {
+std::unique_ptr<nvinfer1::ICudaEngine> openEngine(nvinfer1::IRuntime& runtime, Manifest const& manifest,
+                                                  Artefact const& artefact) {
   if (!kRtx && artefact.portable) {
-    // A portable engine contains the runtime of the version that built it, which is code. The bundle's hashes have shown that it is the
-    // file that was built; TensorRT reads it only with this permission.
+    // A portable engine contains the runtime of the version that built it, which is code. The bundle's hashes have
+    // shown that it is the file that was built; TensorRT reads it only with this permission.
     runtime.setEngineHostCodeAllowed(true);
   }
   std::string const path = manifest.pathOf(artefact.files.front());
@@ -119,8 +129,9 @@ std::unique_ptr<nvinfer1::ICudaEngine> openEngine(nvinfer1::IRuntime& runtime, M
   Errors const errors;
   std::unique_ptr<nvinfer1::ICudaEngine> engine(runtime.deserializeCudaEngine(plan.data(), plan.size()));
   if (engine == nullptr) {
-    throw Error(FLOWLESS_RUNTIME, format("%s: %s cannot read this engine here (%s); %s.", path.c_str(), library().named().c_str(),
-                                         errors.text(whyInvalid(runtime, plan)).c_str(), rebuild(artefact).c_str()));
+    throw Error(FLOWLESS_RUNTIME,
+                format("%s: %s cannot read this engine here (%s); %s.", path.c_str(), library().named().c_str(),
+                       errors.text(whyInvalid(runtime, plan)).c_str(), rebuild(artefact).c_str()));
   }
   if (artefact.stripped) {
     refit(*engine, path, manifest, artefact, errors);
@@ -180,13 +191,14 @@ class TensorRt final : public GraphBackend {
     std::string const path = manifest.pathOf(artefact.files.front());
     mRuntime.reset(makeRuntime());
     if (mRuntime == nullptr) {
-      throw Error(FLOWLESS_RUNTIME, format("%s: %s does not start (%s).", path.c_str(), library().named().c_str(), errors.text().c_str()));
+      throw Error(FLOWLESS_RUNTIME, format("%s: %s does not start (%s).", path.c_str(), library().named().c_str(),
+                                           errors.text().c_str()));
     }
     mEngine = openEngine(*mRuntime, manifest, artefact);
     mContext.reset(mEngine->createExecutionContext());
     if (mContext == nullptr) {
-      throw Error(FLOWLESS_RUNTIME, format("%s: the GPU cannot take this engine (%s). Free memory on it, or %s.", path.c_str(),
-                                           errors.text().c_str(), rebuild(artefact).c_str()));
+      throw Error(FLOWLESS_RUNTIME, format("%s: the GPU cannot take this engine (%s). Free memory on it, or %s.",
+                                           path.c_str(), errors.text().c_str(), rebuild(artefact).c_str()));
     }
     try {
       takeNames();
@@ -218,9 +230,11 @@ class TensorRt final : public GraphBackend {
     mOutputs = ordered(outputs, mPorts.outputs, "outputs");
   }
 
-  std::vector<std::string> ordered(std::vector<std::string> const& found, std::vector<Port> const& ports, char const* what) const {
+  std::vector<std::string> ordered(std::vector<std::string> const& found, std::vector<Port> const& ports,
+                                   char const* what) const {
     if (found.size() != ports.size()) {
-      throw Error(FLOWLESS_DAMAGED, format("its graph has %zu %s, and the manifest's has %zu", found.size(), what, ports.size()));
+      throw Error(FLOWLESS_DAMAGED,
+                  format("its graph has %zu %s, and the manifest's has %zu", found.size(), what, ports.size()));
     }
     std::vector<std::string> names;
     for (Port const& port : ports) {
@@ -251,9 +265,11 @@ class TensorRt final : public GraphBackend {
     for (size_t index = 0; index < mInputs.size(); ++index) {
       nvinfer1::Dims const dims = dimsOf(mPorts.inputs[index], rows);
       if (!mContext->setInputShape(mInputs[index].c_str(), dims)) {
-        throw Error(FLOWLESS_INVALID, format("The engine refuses a %s of shape %s. Build it with a profile that allows it: --batch MIN OPT "
-                                             "MAX.",
-                                             mInputs[index].c_str(), textOf(dims).c_str()));
+        throw Error(
+            FLOWLESS_INVALID,
+            format("The engine refuses a %s of shape %s. Build it with a profile that allows it: --batch MIN OPT "
+                   "MAX.",
+                   mInputs[index].c_str(), textOf(dims).c_str()));
       }
     }
     for (size_t index = 0; index < mOutputs.size(); ++index) {
@@ -278,7 +294,8 @@ class TensorRt final : public GraphBackend {
       mGpu.upload(source, inputs[index], bytes);
     }
     for (size_t index = 0; index < count; ++index) {
-      cuda::Address const target = mGpu.buffer(count + index, mPorts.outputs[index].rowBytes() * static_cast<size_t>(rows));
+      cuda::Address const target =
+          mGpu.buffer(count + index, mPorts.outputs[index].rowBytes() * static_cast<size_t>(rows));
       mContext->setTensorAddress(mOutputs[index].c_str(), reinterpret_cast<void*>(target));
     }
     Errors const errors;

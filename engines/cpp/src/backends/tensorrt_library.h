@@ -1,8 +1,9 @@
-// The library of TensorRT or of TensorRT-RTX in this process: loaded when first needed, its version, its logger, and what creates runtimes
-// (engines/backends/tensorrt_process.py). Which of the two is decided by the headers on the include path. For tensorrt.cpp alone.
+// The library of TensorRT or of TensorRT-RTX in this process: loaded when first needed, its version, its logger, and
+// what creates runtimes (engines/backends/tensorrt_process.py). Which of the two is decided by the headers on the
+// include path. For tensorrt.cpp alone.
 //
-// Both libraries' headers declare the same classes with other layouts, so their namespace is renamed where they are TensorRT-RTX's: with
-// both in one program, the linker must not take an inline function of one for the other's.
+// Both libraries' headers declare the same classes with other layouts, so their namespace is renamed where they are
+// TensorRT-RTX's: with both in one program, the linker must not take an inline function of one for the other's.
 #ifndef FLOWLESS_SRC_BACKENDS_TENSORRT_LIBRARY_H
 #define FLOWLESS_SRC_BACKENDS_TENSORRT_LIBRARY_H
 
@@ -72,21 +73,25 @@ struct Library {
   std::string named() const { return std::string(kRtx ? "tensorrt-rtx " : "tensorrt ") + version; }
 };
 
-// Read the version; refuse another major version than the headers', or an older minor one: classes only grow within a major version.
+// Read the version; refuse another major version than the headers', or an older minor one: classes only grow within a
+// major version.
 inline void readVersion(void* handle, Library& library) {
   std::vector<int32_t> numbers;
   for (char const* part : {"Major", "Minor", "Patch", "Build"}) {
-    auto const get = reinterpret_cast<int32_t (*)()>(dlsym(handle, (std::string("getInferLib") + part + "Version").c_str()));
+    auto const get =
+        reinterpret_cast<int32_t (*)()>(dlsym(handle, (std::string("getInferLib") + part + "Version").c_str()));
     if (get == nullptr) {
-      library.problem = format("%s has no getInferLib%sVersion; it is older than this build of libflowless can use", kModule, part);
+      library.problem =
+          format("%s has no getInferLib%sVersion; it is older than this build of libflowless can use", kModule, part);
       return;
     }
     numbers.push_back(get());
     library.version += (library.version.empty() ? "" : ".") + std::to_string(numbers.back());
   }
   if (numbers[0] != NV_TENSORRT_MAJOR || numbers[1] < NV_TENSORRT_MINOR) {
-    library.problem = format("%s %s is here, and this build of libflowless is for %d.%d and later ones of %d.x (configure with -D%s=FOLDER)",
-                             kModule, library.version.c_str(), NV_TENSORRT_MAJOR, NV_TENSORRT_MINOR, NV_TENSORRT_MAJOR, kOption);
+    library.problem = format(
+        "%s %s is here, and this build of libflowless is for %d.%d and later ones of %d.x (configure with -D%s=FOLDER)",
+        kModule, library.version.c_str(), NV_TENSORRT_MAJOR, NV_TENSORRT_MINOR, NV_TENSORRT_MAJOR, kOption);
   }
 }
 
@@ -95,14 +100,18 @@ inline Library openLibrary() {
   std::string reason;
   void* const handle = loadLibrary(kFile, reason);
   if (handle == nullptr) {
-    library.problem = format("%s cannot be loaded (%s); set %s to its folder", kModule, reason.c_str(), kFolderVariable);
+    library.problem =
+        format("%s cannot be loaded (%s); set %s to its folder", kModule, reason.c_str(), kFolderVariable);
     return library;
   }
   readVersion(handle, library);
-  library.createRuntime = reinterpret_cast<decltype(library.createRuntime)>(dlsym(handle, "createInferRuntime_INTERNAL"));
-  library.createRefitter = reinterpret_cast<decltype(library.createRefitter)>(dlsym(handle, "createInferRefitter_INTERNAL"));
+  library.createRuntime =
+      reinterpret_cast<decltype(library.createRuntime)>(dlsym(handle, "createInferRuntime_INTERNAL"));
+  library.createRefitter =
+      reinterpret_cast<decltype(library.createRefitter)>(dlsym(handle, "createInferRefitter_INTERNAL"));
   library.pluginRegistry = reinterpret_cast<decltype(library.pluginRegistry)>(dlsym(handle, "getPluginRegistry"));
-  bool const whole = library.createRuntime != nullptr && library.createRefitter != nullptr && library.pluginRegistry != nullptr;
+  bool const whole =
+      library.createRuntime != nullptr && library.createRefitter != nullptr && library.pluginRegistry != nullptr;
   if (library.problem.empty() && !whole) {
     library.problem = format("%s %s lacks a function that an engine needs", kModule, library.version.c_str());
   }
@@ -114,9 +123,9 @@ inline Library const& library() {
   return *opened;
 }
 
-// Errors that the library logs while one of these lives. It keeps a bare pointer to the first logger that it is given, so there is one,
-// which is never destroyed and prints nothing. Errors go to the objects of the thread that caused them; one from a thread of the library's
-// goes to all.
+// Errors that the library logs while one of these lives. It keeps a bare pointer to the first logger that it is given,
+// so there is one, which is never destroyed and prints nothing. Errors go to the objects of the thread that caused
+// them; one from a thread of the library's goes to all.
 class Errors {
  public:
   Errors() : mThread(std::this_thread::get_id()) {
@@ -174,7 +183,8 @@ class Errors {
       line.erase(line.find_last_not_of(' ') + 1);
       std::lock_guard<std::mutex> const lock(mutex);
       auto const thread = std::this_thread::get_id();
-      bool const known = std::any_of(open.begin(), open.end(), [&](Errors const* item) { return item->mThread == thread; });
+      bool const known =
+          std::any_of(open.begin(), open.end(), [&](Errors const* item) { return item->mThread == thread; });
       for (Errors* const item : open) {
         if (!known || item->mThread == thread) {
           item->mTexts.push_back(line);

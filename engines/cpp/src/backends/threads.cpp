@@ -23,7 +23,8 @@ struct FreeCpuSet {
 
 // The cores that this process may run on; one where the system does not say.
 std::vector<int> usableCores() {
-  for (int count = 1024; count <= kMostCores; count *= 2) {  // the call fails where the set is smaller than the kernel's
+  for (int count = 1024; count <= kMostCores;
+       count *= 2) {  // the call fails where the set is smaller than the kernel's
     std::unique_ptr<cpu_set_t, FreeCpuSet> const set(CPU_ALLOC(static_cast<size_t>(count)));
     size_t const bytes = CPU_ALLOC_SIZE(static_cast<size_t>(count));
     if (set == nullptr || sched_getaffinity(0, bytes, set.get()) != 0) {

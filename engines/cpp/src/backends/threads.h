@@ -1,4 +1,5 @@
-// How many threads the CPU libraries use and how these wait, as flowless/thread_waiting.py and flowless/machine.py decide.
+// How many threads the CPU libraries use and how these wait, as flowless/thread_waiting.py and flowless/machine.py
+// decide.
 #ifndef FLOWLESS_SRC_BACKENDS_THREADS_H
 #define FLOWLESS_SRC_BACKENDS_THREADS_H
 
