@@ -7,10 +7,10 @@ UV := 0.13.8
 # Which tests stay together, and in which order, tests/conftest.py says.
 SIDE_BY_SIDE := -n auto --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help demo test quick check lint types docs gpu lock clean
+.PHONY: help demo test quick check lint types docs gpu cpp cpp-sanitizers cpp-fuzz lock clean
 
 help:  ## what there is to make
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 demo: $(READY)  ## the whole way on generated videos: runs/demo/report.html
 	$(BIN)/flowless demo
@@ -39,6 +39,16 @@ gpu: $(READY)  ## everything that needs a GPU: measurements into bench/results/g
 	@$(BIN)/flowless bench gpu --out bench/results; measured=$$?; \
 	FLOWLESS_REQUIRE_GPU=1 $(BIN)/python -m pytest -m gpu --ignore tests/gpu/test_parts.py; tested=$$?; \
 	exit $$(( measured > tested ? measured : tested ))
+
+# These need no .venv: a C++ compiler, and what they name where it is missing.
+cpp:  ## the C++ library and its examples: built, tested, installed into build/cpp/install
+	@$(PYTHON) scripts/cpp_build.py release
+
+cpp-sanitizers:  ## its unit tests with address, undefined-behaviour and thread sanitizers; then cpp-fuzz
+	@$(PYTHON) scripts/cpp_build.py sanitizers
+
+cpp-fuzz:  ## the reader of manifests with 1,000,000 random inputs
+	@$(PYTHON) scripts/cpp_build.py fuzz
 
 # Bytecode is compiled here: where Python may not write it later, every process would compile PyTorch again, which takes longer than most tests.
 $(READY): requirements/all.txt pyproject.toml

@@ -13,10 +13,11 @@ DEVELOPERS = ROOT / "DEVELOPERS.md"
 _NAMES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "pyproject.toml", "mkdocs.yml", "export/plugin/README.md")
 PAGES = (*(ROOT / name for name in _NAMES), *sorted((ROOT / "docs").rglob("*.md")), DEVELOPERS)
 #: Folders whose names, docstrings, comments and messages are searched.
-CLEAN = ("flowless", "pipeline", "train", "export", "engines", "bench", "scripts", "tests")
+CLEAN = ("flowless", "pipeline", "train", "export", "engines", "bench", "examples", "scripts", "tests")
 #: Where a term of the list is right: options of other programs, the 32 bits of a hash, a metadata key of older graphs, rendered figures.
 ALLOWED = re.compile(
-    r"--quiet\b|\"quiet\"|quiet=True|flowless\.insides|\b32-bit words\b|<!-- figures: .*?<!-- end of figures -->", re.DOTALL
+    r"--quiet\b|\"quiet\"|quiet=True|\b(?:ERROR_)?QUIET\b|flowless\.insides|\b32-bit words\b|<!-- figures: .*?<!-- end of figures -->",
+    re.DOTALL,
 )
 _NOT = re.compile(r"^### Not$.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 
@@ -40,11 +41,12 @@ def found_in(text: str, terms: tuple[str, ...]) -> Iterator[str]:
 
 
 def sources() -> list[Path]:
-    """Return every source file of CLEAN: Python, C++, CUDA and CMake, pages and their style."""
+    """Return every source file of CLEAN: Python, C, C++, CUDA and CMake, pages and their style."""
     paths = [ROOT / name for name in CLEAN]
     # flowless/ links to the other folders.
     files = [file for path in paths for file in (path.glob("*") if path.name == "flowless" else path.rglob("*"))]
-    return sorted(file for file in files if file.suffix in {".py", ".html", ".css", ".cu", ".cpp", ".h", ".txt"} and file != Path(__file__))
+    kinds = {".py", ".html", ".css", ".cu", ".c", ".cpp", ".h", ".hpp", ".cmake", ".txt"}
+    return sorted(file for file in files if file.suffix in kinds and file != Path(__file__))
 
 
 def test_the_list_is_there() -> None:

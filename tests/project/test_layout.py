@@ -37,6 +37,17 @@ def sources() -> list[Path]:
     return sorted([*(ROOT / "flowless").glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))])
 
 
+def cpp_sources() -> list[Path]:
+    """Return every C, C++ and CUDA file of the project; the tables of wrong arguments in the C tests are as long as they are."""
+    folders = [ROOT / folder for folder in ("engines", "export", "examples", "tests")]
+    return sorted(
+        path
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.suffix in {".c", ".cpp", ".h", ".hpp", ".cu"} and path.name != "bad_input.c"
+    )
+
+
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_sizes_of_files_and_functions(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
@@ -47,6 +58,18 @@ def test_sizes_of_files_and_functions(path: Path) -> None:
         if isinstance(node, ast.FunctionDef) and (lines := (node.end_lineno or 0) - node.lineno + 1) > MAX_FUNCTION_LINES
     ]
     assert not long
+
+
+@pytest.mark.parametrize("path", cpp_sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_sizes_of_c_and_cpp_files(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_LINES
+
+
+def test_examples_are_short() -> None:
+    """A program of the examples is read at a glance; what they share is in their headers."""
+    programs = list((ROOT / "examples/cpp").glob("*.cpp"))
+    assert programs
+    assert not [path.name for path in programs if len(path.read_text(encoding="utf-8").splitlines()) > MAX_FUNCTION_LINES]
 
 
 def test_no_module_is_named_after_a_library() -> None:

@@ -1,0 +1,20 @@
+# An overlay port: it builds the checkout that it lies in.
+vcpkg_check_linkage(ONLY_DYNAMIC_LIBRARY)
+get_filename_component(SOURCE_PATH "${CURRENT_PORT_DIR}/../../.." ABSOLUTE)
+
+foreach(ENGINE IN ITEMS openvino onnxruntime)
+  string(TOUPPER ${ENGINE} OPTION)
+  if(ENGINE IN_LIST FEATURES)
+    list(APPEND ENGINE_OPTIONS -DFLOWLESS_${OPTION}=ON)
+  else()
+    list(APPEND ENGINE_OPTIONS -DFLOWLESS_${OPTION}=OFF)
+  endif()
+endforeach()
+
+vcpkg_cmake_configure(SOURCE_PATH "${SOURCE_PATH}" OPTIONS ${ENGINE_OPTIONS} -DFLOWLESS_TENSORRT=OFF)
+vcpkg_cmake_install()
+vcpkg_cmake_config_fixup(CONFIG_PATH lib/cmake/flowless)
+vcpkg_fixup_pkgconfig()
+file(REMOVE_RECURSE "${CURRENT_PACKAGES_DIR}/debug/include")
+file(INSTALL "${CMAKE_CURRENT_LIST_DIR}/usage" DESTINATION "${CURRENT_PACKAGES_DIR}/share/${PORT}")
+vcpkg_install_copyright(FILE_LIST "${SOURCE_PATH}/../../LICENSE")

@@ -1,0 +1,71 @@
+"""The C++ library and its unit tests, built once for all test processes, and the bundles of the export tests.
+
+Without the tools to build it the tests skip; with FLOWLESS_REQUIRE_CPP=1, which CI sets, they fail.
+"""
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+# Helpers lie beside the tests, which are no package.
+sys.path.insert(0, str(Path(__file__).parent))
+
+from cpp_build import EXAMPLES, configure_and_build, missing_packages
+from programs import run
+
+_spec = importlib.util.spec_from_file_location("flowless_export_fixtures", Path(__file__).parents[1] / "export" / "conftest.py")
+assert _spec is not None
+assert _spec.loader is not None
+_module = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_module)
+
+checkpoint = _module.checkpoint
+exported = _module.exported
+built = _module.built
+bundle = _module.bundle
+videos = _module.videos
+film_model = _module.film_model
+film_bundles = _module.film_bundles
+
+
+@pytest.fixture(scope="session")
+def cpp_tools() -> None:
+    """Skip, or fail, where the C++ library and its tests cannot be built."""
+    if missing := missing_packages():
+        reason = f"the C++ library cannot be built: apt-get install {' '.join(missing)}"
+        pytest.fail(reason) if os.environ.get("FLOWLESS_REQUIRE_CPP") == "1" else pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def cpp_build(cpp_tools, once) -> Callable[[str], Path]:
+    """Return a function that builds a kind of `cpp_build.KINDS` once and returns the build folder; it has its own prefix in `install`."""
+
+    def make(kind: str, folder: Path) -> None:
+        configure_and_build(kind, folder, prefix=folder / "install")
+
+    return lambda kind: once(f"cpp-{kind}", partial(make, kind))
+
+
+@pytest.fixture(scope="session")
+def library(cpp_build, once) -> Path:
+    """The folder that the library is installed in, by g++ and optimised: `lib/libflowless.so` and `include/flowless/`."""
+    folder = cpp_build("release")
+    once("cpp-installed", lambda done: (run("cmake", "--install", folder), done.touch()))
+    return folder / "install"
+
+
+@pytest.fixture(scope="session")
+def examples(library, once) -> Path:
+    """The folder of the examples' programs."""
+
+    def make(folder: Path) -> None:
+        defines = [f"-Dflowless_DIR={library}/lib/cmake/flowless", "-DCMAKE_CXX_FLAGS=-Werror", "-DCMAKE_BUILD_TYPE=Release"]
+        run("cmake", "-S", EXAMPLES, "-B", folder, *defines)
+        run("cmake", "--build", folder, "--parallel", "2")
+
+    return once("cpp-examples", make)
