@@ -37,7 +37,7 @@ class Embed(NetworkArgs, BenchArgs):
     A network with random weights is exported and built for OpenVINO. All take turns, round by round. Needs the C++ library: make cpp.
     """
 
-    program: Path = Path("build/cpp/time_engine")
+    program: Path = Path("build/cpp/release/tests/time_engine")
     """The program that times the library; make cpp builds it."""
     runs: int = 40
     """Rounds; everything runs once in each."""

@@ -59,7 +59,8 @@ def folder(built: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_every_wrong_argument_is_a_status_and_a_sentence(bad_input: Path, folder: Path) -> None:
-    done = subprocess.run([bad_input, folder / "whole", folder], capture_output=True, text=True, check=False, timeout=300)
+def test_every_wrong_argument_is_a_status_and_a_sentence(cpp_build: Callable[[str], Path], folder: Path) -> None:
+    program = cpp_build("release") / "tests" / "bad_input"
+    done = subprocess.run([program, folder / "whole", folder], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith("rows, 0 failures\n")

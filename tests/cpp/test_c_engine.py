@@ -57,13 +57,15 @@ def views_by_c(engine: CEngine, path: Path) -> np.ndarray:
     ],
     ids=str,
 )
-def test_a_video_has_the_scores_that_python_gives(library: Library, built: Path, clips_folder: Path, tmp_path: Path, fields: dict) -> None:
+def test_a_video_has_the_scores_that_python_gives(
+    c_library: Library, built: Path, clips_folder: Path, tmp_path: Path, fields: dict
+) -> None:
     bundle = built
     if fields:
         if fields.get("height", read_manifest(built).spec.height) != read_manifest(built).spec.height:
             pytest.skip("this bundle's frames have another size")
         bundle = with_spec(built, tmp_path / "bundle", **fields)
-    mine, theirs = CEngine(library, bundle, target="openvino"), flowless.load(bundle, "openvino")
+    mine, theirs = CEngine(c_library, bundle, target="openvino"), flowless.load(bundle, "openvino")
     for name in ("arm_wrestling.mp4", "short_32_frames.mp4", "rotated_90.mov", "h265_video.mp4"):
         path = clips_folder / name
         clip = views_by_c(mine, path)
@@ -75,8 +77,8 @@ def test_a_video_has_the_scores_that_python_gives(library: Library, built: Path,
         assert np.array_equal(mine.average(views), average_views(views, theirs.spec.average)), name
 
 
-def test_it_describes_what_python_loads(library: Library, built: Path) -> None:
-    mine, theirs = CEngine(library, built), flowless.load(built)
+def test_it_describes_what_python_loads(c_library: Library, built: Path) -> None:
+    mine, theirs = CEngine(c_library, built), flowless.load(built)
     info = mine.info
     assert (info.segments, info.frames, info.height, info.width, 3) == theirs.spec.shape
     assert info.clip_bytes == np.prod(theirs.spec.shape)
@@ -90,24 +92,24 @@ def test_it_describes_what_python_loads(library: Library, built: Path) -> None:
     assert info.why.decode().startswith(f"{theirs.target} {theirs.precision}: ")
 
 
-def test_frame_numbers_are_those_of_python(library: Library, built: Path, tmp_path: Path) -> None:
+def test_frame_numbers_are_those_of_python(c_library: Library, built: Path, tmp_path: Path) -> None:
     for rule in ("centre", "two-clip", "dense", "one-dense", "consecutive", "ten-consecutive"):
-        engine = CEngine(library, with_spec(built, tmp_path / rule, sampling=rule), target="openvino")
+        engine = CEngine(c_library, with_spec(built, tmp_path / rule, sampling=rule), target="openvino")
         segments, frames = engine.info.segments, engine.info.frames
         for count in (1, 2, 7, 31, 64, 65, 300):
             expected = clip_indices(count, segments=segments, frames_per_segment=frames, rule=rule)  # type: ignore[arg-type]
             assert np.array_equal(engine.indices(count), expected), (rule, count)
 
 
-def test_rows_may_lie_apart(library: Library, built: Path) -> None:
-    engine = CEngine(library, built, target="openvino")
+def test_rows_may_lie_apart(c_library: Library, built: Path) -> None:
+    engine = CEngine(c_library, built, target="openvino")
     wide = np.random.default_rng(0).integers(0, 256, (90, 200, 3), dtype=np.uint8)
     part = wide[:, 20:140]
     assert np.array_equal(engine.prepare(part), resize_and_crop(np.ascontiguousarray(part)[None], read_manifest(built).spec))
 
 
-def test_threads_prepare_and_run_side_by_side(library: Library, built: Path) -> None:
-    engine, rng = CEngine(library, built, target="openvino"), np.random.default_rng(1)
+def test_threads_prepare_and_run_side_by_side(c_library: Library, built: Path) -> None:
+    engine, rng = CEngine(c_library, built, target="openvino"), np.random.default_rng(1)
     spec = read_manifest(built).spec
     frames = [rng.integers(0, 256, (60 + 7 * number, 80, 3), dtype=np.uint8) for number in range(6)]
     clips = [rng.integers(0, 256, (1, *spec.shape), dtype=np.uint8) for _ in frames]
@@ -129,8 +131,8 @@ def test_threads_prepare_and_run_side_by_side(library: Library, built: Path) -> 
     assert not wrong
 
 
-def test_an_engine_may_be_closed_while_it_runs(library: Library, built: Path) -> None:
-    engine = CEngine(library, built, target="openvino")
+def test_an_engine_may_be_closed_while_it_runs(c_library: Library, built: Path) -> None:
+    engine = CEngine(c_library, built, target="openvino")
     clips = np.zeros((200, *read_manifest(built).spec.shape), np.uint8)
     results: list[np.ndarray] = []
     running = threading.Thread(target=lambda: results.append(engine.run(clips)))
@@ -145,8 +147,8 @@ def test_an_engine_may_be_closed_while_it_runs(library: Library, built: Path) ->
         engine.run(clips)
 
 
-def test_an_online_bundle_scores_whole_clips(library: Library, film_bundles: dict[str, Path]) -> None:
-    mine, theirs = CEngine(library, film_bundles["online"], target="openvino"), flowless.load(film_bundles["online"], "openvino")
+def test_an_online_bundle_scores_whole_clips(c_library: Library, film_bundles: dict[str, Path]) -> None:
+    mine, theirs = CEngine(c_library, film_bundles["online"], target="openvino"), flowless.load(film_bundles["online"], "openvino")
     assert mine.info.online == 1
     clips = np.random.default_rng(2).integers(0, 256, (3, *theirs.spec.shape), dtype=np.uint8)
     assert np.array_equal(mine.run(clips), theirs(clips))

@@ -33,13 +33,13 @@ def offline(engine: Engine, frames: list[np.ndarray]) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def rolling(library: Library, built: Path) -> tuple[CEngine, Engine]:
-    return CEngine(library, built, target="openvino"), flowless.load(built, "openvino")
+def rolling(c_library: Library, built: Path) -> tuple[CEngine, Engine]:
+    return CEngine(c_library, built, target="openvino"), flowless.load(built, "openvino")
 
 
 @pytest.fixture(scope="module")
-def online(library: Library, film_bundles: dict[str, Path]) -> tuple[CEngine, Engine]:
-    return CEngine(library, film_bundles["online"], target="openvino"), flowless.load(film_bundles["online"], "openvino")
+def online(c_library: Library, film_bundles: dict[str, Path]) -> tuple[CEngine, Engine]:
+    return CEngine(c_library, film_bundles["online"], target="openvino"), flowless.load(film_bundles["online"], "openvino")
 
 
 def test_every_window_is_scored_as_a_video_of_its_frames(rolling: tuple[CEngine, Engine]) -> None:
@@ -87,8 +87,8 @@ def test_an_online_stream_is_pythons(online: tuple[CEngine, Engine]) -> None:
         assert np.array_equal(scores[0], reference.push(frame)), number
 
 
-def test_an_offline_engine_may_run_online(library: Library, film_bundles: dict[str, Path]) -> None:
-    mine, theirs = CEngine(library, film_bundles["offline"], target="openvino"), flowless.load(film_bundles["offline"], "openvino")
+def test_an_offline_engine_may_run_online(c_library: Library, film_bundles: dict[str, Path]) -> None:
+    mine, theirs = CEngine(c_library, film_bundles["offline"], target="openvino"), flowless.load(film_bundles["offline"], "openvino")
     stream, reference = mine.stream(mode=ONLINE), Online(theirs)
     for frame in noise(8):
         stream.push(frame)
@@ -182,8 +182,8 @@ def test_cameras_push_while_the_engine_steps(online: tuple[CEngine, Engine]) -> 
         assert state.scored + state.replaced + state.ready == state.pushed
 
 
-def test_closing_an_engine_closes_its_streams(library: Library, built: Path) -> None:
-    engine = CEngine(library, built, target="openvino")
+def test_closing_an_engine_closes_its_streams(c_library: Library, built: Path) -> None:
+    engine = CEngine(c_library, built, target="openvino")
     stream = engine.stream()
     engine.close()
     with pytest.raises(StatusError, match="the stream is closed"):
