@@ -32,6 +32,7 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
     "motion": ("flowless.bench.motion.motion:main", "motion cues beside optical flow on the same frames: speed, operations, pictures"),
     "decode": ("flowless.bench.speed.decode:main", "whether every frame is the requested one, and how fast, beside other readers"),
     "memory": ("flowless.bench.speed.memory:main", "memory of a batch of 4K clips, and over ten thousand clips"),
+    "embed": ("flowless.bench.speed.embed:main", "the C++ library beside Python, Pillow and OpenVINO alone: a clip, a frame, memory"),
     "gpu": ("flowless.bench.gpu.command:main", "everything that needs a GPU: kernels, decoder, engines; says what is not here"),
 }
 

@@ -15,6 +15,7 @@ import pytest
 # Helpers lie beside the tests, which are no package.
 sys.path.insert(0, str(Path(__file__).parent))
 
+from c_interface import Library
 from cpp_build import EXAMPLES, configure_and_build, missing_packages
 from programs import run
 
@@ -57,6 +58,12 @@ def library(cpp_build, once) -> Path:
     folder = cpp_build("release")
     once("cpp-installed", lambda done: (run("cmake", "--install", folder), done.touch()))
     return folder / "install"
+
+
+@pytest.fixture(scope="session")
+def c_library(library) -> Library:
+    """The installed library, for calls of its C interface from Python."""
+    return Library(library / "lib" / "libflowless.so")
 
 
 @pytest.fixture(scope="session")

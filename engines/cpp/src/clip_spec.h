@@ -48,9 +48,8 @@ Size resizedSize(Size frame, int32_t shortSide);
 // Corners of the crops in a resized frame, in the order of the views; the first crops() entries count.
 std::array<Corner, 3> cropCorners(Size resized, ClipSpec const& spec);
 
-// Frame indices [clips, segments, frames] of a video of numFrames frames, at least 1; the result has the capacity's
-// first use only: it is written into `indices`, which holds clips x segments x frames numbers. Throws Error
-// (unsupported) for ten-draw.
+// Write the frame indices [clips, segments, frames] of a video of numFrames frames, which must be at least 1, into
+// `indices`, which holds so many numbers.
 void clipIndices(ClipSpec const& spec, int64_t numFrames, int64_t* indices);
 
 // Average scores [views, classes] over the views, in double; `scores` may be `views`.

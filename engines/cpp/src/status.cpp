@@ -2,7 +2,6 @@
 
 #include <cstdarg>
 #include <cstdio>
-#include <vector>
 
 namespace flowless::detail {
 namespace {
@@ -61,6 +60,14 @@ std::string quoted(std::string const& text) {
     }
   }
   return result + "'";
+}
+
+std::string joined(std::vector<std::string> const& parts, char const* separator) {
+  std::string text;
+  for (size_t index = 0; index < parts.size(); ++index) {
+    text += (index == 0 ? "" : separator) + parts[index];
+  }
+  return text;
 }
 
 }  // namespace flowless::detail

@@ -5,18 +5,40 @@
 // each:
 //   run             milliseconds of the bare call and of flowless_run on one clip
 //   prepare W H     milliseconds of flowless_prepare on a frame of W x H
-//   calls N         N times: prepare, push, step and run; resident kilobytes before and after, and the largest between
+//   allocations     allocations of one call: the bare one, flowless_run, flowless_prepare, flowless_stream_push,
+//   flowless_step; the least of 20 calls N         N times: prepare, push, step and run; resident kilobytes before and
+//   after, and the largest between
+#include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
 #include <iostream>
 #include <memory>
+#include <new>
 #include <openvino/openvino.hpp>
 #include <string>
 #include <vector>
 
 #include "flowless/flowless.hpp"
+
+namespace {
+
+std::atomic<long> gAllocations{0};
+
+}  // namespace
+
+// Every C++ allocation of the process, those of the libraries as well.
+void* operator new(size_t size) {
+  ++gAllocations;
+  if (void* const memory = std::malloc(size == 0 ? 1 : size)) {
+    return memory;
+  }
+  throw std::bad_alloc();
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 namespace {
 
@@ -91,6 +113,28 @@ class Timer {
     std::printf("%.6f\n", millisecondsSince(start));
   }
 
+  void allocations() {
+    mFrame.resize(size_t{3} * 160 * 120, 90);
+    flowless_frame const given = flowless::frame(mFrame.data(), 160, 120);
+    flowless_stream* const stream = mStream.handle();
+    auto const step = [&] {
+      uint8_t answered = 0;
+      flowless::check(flowless_step(mEngine.handle(), &stream, 1, mScores.data(), mScores.size(), &answered));
+    };
+    auto const prepare = [&] {
+      flowless::check(flowless_prepare(mEngine.handle(), &given, mPicture.data(), mPicture.size()));
+    };
+    long least[5] = {1L << 40, 1L << 40, 1L << 40, 1L << 40, 1L << 40};
+    for (int turn = 0; turn < 20; ++turn) {
+      long const counts[5] = {counted([&] { bare(); }), counted([&] { own(); }), counted(prepare),
+                              counted([&] { mStream.push(given); }), counted(step)};
+      for (int call = 0; call < 5; ++call) {
+        least[call] = std::min(least[call], counts[call]);
+      }
+    }
+    std::printf("%ld %ld %ld %ld %ld\n", least[0], least[1], least[2], least[3], least[4]);
+  }
+
   void calls(long count) {
     mFrame.resize(size_t{3} * 160 * 120, 90);
     flowless_frame const given = flowless::frame(mFrame.data(), 160, 120);
@@ -112,6 +156,13 @@ class Timer {
   }
 
  private:
+  template <class Call>
+  static long counted(Call call) {
+    long const before = gAllocations;
+    call();
+    return gAllocations - before;
+  }
+
   double bare() {
     Clock::time_point const start = Clock::now();
     mBare.infer();
@@ -151,12 +202,14 @@ int main(int argc, char** argv) try {
       int height = 0;
       std::cin >> width >> height;
       timer.prepare(width, height);
+    } else if (command == "allocations") {
+      timer.allocations();
     } else if (command == "calls") {
       long count = 0;
       std::cin >> count;
       timer.calls(count);
     } else {
-      std::fprintf(stderr, "%s is none of run, prepare, calls\n", command.c_str());
+      std::fprintf(stderr, "%s is none of run, prepare, allocations, calls\n", command.c_str());
       return 2;
     }
     std::fflush(stdout);

@@ -15,7 +15,7 @@ class Backend {
  public:
   virtual ~Backend() = default;
 
-  // Score clips [batch, N, m, H, W, 3]; scores [batch, classes]. Of an online graph: never called, see step.
+  // Score clips [batch, N, m, H, W, 3]; scores [batch, classes]. Throws Error (invalid) for an online graph, see step.
   virtual void run(uint8_t const* clips, int32_t batch, float* scores) = 0;
 
   // Online graph: frames [batch, H, W, 3] and memory [batch, N - 1, H, W, 3]; scores [batch, classes] and the next
@@ -26,8 +26,9 @@ class Backend {
   // CPU or GPU.
   virtual char const* device() const = 0;
 
-  // The precision that it computes in where that is not the artefact's, with the reason for `why`; empty otherwise.
+  // The precision that it computes in where that is not the artefact's; empty otherwise.
   std::string computes;
+  // What the engine's `why` ends with, its comma or semicolon included: the reason for that precision, or for the CPU.
   std::string note;
 };
 
@@ -59,10 +60,14 @@ namespace onnxruntime {
 std::optional<std::string> whyNot(Artefact const& artefact);
 std::unique_ptr<Backend> open(Manifest const& manifest, Artefact const& artefact, OpenSettings const& settings);
 }  // namespace onnxruntime
-namespace tensorrt {  // both: artefact.target says which
+namespace tensorrt {
 std::optional<std::string> whyNot(Artefact const& artefact);
 std::unique_ptr<Backend> open(Manifest const& manifest, Artefact const& artefact, OpenSettings const& settings);
 }  // namespace tensorrt
+namespace tensorrt_rtx {  // the same source, tensorrt.cpp, compiled with the other library's headers
+std::optional<std::string> whyNot(Artefact const& artefact);
+std::unique_ptr<Backend> open(Manifest const& manifest, Artefact const& artefact, OpenSettings const& settings);
+}  // namespace tensorrt_rtx
 
 }  // namespace flowless::detail
 
