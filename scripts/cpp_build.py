@@ -44,13 +44,13 @@ KINDS: dict[str, Kind] = {
     "release": Kind("g++", {"CMAKE_BUILD_TYPE": "Release"}),
     "address": Kind(
         "clang++",
-        {"CMAKE_BUILD_TYPE": "RelWithDebInfo", "FLOWLESS_SANITIZE": "address,undefined,fuzzer-no-link"},
+        {"CMAKE_BUILD_TYPE": "Debug", "FLOWLESS_SANITIZE": "address,undefined,fuzzer-no-link"},
         targets=("flowless_unit_tests", "fuzz_manifest"),
         environment={"UBSAN_OPTIONS": "print_stacktrace=1", "ASAN_OPTIONS": "detect_stack_use_after_return=1"},
     ),
     "thread": Kind(
         "g++",
-        {"CMAKE_BUILD_TYPE": "RelWithDebInfo", "FLOWLESS_SANITIZE": "thread", **_NO_ENGINES},
+        {"CMAKE_BUILD_TYPE": "Debug", "FLOWLESS_SANITIZE": "thread", **_NO_ENGINES},
         targets=("flowless_unit_tests",),
         environment={"TSAN_OPTIONS": "halt_on_error=1"},
     ),
@@ -161,19 +161,12 @@ def run_unit_tests(kind: str, folder: Path) -> None:
 
 
 def fuzz(folder: Path, inputs: int) -> None:
-    """Give the manifest's reader so many inputs, from the corpus in the sources on; raise CalledProcessError at the first finding."""
-    corpus = folder / "corpus"
+    """Give the manifest's reader so many inputs, changed from the seeds; raise CalledProcessError at the first finding, which is kept."""
+    corpus, tests = folder / "corpus", SOURCE / "tests"
     corpus.mkdir(exist_ok=True)
-    seeds = [str(seed) for seed in [SOURCE / "tests" / "corpus"] if seed.is_dir()]
-    command = [
-        str(folder / "tests" / "fuzz_manifest"),
-        f"-runs={inputs}",
-        "-max_len=16384",
-        "-verbosity=0",
-        "-print_final_stats=1",
-    ]
-    environment = {**os.environ, **KINDS["address"].environment}
-    subprocess.run([*command, f"-artifact_prefix={folder}/", str(corpus), *seeds], check=True, env=environment)
+    limits = [f"-runs={inputs}", "-max_len=16384", "-verbosity=0", "-print_final_stats=1", f"-dict={tests / 'manifest.dict'}"]
+    command = [folder / "tests" / "fuzz_manifest", *limits, f"-artifact_prefix={folder}/", corpus, tests / "manifest_seeds"]
+    subprocess.run([str(item) for item in command], check=True, env={**os.environ, **KINDS["address"].environment})
 
 
 def _stop_where_missing(purpose: str) -> None:
