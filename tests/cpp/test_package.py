@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cpp_build import ROOT, SOURCE
+from documented import blocks_of
 from programs import run
 
 import flowless
@@ -103,6 +104,21 @@ def test_programs_outside_the_repository_use_pkg_config(library: Path, built: Pa
         program = tmp_path / f"program{suffix}.out"
         run(compiler, source, *flags, f"-Wl,-rpath,{prefix}/lib", "-o", program)
         check_program(program, built, clip_and_scores)
+
+
+@pytest.mark.parametrize(("language", "compiler"), [("c", ("gcc", "-std=c11")), ("cpp", ("g++", "-std=c++17"))])
+def test_the_program_of_the_documentation_compiles(library: Path, language: str, compiler: tuple[str, ...], tmp_path: Path) -> None:
+    (block,) = (block for block in blocks_of(ROOT / "docs/cpp.md") if block.language == language)
+    source = tmp_path / f"documented.{language}"
+    source.write_text(block.text, encoding="utf-8")
+    run(*compiler, "-Wall", "-Wextra", "-Werror", "-fsyntax-only", f"-I{library}/include", source)
+
+
+def test_every_status_is_documented() -> None:
+    header = (SOURCE / "include/flowless/flowless.h").read_text(encoding="utf-8")
+    statuses = re.findall(r"^  (FLOWLESS_\w+) = \d", header[: header.index("} flowless_status;")], flags=re.MULTILINE)
+    documented = (ROOT / "docs/cpp.md").read_text(encoding="utf-8")
+    assert statuses == re.findall(r"^\| `(FLOWLESS_[A-Z]+)` \|", documented, flags=re.MULTILINE)
 
 
 def test_a_required_engine_library_that_is_missing_is_an_error(cpp_tools, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_a_command_takes_the_options_that_are_written(block: Block, arguments: l
     if command := command_of(arguments):
         check_options(*command, block.place)
     elif arguments[0] == "make":
-        targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
         assert set(arguments[1:]) <= set(targets), f"{block.place}: no such target"
     else:
         assert block.not_run, f"{block.place}: nothing checks {arguments[0]}; say why it is not run"
