@@ -130,9 +130,10 @@ def changed(text: str, generator: Random) -> str:
         elif what == 1 and isinstance(place, dict):
             place[generator.choice(("new", "..", "a/b", "hint", "gpu", "machine", "memory", "pa"))] = place.pop(key)
         elif what == 2:
-            place[key] = copy.deepcopy(generator.choice(list(_tables_and_lists(document))))
+            short = [item for item in _tables_and_lists(document) if len(str(item)) < 90]  # C++ shows the start of longer ones
+            place[key] = copy.deepcopy(generator.choice(short))
         else:
-            place[key] = generator.choice(VALUES)
+            place[key] = copy.deepcopy(generator.choice(VALUES))
     return json.dumps(document)
 
 

@@ -177,9 +177,9 @@ def compare(reader: Reader, folder: str | Path, status: int) -> None:
 
 
 def _comparable(message: str) -> str:
-    """Cut what is said otherwise: why a text is not JSON, and a table in a field of the clip, which C++ sorts and cuts."""
+    """Cut what is said otherwise: why a text is not JSON, and a table, which C++ sorts."""
     start, parser, _ = message.partition("not JSON (")
-    return start.partition("{")[0] if "ClipSpec: " in message else start + parser
+    return (start + parser).partition("{")[0]
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -222,6 +222,9 @@ def test_random_changes(reader: Reader, bundle: Path, manifest: Path) -> None:
         manifest.write_text(text, encoding="utf-8")
         content, _ = python_verdict(bundle)
         reply = reader.request(do="read", folder=str(bundle))
+        if "this runtime takes at most" in reply.get("message", ""):
+            assert content is not None
+            continue
         assert (content is None) == ("status" in reply), (text, reply)
         compare(reader, bundle, reply.get("status", OK))
         read += content is not None

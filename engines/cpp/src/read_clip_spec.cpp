@@ -82,10 +82,11 @@ void checkSizes(Json const& table, std::vector<std::string>& problems) {
   if (!problems.empty()) {
     return;
   }
-  int64_t const largest = side.is_null() ? std::max(*clamped(table["height"]), *clamped(table["width"])) : *pixels;
-  if (*clamped(table["short_side"]) < largest) {
+  char const* const longer = *clamped(table["height"]) > *clamped(table["width"]) ? "height" : "width";
+  Json const& largest = side.is_null() ? table[longer] : side;
+  if (*clamped(table["short_side"]) < *clamped(largest)) {
     problems.push_back("short_side is " + shown(table["short_side"]) +
-                       "; it must be at least the crop's larger side, " + std::to_string(largest));
+                       "; it must be at least the crop's larger side, " + shown(largest));
   }
 }
 

@@ -17,12 +17,16 @@ using flowless::detail::Json;
 using flowless::detail::Manifest;
 
 Json const kDocument = Json::parse(R"({
-  "format": "flowless-bundle", "version": 1, "model": "stm-r18", "labels": ["down", "up"], "opset": 20, "config": {},
-  "spec": {"segments": 4, "frames_per_segment": 1, "height": 40, "width": 40, "short_side": 48, "mean": [0.485, 0.456, 0.406],
-           "std": [0.229, 0.224, 0.225], "sampling": "ten-consecutive", "resize": "antialiased-bilinear", "crop": "three",
+  "format": "flowless-bundle", "version": 1, "model": "stm-r18", "labels": ["down", "up"], "opset": 20,
+  "config": {},
+  "spec": {"segments": 4, "frames_per_segment": 1, "height": 40, "width": 40, "short_side": 48,
+           "mean": [0.485, 0.456, 0.406],
+           "std": [0.229, 0.224, 0.225], "sampling": "ten-consecutive",
+           "resize": "antialiased-bilinear", "crop": "three",
            "crop_side": 48, "average": "softmax", "colour": "RGB", "pixel": "uint8"},
   "memory": 3, "graph": "model.onnx", "reference": "reference.npz", "versions": {}, "parity": {}, "calibration": null,
-  "trials": [{"target": "openvino", "precision": "fp32", "machine": "here", "recommended": true}, {"target": "a", "precision": "b"}],
+  "trials": [{"target": "openvino", "precision": "fp32", "machine": "here", "recommended": true},
+             {"target": "a", "precision": "b"}],
   "files": {"abc.bin": {"sha256": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad", "bytes": 3}},
   "artefacts": [{"target": "openvino", "precision": "fp32", "status": "verified", "files": ["model.xml", "abc.bin"],
                  "figures": {"latency_ms_p50": 2, "machine": "here"}, "options": {"hint": "bf16"}}]
