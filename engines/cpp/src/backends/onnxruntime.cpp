@@ -359,7 +359,7 @@ std::unique_ptr<Backend> open(Manifest const& manifest, Artefact const& artefact
     }
     return backend;
   } catch (Error const& error) {
-    throw Error(error.status(), path + ": " + error.what() + ".");
+    throw aboutFile(path, error);
   }
 }
 
