@@ -38,7 +38,7 @@ int main(int argc, char** argv) {
     }
     StopAtEnd const stopAtEnd;
 
-    std::vector<flowless::Label> latest(streams.size());
+    std::vector<flowless::Label> latest(streams.size(), {"nothing", 0, 0.0});
     auto const score = [&] {
       engine.step(streams, [&](size_t index, float const* row) { latest[index] = engine.top(row, 1).front(); });
     };

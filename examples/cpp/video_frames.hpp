@@ -84,6 +84,7 @@ class VideoFrames {
 
 inline VideoFrames::VideoFrames(std::string const& address, std::atomic<bool> const* stop)
     : mAddress(address), mLive(isLive(address)) {
+  av_log_set_level(AV_LOG_ERROR);
   AVFormatContext* context = avformat_alloc_context();
   if (stop != nullptr) {
     context->interrupt_callback.opaque = const_cast<std::atomic<bool>*>(stop);

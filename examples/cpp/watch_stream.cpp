@@ -1,15 +1,15 @@
 // Watch a camera, a network stream or a file, and print what is seen whenever it changes, until its end or Ctrl-C:
 //   watch_stream BUNDLE ADDRESS [WINDOW]
-// ADDRESS: a file, /dev/video0, rtsp://camera/stream, ... WINDOW: newest frames that are scored together, 64 without
-// it; an engine of `flowless export --online` scores each frame with those before it.
+// ADDRESS: a file, /dev/video0, rtsp://camera/stream, ... WINDOW: so many newest frames are scored together, sampled as
+// a video's; 64 without it. A bundle of `flowless export --online` scores each frame with the scored ones before it.
 #include <cstdlib>
 #include <future>
 
 #include "push_frames.hpp"
 
 int main(int argc, char** argv) {
-  int const window = argc == 4 ? std::atoi(argv[3]) : 64;
-  if (argc < 3 || argc > 4 || window < 1) {
+  int const window = argc == 4 ? std::atoi(argv[3]) : 0;
+  if (argc < 3 || argc > 4 || window < argc - 3) {
     std::fprintf(stderr, "usage: %s BUNDLE ADDRESS [WINDOW]\n", argv[0]);
     return 2;
   }
@@ -18,6 +18,7 @@ int main(int argc, char** argv) {
     flowless::Engine engine(argv[1]);
     flowless_stream_options options{};
     options.window_frames = window;
+    options.mode = window > 0 ? FLOWLESS_MODE_ROLLING : FLOWLESS_MODE_DEFAULT;
     options.max_gap_ns = 2'000'000'000;
     std::vector<flowless::Stream> streams;
     streams.push_back(engine.stream(options));
