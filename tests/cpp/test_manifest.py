@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from manifest_reader import CPP, Reader, changed, python_choice, python_verdict
+from manifest_reader import Reader, changed, python_choice, python_verdict
 
 from flowless import machine
 from flowless.engines.bundle.manifest import MANIFEST, read_manifest
 from flowless.files import sha256_of
 
 OK, INVALID, MISSING, DAMAGED, UNSUPPORTED, RUNTIME = range(6)
-SEEDS = CPP / "tests" / "manifest_seeds"
+SEEDS = Path(__file__).parents[2] / "engines" / "cpp" / "tests" / "manifest_seeds"
 
 #: A change of the document -> the status that C++ ends with. The messages are equal.
 CHANGES: dict[str, tuple[str, int]] = {
