@@ -65,6 +65,25 @@ std::vector<uint8_t> prepared(ClipSpec const& spec, Frame const& frame, Kernels 
   return prepared(preparer, spec, frame);
 }
 
+// One pass, pixel by pixel: to `outputs` rows (`down`) or columns.
+Frame passed(Frame const& frame, int32_t outputs, bool down) {
+  Taps const taps = bilinearTaps(down ? frame.height : frame.width, outputs, all(outputs));
+  Frame result(down ? frame.width : outputs, down ? outputs : frame.height, 0);
+  for (int32_t row = 0; row < result.height; ++row) {
+    for (int32_t byte = 0; byte < 3 * result.width; ++byte) {
+      int32_t const output = down ? row : byte / 3;
+      uint32_t sum = 1U << 21;
+      for (int32_t tap = 0; tap < taps.count[static_cast<size_t>(output)]; ++tap) {
+        int32_t const input = taps.first[static_cast<size_t>(output)] + tap;
+        int32_t const at = down ? input * 3 * frame.width + byte : (row * frame.width + input) * 3 + byte % 3;
+        sum += frame.rgb[static_cast<size_t>(at)] * taps.weights[static_cast<size_t>(output * taps.taps + tap)];
+      }
+      result.rgb[static_cast<size_t>(row * 3 * result.width + byte)] = static_cast<uint8_t>(sum >> 22);
+    }
+  }
+  return result;
+}
+
 }  // namespace
 
 TEST_CASE("taps of half the size are a triangle of twice the width") {
@@ -134,6 +153,20 @@ TEST_CASE("a frame whose short side fits is cropped") {
         CHECK(picture[at++] == frame.rgb[row * 27 + left * 3 + byte]);
       }
     }
+  }
+}
+
+TEST_CASE("a frame that loses more than twice as many rows as columns is resized down first") {
+  ClipSpec const spec = specOf(10, 10, 10);
+  for (Size const size : {Size{11, 23}, Size{12, 23}}) {  // to 10 x 20 and 10 x 19: 3 rows and 1 column, 4 and 2
+    Frame const frame(size.width, size.height, 1);
+    int32_t const height = resizedSize(size, 10).height;
+    Frame const downFirst = passed(passed(frame, height, true), 10, false);
+    Frame const acrossFirst = passed(passed(frame, 10, false), height, true);
+    REQUIRE(downFirst.rgb != acrossFirst.rgb);
+    Frame const& expected = size.width == 11 ? downFirst : acrossFirst;
+    auto const top = static_cast<ptrdiff_t>(30) * cropCorners({10, height}, spec)[0].top;
+    CHECK(prepared(spec, frame) == std::vector<uint8_t>(expected.rgb.begin() + top, expected.rgb.begin() + top + 300));
   }
 }
 
