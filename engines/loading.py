@@ -123,7 +123,8 @@ def _engines(manifest: Manifest, target: str, precision: str | None) -> list[Art
 def _latency(engines: Sequence[Artefact]) -> float | None:
     """Return the shortest latency of engines, in ms a clip, measured when they were built; None where one was not timed here."""
     here = machine_name()
-    times = [item.figures["latency_ms_p50"] for item in engines if item.figures.get("machine") == here]
+    timed = [item.figures for item in engines if item.figures.get("machine") == here]
+    times = [figures["latency_ms_p50"] for figures in timed if "latency_ms_p50" in figures]
     return min(times) if times and len(times) == len(engines) else None
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
+from flowless.engines.bundle.field_types import check_fields, parse_json
 from flowless.engines.targets import TARGETS, Target
 from flowless.errors import FlowlessError
 from flowless.files import sha256_of, write_json
@@ -100,7 +100,8 @@ class Manifest:
         """Return the path of one of the bundle's files; refuse a name that leads out of the bundle."""
         pure = PurePosixPath(name)
         path = self.folder / pure
-        inside = path.resolve().is_relative_to(self.folder.resolve())
+        # Not Path.resolve, which raises RuntimeError for links in a circle.
+        inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.folder))
         if not name or pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name or not inside:
             raise FlowlessError(
                 f"{self.folder / MANIFEST}: names the file {name!r}, which lies outside the bundle. "
@@ -162,7 +163,7 @@ def read_manifest(bundle: str | os.PathLike[str]) -> Manifest:
             f"{folder}: no such folder. A bundle is a folder with {MANIFEST}; make one with: flowless export CHECKPOINT --out {folder}"
         )
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FlowlessError(
             f"{folder}: not a bundle: it has no {MANIFEST}. Make one with: flowless export CHECKPOINT --out BUNDLE"
@@ -174,17 +175,13 @@ def read_manifest(bundle: str | os.PathLike[str]) -> Manifest:
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise FlowlessError(f"{path}: not the manifest of a {FORMAT}. Make a bundle with: flowless export CHECKPOINT --out BUNDLE")
     version = document.get("version")
-    if version != VERSION:
-        hint = "Update flowless" if isinstance(version, int) and version > VERSION else "Export the model again"
+    if type(version) is not int or version != VERSION:
+        hint = "Update flowless" if type(version) is int and version > VERSION else "Export the model again"
         raise FlowlessError(f"{path}: is a {FORMAT} of version {version!r}; this flowless reads version {VERSION}. {hint}.")
     try:
         return _parse(folder, document)
-    except FlowlessError as error:
-        raise FlowlessError(f"{path}: {error}") from error
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise FlowlessError(
-            f"{path}: damaged ({type(error).__name__}: {error}). Copy the bundle again, or export the model again."
-        ) from error
+    except ValueError as error:
+        raise FlowlessError(f"{path}: damaged ({error}). Copy the bundle again, or export the model again.") from error
 
 
 def fingerprint(path: Path) -> FileRecord:
@@ -193,33 +190,37 @@ def fingerprint(path: Path) -> FileRecord:
 
 
 def _parse(folder: Path, document: dict[str, Any]) -> Manifest:
-    known = {item.name for item in fields(Manifest)} - {"folder"}
     body = {name: value for name, value in document.items() if name not in {"format", "version"}}
     for name, absent in (("trials", []), ("memory", 0), ("config", {})):
         body.setdefault(name, absent)  # older bundles have none
-    if set(body) != known:
-        raise ValueError(f"fields missing: {sorted(known - set(body))}; unknown: {sorted(set(body) - known)}")
-    labels = body["labels"]
-    if not isinstance(labels, list) or not labels or not all(isinstance(label, str) for label in labels):
+    check_fields(body)
+    if not body["labels"]:
         raise ValueError("labels must be a list of at least one name")
+    try:
+        spec = ClipSpec.from_dict(body["spec"])
+    except FlowlessError as error:
+        raise FlowlessError(f"{folder / MANIFEST}: {error}") from error
     manifest = Manifest(
         **{
             **body,
             "folder": folder,
-            "spec": ClipSpec.from_dict(body["spec"]),
-            "labels": tuple(labels),
+            "spec": spec,
+            "labels": tuple(body["labels"]),
             "files": {name: FileRecord(**record) for name, record in body["files"].items()},
             "trials": tuple(body["trials"]),
             "artefacts": tuple(Artefact(**{**item, "files": tuple(item["files"])}) for item in body["artefacts"]),
         }
     )
-    if not isinstance(manifest.config, dict):
-        raise ValueError(f"config is {manifest.config!r}, not a table of arguments")
     if manifest.memory not in {0, manifest.spec.segments - 1} or (manifest.memory and manifest.spec.frames_per_segment != 1):
         raise ValueError(f"memory is {manifest.memory!r} of a clip of {list(manifest.spec.shape)}")
     for item in manifest.artefacts:
         if item.target not in TARGETS or item.status not in get_args(Status) or not item.files:
             raise ValueError(f"artefact {item.target!r} of status {item.status!r} with {len(item.files)} files is unknown")
-    for name in (manifest.graph, manifest.reference, *manifest.files, *(name for item in manifest.artefacts for name in item.files)):
+    for name in (
+        manifest.graph,
+        manifest.reference,
+        *sorted(manifest.files),
+        *(name for item in manifest.artefacts for name in item.files),
+    ):
         manifest.path_of(name)
     return manifest

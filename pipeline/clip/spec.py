@@ -81,9 +81,9 @@ class ClipSpec:
         problems = [
             f"{name} is {getattr(self, name)!r}; it must be an integer of at least {least}"
             for name, least in (("segments", 1), ("frames_per_segment", 1), ("height", 1), ("width", 1), ("short_side", 1))
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < least
+            if type(getattr(self, name)) is not int or getattr(self, name) < least
         ]
-        if self.crop_side is not None and (not isinstance(self.crop_side, int) or self.crop_side < 1 or self.height != self.width):
+        if self.crop_side is not None and (type(self.crop_side) is not int or self.crop_side < 1 or self.height != self.width):
             problems.append(
                 f"crop_side is {self.crop_side!r} of a frame of {self.height} x {self.width}; it must be None, or for a square frame an "
                 f"integer of at least 1"
@@ -92,7 +92,7 @@ class ClipSpec:
             problems.append(f"short_side is {self.short_side}; it must be at least the crop's larger side, {max(self.crop_size)}")
         for name, least in (("mean", 0.0), ("std", 1e-6)):
             value = getattr(self, name)
-            if len(value) != 3 or any(not least <= x <= 1.0 for x in value):
+            if not _three_numbers(value) or any(not least <= x <= 1.0 for x in value):
                 problems.append(f"{name} is {value!r}; it must be three numbers from {least:g} to 1 (R, G, B)")
         for name, rules in (("sampling", EvaluationRule), ("crop", CropRule), ("average", Average)):
             if getattr(self, name) not in get_args(rules):
@@ -133,3 +133,8 @@ class ClipSpec:
             raise FlowlessError(f"ClipSpec: {'; '.join(wrong)}. It was written by another version of flowless; export the model again.")
         lists = {name: tuple(value) for name, value in document.items() if isinstance(value, list)}
         return cls(**{**document, **lists})
+
+
+def _three_numbers(value: Any) -> bool:
+    numbers = isinstance(value, list | tuple) and all(isinstance(x, int | float) and not isinstance(x, bool) for x in value)
+    return numbers and len(value) == 3

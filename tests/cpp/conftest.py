@@ -6,7 +6,7 @@ Without the tools to build it the tests skip; with FLOWLESS_REQUIRE_CPP=1, which
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from c_interface import Library
 from cpp_build import EXAMPLES, configure_and_build, missing_packages
+from manifest_reader import Reader
 from programs import run
 
 _spec = importlib.util.spec_from_file_location("flowless_export_fixtures", Path(__file__).parents[1] / "export" / "conftest.py")
@@ -76,3 +77,11 @@ def examples(library, once) -> Path:
         run("cmake", "--build", folder, "--parallel", "2")
 
     return once("cpp-examples", make)
+
+
+@pytest.fixture(scope="session")
+def reader(cpp_build) -> Iterator[Reader]:
+    """The program that reads bundles and chooses engines."""
+    program = Reader(cpp_build("release") / "tests" / "read_manifest")
+    yield program
+    program.close()

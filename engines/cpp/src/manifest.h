@@ -54,6 +54,7 @@ struct Manifest {
   std::vector<std::string> labels;
   int32_t memory = 0;  // earlier frames that an online graph takes; 0: whole clips
   std::string graph;
+  std::string reference;  // a packed bundle has no such file
   std::map<std::string, FileRecord> files;
   std::vector<Artefact> artefacts;
   std::vector<Recommendation> recommendations;

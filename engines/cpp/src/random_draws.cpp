@@ -2,7 +2,8 @@
 
 #include <algorithm>
 #include <array>
-#include <string>
+#include <cstdio>
+#include <string_view>
 
 namespace flowless::detail {
 namespace {
@@ -26,7 +27,7 @@ void mixBlake(std::array<uint64_t, 16>& v, size_t a, size_t b, size_t c, size_t 
 }
 
 // BLAKE2b (RFC 7693) without a key, 16 bytes long, of a text of at most 128 bytes.
-Digest blake2b(std::string const& text) {
+Digest blake2b(std::string_view text) {
   constexpr uint64_t kInitial[8] = {0x6a09e667f3bcc908, 0xbb67ae8584caa73b, 0x3c6ef372fe94f82b, 0xa54ff53a5f1d36f1,
                                     0x510e527fade682d1, 0x9b05688c2b3e6c1f, 0x1f83d9abfb41bd6b, 0x5be0cd19137e2179};
   constexpr uint8_t kOrder[10][16] = {
@@ -163,7 +164,9 @@ class Generator {
 }  // namespace
 
 void randomStarts(ClipSpec const& spec, int64_t numFrames, int32_t draw, int64_t* starts) {
-  Digest const text = blake2b(std::to_string(numFrames) + " frames");
+  char buffer[32];  // 19 digits and the rest
+  int const length = std::snprintf(buffer, sizeof buffer, "%lld frames", static_cast<long long>(numFrames));
+  Digest const text = blake2b({buffer, static_cast<size_t>(length)});
   Generator generator(spreadSeed({kDrawSeed, static_cast<uint32_t>(draw), text[0], text[1], text[2], text[3]}));
   int64_t const possible = numFrames - spec.framesPerSegment + 1;
   int64_t const average = possible / spec.segments;

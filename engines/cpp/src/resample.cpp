@@ -46,7 +46,7 @@ Taps bilinearTaps(int32_t inputs, int32_t outputs, std::vector<int32_t> const& w
   for (size_t index = 0; index < wanted.size(); ++index) {
     setWeights((wanted[index] + 0.5) * scale, stretch, result.first[index], result.count[index], real,
                &result.weights[index * taps]);
-    if (result.first[index] + result.taps + 2 <= inputs) {
+    if (result.first[index] + result.taps + kTapSlack <= inputs) {
       result.inside = static_cast<int32_t>(index) + 1;
     }
   }

@@ -12,7 +12,7 @@ namespace flowless::detail {
 // How some outputs of an axis are weighted means of its inputs. Weights are in units of 2^-22 and not negative.
 struct Taps {
   int32_t taps = 0;               // weights per output, even; those after an output's own are 0
-  int32_t inside = 0;             // leading outputs for which all `taps` inputs and two more exist
+  int32_t inside = 0;             // leading outputs for which all `taps` inputs and kTapSlack more exist
   std::vector<int32_t> first;     // of each output, its first input
   std::vector<int32_t> count;     // of each output, its number of inputs
   std::vector<uint32_t> weights;  // [outputs, taps]
@@ -31,6 +31,8 @@ constexpr int kLowBits = 11;  // of the lower half of a weight
 // Where a sum starts, so that it is rounded when the bits behind the point are dropped.
 constexpr uint32_t kHalf = 1U << (kBits - 1);
 
+// Pixels after its taps that a vector may read.
+constexpr int32_t kTapSlack = 2;
 // Rows that a horizontal pass takes together.
 constexpr size_t kRows = 4;
 // Bytes that a horizontal pass may write after a row.
@@ -41,7 +43,7 @@ struct Kernels {
   // Four rows of pixels, RGB, each to taps.outputs() pixels and kRowSlack bytes. Reads nothing outside the rows.
   void (*horizontal)(Taps const& taps, uint8_t const* const* from, uint8_t* const* to);
   // Output `index` of the taps, of rows that are `stride` bytes apart, the first at `from`: `bytes` bytes. May read
-  // `taps.taps` rows.
+  // `taps.taps` rows, of which those after the output's own do not matter; the plain kernel reads the output's own.
   void (*vertical)(Taps const& taps, size_t index, uint8_t const* from, size_t stride, uint8_t* to, size_t bytes);
 };
 

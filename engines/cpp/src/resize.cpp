@@ -39,12 +39,19 @@ int32_t placeOf(int32_t number, std::vector<int32_t> const& numbers) {
   return static_cast<int32_t>(std::lower_bound(numbers.begin(), numbers.end(), number) - numbers.begin());
 }
 
+// Which pass comes first, as in Pillow since 13.0; the order changes bytes, because the result of the first is rounded.
+bool downComesFirst(Size from, Size resized) {
+  int64_t const fewerRows = from.height - resized.height;
+  int64_t const fewerColumns = from.width - resized.width;
+  return fewerRows > 0 && fewerRows > 2 * fewerColumns;
+}
+
 // Crops of a resized picture, of which only the pixels that they need are computed.
 class CropResizer {
  public:
-  CropResizer(Size from, Size resized, std::vector<Corner> const& corners, Size crop) : mCrop(crop), mCorners(corners) {
-    mCopies = from.width == resized.width && from.height == resized.height;
-    if (mCopies) {
+  CropResizer(Size from, Size resized, std::vector<Corner> const& corners, Size crop)
+      : mFrom(from), mCrop(crop), mCorners(corners) {
+    if (from.width == resized.width && from.height == resized.height) {
       return;
     }
     std::vector<int32_t> lefts;
@@ -60,43 +67,61 @@ class CropResizer {
     }
     mAcross = bilinearTaps(from.width, resized.width, columns);
     mDown = bilinearTaps(from.height, resized.height, rows);
-    keepRows();
-    mStride = (columns.size() * kChannels + kRowSlack + kAlignment - 1) / kAlignment * kAlignment;
+    mStride = aligned(columns.size() * kChannels + kRowSlack);
+    if (downComesFirst(from, resized)) {
+      mOrder = Order::kDownFirst;
+      keepColumns();
+    } else {
+      mOrder = Order::kAcrossFirst;
+      keepRows();
+    }
   }
 
   // Bytes of the buffer that `run` needs.
-  size_t bufferBytes() const { return mCopies ? 0 : (mRows.size() + static_cast<size_t>(mDown.taps)) * mStride; }
+  size_t bufferBytes() const {
+    switch (mOrder) {
+      case Order::kCopy:
+        return 0;
+      case Order::kAcrossFirst:
+        return (mRows.size() + static_cast<size_t>(mDown.taps)) * mStride;
+      case Order::kDownFirst:
+        return kRows * (mKeptStride + mStride);
+    }
+    return 0;
+  }
 
   // Write the crops, one after another.
   void run(Kernels const& kernels, uint8_t const* rgb, ptrdiff_t stride, uint8_t* buffer, uint8_t* crops) const {
-    if (mCopies) {
-      copy(rgb, stride, crops);
-      return;
-    }
-    size_t done = 0;
-    for (size_t row = 0; row < mDown.outputs(); ++row) {
-      // The rows of the buffer that this one needs, just before it, while they are in the cache.
-      while (done < static_cast<size_t>(mDown.first[row] + mDown.count[row])) {
-        fill(kernels, rgb, stride, buffer, done);
-        done += kRows;
-      }
-      uint8_t const* const from = buffer + static_cast<size_t>(mDown.first[row]) * mStride;
-      uint8_t* crop = crops;
-      for (Corner const& corner : mCorners) {
-        auto const at = static_cast<ptrdiff_t>(row) - corner.top;
-        if (at >= 0 && at < mCrop.height) {
-          kernels.vertical(mDown, row, from + static_cast<size_t>(corner.left) * kChannels, mStride,
-                           crop + static_cast<size_t>(at) * rowBytes(), rowBytes());
-        }
-        crop += bytesOf(mCrop);
-      }
+    switch (mOrder) {
+      case Order::kCopy:
+        return copy(rgb, stride, crops);
+      case Order::kAcrossFirst:
+        return acrossFirst(kernels, rgb, stride, buffer, crops);
+      case Order::kDownFirst:
+        return downFirst(kernels, rgb, stride, buffer, crops);
     }
   }
 
  private:
+  enum class Order { kCopy, kAcrossFirst, kDownFirst };
+
+  static size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
   size_t rowBytes() const { return kChannels * static_cast<size_t>(mCrop.width); }
 
-  // The frame's rows that the vertical taps read become mRows; the taps then count in these.
+  // Call `use` with the place of each crop's part of row `row` of the computed ones, and the part's first column there.
+  template <typename Use>
+  void forCropsOf(size_t row, uint8_t* crops, Use const& use) const {
+    for (Corner const& corner : mCorners) {
+      ptrdiff_t const at = static_cast<ptrdiff_t>(row) - corner.top;
+      if (at >= 0 && at < mCrop.height) {
+        use(crops + static_cast<size_t>(at) * rowBytes(), static_cast<size_t>(corner.left) * kChannels);
+      }
+      crops += bytesOf(mCrop);
+    }
+  }
+
+  // The frame's rows that the taps read become mRows; the taps then count in these.
   void keepRows() {
     for (size_t index = 0; index < mDown.outputs(); ++index) {
       appendNew(mRows, mDown.first[index], mDown.first[index] + mDown.count[index]);
@@ -106,8 +131,23 @@ class CropResizer {
     }
   }
 
+  void acrossFirst(Kernels const& kernels, uint8_t const* rgb, ptrdiff_t stride, uint8_t* buffer,
+                   uint8_t* crops) const {
+    size_t done = 0;
+    for (size_t row = 0; row < mDown.outputs(); ++row) {
+      // The rows of the buffer that this one needs, just before it, while they are in the cache.
+      for (; done < static_cast<size_t>(mDown.first[row] + mDown.count[row]); done += kRows) {
+        fillRows(kernels, rgb, stride, buffer, done);
+      }
+      uint8_t const* const from = buffer + static_cast<size_t>(mDown.first[row]) * mStride;
+      forCropsOf(row, crops, [&](uint8_t* to, size_t column) {
+        kernels.vertical(mDown, row, from + column, mStride, to, rowBytes());
+      });
+    }
+  }
+
   // Resize rows `begin` to `begin` + kRows of mRows across. Past the last row the last is computed again.
-  void fill(Kernels const& kernels, uint8_t const* rgb, ptrdiff_t stride, uint8_t* buffer, size_t begin) const {
+  void fillRows(Kernels const& kernels, uint8_t const* rgb, ptrdiff_t stride, uint8_t* buffer, size_t begin) const {
     uint8_t const* from[kRows];
     uint8_t* to[kRows];
     for (size_t index = 0; index < kRows; ++index) {
@@ -116,6 +156,43 @@ class CropResizer {
       to[index] = buffer + row * mStride;
     }
     kernels.horizontal(mAcross, from, to);
+  }
+
+  // The frame's columns from mColumn on are kept in rows of mKeptStride bytes; the taps then count in these, and there
+  // is memory for all that they read.
+  void keepColumns() {
+    mColumn = mAcross.first.front();
+    for (int32_t& first : mAcross.first) {
+      first -= mColumn;
+    }
+    mAcross.inside = static_cast<int32_t>(mAcross.outputs());
+    mKept = static_cast<size_t>(mAcross.first.back() + mAcross.count.back()) * kChannels;
+    mKeptStride = aligned(static_cast<size_t>(mAcross.first.back() + mAcross.taps + kTapSlack) * kChannels);
+  }
+
+  void downFirst(Kernels const& kernels, uint8_t const* rgb, ptrdiff_t stride, uint8_t* buffer, uint8_t* crops) const {
+    uint8_t const* const column = rgb + mColumn * static_cast<ptrdiff_t>(kChannels);
+    uint8_t const* kept[kRows];
+    uint8_t* resized[kRows];
+    for (size_t begin = 0; begin < mDown.outputs(); begin += kRows) {
+      size_t const rows = std::min(kRows, mDown.outputs() - begin);
+      for (size_t index = 0; index < kRows; ++index) {
+        uint8_t* const to = buffer + index * mKeptStride;
+        kept[index] = to;
+        resized[index] = buffer + kRows * mKeptStride + index * mStride;
+        if (index < rows) {
+          int32_t const first = mDown.first[begin + index];
+          // Only the plain kernel reads no row after an output's own.
+          Kernels const& chosen = first + mDown.taps <= mFrom.height ? kernels : kPlainKernels;
+          chosen.vertical(mDown, begin + index, column + first * stride, static_cast<size_t>(stride), to, mKept);
+        }
+      }
+      kernels.horizontal(mAcross, kept, resized);
+      for (size_t index = 0; index < rows; ++index) {
+        forCropsOf(begin + index, crops,
+                   [&](uint8_t* to, size_t at) { std::memcpy(to, resized[index] + at, rowBytes()); });
+      }
+    }
   }
 
   void copy(uint8_t const* rgb, ptrdiff_t stride, uint8_t* crops) const {
@@ -127,13 +204,17 @@ class CropResizer {
     }
   }
 
+  Size mFrom;
   Size mCrop;
-  std::vector<Corner> mCorners;  // among the computed columns and rows; of the picture where mCopies
-  bool mCopies = false;          // the sizes are equal
+  std::vector<Corner> mCorners;  // among the computed columns and rows; in the picture where it is copied
+  Order mOrder = Order::kCopy;   // the sizes are equal, or which pass comes first
   Taps mAcross;
-  Taps mDown;                  // inputs are positions in mRows
-  std::vector<int32_t> mRows;  // the rows that are read
-  size_t mStride = 0;          // bytes of a row of the buffer
+  Taps mDown;
+  size_t mStride = 0;          // bytes of a row that was resized across
+  std::vector<int32_t> mRows;  // across first: the rows that are read
+  int32_t mColumn = 0;         // down first: the first column that is read
+  size_t mKept = 0;            // and the bytes of a row that are
+  size_t mKeptStride = 0;
 };
 
 // What one size of frame needs.

@@ -43,7 +43,9 @@ std::string format(char const* pattern, ...) {
 }
 
 std::string quoted(std::string const& text) {
-  std::string result = "'";
+  bool const doubled = text.find('\'') != std::string::npos && text.find('"') == std::string::npos;
+  char const quote = doubled ? '"' : '\'';
+  std::string result(1, quote);
   for (size_t at = 0; at < text.size();) {
     if (result.size() > kLongest) {
       result += "...";
@@ -51,15 +53,27 @@ std::string quoted(std::string const& text) {
     }
     size_t const length = characterLength(text, at);
     auto const byte = static_cast<unsigned char>(text[at]);
-    if (length == 0 || byte < 0x20 || byte == 0x7F) {
+    char const* const escape = byte == '\n' ? "\\n" : byte == '\r' ? "\\r" : byte == '\t' ? "\\t" : nullptr;
+    if (escape != nullptr) {
+      result += escape;
+      ++at;
+    } else if (length == 0 || byte < 0x20 || byte == 0x7F) {
       result += format("\\x%02x", static_cast<unsigned>(byte));
       ++at;
     } else {
-      result.append(text, at, length);
+      result.append(byte == '\\' || byte == quote ? "\\" : "").append(text, at, length);
       at += length;
     }
   }
-  return result + "'";
+  return result + quote;
+}
+
+std::string joined(std::vector<std::string> const& parts, char const* separator) {
+  std::string text;
+  for (size_t index = 0; index < parts.size(); ++index) {
+    text += (index == 0 ? "" : separator) + parts[index];
+  }
+  return text;
 }
 
 std::string joined(std::vector<std::string> const& parts, char const* separator) {

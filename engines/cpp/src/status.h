@@ -22,7 +22,8 @@ class Error : public std::runtime_error {
 // printf into a std::string.
 std::string format(char const* pattern, ...) __attribute__((format(printf, 1, 2)));
 
-// Text of a file or a user in quotes, with control characters and invalid UTF-8 escaped, cut after 200 bytes.
+// Text of a file or a user in quotes as Python's repr has it, with control characters and invalid UTF-8 escaped, cut
+// after 200 bytes.
 std::string quoted(std::string const& text);
 
 std::string joined(std::vector<std::string> const& parts, char const* separator);

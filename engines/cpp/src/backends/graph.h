@@ -55,6 +55,12 @@ inline Ports portsOf(Manifest const& manifest) {
                      found.c_str(), expected.pixels ? "uint8" : "float32", sizes.c_str()));
 }
 
+// The error about an engine's graph, with its file and what to do.
+inline Error aboutFile(std::string const& path, Error const& error) {
+  bool const damaged = error.status() == FLOWLESS_DAMAGED;
+  return Error(error.status(), path + ": " + error.what() + (damaged ? ". Copy the bundle again, whole." : "."));
+}
+
 // Runs a graph whose inputs and outputs are those of portsOf, in the same order.
 class GraphBackend : public Backend {
  public:

@@ -40,6 +40,7 @@ struct Release {
 using Options = FLOWLESS_OWNER(SessionOptions);
 using Session = FLOWLESS_OWNER(Session);
 using Value = FLOWLESS_OWNER(Value);
+using Info = FLOWLESS_OWNER(TypeInfo);
 using MemoryInfo = FLOWLESS_OWNER(MemoryInfo);
 using CudaOptions =
     std::unique_ptr<OrtCUDAProviderOptionsV2, Release<OrtCUDAProviderOptionsV2, &OrtApi::ReleaseCUDAProviderOptions>>;
@@ -190,24 +191,45 @@ Names namesOf(OrtSession const* session) {
   return names;
 }
 
+// Refuse an input or output of another type or other sizes than the port's; sizes that the graph leaves open fit.
+void checkPort(std::string const& name, OrtTypeInfo const* info, Port const& port) {
+  OrtTensorTypeAndShapeInfo const* tensor = nullptr;
+  check(api()->CastTypeInfoToTensorInfo(info, &tensor));
+  ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+  std::vector<int64_t> sizes;
+  if (tensor != nullptr) {
+    size_t count = 0;
+    check(api()->GetTensorElementType(tensor, &type));
+    check(api()->GetDimensionsCount(tensor, &count));
+    sizes.resize(count);
+    check(api()->GetDimensions(tensor, sizes.data(), count));
+  }
+  auto const fits = [](int64_t expected, int64_t found) { return found < 0 || found == expected; };
+  bool const same = type == (port.pixels ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) &&
+                    sizes.size() == port.row.size() + 1 &&
+                    std::equal(port.row.begin(), port.row.end(), sizes.begin() + 1, fits);
+  if (!same) {
+    std::string found = "type " + std::to_string(static_cast<int>(type)) + " [";
+    for (size_t axis = 0; axis < sizes.size(); ++axis) {
+      found += (axis == 0 ? "" : ", ") + (sizes[axis] < 0 ? "?" : std::to_string(sizes[axis]));
+    }
+    refusePort(name, found + "]", port);
+  }
+}
+
 // A graph in a session of ONNX Runtime. Its tensors lie in buffers that grow to the largest batch so far, with one set
 // of values per batch.
 class OnnxRuntime final : public GraphBackend {
  public:
   OnnxRuntime(Manifest const& manifest, Opened opened) : GraphBackend(manifest), mOpened(std::move(opened)) {
     Names const found = namesOf(mOpened.session.get());
-    bool const one = mPorts.inputs.size() == 1;
     if (found.inputs.size() != mPorts.inputs.size() || found.outputs.size() < mPorts.outputs.size()) {
       throw Error(FLOWLESS_DAMAGED,
                   format("its graph has %zu inputs and %zu outputs, and the manifest's has %zu and %zu",
                          found.inputs.size(), found.outputs.size(), mPorts.inputs.size(), mPorts.outputs.size()));
     }
-    for (Port const& port : mPorts.inputs) {
-      mNames.inputs.push_back(one ? found.inputs.front() : port.name);
-    }
-    for (Port const& port : mPorts.outputs) {
-      mNames.outputs.push_back(one ? found.outputs.front() : port.name);
-    }
+    mNames.inputs = take(found.inputs, mPorts.inputs, &OrtApi::SessionGetInputTypeInfo);
+    mNames.outputs = take(found.outputs, mPorts.outputs, &OrtApi::SessionGetOutputTypeInfo);
     OrtMemoryInfo* memory = nullptr;
     check(api()->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &memory));
     mMemory.reset(memory);
@@ -217,6 +239,24 @@ class OnnxRuntime final : public GraphBackend {
   std::string const& whyCpu() const { return mOpened.whyCpu; }
 
  private:
+  // The names of the ports, whose types and sizes are checked; `get` gives the type of the graph's n-th.
+  template <typename Get>
+  std::vector<std::string> take(std::vector<std::string> const& found, std::vector<Port> const& ports, Get get) const {
+    std::vector<std::string> names;
+    for (Port const& port : ports) {
+      auto const place = port.name.empty() ? found.begin() : std::find(found.begin(), found.end(), port.name);
+      if (place == found.end()) {
+        refusePort(port.name, "not at all", port);
+      }
+      OrtTypeInfo* info = nullptr;
+      check((api()->*get)(mOpened.session.get(), static_cast<size_t>(place - found.begin()), &info));
+      Info const owned(info);
+      checkPort(*place, info, port);
+      names.push_back(*place);
+    }
+    return names;
+  }
+
   // One batch's inputs and outputs.
   struct Batch {
     std::vector<Value> owned;
@@ -319,7 +359,7 @@ std::unique_ptr<Backend> open(Manifest const& manifest, Artefact const& artefact
     }
     return backend;
   } catch (Error const& error) {
-    throw Error(error.status(), path + ": " + error.what() + ".");
+    throw aboutFile(path, error);
   }
 }
 

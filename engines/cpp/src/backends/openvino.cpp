@@ -3,6 +3,7 @@
 // link openvino::runtime; define FLOWLESS_HAS_OPENVINO.
 #include <algorithm>
 #include <cstring>
+#include <fstream>
 #include <map>
 #include <mutex>
 #include <openvino/op/constant.hpp>
@@ -133,7 +134,19 @@ void setBatchOne(ov::Model& model) {
   model.reshape(shapes);
 }
 
+// Refuse a file that does not begin as OpenVINO's own format: OpenVINO would try the readers of all formats, which
+// print.
+void checkBeginning(std::string const& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::string beginning(512, '\0');
+  file.read(beginning.data(), static_cast<std::streamsize>(beginning.size()));
+  if (beginning.find("<net") == std::string::npos) {
+    throw std::runtime_error(file.is_open() ? "it is not a model in OpenVINO's format" : "the file cannot be opened");
+  }
+}
+
 ov::CompiledModel compile(std::string const& path, Artefact const& artefact, OpenSettings const& settings) {
+  checkBeginning(path);
   auto const model = core().read_model(path);
   setBatchOne(*model);
   // OpenVINO's default is bf16 where the processor has it; here a lower precision is used only where it is set.
@@ -242,7 +255,7 @@ std::unique_ptr<Backend> open(Manifest const& manifest, Artefact const& artefact
     }
     return backend;
   } catch (Error const& error) {
-    throw Error(error.status(), path + ": " + error.what() + ".");
+    throw aboutFile(path, error);
   } catch (std::exception const& error) {
     throw std::runtime_error(reasonOf(error.what()));
   }

@@ -203,7 +203,7 @@ class TensorRt final : public GraphBackend {
     try {
       takeNames();
     } catch (Error const& error) {
-      throw Error(error.status(), path + ": " + error.what() + ".");
+      throw aboutFile(path, error);
     }
     mLargestBatch = static_cast<int32_t>(
         mEngine->getProfileShape(mInputs.front().c_str(), 0, nvinfer1::OptProfileSelector::kMAX).d[0]);

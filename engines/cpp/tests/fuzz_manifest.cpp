@@ -1,0 +1,73 @@
+// Fuzzes the manifest's reader: whatever the text is, it is read, or refused with an Error that has a sentence.
+//   clang++ -std=c++17 -g -O1 -fsanitize=fuzzer,address,undefined ...   libFuzzer's own main
+//   c++ -std=c++17 -DFLOWLESS_SEEDS_ONLY ...                            reads each file that is named, or each file of
+//   a folder
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <string_view>
+
+#include "manifest.h"
+#include "status.h"
+
+namespace {
+
+void require(bool holds, char const* what) {
+  if (!holds) {
+    std::fprintf(stderr, "a manifest was read with %s\n", what);
+    std::abort();
+  }
+}
+
+void checkRead(flowless::detail::Manifest const& manifest) {
+  auto const& spec = manifest.spec;
+  require(!manifest.labels.empty(), "no labels");
+  require(spec.segments > 0 && spec.framesPerSegment > 0 && spec.height > 0 && spec.width > 0, "an empty clip");
+  require(spec.clipBytes() <= UINT32_MAX + size_t{1}, "a clip beyond the limit");
+  require(spec.shortSide >= spec.cropSide && (spec.cropSide > 0 || spec.shortSide >= spec.height),
+          "a crop beyond the frame");
+  require(manifest.memory == 0 || manifest.memory == spec.segments - 1, "a memory of other segments");
+  for (auto const& artefact : manifest.artefacts) {
+    require(!artefact.files.empty(), "an engine without files");
+    for (auto const& name : artefact.files) {
+      require(name.find("..") != 0 && name.front() != '/', "a path that leads out");
+    }
+  }
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(uint8_t const* data, size_t size) {
+  std::string_view const text(reinterpret_cast<char const*>(data), size);
+  try {
+    checkRead(flowless::detail::parseManifest("/nowhere/bundle", text));
+  } catch (flowless::detail::Error const& error) {
+    require(std::string_view(error.what()).size() > 20, "a message of no sentence");
+  }
+  return 0;
+}
+
+#ifdef FLOWLESS_SEEDS_ONLY
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <vector>
+
+int main(int count, char** names) {
+  size_t read = 0;
+  for (int index = 1; index < count; ++index) {
+    std::vector<std::filesystem::path> paths{names[index]};
+    if (std::filesystem::is_directory(names[index])) {
+      paths.assign(std::filesystem::directory_iterator(names[index]), {});
+    }
+    for (auto const& path : paths) {
+      std::ifstream stream(path, std::ios::binary);
+      std::string const text((std::istreambuf_iterator<char>(stream)), {});
+      LLVMFuzzerTestOneInput(reinterpret_cast<uint8_t const*>(text.data()), text.size());
+      ++read;
+    }
+  }
+  std::printf("%zu seeds read\n", read);
+  return read == 0 ? 1 : 0;
+}
+#endif
