@@ -76,12 +76,4 @@ std::string joined(std::vector<std::string> const& parts, char const* separator)
   return text;
 }
 
-std::string joined(std::vector<std::string> const& parts, char const* separator) {
-  std::string text;
-  for (size_t index = 0; index < parts.size(); ++index) {
-    text += (index == 0 ? "" : separator) + parts[index];
-  }
-  return text;
-}
-
 }  // namespace flowless::detail
