@@ -13,7 +13,7 @@ DEVELOPERS = ROOT / "DEVELOPERS.md"
 _NAMES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "pyproject.toml", "mkdocs.yml", "export/plugin/README.md")
 PAGES = (*(ROOT / name for name in _NAMES), *sorted((ROOT / "docs").rglob("*.md")), DEVELOPERS)
 #: Folders whose names, docstrings, comments and messages are searched.
-CLEAN = ("flowless", "pipeline", "train", "export", "engines", "bench", "scripts", "tests")
+CLEAN = ("flowless", "pipeline", "train", "export", "engines", "bench", "examples", "scripts", "tests")
 #: Where a term of the list is right: options of other programs, the 32 bits of a hash, a metadata key of older graphs, rendered figures.
 ALLOWED = re.compile(
     r"--quiet\b|\"quiet\"|quiet=True|flowless\.insides|\b32-bit words\b|<!-- figures: .*?<!-- end of figures -->", re.DOTALL
