@@ -19,6 +19,7 @@ import json
 import signal
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -59,8 +60,7 @@ def main() -> int:
     # Spawned, not forked: a fork would copy the engine library's threads in the middle of what they do.
     with ProcessPoolExecutor(args.processes, get_context("spawn"), start, (args.bundle,)) as pool:
         try:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.SIG_IGN)  # the processes that start now inherit this: the main process ends them
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the processes that start now inherit it: after Ctrl-C this one ends them
             predictions = pool.map(recognise, args.videos)
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.default_int_handler)
@@ -70,6 +70,8 @@ def main() -> int:
         except KeyboardInterrupt:
             pool.shutdown(cancel_futures=True)  # waits for the videos that were begun
             return 130
+        except BrokenProcessPool:
+            sys.exit("process_per_core: a process was killed, as happens when memory runs out. Free some, or give fewer --processes.")
     return 1 if failed else 0
 
 

@@ -191,7 +191,7 @@ def test_a_process_per_core(shipped: Path, clips: Path, expected: dict[str, list
     assert "Traceback" not in done.stderr
 
 
-def members(group: int) -> list[str]:
+def members(group: int) -> list[int]:
     """Return the processes of a group that have not ended; those that have may wait for their parent."""
     found = []
     for place in Path("/proc").glob("[0-9]*/stat"):
@@ -199,8 +199,31 @@ def members(group: int) -> list[str]:
             number, _, rest = place.read_text().partition(" ")
             state, _, of_group = rest.rpartition(") ")[2].split()[:3]
             if int(of_group) == group and state not in "ZX":
-                found.append(f"{number} {rest}")
+                found.append(int(number))
     return found
+
+
+def ignores(process: int, number: signal.Signals) -> bool:
+    status = Path(f"/proc/{process}/status").read_text()
+    (mask,) = [line.split()[1] for line in status.splitlines() if line.startswith("SigIgn:")]
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="lists processes as Linux does")
+def test_a_process_that_is_killed_ends_the_others_with_a_sentence(shipped: Path, clips: Path) -> None:
+    command = [sys.executable, EXAMPLES / "process_per_core.py", shipped, *[clips / GOOD[0]] * 500, "--processes", "2"]
+    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    busiest = max(members(process.pid), key=lambda number: (number != process.pid, memory_of(number)))
+    os.kill(busiest, signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err.splitlines()[-1].startswith("process_per_core: a process was killed")
+
+
+def memory_of(process: int) -> int:
+    return int(Path(f"/proc/{process}/statm").read_text().split()[1])
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="lists processes as Linux does")
@@ -211,6 +234,9 @@ def test_ctrl_c_ends_all_processes(whom: str, shipped: Path, clips: Path) -> Non
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stdout is not None
     assert json.loads(process.stdout.readline())["top"]
+    workers = [number for number in members(process.pid) if number != process.pid]
+    assert len(workers) >= 2
+    assert all(ignores(number, signal.SIGINT) for number in workers), "from their start: they print no tracebacks"
     if whom == "group":
         os.killpg(process.pid, signal.SIGINT)
     else:
