@@ -29,6 +29,7 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
         "flowless.bench.speed.shared_cores:main",
         "what training, evaluation and each engine lose beside other programs",
     ),
+    "processes": ("flowless.bench.speed.processes:main", "many videos: a process per core beside one engine with all threads"),
     "motion": ("flowless.bench.motion.motion:main", "motion cues beside optical flow on the same frames: speed, operations, pictures"),
     "decode": ("flowless.bench.speed.decode:main", "whether every frame is the requested one, and how fast, beside other readers"),
     "memory": ("flowless.bench.speed.memory:main", "memory of a batch of 4K clips, and over ten thousand clips"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import threading
 import time
@@ -81,6 +82,11 @@ def likeliest(scores: np.ndarray, labels: Sequence[str], top: int) -> tuple[Labe
     return tuple(Label(label=labels[index], index=index, score=float(shares[index])) for index in order)
 
 
+def _import_reading() -> None:
+    importlib.import_module("flowless.pipeline.clip.preprocess")
+    importlib.import_module("flowless.pipeline.video.open_reader")
+
+
 class Engine:
     """A loaded engine. Safe to call from several threads; calls run one after another.
 
@@ -93,6 +99,7 @@ class Engine:
         device: `CPU` or `GPU`.
         why: Why this target was chosen, in one sentence.
         manifest: The bundle's manifest.
+        warm_up_seconds: What `warm_up` took; None before it.
     """
 
     def __init__(self, backend: Backend, *, manifest: Manifest, target: str, precision: str, why: str) -> None:
@@ -106,6 +113,7 @@ class Engine:
         self.precision = precision
         self.device = backend.device
         self.why = why
+        self.warm_up_seconds: float | None = None
 
     def __repr__(self) -> str:
         return f"<Engine {self.model}: {self.target} {self.precision} on the {self.device}, {len(self.labels)} classes>"
@@ -135,6 +143,29 @@ class Engine:
             )
         with self._lock:
             return self._backend(np.ascontiguousarray(clip))
+
+    def warm_up(self, clips: int = 1) -> float:
+        """Run the engine on blank clips, and import what reads videos, so that the first real call is not slower than the others.
+
+        Libraries allocate memory, and some choose kernels, when they first see a batch of a size.
+
+        Args:
+            clips: Number of clips in the batch, at least 1; best the largest that will be scored.
+
+        Returns:
+            Seconds that it took, also kept as `warm_up_seconds`.
+
+        Raises:
+            FlowlessError: `clips` is less than 1.
+        """
+        if clips < 1:
+            raise FlowlessError(f"clips is {clips}; a warm-up takes at least 1.")
+        started = time.perf_counter()
+        if importlib.util.find_spec("av"):  # who scores arrays alone needs no PyAV
+            _import_reading()
+        self(np.zeros((clips, *self.spec.shape), np.uint8))
+        self.warm_up_seconds = time.perf_counter() - started
+        return self.warm_up_seconds
 
     @property
     def online(self) -> bool:
@@ -197,7 +228,7 @@ class Engine:
         if isinstance(paths, str | os.PathLike):
             raise FlowlessError(f"paths is {os.fspath(paths)!r}; predict_many takes a list of videos, predict a single one.")
         # Imported in the calling thread: a Ctrl-C within an import in a worker would leave the import lock held.
-        importlib.import_module("flowless.pipeline.clip.preprocess")
+        _import_reading()
         workers = workers or min(4, usable_cores())
         remaining = iter(paths)
         waiting: deque[tuple[str, Future[TimedClip]]] = deque()

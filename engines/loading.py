@@ -24,6 +24,7 @@ def load(
     *,
     threads: int | None = None,
     hint: str | None = None,
+    warm_up: bool | int = False,
 ) -> Engine:
     """Load a bundle: the fastest target that this machine can run, unless one is named.
 
@@ -36,18 +37,19 @@ def load(
         threads: CPU threads; None lets the library choose.
         hint: OpenVINO: precision to compute an fp32 engine in, `f32` (the default), `bf16` or `f16`. `bf16` is about twice
             as fast where the processor has it, and rounds to 8 bits; its scores were not compared with PyTorch's.
+        warm_up: True runs the engine on a blank clip before it is returned, a number on a batch of that many (`Engine.warm_up`), so
+            that the first real call is not slower than the others.
 
     Returns:
         An engine. Its `why` says what was chosen and why not the others. Its `precision` is the one that it computes in; where OpenVINO
-        silently falls back to another one on this processor, `why` says so.
+        silently falls back to another one on this processor, `why` says so. Its `warm_up_seconds` is what the warm-up took.
 
     Raises:
         FlowlessError: The bundle is damaged, or has no engine that runs here.
     """
     if target is not None:
         find_target(target)
-    if precision is not None and precision not in _PREFERRED:
-        raise FlowlessError(f"precision is {precision!r}; it must be one of {', '.join(reversed(_PREFERRED))}.")
+    check_precision(precision)
     if hint is not None and hint not in HINTS:
         raise FlowlessError(f"hint is {hint!r}; it must be one of {', '.join(HINTS)}.")
     if hint is not None and target is None:
@@ -56,15 +58,26 @@ def load(
         raise FlowlessError(f"hint is {hint!r} and target {target!r}; only openvino takes a hint.")
     if threads is not None and threads < 1:
         raise FlowlessError(f"threads is {threads}; it must be at least 1.")
+    if not isinstance(warm_up, int) or warm_up < 0:
+        raise FlowlessError(f"warm_up is {warm_up!r}; it must be True, False, or the number of clips in a batch.")
     manifest = read_manifest(bundle)
-    artefact, why = _choose(manifest, target, precision)
-    manifest.check(artefact.files)
+    artefact, why = choose(manifest, target, precision)
+    manifest.check(manifest.files_of(artefact))
     backend = open_backend(artefact, manifest.path_of(artefact.files[0]), classes=len(manifest.labels), threads=threads, hint=hint)
     computed, reason = computed_precision(artefact, hint)
     why += reason
     if backend.fallback:
         why += f"; on the {backend.device}, because {backend.fallback}"
-    return Engine(backend, manifest=manifest, target=artefact.target, precision=computed, why=why)
+    engine = Engine(backend, manifest=manifest, target=artefact.target, precision=computed, why=why)
+    if warm_up:
+        engine.warm_up(int(warm_up))
+    return engine
+
+
+def check_precision(precision: str | None) -> None:
+    """Raise FlowlessError for a precision that no engine has; None is any."""
+    if precision is not None and precision not in _PREFERRED:
+        raise FlowlessError(f"precision is {precision!r}; it must be one of {', '.join(reversed(_PREFERRED))}.")
 
 
 def computed_precision(artefact: Artefact, hint: str | None) -> tuple[str, str]:
@@ -78,8 +91,8 @@ def computed_precision(artefact: Artefact, hint: str | None) -> tuple[str, str]:
     return HINTS[asked], f", computing in {HINTS[asked]} by its hint" if hint else ""
 
 
-def _choose(manifest: Manifest, target: str | None, precision: str | None) -> tuple[Artefact, str]:
-    """Return the engine to open and the sentence that says why."""
+def choose(manifest: Manifest, target: str | None, precision: str | None) -> tuple[Artefact, str]:
+    """Return the engine to open and the sentence that says why; arguments and errors are those of `load`."""
     passed_over: list[str] = []
     for name in (target,) if target else _order(manifest, precision):
         reason, artefact = _candidate(manifest, name, precision)
@@ -90,14 +103,20 @@ def _choose(manifest: Manifest, target: str | None, precision: str | None) -> tu
             why = f"{name} {artefact.precision}: {because} ({artefact.status})"
             return artefact, "; ".join([why, *passed_over])
         passed_over.append(f"not {name}: {reason}")
-    have = ", ".join(f"{item.target} {item.precision}" for item in manifest.artefacts) or "none"
     wanted = " ".join(filter(None, (target, precision)))
     missing = f"no engine {wanted} that runs here" if wanted else "no engine that runs here"
-    build = (target or "openvino") + (f" --precision {precision}" if precision else "")
     raise FlowlessError(
-        f"{manifest.folder}: {missing} ({'; '.join(passed_over)}). The bundle's engines: {have}. "
-        f"Build one with: flowless build {manifest.folder} --target {build}"
+        f"{manifest.folder}: {missing} ({'; '.join(passed_over)}). The bundle's engines: {manifest.engine_names}. "
+        f"{_remedy(manifest, target, precision)}"
     )
+
+
+def _remedy(manifest: Manifest, target: str | None, precision: str | None) -> str:
+    """Return what to do where a bundle has no engine of a target and precision that runs here."""
+    if manifest.packed:
+        return "It is a packed bundle: pack another engine of the full bundle, with: flowless pack BUNDLE --target T --precision P"
+    build = (target or "openvino") + (f" --precision {precision}" if precision else "")
+    return f"Build one with: flowless build {manifest.folder} --target {build}"
 
 
 def _order(manifest: Manifest, precision: str | None) -> list[Target]:

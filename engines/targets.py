@@ -21,6 +21,8 @@ class TargetLibrary:
     """Name under which Python imports it."""
     distributions: tuple[str, ...]
     """Distributions on PyPI that install it; their versions decide its engines."""
+    licence: str
+    """Its name and its licence, for the note in a packed bundle."""
     extra: str = ""
     """The extra of flowless that installs it; empty: the base install has it."""
     gpu_to_build: bool = False
@@ -51,6 +53,7 @@ TARGETS: dict[Target, TargetLibrary] = {
     "tensorrt": TargetLibrary(
         module="tensorrt",
         distributions=("tensorrt",),
+        licence="NVIDIA TensorRT: proprietary, under NVIDIA's licence agreement",
         extra="tensorrt",
         gpu_to_build=True,
         gpu_to_run=True,
@@ -59,12 +62,18 @@ TARGETS: dict[Target, TargetLibrary] = {
     "tensorrt-rtx": TargetLibrary(
         module="tensorrt_rtx",
         distributions=("tensorrt-rtx",),
+        licence="NVIDIA TensorRT for RTX: proprietary, under NVIDIA's licence agreement",
         extra="rtx",
         gpu_to_run=True,
         options=(*_TENSORRT_OPTIONS, "compute_capabilities"),
     ),
-    "openvino": TargetLibrary(module="openvino", distributions=("openvino",)),
-    "onnxruntime": TargetLibrary(module="onnxruntime", distributions=("onnxruntime-gpu", "onnxruntime"), extra="onnxruntime"),
+    "openvino": TargetLibrary(module="openvino", distributions=("openvino",), licence="OpenVINO: Apache License 2.0"),
+    "onnxruntime": TargetLibrary(
+        module="onnxruntime",
+        distributions=("onnxruntime-gpu", "onnxruntime"),
+        licence="ONNX Runtime: MIT License (on an NVIDIA GPU it loads CUDA and cuDNN, which are under NVIDIA's licence agreements)",
+        extra="onnxruntime",
+    ),
 }
 
 

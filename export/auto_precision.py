@@ -84,8 +84,9 @@ def try_precisions(settings: TrialSettings, targets: Sequence[Target]) -> list[R
     Raises:
         FlowlessError: The bundle cannot be used, or no target takes it even in fp32.
     """
-    here = machine_name()
-    earlier = {(row["target"], row["precision"]): row for row in read_manifest(settings.bundle).trials if row.get("machine") == here}
+    manifest, here = read_manifest(settings.bundle), machine_name()
+    manifest.refuse_packed()
+    earlier = {(row["target"], row["precision"]): row for row in manifest.trials if row.get("machine") == here}
     rows: list[Row] = []
     first_error: FlowlessError | None = None
     for target in targets:

@@ -125,6 +125,7 @@ def resolve(
     check_precision(precision)
     options.check(target)
     manifest = read_manifest(bundle)
+    manifest.refuse_packed()
     refuse_missing_library(target)
     key = engine_key(manifest, target, precision, options, calibration)
     there = manifest.artefact(target, precision)

@@ -1,8 +1,8 @@
 """flowless: fast video action recognition without optical flow, from video file to embedded engine.
 
 `scan` indexes videos, `train` trains a recipe on them, `evaluate` measures accuracy, `export` makes a bundle of a checkpoint, `build`
-adds an engine to it, `load` opens the engine that suits this machine. `flowless.train` and `flowless.export` are packages too, which
-are called as these functions.
+adds an engine to it, `pack` cuts it down to one engine, `load` opens the engine that suits this machine. `flowless.train` and
+`flowless.export` are packages too, which are called as these functions.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from flowless.errors import CheckFailed, FlowlessError
 
 if TYPE_CHECKING:
     from flowless.engines import load
+    from flowless.engines.bundle.pack import pack
     from flowless.export.build_engine import build
     from flowless.export.export_bundle import export_bundle as export
     from flowless.pipeline import scan
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from flowless.train.train_recipe import train
 
 __version__ = "0.1.0"
-__all__ = ["CheckFailed", "FlowlessError", "__version__", "build", "evaluate", "export", "load", "scan", "train"]
+__all__ = ["CheckFailed", "FlowlessError", "__version__", "build", "evaluate", "export", "load", "pack", "scan", "train"]
 
 #: Public name -> its module and its name there. Imported at first use, so that `import flowless` stays instant.
 _FUNCTIONS = {
@@ -31,6 +32,7 @@ _FUNCTIONS = {
     "evaluate": ("flowless.train.evaluation.evaluate", "evaluate"),
     "export": ("flowless.export.export_bundle", "export_bundle"),
     "load": ("flowless.engines", "load"),
+    "pack": ("flowless.engines.bundle.pack", "pack"),
     "scan": ("flowless.pipeline", "scan"),
     "train": ("flowless.train.train_recipe", "train"),
 }

@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("flowless.export.export_command:export", "a bundle with model.onnx, checked against PyTorch"),
     "build": ("flowless.export.build_command:main", "build an engine into a bundle; verified before it is kept"),
     "cache": ("flowless.export.cache:main", "the graphs and timings that builds keep in the user's cache folder; --clear empties it"),
+    "pack": ("flowless.engines.pack_command:main", "a copy of a bundle with the one engine that ships, and a note on licences"),
     "predict": ("flowless.engines.predict_command:predict", "recognise the action in each video"),
     "explain": ("flowless.export.explain.explain_command:main", "what a prediction rests on (page or film), or accuracy by class (--data)"),
     "bench": ("flowless.bench.commands:bench", "measure: speed, motion cues, the systems side by side; see flowless bench"),

@@ -1,14 +1,17 @@
-"""Fixtures and settings of all tests: real clips, shared artefacts, the cache, GPU tests, and distribution over processes."""
+"""Fixtures and settings of all tests: real clips, shared artefacts, the cache, the base install, GPU tests, distribution over processes."""
 
 from __future__ import annotations
 
 import gc
+import importlib.metadata
 import importlib.util
 import os
+import re
 import shutil
 import signal
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -23,7 +26,8 @@ from flowless.thread_waiting import let_waiting_threads_sleep
 
 # The helper modules are beside the tests, which are not a package.
 sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+_ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(_ROOT / "scripts"))
 
 # A script's background jobs ignore SIGINT and pass that on; the processes that tests interrupt must not.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -133,6 +137,37 @@ def train_index(shapes: Path) -> DatasetIndex:
 @pytest.fixture(scope="session")
 def val_index(shapes: Path) -> DatasetIndex:
     return DatasetIndex.load(shapes / "val.index.jsonl")
+
+
+def _link_base_install(folder: Path) -> Path:
+    """Link flowless and the libraries of requirements/base.txt into `folder`; return it."""
+    folder.mkdir(parents=True)
+    (folder / "flowless").symlink_to(_ROOT / "flowless", target_is_directory=True)
+    pinned = (_ROOT / "requirements" / "base.txt").read_text(encoding="utf-8")
+    for name in re.findall(r"^([a-z0-9][a-z0-9._-]*)==", pinned, flags=re.MULTILINE):
+        try:
+            distribution = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # pinned for another system
+        for part in {file.parts[0] for file in distribution.files or () if ".." not in file.parts}:
+            target, link = Path(str(distribution.locate_file(part))), folder / part
+            if target.exists() and not link.exists() and part != "__pycache__":
+                link.symlink_to(target)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run_bare(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sequence[str]], subprocess.CompletedProcess[str]]:
+    """Return a function that runs Python with the given arguments, the base install and the standard library."""
+    site = _link_base_install(tmp_path_factory.mktemp("bare") / "site")
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+
+    def run(args: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        # -S leaves out this environment's site-packages, so only the links are found.
+        command = [sys.executable, "-S", *map(str, args)]
+        return subprocess.run(command, env={**clean, "PYTHONPATH": str(site)}, capture_output=True, text=True, check=False, cwd=site)
+
+    return run
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
@@ -76,9 +77,9 @@ class Manifest:
     memory: int = 0
     """Earlier frames that an online graph takes beside the newest one, N - 1 (`engines/streaming/memory.py`); 0: it takes whole clips."""
     graph: str = "model.onnx"
-    """The ONNX graph that every artefact was built from."""
+    """The ONNX graph that every artefact was built from; a packed bundle has it only where its engine needs it."""
     reference: str = "reference.npz"
-    """Clips, and PyTorch's scores of them, that an artefact is compared with."""
+    """Clips, and PyTorch's scores of them, that an artefact is compared with; a packed bundle has none."""
     versions: dict[str, str] = field(default_factory=dict)
     """Libraries that made the graph."""
     parity: dict[str, Any] = field(default_factory=dict)
@@ -95,6 +96,34 @@ class Manifest:
     def artefact(self, target: str, precision: str) -> Artefact | None:
         """Return the engine of a target and precision, None where the bundle has none."""
         return next((item for item in self.artefacts if (item.target, item.precision) == (target, precision)), None)
+
+    @property
+    def engine_names(self) -> str:
+        """The engines by target and precision, for messages."""
+        return ", ".join(f"{item.target} {item.precision}" for item in self.artefacts) or "none"
+
+    def files_of(self, artefact: Artefact) -> tuple[str, ...]:
+        """Return the files that loading an engine reads: its own, and the graph that an engine without weights takes them from."""
+        graph = artefact.options.get("refit_from") if artefact.options.get("stripped") else None
+        if not graph:
+            return artefact.files
+        beside = posixpath.join(posixpath.dirname(artefact.files[0]), str(graph))
+        return tuple(dict.fromkeys((*artefact.files, posixpath.normpath(beside))))
+
+    @property
+    def packed(self) -> bool:
+        """Whether `flowless pack` cut the bundle down to one engine: then the reference clips are not among its files."""
+        return self.reference not in self.files and len(self.artefacts) == 1
+
+    def refuse_packed(self) -> None:
+        """Raise FlowlessError where the bundle is packed, because engines are built from files that it does not have."""
+        if self.packed:
+            missing = " and ".join(name for name in (self.graph, self.reference) if name not in self.files)
+            (engine,) = self.artefacts
+            raise FlowlessError(
+                f"{self.folder}: a packed bundle: it has the engine {engine.target} {engine.precision} alone, without {missing}. "
+                "Use the full bundle that flowless pack made it from."
+            )
 
     def path_of(self, name: str) -> Path:
         """Return the path of one of the bundle's files; refuse a name that leads out of the bundle."""
@@ -115,6 +144,8 @@ class Manifest:
             path = self.path_of(name)
             record = self.files.get(name)
             if record is None:
+                if name in {self.graph, self.reference}:
+                    self.refuse_packed()
                 raise FlowlessError(f"{self.folder / MANIFEST}: has no fingerprint of {name!r}. Export the model again.")
             if not path.is_file():
                 raise FlowlessError(f"{path}: this file of the bundle is missing. Copy the bundle again, whole, or export the model again.")

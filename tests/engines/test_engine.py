@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -120,6 +122,8 @@ def test_on_a_gpu_that_tensorrt_rtx_does_not_know_the_next_engine_is_taken(built
         ({"hint": "f8"}, "hint is 'f8'"),
         ({"target": "onnxruntime", "hint": "bf16"}, "only openvino takes a hint"),
         ({"threads": 0}, "threads is 0"),
+        ({"warm_up": -1}, "warm_up is -1; it must be True, False, or the number of clips in a batch"),
+        ({"warm_up": "yes"}, "warm_up is 'yes'; it must be True, False"),
     ],
 )
 def test_what_load_refuses(arguments, says, built):
@@ -175,6 +179,51 @@ def test_outputs_stay_when_the_engine_runs_again(engine):
     copy = kept.copy()
     engine(second[None])
     np.testing.assert_array_equal(kept, copy)
+
+
+class CountingBackend:
+    """A real backend, with the clips that it was given."""
+
+    def __init__(self, backend):
+        self.backend, self.seen = backend, []
+        self.device, self.fallback = backend.device, backend.fallback
+
+    def __call__(self, clip):
+        self.seen.append(clip)
+        return self.backend(clip)
+
+
+@pytest.mark.parametrize(("warm_up", "clips"), [(False, []), (0, []), (True, [1]), (3, [3])])
+@pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
+def test_a_warm_up_runs_the_engine_before_it_is_returned(target, warm_up, clips, built, monkeypatch):
+    monkeypatch.setattr(loading, "open_backend", lambda *args, **options: CountingBackend(open_backend(*args, **options)))
+    engine = flowless.load(built, target, warm_up=warm_up)
+    seen = engine._backend.seen  # pyright: ignore[reportAttributeAccessIssue]
+    assert [len(batch) for batch in seen] == clips
+    assert not any(batch.any() for batch in seen)
+    assert (engine.warm_up_seconds is None) == (not clips)
+    assert engine.warm_up_seconds is None or engine.warm_up_seconds > 0
+    some = random_clips(engine.spec)
+    assert engine(some).tobytes() == flowless.load(built, target)(some).tobytes()
+
+
+def test_a_warm_up_of_an_online_graph(film_bundles):
+    engine = flowless.load(film_bundles["online"], warm_up=2)
+    assert engine.online
+    assert engine.warm_up_seconds
+
+
+def test_after_a_warm_up_the_first_prediction_imports_nothing(built, videos):
+    code = f"""
+import sys, flowless
+engine = flowless.load({str(built)!r}, "openvino", warm_up=True)
+before = set(sys.modules)
+engine.predict({str(videos[0])!r})
+new = sorted(name for name in set(sys.modules) - before if name.startswith("flowless") or name in {{"av", "PIL.Image"}})
+sys.exit(f"imported: {{new}}" if new else 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_many_threads_one_engine(engine):

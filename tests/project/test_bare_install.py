@@ -33,6 +33,8 @@ LIGHT = (
     *(
         "engines",
         "engines.bundle.manifest",
+        "engines.bundle.pack",
+        "engines.pack_command",
         "engines.predict_command",
         "bench.commands",
         "train.commands.evaluate",

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ MAY_IMPORT = {
 
 def sources() -> list[Path]:
     """Return every Python file of the project."""
-    folders = [ROOT / folder for folder in (*PACKAGES, "scripts", "tests")]
+    folders = [ROOT / folder for folder in (*PACKAGES, "examples", "scripts", "tests")]
     return sorted([*(ROOT / "flowless").glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))])
 
 
@@ -75,6 +76,17 @@ def test_examples_are_short() -> None:
 def test_no_module_is_named_after_a_library() -> None:
     clashes = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py") if path.stem in LIBRARIES]
     assert not clashes, "a script run by its path has its own folder first on the import path"
+
+
+def test_examples_import_what_an_application_imports() -> None:
+    names = [name for path in (ROOT / "examples").rglob("*.py") for name in _imports(path) if name.startswith("flowless")]
+    assert set(names) <= {"flowless", "flowless.engines", "flowless.machine"}
+
+
+def _imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield from [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
 
 
 @pytest.mark.parametrize("package", PACKAGES)

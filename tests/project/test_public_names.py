@@ -1,4 +1,4 @@
-"""What `import flowless` offers: six functions, from Python as from the command line, on a generated data set."""
+"""What `import flowless` offers: seven functions, from Python as from the command line, on a generated data set."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_importing_flowless_imports_no_library() -> None:
 
 @pytest.mark.parametrize("first", ["flowless", "flowless.train", "flowless.export", "flowless.train.models"])
 def test_names_are_callable_whatever_was_imported_before(first: str) -> None:
-    code = f"import {first}, flowless; assert all(callable(getattr(flowless, name)) for name in flowless.__all__ if name[0] in 'belst')"
+    code = f"import {first}, flowless; assert all(callable(getattr(flowless, name)) for name in flowless.__all__ if name[0] in 'belpst')"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -36,7 +36,7 @@ def test_a_process_pool_takes_a_function_whatever_was_imported_before(first: str
 
 
 def test_every_public_function_is_documented() -> None:
-    for name in ("build", "evaluate", "export", "load", "scan", "train"):
+    for name in ("build", "evaluate", "export", "load", "pack", "scan", "train"):
         function = flowless.__getattr__(name)
         assert "Args:" in (inspect.getdoc(function) or ""), name
 

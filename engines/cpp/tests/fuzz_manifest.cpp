@@ -70,4 +70,62 @@ int main(int count, char** names) {
   std::printf("%zu seeds read\n", read);
   return read == 0 ? 1 : 0;
 }
+#else
+#include <cstring>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <vector>
+
+namespace {
+
+using Json = nlohmann::json;
+
+void collect(Json& value, std::vector<Json*>& found) {
+  for (Json& item : value) {
+    found.push_back(&item);
+    if (item.is_structured()) {
+      collect(item, found);
+    }
+  }
+}
+
+// Replace or remove a value anywhere in a document, which changes of single bytes seldom do.
+void change(Json& document, std::minstd_rand& random) {
+  static Json const kValues =
+      Json::parse(R"([null, true, -1, 0, 1, 3, 32769, 9223372036854775808, 1.5, 1e300, "", "..", "/a", "a",
+    [], {}, [0.5], [[]], {"a": 1}, [1, "a"]])");
+  std::vector<Json*> values;
+  collect(document, values);
+  Json& value = *values[random() % values.size()];
+  size_t const kind = random() % 4;
+  if (kind == 0 && value.is_structured() && !value.empty()) {
+    auto item = value.begin();
+    std::advance(item, static_cast<ptrdiff_t>(random() % value.size()));
+    value.erase(item);
+  } else if (kind == 1) {
+    value = Json(*values[random() % values.size()]);
+  } else {
+    value = kValues[random() % kValues.size()];
+  }
+}
+
+}  // namespace
+
+extern "C" size_t LLVMFuzzerMutate(uint8_t* data, size_t size, size_t limit);
+
+extern "C" size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size, size_t limit, unsigned seed) {
+  std::minstd_rand random(seed);
+  if (random() % 2 == 0) {
+    Json document = Json::parse(data, data + size, nullptr, false);
+    if (document.is_structured() && !document.empty()) {
+      change(document, random);
+      std::string const text = document.dump(-1, ' ', false, Json::error_handler_t::replace);
+      if (text.size() <= limit) {
+        std::memcpy(data, text.data(), text.size());
+        return text.size();
+      }
+    }
+  }
+  return LLVMFuzzerMutate(data, size, limit);
+}
 #endif

@@ -83,6 +83,12 @@ TEST_CASE("an error has the value, what is allowed and what to do") {
       "/tmp/bundle/manifest.json: is a flowless-bundle of version 7; this flowless reads version 1. Update flowless.");
 }
 
+TEST_CASE("a version of 30 digits is newer") {
+  std::string text = kDocument.dump();
+  text.replace(text.find("\"version\":1"), 11, "\"version\":" + std::string(30, '9'));
+  CHECK(refusalOf([&] { flowless::detail::parseManifest("/tmp/bundle", text); }).first == FLOWLESS_UNSUPPORTED);
+}
+
 TEST_CASE("all problems of a clip are in one error") {
   Json document = kDocument;
   document["spec"]["segments"] = 0;
