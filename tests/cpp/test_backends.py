@@ -362,7 +362,7 @@ def test_the_runtime_of_tensorrt_rtx_starts_without_a_gpu(tmp_path, monkeypatch)
     monkeypatch.setenv("FLOWLESS_TENSORRT_LIBRARIES", libraries.submodule_search_locations[0])
     name, reason = run(program, file).splitlines()
     process = tensorrt_process("tensorrt-rtx")
-    artefact = Artefact(target="tensorrt-rtx", precision="fp32", status="", files=("x",), versions={}, options={})
+    artefact = Artefact(target="tensorrt-rtx", precision="fp32", status="built, not run here", files=("x",), versions={}, options={})
     with pytest.raises(FlowlessError) as caught:
         tensorrt_backend.open_engine(process, process.trt.Runtime(process.logger), file, artefact=artefact)
     assert str(caught.value).startswith(f"{file}: {name} cannot read this engine here ({reason}); build it again")
