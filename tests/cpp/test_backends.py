@@ -33,47 +33,11 @@ FLAGS = ["-std=c++17", "-Wall", "-Wextra", "-Werror", f"-I{CPP / 'include'}", f"
 #: Exit codes of the driver: flowless_status.
 INVALID, DAMAGED, UNSUPPORTED, RUNTIME = 1, 3, 4, 5
 
-_spec = importlib.util.spec_from_file_location("flowless_export_fixtures", ROOT / "tests" / "export" / "conftest.py")
-assert _spec is not None
-assert _spec.loader is not None
-_module = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_module)
-checkpoint, exported, built, videos = _module.checkpoint, _module.exported, _module.built, _module.videos
-film_model, film_bundles = _module.film_model, _module.film_bundles
-learnt, calibration = _module.learnt, _module.calibration
-
-
-#: The driver beside the library's own objects; it finds the engines' libraries as the library's CMake files do.
-PROJECT = """
-cmake_minimum_required(VERSION 3.22)
-project(backend_driver LANGUAGES C CXX)
-add_subdirectory({cpp} flowless)
-get_directory_property(more DIRECTORY {cpp} DEFINITION flowless_more_objects)
-get_directory_property(folders DIRECTORY {cpp} DEFINITION flowless_library_folders)
-add_executable(backend_driver {cpp}/tests/backend_driver.cpp)
-target_compile_features(backend_driver PRIVATE cxx_std_17)
-target_link_libraries(backend_driver PRIVATE flowless_parts ${{more}})
-set_target_properties(backend_driver PROPERTIES BUILD_RPATH "${{folders}}")
-"""
-
 
 @pytest.fixture(scope="session")
-def driver(once) -> Path:
+def driver(cpp_build) -> Path:
     """The program `engines/cpp/tests/backend_driver.cpp`."""
-    if not (CPP / "cmake" / "engine_libraries.cmake").is_file() or not (CPP / "src" / "manifest.cpp").is_file():
-        pytest.skip("the other parts of the C++ library are not here yet")
-    if not all(map(shutil.which, ("cmake", "ninja", "g++"))):
-        pytest.skip("cmake, ninja or g++ is not here, so the C++ library is not built")
-    import openvino
-
-    def make(folder: Path) -> None:
-        folder.mkdir()
-        (folder / "CMakeLists.txt").write_text(PROJECT.format(cpp=CPP), encoding="utf-8")
-        options = [f"-DOpenVINO_DIR={Path(str(openvino.__file__)).parent / 'cmake'}", "-DFLOWLESS_WERROR=ON"]
-        run("cmake", "-G", "Ninja", "-S", folder, "-B", folder / "build", "-DCMAKE_CXX_COMPILER=g++", *options)
-        run("cmake", "--build", folder / "build", "--target", "backend_driver")
-
-    return once("cpp-backend-driver", make) / "build" / "backend_driver"
+    return cpp_build("release") / "tests" / "backend_driver"
 
 
 def run(*command: str | Path) -> str:
