@@ -267,7 +267,7 @@ def test_views_are_averaged(sampling, crop, views, built, videos):
             seen.append(len(clip))
             return backend(clip)
 
-    engine = Engine(Counting(), manifest=replace(manifest, spec=spec), target="openvino", precision="fp32", why="")
+    engine = Engine(Counting(), manifest=replace(manifest, spec=spec), target="openvino", precision="fp32", why="")  # pyright: ignore[reportArgumentType]
     prediction = engine.predict(videos[0])
     assert sum(seen) == views
     assert max(seen) <= 8
@@ -317,7 +317,7 @@ def test_decoding_goes_on_while_the_engine_runs(engine, videos):
 
     module.timed_clip = counting
     try:
-        slow = Engine(Waiting(), manifest=engine.manifest, target="openvino", precision="fp32", why="")
+        slow = Engine(Waiting(), manifest=engine.manifest, target="openvino", precision="fp32", why="")  # pyright: ignore[reportArgumentType]
         assert len(list(slow.predict_many(videos * 2, workers=2))) == 6
     finally:
         module.timed_clip = real
