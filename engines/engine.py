@@ -7,15 +7,18 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Literal, overload
 
 import numpy as np
 
+from flowless.cuda_driver import Gpu
 from flowless.engines.backends.backend import DeviceBackend
 from flowless.engines.bundle.manifest import Manifest
+from flowless.engines.decoded_scores import Decode, decodes_on_gpu, score_decoded
 from flowless.engines.device.device_array import DeviceArray, borrow, is_foreign, place
 from flowless.engines.streaming.memory import OnlineBackend, refuse_several_frames
 from flowless.engines.video import TimedClip, timed_clip
@@ -57,6 +60,10 @@ class Prediction:
     """Time of `decode`, `preprocess` and `engine`."""
     warning: str = ""
     """What is missing from the video, such as lost packets; empty where nothing is."""
+    decoder: str = "pyav"
+    """Library that decoded it: `pyav`, or `dali` (`decode="gpu"`)."""
+    fallback: str = ""
+    """Why PyAV decoded it where DALI was to; empty otherwise."""
     error: str | None = None
     """Why the video could not be read; None where it could."""
 
@@ -66,7 +73,8 @@ class Prediction:
             return {"video": self.video, "error": self.error}
         top = [{"label": item.label, "index": item.index, "score": item.score} for item in self.top]
         document = {"video": self.video, "top": top, "target": self.target, "precision": self.precision, "seconds": self.seconds}
-        return {**document, "warning": self.warning} if self.warning else document
+        document |= {"decoder": self.decoder, "fallback": self.fallback, "warning": self.warning}
+        return {name: value for name, value in document.items() if value != ""}
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
@@ -173,6 +181,11 @@ class Engine:
         return value
 
     @property
+    def gpu(self) -> Gpu | None:
+        """The GPU whose memory it takes; None where it runs on the CPU."""
+        return self._backend.gpu
+
+    @property
     def online(self) -> bool:
         """Whether the graph takes a frame and a memory (`flowless export --online`). Such an engine scores whole clips as well."""
         return self.manifest.memory > 0
@@ -233,7 +246,9 @@ class Engine:
         """
         return self._predict(os.fspath(path), timed_clip(path, self.spec), top)
 
-    def predict_many(self, paths: Iterable[str | os.PathLike[str]], top: int = 5, *, workers: int | None = None) -> Iterator[Prediction]:
+    def predict_many(
+        self, paths: Iterable[str | os.PathLike[str]], top: int = 5, *, workers: int | None = None, decode: Decode = "auto"
+    ) -> Iterator[Prediction]:
         """Predict videos in their order; the next ones are decoded while the engine runs.
 
         A video that cannot be read gives a `Prediction` with its `error`; the others are still predicted.
@@ -242,9 +257,18 @@ class Engine:
             paths: The videos.
             top: Number of classes to name.
             workers: Decoding threads; by default one per core, at most four. At most one clip more than that is held ready.
+            decode: `cpu`: PyAV decodes and Pillow resizes, as in `predict`. `gpu`: DALI decodes (NVDEC), resizes and crops, two batches
+                are held ready, and PyAV decodes what DALI cannot (`Prediction.fallback`). `auto`: `gpu` where the engine runs on an
+                NVIDIA GPU, and DALI and NVDEC are there.
+
+        Raises:
+            FlowlessError: `decode` is `gpu`, and something that it needs is missing.
         """
         if isinstance(paths, str | os.PathLike):
             raise FlowlessError(f"paths is {os.fspath(paths)!r}; predict_many takes a list of videos, predict a single one.")
+        if decodes_on_gpu(decode, self):
+            yield from self._predict_decoded(paths, top, threads=workers, device_id=0)
+            return
         # Imported in the calling thread: a Ctrl-C within an import in a worker would leave the import lock held.
         importlib.import_module("flowless.pipeline.clip.preprocess")
         workers = workers or min(4, usable_cores())
@@ -274,6 +298,33 @@ class Engine:
             finally:
                 for _, clip in waiting:
                     clip.cancel()
+
+    def _predict_decoded(
+        self, paths: Iterable[str | os.PathLike[str]], top: int, *, threads: int | None, device_id: int | None
+    ) -> Generator[Prediction, None, None]:
+        """Predict videos that DALI decodes on a GPU or, where `device_id` is None, on the CPU."""
+        if top < 1:
+            raise FlowlessError(f"top is {top}; it must be at least 1.")
+        scored = score_decoded(
+            self, (os.fspath(path) for path in paths), self.spec, views_at_once=_VIEWS_AT_ONCE, threads=threads, device_id=device_id
+        )
+        with closing(scored):
+            for video in scored:
+                name, made = video.decoded.part.path, video.decoded
+                if video.scores is None:
+                    yield Prediction(video=name, error=str(made.error))
+                    continue
+                yield Prediction(
+                    video=name,
+                    top=likeliest(video.scores, self.labels, top),
+                    scores=video.scores,
+                    target=self.target,
+                    precision=self.precision,
+                    seconds={**made.seconds, "engine": video.seconds},
+                    warning=made.gaps,
+                    decoder=video.decoder,
+                    fallback=made.fallback,
+                )
 
     def _predict(self, name: str, made: TimedClip, top: int) -> Prediction:
         if top < 1:
