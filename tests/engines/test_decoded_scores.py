@@ -25,7 +25,8 @@ from flowless.engines import decoded_scores
 from flowless.engines.decoded_scores import decodes_on_gpu
 from flowless.engines.engine import Engine, Prediction
 from flowless.errors import FlowlessError
-from flowless.pipeline.clip.preprocess import load_clip
+from flowless.pipeline.clip.preprocess import load_clip, resize_and_crop
+from flowless.pipeline.clip.sampling import clip_indices
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.pipeline.dataset.scan import scan
 from flowless.pipeline.video.encode import write_video
@@ -38,8 +39,10 @@ from flowless.pipeline.loading import decoded_batches
 from flowless.pipeline.loading.dali_graph import TOLERANCE_EDGE, TOLERANCE_MAX, TOLERANCE_MEAN
 from flowless.pipeline.loading.decoded_batches import decode_batches
 
-#: What DALI's and FFmpeg's conversions from YUV to RGB differ by, in grey levels (`LoaderOptions.decoder`).
-CONVERSION = 2
+#: Mean difference, and the difference that 99 % of the values do not exceed, of what DALI and FFmpeg make of the same YUV picture, in
+#: grey levels. They interpolate the colours of neighbouring pixels differently: measured on four recorded videos 1.2 to 1.5, and 3 to 9;
+#: single values at the edges of colours differ by up to 36.
+CONVERSION_MEAN, CONVERSION_99 = 2.0, 12
 VP9 = {"codec": "libvpx-vp9", "options": {"deadline": "realtime", "cpu-used": "8", "g": "16"}}
 
 
@@ -68,10 +71,15 @@ def by_pyav(engine: Engine, paths: list[Path]) -> list[Prediction]:
     return list(engine.predict_many(paths, 3, decode="cpu"))
 
 
-def assert_close(found: Prediction, expected: Prediction) -> None:
-    assert found.scores is not None
-    assert expected.scores is not None
-    np.testing.assert_allclose(found.scores, expected.scores, atol=0.02 * np.ptp(expected.scores))
+def scores_of(prediction: Prediction) -> np.ndarray:
+    assert prediction.scores is not None, prediction.error
+    return prediction.scores
+
+
+def assert_close(found: Prediction, expected: Prediction, *, share: float = 0.02) -> None:
+    """Compare scores; the tolerance is a share of what the classes' scores differ by, 0 for the same pixels."""
+    reference = scores_of(expected)
+    np.testing.assert_allclose(scores_of(found), reference, atol=1e-6 + share * float(np.ptp(reference)))
 
 
 def test_scores_are_those_of_pyavs_videos(engine: Engine, vp9: list[Path]) -> None:
@@ -84,7 +92,7 @@ def test_scores_are_those_of_pyavs_videos(engine: Engine, vp9: list[Path]) -> No
         assert one.top[0].label == other.top[0].label
         assert set(one.seconds) == {"decode", "preprocess", "engine"}
         assert min(one.seconds["decode"], one.seconds["engine"]) > 0
-    assert np.ptp([item.scores for item in expected[:3]], axis=0).max() > 0.1, "the videos must differ by more than the decoders"
+    assert np.ptp([scores_of(item) for item in expected[:3]], axis=0).max() > 0.1, "the videos must differ by more than the decoders"
 
 
 def test_many_views(built: Path, vp9: list[Path]) -> None:
@@ -105,7 +113,7 @@ def test_what_dali_cannot_decode_is_pyavs(engine: Engine, vp9: list[Path], video
     assert [item.decoder if item.error is None else "" for item in found] == ["dali", "pyav", "", "dali", "", "pyav"]
     assert [item.error for item in found] == [item.error for item in expected]
     for place in (1, 5):  # the same code decodes them
-        np.testing.assert_allclose(found[place].scores, expected[place].scores, atol=1e-6)
+        assert_close(found[place], expected[place], share=0)
         assert "h264: on the CPU, DALI decodes mjpeg, vp8, vp9" in found[place].fallback
         assert found[place].to_dict()["fallback"] == found[place].fallback
     assert all(not item.fallback for item in found if item.decoder == "dali")
@@ -125,7 +133,7 @@ def test_a_video_at_which_dali_fails_costs_its_batch_alone(
     assert [item.decoder for item in found] == ["pyav"] * 8 + ["dali"] * 2
     assert {item.fallback.partition(" (")[0] for item in found[:8]} == {"DALI could not decode a video of its batch"}
     for one, other in zip(found[:8], expected[:8], strict=True):
-        np.testing.assert_allclose(one.scores, other.scores, atol=1e-6)
+        assert_close(one, other, share=0)
     assert_close(found[8], expected[8])
 
 
@@ -149,19 +157,38 @@ def recorded(clips: Path, once: Any) -> list[Path]:
     return [once(f"recorded-{source.stem}.webm", partial(make, source=source)) for source in sources]
 
 
+def frames_by_dali(path: Path, ordinals: np.ndarray) -> np.ndarray:
+    """Return frames as DALI decodes them, neither resized nor cropped."""
+    from nvidia.dali import fn, types
+    from nvidia.dali.pipeline import pipeline_def
+
+    loose: Any = fn
+
+    @pipeline_def(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)  # pyright: ignore
+    def decoding() -> Any:
+        encoded = loose.external_source(name="encoded", ndim=1, dtype=types.UINT8)  # pyright: ignore
+        return loose.decoders.video(encoded, frames=ordinals.tolist(), device="cpu")
+
+    return np.array(decoding().run(encoded=[np.fromfile(path, np.uint8)])[0].as_tensor())[0]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("crop", ["centre", "three"])
-def test_recorded_frames_differ_by_the_resize_alone(recorded: list[Path], crop: Any) -> None:
-    """In grey levels; a crop at the frame's edge is resized with another rule there."""
+def test_what_differs_on_recorded_videos(recorded: list[Path], crop: Any) -> None:
+    """DALI's resize differs from Pillow's by a grey level; the rest is the decoders' conversion from YUV."""
     spec = ClipSpec(segments=4, frames_per_segment=2, crop=crop)
     (batch,) = decode_batches(map(whole_video, recorded), spec, batch_size=8, threads=2, device_id=None)
-    found = np.from_dlpack(batch.clips).reshape(len(recorded), spec.views, *spec.shape)
-    worst, mean = 0, 0.0
+    found = np.from_dlpack(batch.clips).reshape(len(recorded), spec.views, *spec.shape).astype(int)
+    worst = TOLERANCE_MAX if crop == "centre" else TOLERANCE_EDGE
     for path, views in zip(recorded, found, strict=True):
-        difference = np.abs(views.astype(int) - load_clip(path, spec))
-        worst, mean = max(worst, int(difference.max())), max(mean, float(difference.mean()))
-    assert 0 < worst <= CONVERSION + (TOLERANCE_MAX if crop == "centre" else TOLERANCE_EDGE)
-    assert mean <= CONVERSION / 2 + TOLERANCE_MEAN
+        with open_reader(path) as video:
+            indices = clip_indices(video.count, segments=4, frames_per_segment=2, rule="centre")
+        resized = resize_and_crop(frames_by_dali(path, indices.reshape(-1)), spec).reshape(views.shape)
+        assert np.abs(views - resized).max() <= worst
+        assert np.abs(views - resized).mean() <= TOLERANCE_MEAN
+        difference = np.abs(views - load_clip(path, spec))
+        assert 0 < difference.mean() <= CONVERSION_MEAN
+        assert np.percentile(difference, 99) <= CONVERSION_99
 
 
 @pytest.mark.slow
@@ -277,7 +304,7 @@ def test_an_evaluation_counts_decoders(engine: Engine, vp9: list[Path], videos: 
     assert len(found.bad_videos) == 1
     assert (found.decoded_by, expected.decoded_by) == ({"dali": 3, "pyav": 1}, {"pyav": 4})
     assert list(found.fallbacks.values()) == [1]
-    np.testing.assert_allclose(found.scores, expected.scores, atol=0.02 * np.ptp(expected.scores))
+    np.testing.assert_allclose(found.scores, expected.scores, atol=0.02 * float(np.ptp(expected.scores)))
     assert np.abs(found.scores[-1] - found.scores[0]).max() > 0, "a part is not the whole"
 
 
