@@ -81,7 +81,7 @@ def _scored(engine: Any) -> Generator[int, None, None]:
         yield _BATCH
 
 
-def _decoded(index: Any, spec: Any, device_id: int | None) -> Generator[int, None, None]:
+def _decoded(index: Any, spec: Any, device_id: Any) -> Generator[int, None, None]:
     """Decode the frames of the videos' clips, and do nothing with them."""
     from nvidia.dali import fn, types
     from nvidia.dali.pipeline import pipeline_def
