@@ -24,6 +24,7 @@ def load(
     *,
     threads: int | None = None,
     hint: str | None = None,
+    cuda_graph: bool = False,
 ) -> Engine:
     """Load a bundle: the fastest target that this machine can run, unless one is named.
 
@@ -36,6 +37,7 @@ def load(
         threads: CPU threads; None lets the library choose.
         hint: OpenVINO: precision to compute an fp32 engine in, `f32` (the default), `bf16` or `f16`. `bf16` is about twice
             as fast where the processor has it, and rounds to 8 bits; its scores were not compared with PyTorch's.
+        cuda_graph: TensorRT-RTX: let it capture its work as a CUDA graph and replay that, which saves launches. Not yet run on a GPU.
 
     Returns:
         An engine. Its `why` says what was chosen and why not the others. Its `precision` is the one that it computes in; where OpenVINO
@@ -54,12 +56,17 @@ def load(
         target = "openvino"
     if hint is not None and target != "openvino":
         raise FlowlessError(f"hint is {hint!r} and target {target!r}; only openvino takes a hint.")
+    if cuda_graph and target is None:
+        target = "tensorrt-rtx"
+    if cuda_graph and target != "tensorrt-rtx":
+        raise FlowlessError(f"cuda_graph is True and target {target!r}; only tensorrt-rtx captures CUDA graphs. Leave one of them out.")
     if threads is not None and threads < 1:
         raise FlowlessError(f"threads is {threads}; it must be at least 1.")
     manifest = read_manifest(bundle)
     artefact, why = _choose(manifest, target, precision)
     manifest.check(artefact.files)
-    backend = open_backend(artefact, manifest.path_of(artefact.files[0]), classes=len(manifest.labels), threads=threads, hint=hint)
+    path, classes = manifest.path_of(artefact.files[0]), len(manifest.labels)
+    backend = open_backend(artefact, path, classes=classes, threads=threads, hint=hint, cuda_graph=cuda_graph)
     computed, reason = computed_precision(artefact, hint)
     why += reason
     if backend.fallback:

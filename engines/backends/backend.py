@@ -66,7 +66,9 @@ def why_not(target: str, artefact: Artefact | None = None) -> str | None:
     return compatibility.unknown_gpu(here) if artefact is None else compatibility.mismatch(artefact, here)
 
 
-def open_backend(artefact: Artefact, path: Path, *, classes: int, threads: int | None = None, hint: str | None = None) -> DeviceBackend:
+def open_backend(
+    artefact: Artefact, path: Path, *, classes: int, threads: int | None = None, hint: str | None = None, cuda_graph: bool = False
+) -> DeviceBackend:
     """Open an artefact.
 
     Args:
@@ -75,13 +77,14 @@ def open_backend(artefact: Artefact, path: Path, *, classes: int, threads: int |
         classes: Scores per clip.
         threads: CPU threads; None lets the library choose.
         hint: OpenVINO only: precision to compute in, `f32` (the default), `bf16` or `f16`.
+        cuda_graph: TensorRT-RTX only: capture and replay a CUDA graph.
 
     Raises:
         FlowlessError: The library refuses the file.
     """
     try:
         with raise_lost_ctrl_c():  # a library may report an interrupt as an error of its own
-            graph = _open_graph(artefact, path, classes=classes, threads=threads, hint=hint)
+            graph = _open_graph(artefact, path, classes=classes, threads=threads, hint=hint, cuda_graph=cuda_graph)
         return (OnlineBackend if MEMORY in graph.inputs else _ClipBackend)(graph, classes=classes)
     except FlowlessError:
         raise
@@ -90,14 +93,14 @@ def open_backend(artefact: Artefact, path: Path, *, classes: int, threads: int |
         raise FlowlessError(f"{path}: {artefact.target} cannot load it ({reason}); {compatibility.rebuild(artefact)}.") from error
 
 
-def _open_graph(artefact: Artefact, path: Path, *, classes: int, threads: int | None, hint: str | None) -> Graph:
+def _open_graph(artefact: Artefact, path: Path, *, classes: int, threads: int | None, hint: str | None, cuda_graph: bool) -> Graph:
     if artefact.target == "openvino":
         return OpenVino(path, threads=threads, hint=hint or artefact.options.get("hint"))
     if artefact.target == "onnxruntime":
         return OnnxRuntime(path, threads=threads)
     from flowless.engines.backends.tensorrt_backend import TensorRt
 
-    return TensorRt(path, artefact=artefact, classes=classes)
+    return TensorRt(path, artefact=artefact, classes=classes, cuda_graph=cuda_graph)
 
 
 class _ClipBackend:

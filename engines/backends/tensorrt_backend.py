@@ -28,13 +28,14 @@ class TensorRt:
     device = "GPU"
     fallback = None
 
-    def __init__(self, path: Path, *, artefact: Artefact, classes: int) -> None:
+    def __init__(self, path: Path, *, artefact: Artefact, classes: int, cuda_graph: bool = False) -> None:
         """Open an engine.
 
         Args:
             path: Its file, one folder below the bundle's.
             artefact: Its record in the manifest.
             classes: Scores per clip.
+            cuda_graph: TensorRT-RTX only: let it capture its work as a CUDA graph and replay that.
 
         Raises:
             FlowlessError: There is no GPU, or this library cannot read the engine on it.
@@ -47,7 +48,7 @@ class TensorRt:
             # The runtime must outlive the engine, and the engine the context: TensorRT counts no references.
             self._runtime: Any = process.trt.Runtime(process.logger)
             self._engine: Any = open_engine(process, self._runtime, path, artefact=artefact)
-            self._context: Any = self._engine.create_execution_context()
+            self._context: Any = create_context(process, self._engine, cuda_graph=cuda_graph)
             if self._context is None:
                 raise FlowlessError(f"{path}: the GPU cannot take this engine ({errors}). Free memory on it, or {rebuild(artefact)}.")
         self._classes = classes
@@ -121,6 +122,19 @@ class TensorRt:
         if name == NEXT_MEMORY:
             return np.empty_like(feeds[MEMORY])
         return np.empty((len(next(iter(feeds.values()))), self._classes), np.float32)
+
+
+def create_context(process: TensorRtProcess, engine: Any, *, cuda_graph: bool) -> Any:
+    """Return an engine's execution context, None where the GPU cannot take it.
+
+    With `cuda_graph` TensorRT-RTX captures CUDA graphs itself, one for each shape, once the kernels for that shape are compiled
+    (`IRuntimeConfig`). TensorRT has no such setting: a captured graph needs an execution context of its own.
+    """
+    if not cuda_graph:
+        return engine.create_execution_context()
+    config = engine.create_runtime_config()
+    config.cuda_graph_strategy = process.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    return engine.create_execution_context(config)
 
 
 def open_engine(process: TensorRtProcess, runtime: Any, path: Path, *, artefact: Artefact) -> Any:

@@ -120,6 +120,8 @@ def test_on_a_gpu_that_tensorrt_rtx_does_not_know_the_next_engine_is_taken(built
         ({"hint": "f8"}, "hint is 'f8'"),
         ({"target": "onnxruntime", "hint": "bf16"}, "only openvino takes a hint"),
         ({"threads": 0}, "threads is 0"),
+        ({"target": "tensorrt", "cuda_graph": True}, "cuda_graph is True and target 'tensorrt'; only tensorrt-rtx captures"),
+        ({"hint": "bf16", "cuda_graph": True}, "cuda_graph is True and target 'openvino'"),
     ],
 )
 def test_what_load_refuses(arguments, says, built):
