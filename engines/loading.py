@@ -50,16 +50,7 @@ def load(
         find_target(target)
     if precision is not None and precision not in _PREFERRED:
         raise FlowlessError(f"precision is {precision!r}; it must be one of {', '.join(reversed(_PREFERRED))}.")
-    if hint is not None and hint not in HINTS:
-        raise FlowlessError(f"hint is {hint!r}; it must be one of {', '.join(HINTS)}.")
-    if hint is not None and target is None:
-        target = "openvino"
-    if hint is not None and target != "openvino":
-        raise FlowlessError(f"hint is {hint!r} and target {target!r}; only openvino takes a hint.")
-    if cuda_graph and target is None:
-        target = "tensorrt-rtx"
-    if cuda_graph and target != "tensorrt-rtx":
-        raise FlowlessError(f"cuda_graph is True and target {target!r}; only tensorrt-rtx captures CUDA graphs. Leave one of them out.")
+    target = _target_of_options(target, hint=hint, cuda_graph=cuda_graph)
     if threads is not None and threads < 1:
         raise FlowlessError(f"threads is {threads}; it must be at least 1.")
     manifest = read_manifest(bundle)
@@ -72,6 +63,21 @@ def load(
     if backend.fallback:
         why += f"; on the {backend.device}, because {backend.fallback}"
     return Engine(backend, manifest=manifest, target=artefact.target, precision=computed, why=why)
+
+
+def _target_of_options(target: str | None, *, hint: str | None, cuda_graph: bool) -> str | None:
+    """Return the target that an option implies which one target alone has; raise FlowlessError where another is named."""
+    if hint is not None:
+        if hint not in HINTS:
+            raise FlowlessError(f"hint is {hint!r}; it must be one of {', '.join(HINTS)}.")
+        if target not in {None, "openvino"}:
+            raise FlowlessError(f"hint is {hint!r} and target {target!r}; only openvino takes a hint.")
+        target = "openvino"
+    if cuda_graph:
+        if target not in {None, "tensorrt-rtx"}:
+            raise FlowlessError(f"cuda_graph is True and target {target!r}; only tensorrt-rtx captures CUDA graphs. Leave one of them out.")
+        target = "tensorrt-rtx"
+    return target
 
 
 def computed_precision(artefact: Artefact, hint: str | None) -> tuple[str, str]:
