@@ -8,15 +8,19 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 
-from flowless.engines.backends.backend import Backend
+from flowless.cuda_driver import Gpu
+from flowless.engines.backends.backend import DeviceBackend
 from flowless.engines.bundle.manifest import Manifest
+from flowless.engines.decoded_scores import Decode, decodes_on_gpu, score_decoded
+from flowless.engines.device.device_array import DeviceArray, borrow, is_foreign, place
 from flowless.engines.streaming.memory import OnlineBackend, refuse_several_frames
 from flowless.engines.video import TimedClip, timed_clip
 from flowless.errors import FlowlessError
@@ -57,6 +61,10 @@ class Prediction:
     """Time of `decode`, `preprocess` and `engine`."""
     warning: str = ""
     """What is missing from the video, such as lost packets; empty where nothing is."""
+    decoder: str = "pyav"
+    """Library that decoded it: `pyav`, or `dali` (`decode="gpu"`)."""
+    fallback: str = ""
+    """Why PyAV decoded it where DALI was to; empty otherwise."""
     error: str | None = None
     """Why the video could not be read; None where it could."""
 
@@ -66,7 +74,8 @@ class Prediction:
             return {"video": self.video, "error": self.error}
         top = [{"label": item.label, "index": item.index, "score": item.score} for item in self.top]
         document = {"video": self.video, "top": top, "target": self.target, "precision": self.precision, "seconds": self.seconds}
-        return {**document, "warning": self.warning} if self.warning else document
+        document |= {"decoder": self.decoder, "fallback": self.fallback, "warning": self.warning}
+        return {name: value for name, value in document.items() if value != ""}
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
@@ -87,6 +96,17 @@ def _import_reading() -> None:
     importlib.import_module("flowless.pipeline.video.open_reader")
 
 
+def _check_stream(stream: int | None, device: str) -> None:
+    if stream is None:
+        return
+    if not isinstance(stream, int) or isinstance(stream, bool) or stream < 0:
+        raise FlowlessError(
+            f"stream is {stream!r}; it must be the address of a CUDA stream (PyTorch: torch.cuda.current_stream().cuda_stream)."
+        )
+    if device != "GPU":
+        raise FlowlessError(f"stream is {stream:#x}, and this engine runs on the CPU, which has no CUDA streams. Leave it out.")
+
+
 class Engine:
     """A loaded engine. Safe to call from several threads; calls run one after another.
 
@@ -102,7 +122,7 @@ class Engine:
         warm_up_seconds: What `warm_up` took; None before it.
     """
 
-    def __init__(self, backend: Backend, *, manifest: Manifest, target: str, precision: str, why: str) -> None:
+    def __init__(self, backend: DeviceBackend, *, manifest: Manifest, target: str, precision: str, why: str) -> None:
         self._backend = backend
         self._lock = threading.Lock()
         self.manifest = manifest
@@ -118,31 +138,60 @@ class Engine:
     def __repr__(self) -> str:
         return f"<Engine {self.model}: {self.target} {self.precision} on the {self.device}, {len(self.labels)} classes>"
 
-    def __call__(self, clip: np.ndarray) -> np.ndarray:
+    @overload
+    def __call__(self, clip: Any, *, on_device: Literal[False] = False, stream: int | None = None) -> np.ndarray: ...
+
+    @overload
+    def __call__(self, clip: Any, *, on_device: Literal[True], stream: int | None = None) -> DeviceArray: ...
+
+    def __call__(self, clip: Any, *, on_device: bool = False, stream: int | None = None) -> np.ndarray | DeviceArray:
         """Score clips.
 
         Args:
-            clip: uint8 `[B, N, m, H, W, 3]`, RGB, as `ClipSpec` says; B at least 1.
+            clip: uint8 `[B, N, m, H, W, 3]`, RGB, as `ClipSpec` says; B at least 1. A NumPy array, or an array of another library that has
+                `__dlpack__` or `__cuda_array_interface__` (PyTorch's, CuPy's, DALI's); that one must be C-contiguous and is not copied.
+            on_device: Return the scores where the engine runs, as a `DeviceArray`, which `torch.from_dlpack` and others take.
+            stream: Address of the CUDA stream in whose order a clip on the GPU is read and scored. TensorRT then only enqueues its work
+                there; ONNX Runtime waits for the stream, and the scores are complete on return. None: another library's array is
+                ready by its own account, and the scores are complete on return.
 
         Returns:
             float32 `[B, classes]`: the network's scores, before any softmax.
 
         Raises:
-            FlowlessError: The clip has another type or shape.
+            FlowlessError: The clip has another type or shape, or lies where this engine cannot read it.
         """
-        if not isinstance(clip, np.ndarray) or clip.dtype != np.uint8:
-            kind = clip.dtype if isinstance(clip, np.ndarray) else type(clip).__name__
-            raise FlowlessError(
-                f"the clip is {kind}; an engine takes a numpy array of uint8, pixels from 0 to 255. It normalises them itself."
-            )
-        if clip.ndim != 6 or clip.shape[1:] != self.spec.shape or len(clip) == 0:
+        _check_stream(stream, self.device)
+        taken = self._take("clip", clip, stream)
+        shape = tuple(taken.shape)
+        if len(shape) != 6 or shape[1:] != self.spec.shape or shape[0] == 0:
             wanted = ", ".join(map(str, self.spec.shape))
             raise FlowlessError(
-                f"the clip has shape {list(clip.shape)}; this engine takes [B, {wanted}] with B of at least 1: "
+                f"the clip has shape {list(shape)}; this engine takes [B, {wanted}] with B of at least 1: "
                 "clip, segments, frames per segment, rows, columns, RGB."
             )
         with self._lock:
-            return self._backend(np.ascontiguousarray(clip))
+            if isinstance(taken, np.ndarray) and not on_device:
+                return self._backend(np.ascontiguousarray(taken))
+            scores = self._backend.on_device(place(taken, self._backend.gpu), stream)
+            return scores if on_device else scores.numpy()
+
+    def _take(self, name: str, value: Any, stream: int | None) -> np.ndarray | DeviceArray:
+        """Return an input as it is or, from another library, without a copy; refuse what is not uint8."""
+        if not isinstance(value, np.ndarray) and is_foreign(value):
+            value = borrow(value, name=name, gpu=self._backend.gpu, stream=stream, runs_on=self.target)
+        if not isinstance(value, np.ndarray | DeviceArray) or value.dtype != np.uint8:
+            kind = value.dtype if isinstance(value, np.ndarray | DeviceArray) else type(value).__name__
+            raise FlowlessError(
+                f"the {name} is {kind}; an engine takes uint8, pixels from 0 to 255, in a numpy array or in one of another library "
+                "(with __dlpack__ or __cuda_array_interface__). It normalises them itself."
+            )
+        return value
+
+    @property
+    def gpu(self) -> Gpu | None:
+        """The GPU whose memory it takes; None where it runs on the CPU."""
+        return self._backend.gpu
 
     def warm_up(self, clips: int = 1) -> float:
         """Run the engine on blank clips, and import what reads videos, so that the first real call is not slower than the others.
@@ -172,12 +221,14 @@ class Engine:
         """Whether the graph takes a frame and a memory (`flowless export --online`). Such an engine scores whole clips as well."""
         return self.manifest.memory > 0
 
-    def step(self, frame: np.ndarray, memory: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def step(self, frame: Any, memory: Any, *, on_device: bool = False, stream: int | None = None) -> tuple[Any, Any]:
         """Score the newest frame of a stream, or of several streams as a batch, with the frames before it.
 
         Args:
-            frame: uint8 `[B, H, W, 3]`, resized and cropped as `ClipSpec` says.
+            frame: uint8 `[B, H, W, 3]`, resized and cropped as `ClipSpec` says; as `__call__` takes a clip.
             memory: uint8 `[B, N - 1, H, W, 3]`, the frames before it, the oldest first; of the first frame that frame N - 1 times.
+            on_device: As in `__call__`. Arrays of other libraries, and this, need an online graph.
+            stream: As in `__call__`.
 
         Returns:
             float32 `[B, classes]`, and the memory for the next frame.
@@ -186,20 +237,31 @@ class Engine:
             FlowlessError: They have another type or shape, or the engine's segments have more than one frame.
         """
         refuse_several_frames(self.model, self.spec)
+        _check_stream(stream, self.device)
         segments, _, *picture = self.spec.shape
-        batch = len(frame) if isinstance(frame, np.ndarray) and frame.ndim else 0
-        for name, value, shape in (("frame", frame, picture), ("memory", memory, [segments - 1, *picture])):
-            if not isinstance(value, np.ndarray) or value.dtype != np.uint8 or value.shape != (batch, *shape) or not batch:
-                found = f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
+        taken = {name: self._take(name, value, stream) for name, value in (("frame", frame), ("memory", memory))}
+        batch = taken["frame"].shape[0] if taken["frame"].shape else 0
+        for (name, value), shape in zip(taken.items(), (picture, [segments - 1, *picture]), strict=True):
+            if tuple(value.shape) != (batch, *shape) or not batch:
                 raise FlowlessError(
-                    f"the {name} is {found}; this engine takes uint8 [B, {', '.join(map(str, shape))}], "
+                    f"the {name} is uint8 {list(value.shape)}; this engine takes uint8 [B, {', '.join(map(str, shape))}], "
                     "B of at least 1 and the same for frame and memory."
                 )
-        if isinstance(self._backend, OnlineBackend):
-            with self._lock:
-                return self._backend.step(np.ascontiguousarray(frame), np.ascontiguousarray(memory))
-        clip = np.concatenate([memory, frame[:, None]], axis=1)
-        return self(clip[:, :, None]), clip[:, 1:]
+        host = [value for value in taken.values() if isinstance(value, np.ndarray) and not on_device]
+        if not isinstance(self._backend, OnlineBackend):
+            if len(host) < len(taken):
+                raise FlowlessError(
+                    "this engine has no memory of its own, so its clip is put together by numpy: give numpy arrays, without on_device, or "
+                    "load a bundle of flowless export --online."
+                )
+            clip = np.concatenate([host[1], host[0][:, None]], axis=1)
+            return self(clip[:, :, None]), clip[:, 1:]
+        with self._lock:
+            if len(host) == len(taken):
+                return self._backend.step(np.ascontiguousarray(host[0]), np.ascontiguousarray(host[1]))
+            placed = [place(value, self._backend.gpu) for value in taken.values()]
+            results = self._backend.step_on_device(placed[0], placed[1], stream)
+        return results if on_device else (results[0].numpy(), results[1].numpy())
 
     def predict(self, path: str | os.PathLike[str], top: int = 5) -> Prediction:
         """Recognise the action in a video.
@@ -215,7 +277,9 @@ class Engine:
         """
         return self._predict(os.fspath(path), timed_clip(path, self.spec), top)
 
-    def predict_many(self, paths: Iterable[str | os.PathLike[str]], top: int = 5, *, workers: int | None = None) -> Iterator[Prediction]:
+    def predict_many(
+        self, paths: Iterable[str | os.PathLike[str]], top: int = 5, *, workers: int | None = None, decode: Decode = "auto"
+    ) -> Iterator[Prediction]:
         """Predict videos in their order; the next ones are decoded while the engine runs.
 
         A video that cannot be read gives a `Prediction` with its `error`; the others are still predicted.
@@ -224,9 +288,18 @@ class Engine:
             paths: The videos.
             top: Number of classes to name.
             workers: Decoding threads; by default one per core, at most four. At most one clip more than that is held ready.
+            decode: `cpu`: PyAV decodes and Pillow resizes, as in `predict`. `gpu`: DALI decodes (NVDEC), resizes and crops, two batches
+                are held ready, and PyAV decodes what DALI cannot (`Prediction.fallback`). `auto`: `gpu` where the engine runs on an
+                NVIDIA GPU, and DALI and NVDEC are there.
+
+        Raises:
+            FlowlessError: `decode` is `gpu`, and something that it needs is missing.
         """
         if isinstance(paths, str | os.PathLike):
             raise FlowlessError(f"paths is {os.fspath(paths)!r}; predict_many takes a list of videos, predict a single one.")
+        if decodes_on_gpu(decode, self):
+            yield from self._predict_decoded(paths, top, threads=workers, device_id=0)
+            return
         # Imported in the calling thread: a Ctrl-C within an import in a worker would leave the import lock held.
         _import_reading()
         workers = workers or min(4, usable_cores())
@@ -256,6 +329,33 @@ class Engine:
             finally:
                 for _, clip in waiting:
                     clip.cancel()
+
+    def _predict_decoded(
+        self, paths: Iterable[str | os.PathLike[str]], top: int, *, threads: int | None, device_id: int | None
+    ) -> Generator[Prediction, None, None]:
+        """Predict videos that DALI decodes on a GPU or, where `device_id` is None, on the CPU."""
+        if top < 1:
+            raise FlowlessError(f"top is {top}; it must be at least 1.")
+        scored = score_decoded(
+            self, (os.fspath(path) for path in paths), self.spec, views_at_once=_VIEWS_AT_ONCE, threads=threads, device_id=device_id
+        )
+        with closing(scored):
+            for video in scored:
+                name, made = video.decoded.part.path, video.decoded
+                if video.scores is None:
+                    yield Prediction(video=name, error=str(made.error))
+                    continue
+                yield Prediction(
+                    video=name,
+                    top=likeliest(video.scores, self.labels, top),
+                    scores=video.scores,
+                    target=self.target,
+                    precision=self.precision,
+                    seconds={**made.seconds, "engine": video.seconds},
+                    warning=made.gaps,
+                    decoder=video.decoder,
+                    fallback=made.fallback,
+                )
 
     def _predict(self, name: str, made: TimedClip, top: int) -> Prediction:
         if top < 1:

@@ -25,6 +25,7 @@ def load(
     threads: int | None = None,
     hint: str | None = None,
     warm_up: bool | int = False,
+    cuda_graph: bool = False,
 ) -> Engine:
     """Load a bundle: the fastest target that this machine can run, unless one is named.
 
@@ -39,6 +40,7 @@ def load(
             as fast where the processor has it, and rounds to 8 bits; its scores were not compared with PyTorch's.
         warm_up: True runs the engine on a blank clip before it is returned, a number on a batch of that many (`Engine.warm_up`), so
             that the first real call is not slower than the others.
+        cuda_graph: TensorRT-RTX: let it capture its work as a CUDA graph and replay that, which saves launches. Not yet run on a GPU.
 
     Returns:
         An engine. Its `why` says what was chosen and why not the others. Its `precision` is the one that it computes in; where OpenVINO
@@ -50,12 +52,7 @@ def load(
     if target is not None:
         find_target(target)
     check_precision(precision)
-    if hint is not None and hint not in HINTS:
-        raise FlowlessError(f"hint is {hint!r}; it must be one of {', '.join(HINTS)}.")
-    if hint is not None and target is None:
-        target = "openvino"
-    if hint is not None and target != "openvino":
-        raise FlowlessError(f"hint is {hint!r} and target {target!r}; only openvino takes a hint.")
+    target = _target_of_options(target, hint=hint, cuda_graph=cuda_graph)
     if threads is not None and threads < 1:
         raise FlowlessError(f"threads is {threads}; it must be at least 1.")
     if not isinstance(warm_up, int) or warm_up < 0:
@@ -63,7 +60,8 @@ def load(
     manifest = read_manifest(bundle)
     artefact, why = choose(manifest, target, precision)
     manifest.check(manifest.files_of(artefact))
-    backend = open_backend(artefact, manifest.path_of(artefact.files[0]), classes=len(manifest.labels), threads=threads, hint=hint)
+    path, classes = manifest.path_of(artefact.files[0]), len(manifest.labels)
+    backend = open_backend(artefact, path, classes=classes, threads=threads, hint=hint, cuda_graph=cuda_graph)
     computed, reason = computed_precision(artefact, hint)
     why += reason
     if backend.fallback:
@@ -78,6 +76,21 @@ def check_precision(precision: str | None) -> None:
     """Raise FlowlessError for a precision that no engine has; None is any."""
     if precision is not None and precision not in _PREFERRED:
         raise FlowlessError(f"precision is {precision!r}; it must be one of {', '.join(reversed(_PREFERRED))}.")
+
+
+def _target_of_options(target: str | None, *, hint: str | None, cuda_graph: bool) -> str | None:
+    """Return the target that an option implies which one target alone has; raise FlowlessError where another is named."""
+    if hint is not None:
+        if hint not in HINTS:
+            raise FlowlessError(f"hint is {hint!r}; it must be one of {', '.join(HINTS)}.")
+        if target not in {None, "openvino"}:
+            raise FlowlessError(f"hint is {hint!r} and target {target!r}; only openvino takes a hint.")
+        target = "openvino"
+    if cuda_graph:
+        if target not in {None, "tensorrt-rtx"}:
+            raise FlowlessError(f"cuda_graph is True and target {target!r}; only tensorrt-rtx captures CUDA graphs. Leave one of them out.")
+        target = "tensorrt-rtx"
+    return target
 
 
 def computed_precision(artefact: Artefact, hint: str | None) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from flowless.console import emit, log
+from flowless.engines.decoded_scores import Decode
 from flowless.engines.targets import Target
 
 if TYPE_CHECKING:
@@ -43,6 +45,9 @@ class PredictArgs:
     average. For models with one frame per segment (stm, tsm, tsn)."""
     every: int = 1
     """online: feed every n-th frame."""
+    decode: Decode = "auto"
+    """What decodes: cpu is PyAV; gpu is DALI on the GPU, and PyAV what DALI cannot; auto is gpu where the engine runs on an NVIDIA GPU
+    and DALI is installed. DALI's scores differ from PyAV's in their last digits."""
     threads: int | None = None
     """CPU threads of the engine; by default the library chooses."""
     json: bool = False
@@ -61,18 +66,32 @@ def predict(arguments: Sequence[str]) -> int:
         raise FlowlessError(f"--top is {args.top}, --every {args.every}; both must be at least 1.")
     if args.every > 1 and not args.online:
         raise FlowlessError(f"--every {args.every} is for --online; without it the bundle's sampling chooses the frames.")
+    if args.online and args.decode == "gpu":
+        raise FlowlessError("--decode gpu and --online: PyAV decodes a video that is fed frame by frame. Leave out one of them.")
     engine = load(args.bundle, args.target, args.precision, threads=args.threads, hint=args.hint)
     log.print(engine.why, markup=False, soft_wrap=True)
     predictions = []
-    for prediction in _online(engine, args) if args.online else engine.predict_many(args.videos, args.top):
+    for prediction in _online(engine, args) if args.online else engine.predict_many(args.videos, args.top, decode=args.decode):
         predictions.append(prediction)
         if prediction.error:
             log.print(f"flowless: {prediction.error}", style="red", markup=False, soft_wrap=True)
         elif prediction.warning:
             log.print(f"flowless: {prediction.video}: {prediction.warning}.", style="yellow", markup=False, soft_wrap=True)
+    if line := _decoders(predictions):
+        log.print(line, markup=False, soft_wrap=True)
     tables = [_table(predictions), *([_moments_table(predictions)] if args.online else [])]
     emit([item.to_dict() for item in predictions], *tables, as_json=args.json)
     return 1 if any(item.error for item in predictions) else 0
+
+
+def _decoders(predictions: Sequence[Prediction]) -> str:
+    """Return in one line how many videos DALI and PyAV decoded, and why PyAV did; empty where DALI was to decode none."""
+    count = Counter(item.decoder for item in predictions if item.error is None)
+    reasons = Counter(item.fallback for item in predictions if item.fallback)
+    if not count["dali"] and not reasons:
+        return ""
+    why = "; ".join(f"{reason} ({many})" for reason, many in reasons.most_common())
+    return f"flowless: DALI decoded {count['dali']} videos, PyAV {count['pyav']}" + (f": {why}." if why else ".")
 
 
 def _online(engine: Engine, args: PredictArgs) -> Iterator[Prediction]:

@@ -19,6 +19,8 @@ from flowless.errors import FlowlessError
 
 _NO_GPU = "No NVIDIA GPU can be used here (no driver, or no device)."
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_{MAJOR,MINOR}
+_DEVICE_ORDINAL = 9  # CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+_DISABLE_TIMING = 2  # CU_EVENT_DISABLE_TIMING
 
 
 @functools.cache
@@ -84,6 +86,8 @@ def primary_context(number: int = 0) -> Iterator[None]:
 class Gpu:
     """The first GPU's primary context, one stream, and named device buffers that grow on demand."""
 
+    number = 0
+
     def __init__(self) -> None:
         if compute_capability() is None:
             raise FlowlessError(f"{_NO_GPU} Load another target: --target openvino.")
@@ -132,7 +136,7 @@ class Gpu:
         return int(address.value)
 
     def upload(self, address: int, array: np.ndarray) -> None:
-        """Copy a C-contiguous array to the device, asynchronously on the stream."""
+        """Copy a C-contiguous array to the device on the stream; the array must stay until `synchronize`."""
         pointer = array.ctypes.data_as(ctypes.c_void_p)
         _call("cuMemcpyHtoDAsync_v2", ctypes.c_uint64(address), pointer, ctypes.c_size_t(array.nbytes), self._stream)
 
@@ -142,10 +146,92 @@ class Gpu:
         _call("cuMemcpyDtoHAsync_v2", pointer, ctypes.c_uint64(address), ctypes.c_size_t(array.nbytes), self._stream)
         _call("cuStreamSynchronize", self._stream)
 
+    def copy(self, address: int, source: int, size: int, stream: int) -> None:
+        """Copy so many bytes from one device address to another, asynchronously on a stream."""
+        _call("cuMemcpyDtoDAsync_v2", ctypes.c_uint64(address), ctypes.c_uint64(source), ctypes.c_size_t(size), ctypes.c_void_p(stream))
+
+    def synchronize(self, stream: int | None = None) -> None:
+        """Wait until a stream, by default the own one, has done all its work."""
+        _call("cuStreamSynchronize", self._stream if stream is None else ctypes.c_void_p(stream))
+
+    def allocate(self, size: int) -> DeviceMemory:
+        """Return new device memory of so many bytes."""
+        return DeviceMemory(self, size)
+
+    def record(self, stream: int) -> Event:
+        """Return an event after everything that a stream has been given so far."""
+        return Event(self, stream)
+
+    def device_of(self, address: int) -> int:
+        """Return the number of the GPU that an address belongs to.
+
+        Raises:
+            FlowlessError: It is no address of device memory.
+        """
+        number = ctypes.c_int(0)
+        _call("cuPointerGetAttribute", ctypes.byref(number), _DEVICE_ORDINAL, ctypes.c_uint64(address))
+        return number.value
+
+
+class DeviceMemory:
+    """Device memory of one array, freed with this object. `cuMemFree` waits until no work on the GPU can use it.
+
+    Attributes:
+        address: Its device address.
+        ready: The event after which its content is computed; None where it is.
+    """
+
+    def __init__(self, gpu: Gpu, size: int) -> None:
+        self._gpu = gpu
+        self.ready: Event | None = None
+        self._address = ctypes.c_uint64(0)
+        _call("cuMemAlloc_v2", ctypes.byref(self._address), ctypes.c_size_t(max(size, 1)))
+        self.address = int(self._address.value)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception), self._gpu.entered():
+            if self._address.value:
+                _call("cuMemFree_v2", self._address)
+
+
+class Event:
+    """A place in a stream's work, after what the stream had been given when this object was made.
+
+    Attributes:
+        stream: The stream's handle.
+    """
+
+    def __init__(self, gpu: Gpu, stream: int) -> None:
+        self._gpu, self.stream, self._event = gpu, stream, ctypes.c_void_p()
+        _call("cuEventCreate", ctypes.byref(self._event), _DISABLE_TIMING)
+        _call("cuEventRecord", self._event, ctypes.c_void_p(stream))
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception), self._gpu.entered():
+            if self._event.value:
+                _call("cuEventDestroy_v2", self._event)
+
+    @property
+    def reached(self) -> bool:
+        """Whether the stream has come there."""
+        return _status("cuEventQuery", self._event) == 0
+
+    def wait(self) -> None:
+        """Wait until the stream has come there."""
+        _call("cuEventSynchronize", self._event)
+
+    def wait_in(self, stream: int) -> None:
+        """Make another stream wait for it; the host does not wait."""
+        _call("cuStreamWaitEvent", ctypes.c_void_p(stream), self._event, 0)
+
+
+def _status(name: str, *arguments: Any) -> int:
+    return getattr(_library(), name)(*arguments)
+
 
 def _call(name: str, *arguments: Any) -> None:
     cuda: Any = _library()
-    status = getattr(cuda, name)(*arguments)
+    status = _status(name, *arguments)
     if status == 0:
         return
     text = ctypes.c_char_p()

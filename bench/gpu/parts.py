@@ -41,6 +41,7 @@ PARTS: dict[str, Part] = {
     "train-step": Part("networks:train_step", 150, "a training step in bf16, PA by either body"),
     "shapes": Part("networks:shapes", 120, "Moving Shapes trained by its recipe: accuracy and time"),
     "files": Part("video:files", 90, "from video file to scores, PyAV and DALI", ("videos",)),
+    "end-to-end": Part("end_to_end:end_to_end", 90, "predict_many(decode='gpu') beside decoder and engine alone", ("videos", "network")),
     "compiled": Part("networks:compiled", 240, "torch.compile", ("network",)),
     "tensorrt": Part("engines:tensorrt", 300, "TensorRT", _ENGINE),
     "plugin": Part("engines:plugin", 180, "TensorRT with the PA op's C++ plugin", _ENGINE),

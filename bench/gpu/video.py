@@ -60,7 +60,7 @@ def _compare(results: Results, what: str, codec: str, decoder: str, count: int) 
     """Check that each of `count` frames of each video is close to its own true frame, and to no other one closer."""
     from flowless.pipeline.clip.sampling import clip_indices
 
-    index = _index(results.settings, codec)
+    index = video_index(results.settings, codec)
     every = ClipSpec(segments=_films(results.settings)[1], frames_per_segment=1, height=128, width=128, short_side=128)
     truth = _clips(_loader(index, every, device="cpu", decoder="pyav"))
     found = _clips(_loader(index, replace(every, segments=count), device=results.settings.device, decoder=decoder))
@@ -82,7 +82,7 @@ def files(results: Results) -> None:
     settings = results.settings
     device, spec = need_device(settings), clip_spec(settings)
     model = untrained_model(settings).eval().to(device)
-    index = _index(settings, _films(settings)[0][0])
+    index = video_index(settings, first_codec(settings))
     many = replace(index, videos=tuple(replace(video, id=f"{video.id}#{copy}") for copy in range(500) for video in index.videos))
 
     def measure(decoder: str) -> None:
@@ -105,7 +105,13 @@ def _films(settings: Settings) -> tuple[list[str], int]:  # codecs, frames of a 
     return (["vp9"], 40) if settings.rehearsal else (list(_ENCODERS), 100)
 
 
-def _index(settings: Settings, codec: str) -> Any:
+def first_codec(settings: Settings) -> str:
+    """Return the codec whose decoding is timed."""
+    return _films(settings)[0][0]
+
+
+def video_index(settings: Settings, codec: str) -> Any:
+    """Return the index of the videos of a codec; raise NotHere where the part `videos` wrote none."""
     from flowless.pipeline.dataset.scan import scan
 
     if not (settings.folder / "videos" / codec).is_dir():

@@ -13,6 +13,7 @@ from flowless.engines.backends.openvino_backend import OpenVino
 from flowless.engines.backends.openvino_core import openvino_reason
 from flowless.engines.bundle import compatibility
 from flowless.engines.bundle.manifest import Artefact
+from flowless.engines.device.device_array import DeviceArray, empty
 from flowless.engines.streaming.memory import MEMORY, Graph, OnlineBackend, feeds_of
 from flowless.engines.targets import find_target
 from flowless.errors import FlowlessError, first_line
@@ -35,6 +36,19 @@ class Backend(Protocol):
         ...
 
 
+class DeviceBackend(Backend, Protocol):
+    """A backend that takes clips where it runs, and leaves the scores there."""
+
+    @property
+    def gpu(self) -> cuda_driver.Gpu | None:
+        """The GPU whose memory `on_device` takes; None where it runs on the CPU."""
+        ...
+
+    def on_device(self, clip: DeviceArray, stream: int | None) -> DeviceArray:
+        """Return the scores where it runs, of clips that lie there, in the order of a CUDA stream (None: its own, and complete)."""
+        ...
+
+
 def why_not(target: str, artefact: Artefact | None = None) -> str | None:
     """Return in one line why this machine cannot run a target (or this artefact of it); None where it can."""
     library = find_target(target)
@@ -52,7 +66,9 @@ def why_not(target: str, artefact: Artefact | None = None) -> str | None:
     return compatibility.unknown_gpu(here) if artefact is None else compatibility.mismatch(artefact, here)
 
 
-def open_backend(artefact: Artefact, path: Path, *, classes: int, threads: int | None = None, hint: str | None = None) -> Backend:
+def open_backend(
+    artefact: Artefact, path: Path, *, classes: int, threads: int | None = None, hint: str | None = None, cuda_graph: bool = False
+) -> DeviceBackend:
     """Open an artefact.
 
     Args:
@@ -61,14 +77,15 @@ def open_backend(artefact: Artefact, path: Path, *, classes: int, threads: int |
         classes: Scores per clip.
         threads: CPU threads; None lets the library choose.
         hint: OpenVINO only: precision to compute in, `f32` (the default), `bf16` or `f16`.
+        cuda_graph: TensorRT-RTX only: capture and replay a CUDA graph.
 
     Raises:
         FlowlessError: The library refuses the file.
     """
     try:
         with raise_lost_ctrl_c():  # a library may report an interrupt as an error of its own
-            graph = _open_graph(artefact, path, classes=classes, threads=threads, hint=hint)
-        return OnlineBackend(graph) if MEMORY in graph.inputs else _ClipBackend(graph)
+            graph = _open_graph(artefact, path, classes=classes, threads=threads, hint=hint, cuda_graph=cuda_graph)
+        return (OnlineBackend if MEMORY in graph.inputs else _ClipBackend)(graph, classes=classes)
     except FlowlessError:
         raise
     except Exception as error:  # the libraries' own exception types, among them plain RuntimeError
@@ -76,23 +93,32 @@ def open_backend(artefact: Artefact, path: Path, *, classes: int, threads: int |
         raise FlowlessError(f"{path}: {artefact.target} cannot load it ({reason}); {compatibility.rebuild(artefact)}.") from error
 
 
-def _open_graph(artefact: Artefact, path: Path, *, classes: int, threads: int | None, hint: str | None) -> Graph:
+def _open_graph(artefact: Artefact, path: Path, *, classes: int, threads: int | None, hint: str | None, cuda_graph: bool) -> Graph:
     if artefact.target == "openvino":
         return OpenVino(path, threads=threads, hint=hint or artefact.options.get("hint"))
     if artefact.target == "onnxruntime":
         return OnnxRuntime(path, threads=threads)
     from flowless.engines.backends.tensorrt_backend import TensorRt
 
-    return TensorRt(path, artefact=artefact, classes=classes)
+    return TensorRt(path, artefact=artefact, classes=classes, cuda_graph=cuda_graph)
 
 
 class _ClipBackend:
     """A backend over a graph with one input, the clip, and one output."""
 
-    def __init__(self, graph: Graph) -> None:
-        self._graph = graph
+    def __init__(self, graph: Graph, *, classes: int) -> None:
+        self._graph, self._classes = graph, classes
         self.device, self.fallback = graph.device, graph.fallback
 
     def __call__(self, clip: np.ndarray) -> np.ndarray:
         (scores,) = self._graph.run(feeds_of(clip, self._graph.inputs)).values()
         return scores.astype(np.float32, copy=False)
+
+    def on_device(self, clip: DeviceArray, stream: int | None) -> DeviceArray:
+        scores = empty((len(clip), self._classes), np.float32, self.gpu)
+        self._graph.run_on_device({self._graph.inputs[0]: clip}, {self._graph.outputs[0]: scores}, stream)
+        return scores
+
+    @property
+    def gpu(self) -> cuda_driver.Gpu | None:
+        return self._graph.gpu

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from flowless import cuda_driver
+from flowless.engines.device.device_array import DeviceArray
 from flowless.machine import usable_physical_cores
 from flowless.thread_waiting import threads_stay_awake
 
@@ -45,11 +46,28 @@ class OnnxRuntime:
         session, reason = open_session(path, onnxruntime_options(threads))
         self._session = session
         self.inputs = tuple(item.name for item in session.get_inputs())
-        self._outputs = [item.name for item in session.get_outputs()]
+        self.outputs = tuple(item.name for item in session.get_outputs())
         self.device = "GPU" if reason is None else "CPU"
+        self.gpu = cuda_driver.Gpu() if reason is None else None
         self.fallback = reason if cuda_driver.compute_capability() else None
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the outputs by name."""
-        results = self._session.run(self._outputs, dict(feeds))
-        return {name: np.asarray(result) for name, result in zip(self._outputs, results, strict=True)}
+        results = self._session.run(list(self.outputs), dict(feeds))
+        return {name: np.asarray(result) for name, result in zip(self.outputs, results, strict=True)}
+
+    def run_on_device(self, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray], stream: int | None) -> None:
+        """Compute outputs into arrays by IO binding.
+
+        The CUDA provider computes on a stream that was fixed when the session was opened (`user_compute_stream`), so the host waits
+        for the caller's stream before, and for the provider after: the outputs are complete on return.
+        """
+        if self.gpu is not None:
+            with self.gpu.entered():
+                self.gpu.synchronize(stream)
+        kind, binding = "cpu" if self.gpu is None else "cuda", self._session.io_binding()
+        for bind, arrays in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
+            for name, array in arrays.items():
+                bind(name, kind, 0, array.dtype.type, list(array.shape), array.address)
+        self._session.run_with_iobinding(binding)
+        binding.synchronize_outputs()

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from flowless.engines.backends.openvino_core import one_at_a_time, openvino_core
+from flowless.engines.device.device_array import DeviceArray
 from flowless.thread_waiting import threads_stay_awake
 
 
@@ -17,6 +18,7 @@ class OpenVino:
 
     device = "CPU"
     fallback = None
+    gpu = None
 
     def __init__(self, path: Path, *, threads: int | None, hint: str | None) -> None:
         core = openvino_core()
@@ -30,13 +32,18 @@ class OpenVino:
         compiled = core.compile_model(model, "CPU", settings)
         self._request = compiled.create_infer_request()
         self.inputs = tuple(item.any_name for item in compiled.inputs)
-        self._outputs = tuple(item.any_name for item in compiled.outputs)
+        self.outputs = tuple(item.any_name for item in compiled.outputs)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the outputs by name, computed one clip after another."""
-        rows: dict[str, list[np.ndarray]] = {name: [] for name in self._outputs}
+        rows: dict[str, list[np.ndarray]] = {name: [] for name in self.outputs}
         for index in range(len(next(iter(feeds.values())))):
             results = self._request.infer({name: value[index : index + 1] for name, value in feeds.items()}, share_inputs=True)
-            for place, name in enumerate(self._outputs):
+            for place, name in enumerate(self.outputs):
                 rows[name].append(np.array(results[place]))  # a copy: the next call overwrites this memory
         return {name: np.concatenate(parts) for name, parts in rows.items()}
+
+    def run_on_device(self, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray], stream: int | None) -> None:
+        """Compute outputs into arrays on the CPU; there is no stream."""
+        for name, result in self.run({name: value.numpy() for name, value in inputs.items()}).items():
+            np.copyto(outputs[name].numpy(), result)

@@ -14,6 +14,7 @@ from flowless import cuda_driver
 from flowless.engines.backends.tensorrt_process import PLUGIN, ErrorMessages, TensorRtProcess, tensorrt_process
 from flowless.engines.bundle.compatibility import rebuild
 from flowless.engines.bundle.manifest import Artefact
+from flowless.engines.device.device_array import DeviceArray
 from flowless.engines.streaming.memory import MEMORY, NEXT_MEMORY
 from flowless.errors import FlowlessError
 
@@ -27,70 +28,113 @@ class TensorRt:
     device = "GPU"
     fallback = None
 
-    def __init__(self, path: Path, *, artefact: Artefact, classes: int) -> None:
+    def __init__(self, path: Path, *, artefact: Artefact, classes: int, cuda_graph: bool = False) -> None:
         """Open an engine.
 
         Args:
             path: Its file, one folder below the bundle's.
             artefact: Its record in the manifest.
             classes: Scores per clip.
+            cuda_graph: TensorRT-RTX only: let it capture its work as a CUDA graph and replay that.
 
         Raises:
             FlowlessError: There is no GPU, or this library cannot read the engine on it.
         """
         self._process = process = tensorrt_process(artefact.target)
-        self._gpu = cuda_driver.Gpu()
+        self.gpu = cuda_driver.Gpu()
         if artefact.options.get("pa") == "plugin":
             load_plugin_of(process, artefact, path.parent)
-        with self._gpu.entered(), process.errors() as errors:
+        with self.gpu.entered(), process.errors() as errors:
             # The runtime must outlive the engine, and the engine the context: TensorRT counts no references.
             self._runtime: Any = process.trt.Runtime(process.logger)
             self._engine: Any = open_engine(process, self._runtime, path, artefact=artefact)
-            self._context: Any = self._engine.create_execution_context()
+            self._context: Any = create_context(process, self._engine, cuda_graph=cuda_graph)
             if self._context is None:
                 raise FlowlessError(f"{path}: the GPU cannot take this engine ({errors}). Free memory on it, or {rebuild(artefact)}.")
         self._classes = classes
+        self._in_flight: list[tuple[cuda_driver.Event, object]] = []
         mode = process.trt.TensorIOMode.INPUT
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         self.inputs = tuple(name for name in names if self._engine.get_tensor_mode(name) == mode)
-        self._outputs = tuple(name for name in names if name not in self.inputs)
+        self.outputs = tuple(name for name in names if name not in self.inputs)
         self._largest_batch = int(self._engine.get_tensor_profile_shape(self.inputs[0], 0)[2][0])
 
     def __del__(self) -> None:
         # In this order, and with the GPU's context current: it frees the engine's device memory.
-        with suppress(Exception), self._gpu.entered():
+        with suppress(Exception), self.gpu.entered():
+            for event, _ in self._in_flight:
+                event.wait()
             self._context = self._engine = self._runtime = None
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return float32 scores `[B, classes]`, and of an online graph the next memory, of C-contiguous uint8 inputs by name."""
         starts = range(0, len(next(iter(feeds.values()))), self._largest_batch)
-        with self._gpu.entered():
+        with self.gpu.entered():
             parts = [self._run({name: value[start : start + self._largest_batch] for name, value in feeds.items()}) for start in starts]
-        return {name: np.concatenate([part[name] for part in parts]) for name in self._outputs}
+        return {name: np.concatenate([part[name] for part in parts]) for name in self.outputs}
+
+    def run_on_device(self, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray], stream: int | None) -> None:
+        """Compute outputs into arrays on the GPU; with a stream the host does not wait, and the arrays know when they are ready."""
+        on, batch = self.gpu.stream if stream is None else stream, len(next(iter(inputs.values())))
+        with self.gpu.entered():
+            for start in range(0, batch, self._largest_batch):
+                end = start + self._largest_batch
+                parts = [{name: array.rows(start, end) for name, array in some.items()} for some in (inputs, outputs)]
+                sources, results = ({name: part.address for name, part in some.items()} for some in parts)
+                self._enqueue(sources, results, {name: part.shape for name, part in parts[0].items()}, stream=on)
+            event = self.gpu.record(on)
+            for array in outputs.values():
+                array.ready_after(event)
+            # The inputs' memory must stay until they are read.
+            self._in_flight = [(other, held) for other, held in self._in_flight if not other.reached]
+            if stream is None:
+                self.gpu.synchronize()
+            else:
+                self._in_flight.append((event, inputs))
 
     def _run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        sources = {name: self.gpu.buffer(name, value.nbytes) for name, value in feeds.items()}
+        results = {name: self._empty_output(name, feeds) for name in self.outputs}
+        targets = {name: self.gpu.buffer(name, result.nbytes) for name, result in results.items()}
         for name, value in feeds.items():
-            source = self._gpu.buffer(name, value.nbytes)
-            if not self._context.set_input_shape(name, value.shape):
-                raise FlowlessError(
-                    f"The engine refuses a {name} of shape {value.shape}. Build it with a profile that allows it: --batch MIN OPT MAX."
-                )
-            self._context.set_tensor_address(name, source)
-            self._gpu.upload(source, value)
-        results = {name: self._empty_output(name, feeds) for name in self._outputs}
+            self.gpu.upload(sources[name], value)
+        self._enqueue(sources, targets, {name: value.shape for name, value in feeds.items()}, stream=self.gpu.stream)
         for name, result in results.items():
-            self._context.set_tensor_address(name, self._gpu.buffer(name, result.nbytes))
-        with self._process.errors() as errors:
-            if not self._context.execute_async_v3(self._gpu.stream):
-                raise FlowlessError(f"TensorRT could not run the engine: {errors}.")
-        for name, result in results.items():
-            self._gpu.download(result, self._gpu.buffer(name, result.nbytes))
+            self.gpu.download(result, targets[name])
         return results
+
+    def _enqueue(self, sources: dict[str, int], targets: dict[str, int], shapes: dict[str, tuple[int, ...]], *, stream: int) -> None:
+        """Give one batch to a stream, by the addresses of inputs and outputs."""
+        for event, _ in self._in_flight:
+            event.wait_in(stream)  # the context has one set of scratch memory
+        for name, shape in shapes.items():
+            if not self._context.set_input_shape(name, shape):
+                raise FlowlessError(
+                    f"The engine refuses a {name} of shape {shape}. Build it with a profile that allows it: --batch MIN OPT MAX."
+                )
+        for name, address in (sources | targets).items():
+            self._context.set_tensor_address(name, address)
+        with self._process.errors() as errors:
+            if not self._context.execute_async_v3(stream):
+                raise FlowlessError(f"TensorRT could not run the engine: {errors}.")
 
     def _empty_output(self, name: str, feeds: dict[str, np.ndarray]) -> np.ndarray:
         if name == NEXT_MEMORY:
             return np.empty_like(feeds[MEMORY])
         return np.empty((len(next(iter(feeds.values()))), self._classes), np.float32)
+
+
+def create_context(process: TensorRtProcess, engine: Any, *, cuda_graph: bool) -> Any:
+    """Return an engine's execution context, None where the GPU cannot take it.
+
+    With `cuda_graph` TensorRT-RTX captures CUDA graphs itself, one for each shape, once the kernels for that shape are compiled
+    (`IRuntimeConfig`). TensorRT has no such setting: a captured graph needs an execution context of its own.
+    """
+    if not cuda_graph:
+        return engine.create_execution_context()
+    config = engine.create_runtime_config()
+    config.cuda_graph_strategy = process.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    return engine.create_execution_context(config)
 
 
 def open_engine(process: TensorRtProcess, runtime: Any, path: Path, *, artefact: Artefact) -> Any:

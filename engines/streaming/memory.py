@@ -7,11 +7,14 @@ stream, more for several crops or cameras. A graph without a memory has one inpu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 
+from flowless.cuda_driver import Gpu
+from flowless.engines.device.device_array import DeviceArray, empty
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.spec import ClipSpec
 
@@ -26,6 +29,13 @@ class Graph(Protocol):
     """Where it runs: `CPU` or `GPU`."""
     inputs: tuple[str, ...]
     """Names of its inputs, in the graph's order."""
+    outputs: tuple[str, ...]
+    """Names of its outputs, in the graph's order."""
+
+    @property
+    def gpu(self) -> Gpu | None:
+        """The GPU whose memory `run_on_device` takes; None where it runs on the CPU."""
+        ...
 
     @property
     def fallback(self) -> str | None:
@@ -34,6 +44,16 @@ class Graph(Protocol):
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the outputs by name, as new arrays; the first axis of every input is the batch B."""
+        ...
+
+    def run_on_device(self, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray], stream: int | None) -> None:
+        """Compute outputs into arrays that lie where it runs, from inputs that do.
+
+        Args:
+            inputs: By name.
+            outputs: By name; float32 scores and uint8 memories, of the inputs' batch B.
+            stream: Address of the CUDA stream in whose order it runs; None: its own, and the outputs are complete on return.
+        """
         ...
 
 
@@ -61,8 +81,8 @@ def refuse_several_frames(model: str, spec: ClipSpec) -> None:
 class OnlineBackend:
     """A backend over an online graph. It has no state: the caller keeps the memory between calls."""
 
-    def __init__(self, graph: Graph) -> None:
-        self._graph = graph
+    def __init__(self, graph: Graph, *, classes: int) -> None:
+        self._graph, self._classes = graph, classes
         self.device, self.fallback = graph.device, graph.fallback
 
     def __call__(self, clip: np.ndarray) -> np.ndarray:
@@ -73,6 +93,33 @@ class OnlineBackend:
         """Return float32 scores `[B, classes]` and the next memory, for a frame and a memory."""
         outputs = self._graph.run({FRAME: frame, MEMORY: memory})
         return outputs[SCORES].astype(np.float32, copy=False), outputs[NEXT_MEMORY]
+
+    def on_device(self, clip: DeviceArray, stream: int | None) -> DeviceArray:
+        """Return the scores of `__call__` where the graph runs; clips one after another, since their frames are not one array."""
+        segments, picture = clip.shape[1], clip.shape[3:]
+        scores = empty((len(clip), self._classes), np.float32, self.gpu)
+        memories = (1, segments - 1, *picture)
+        unused = empty(memories, np.uint8, self.gpu)
+        for row in range(len(clip)):
+            first, last = row * segments, (row + 1) * segments - 1
+            inputs = {
+                FRAME: clip.part(last * math.prod(picture), (1, *picture)),
+                MEMORY: clip.part(first * math.prod(picture), memories),
+            }
+            self._graph.run_on_device(inputs, {SCORES: scores.rows(row, row + 1), NEXT_MEMORY: unused}, stream)
+        return scores
+
+    def step_on_device(self, frame: DeviceArray, memory: DeviceArray, stream: int | None) -> tuple[DeviceArray, DeviceArray]:
+        """Return the results of `step` where the graph runs."""
+        scores = empty((len(frame), self._classes), np.float32, self.gpu)
+        following = empty(memory.shape, np.uint8, self.gpu)
+        self._graph.run_on_device({FRAME: frame, MEMORY: memory}, {SCORES: scores, NEXT_MEMORY: following}, stream)
+        return scores, following
+
+    @property
+    def gpu(self) -> Gpu | None:
+        """The GPU whose memory it takes; None where it runs on the CPU."""
+        return self._graph.gpu
 
     def frame_by_frame(self, clip: np.ndarray) -> np.ndarray:
         """Return the scores of `__call__`, computed by feeding each clip's N frames one by one with the memories that the graph returns."""

@@ -240,3 +240,9 @@ def resize_regions(pictures: Any, crops: int, side: int | None = None) -> Any:
 def _input(name: str, ndim: int, dtype: Any, layout: str | None = None) -> Any:
     # No copy: `run` keeps the arrays alive until the batch is done.
     return fn.external_source(name=name, ndim=ndim, dtype=dtype, layout=layout, no_copy=True)
+
+
+def failure_reason(error: BaseException) -> str:
+    """Return the line of DALI's message that says what failed; its first lines name the operator and its place in the graph."""
+    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("Critical error")]
+    return next((line for line in lines if "failed" in line), lines[0] if lines else type(error).__name__)

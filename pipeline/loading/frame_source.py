@@ -139,14 +139,12 @@ class FrameSource:
                 if record.info.seekable and not video.info.seekable:
                     self._not_seekable[number] = video.info
             source = {"pictures": np.concatenate([np.stack(crop) for crop in zip(*resized, strict=True)])}
-        # Views are ordered by crop, then by clip; the graph concatenates the frames of the crops in the same order.
-        order = np.concatenate([order.reshape(-1) + crop * len(ordinals) for crop in range(len(regions))])
         return Sample(
             number=number,
             labels=self._labels(record.label, regions),
             views=len(regions) * len(indices),
             graph=GraphInput(
-                order=order.astype(np.int32),
+                order=view_order(order, frames=len(ordinals), crops=len(regions)),
                 colour=np.repeat(np.array([region.colour for region in regions], np.float32), len(ordinals), axis=0),
                 **source,
             ),
@@ -158,11 +156,11 @@ class FrameSource:
         if info.folder:
             placed = region_inputs(regions, self._spec, width=info.width, height=info.height)
             with FrameFolder(path) as folder:
-                files = tuple(_bytes_of(picture) for picture in folder.paths(ordinals.tolist()))
+                files = tuple(bytes_of(picture) for picture in folder.paths(ordinals.tolist()))
             return {"files": EncodedPictures(files=files, start=placed["start"], end=placed["end"], size=placed["size"])}
         return {
             **region_inputs(regions, self._spec, width=info.width, height=info.height, rotation=info.rotation),
-            "encoded": _bytes_of(path),
+            "encoded": bytes_of(path),
             "ordinals": ordinals.astype(np.int32),
         }
 
@@ -194,6 +192,17 @@ def evaluation_views(*, width: int, height: int, spec: ClipSpec) -> tuple[View, 
         View(top=top * y, left=left * x, bottom=(top + rows) * y, right=(left + columns) * x)
         for left, top in crop_corners(across, down, spec)
     )
+
+
+def view_order(positions: NDArray[np.int64], *, frames: int, crops: int) -> NDArray[np.int32]:
+    """Return `GraphInput.order` of a video's views: ordered by crop, then by clip, as the graph concatenates the frames of the crops.
+
+    Args:
+        positions: For each frame of the clips, its position among the distinct frames.
+        frames: Number of distinct frames.
+        crops: Crops of each frame.
+    """
+    return np.concatenate([positions.reshape(-1) + crop * frames for crop in range(crops)]).astype(np.int32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,26 +251,32 @@ def _reasons_for_pyav(index: DatasetIndex, *, device_id: int | None, folders_onl
     """Return for each video why DALI cannot decode it, None where it can; `device_id` None is the CPU."""
     unavailable = nvdec.why_no_nvdec(device_id) if device_id is not None else "its videos are PyAV's" if folders_only else None
 
-    def reason(video: VideoRecord) -> str | None:
-        info = video.info
+    def reason(info: VideoInfo) -> str | None:
         if info.folder:
             return _reason_for_pillow(info)
-        if unavailable:
-            return unavailable.rstrip(".")
-        if not info.seekable:
-            return "its time stamps do not identify frames, and only PyAV counts frames"
-        if info.mirrored:
-            return "it is displayed mirrored, which DALI does not support"
-        if not info.steady:
-            return "its frame size changes"
-        if device_id is None:
-            able = ", ".join(sorted(DALI_CPU_CODECS))
-            return None if info.codec in DALI_CPU_CODECS else f"{info.codec}: on the CPU, DALI decodes {able}"
-        width, height = (info.height, info.width) if info.rotation % 180 else (info.width, info.height)
-        stream = nvdec.Stream(codec=info.codec, pixel_format=info.pixel_format, width=width, height=height)
-        return nvdec.why_not(stream, device_id)
+        return unavailable.rstrip(".") if unavailable else reason_for_pyav(info, device_id=device_id)
 
-    return [reason(video) for video in index.videos]
+    return [reason(video.info) for video in index.videos]
+
+
+def reason_for_pyav(info: VideoInfo, *, device_id: int | None) -> str | None:
+    """Return why DALI cannot decode a video file, None where it can; `device_id` None is the CPU.
+
+    Raises:
+        FlowlessError: The GPU's decoder cannot be queried.
+    """
+    if not info.seekable:
+        return "its time stamps do not identify frames, and only PyAV counts frames"
+    if info.mirrored:
+        return "it is displayed mirrored, which DALI does not support"
+    if not info.steady:
+        return "its frame size changes"
+    if device_id is None:
+        able = ", ".join(sorted(DALI_CPU_CODECS))
+        return None if info.codec in DALI_CPU_CODECS else f"{info.codec}: on the CPU, DALI decodes {able}"
+    width, height = (info.height, info.width) if info.rotation % 180 else (info.width, info.height)
+    stream = nvdec.Stream(codec=info.codec, pixel_format=info.pixel_format, width=width, height=height)
+    return nvdec.why_not(stream, device_id)
 
 
 def _reason_for_pillow(info: VideoInfo) -> str | None:
@@ -272,7 +287,12 @@ def _reason_for_pillow(info: VideoInfo) -> str | None:
     return None if info.steady else "its pictures differ in size"
 
 
-def _bytes_of(path: os.PathLike[str]) -> NDArray[np.uint8]:
+def bytes_of(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
+    """Return a file's bytes.
+
+    Raises:
+        FlowlessError: It cannot be read, or is empty.
+    """
     try:
         data = np.fromfile(path, np.uint8)
     except OSError as error:

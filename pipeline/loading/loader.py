@@ -29,7 +29,7 @@ from flowless.machine import usable_cores
 from flowless.pipeline.clip.spec import CLIPS, CROPS, ClipSpec, Rule
 from flowless.pipeline.dataset.index import DatasetIndex, Refused
 from flowless.pipeline.loading.augment import LoaderOptions
-from flowless.pipeline.loading.dali_graph import ClipGraph, Frames
+from flowless.pipeline.loading.dali_graph import ClipGraph, Frames, failure_reason
 from flowless.pipeline.loading.frame_source import DrawResult, FrameSource, Sample, decoders_for
 
 
@@ -193,7 +193,7 @@ class ClipLoader:
                 # DALI fails for the whole batch and does not report which video is the cause. PyAV decodes all of them from now on,
                 # so that a video which DALI cannot decode costs one batch, not one in every epoch.
                 log.print(
-                    f"flowless: DALI cannot decode a video of a batch; PyAV decodes the batch. ({_dali_reason(error)})",
+                    f"flowless: DALI cannot decode a video of a batch; PyAV decodes the batch. ({failure_reason(error)})",
                     style="yellow",
                     markup=False,
                 )
@@ -262,9 +262,3 @@ def _take(ready: queue.Queue[Any], stop: threading.Event) -> Any:
         except queue.Empty:
             if stop.is_set():
                 raise RuntimeError("another iteration over this ClipLoader has ended this one; use two loaders") from None
-
-
-def _dali_reason(error: BaseException) -> str:
-    """Return the line of DALI's message that says what failed; its first lines name the operator and its place in the graph."""
-    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("Critical error")]
-    return next((line for line in lines if "failed" in line), lines[0] if lines else type(error).__name__)

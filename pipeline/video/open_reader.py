@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 from flowless.pipeline.video.frame_folder import FrameFolder
 from flowless.pipeline.video.info import VideoInfo
@@ -26,3 +29,22 @@ def open_reader(
     if os.path.isdir(path):  # noqa: PTH112  pathlib raises where a name is too long
         return FrameFolder(path, rate=rate)
     return VideoReader(path, threads=threads, known=known)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoPart:
+    """A video, or a part of one, and how it is opened."""
+
+    path: str
+    """The file or folder of pictures."""
+    open: Callable[[], VideoReader | FrameFolder]
+    """Opens it; raises FlowlessError where it cannot be read."""
+    first_frame: int = 0
+    """Ordinal of the part's first frame."""
+    frames: int | None = None
+    """Frames of the part; None: all to the end."""
+
+
+def whole_video(path: str | os.PathLike[str]) -> VideoPart:
+    """Return all of a video."""
+    return VideoPart(path=os.fspath(path), open=partial(open_reader, path))

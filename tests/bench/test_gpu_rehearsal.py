@@ -56,6 +56,9 @@ def test_rehearsal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {row["form"] for row in rows["pa-forms"]} >= {"uint8, colours last", "plain by pixels, fp32"}
     assert checks["decode"] == {f"vp9: {count} frames by {decoder}": True for decoder in ("pyav", "dali") for count in (40, 9)}
     assert {row["decoder"] for row in rows["files"]} == {"pyav", "dali"}
+    rates, goal = rows["end-to-end"]
+    assert min(rates[f"{way}_videos_per_s"] for way in ("decoder", "engine", "predict_many")) > 0
+    assert (goal["wanted"], goal["measured"]) == (">= 0.9", None), "a rehearsal measures nothing"
     seen = {(row["name"], row["precision"], row["batch"]) for part in ("eager", "onnxruntime") for row in rows[part]}
     assert seen >= {("pytorch eager", precision, batch) for precision in ("fp32", "bf16", "fp16") for batch in (1, 2)}
     assert seen >= {("onnxruntime", precision, batch) for precision in ("fp32", "fp16", "int8") for batch in (1, 2)}

@@ -33,6 +33,8 @@ bundle = _module.bundle
 videos = _module.videos
 film_model = _module.film_model
 film_bundles = _module.film_bundles
+learnt = _module.learnt
+calibration = _module.calibration
 
 
 @pytest.fixture(scope="session")

@@ -190,7 +190,7 @@ def python_choice(original: dict[str, Any], generator: Random, bundle: Path, pat
     some_fit = any(target in {None, one} and precision in {None, other} for one, other in pairs)
     manifest = read_manifest(bundle)
     try:
-        artefact, why = loading._choose(manifest, target, precision)
+        artefact, why = loading.choose(manifest, target, precision)
     except FlowlessError as error:
         return Situation(request=request, choice=None, message=str(error), some_fit=some_fit)
     choice = {"engine": [item is artefact for item in manifest.artefacts].index(True), "why": why}

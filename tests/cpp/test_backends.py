@@ -33,15 +33,6 @@ FLAGS = ["-std=c++17", "-Wall", "-Wextra", "-Werror", f"-I{CPP / 'include'}", f"
 #: Exit codes of the driver: flowless_status.
 INVALID, DAMAGED, UNSUPPORTED, RUNTIME = 1, 3, 4, 5
 
-_spec = importlib.util.spec_from_file_location("flowless_export_fixtures", ROOT / "tests" / "export" / "conftest.py")
-assert _spec is not None
-assert _spec.loader is not None
-_module = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_module)
-checkpoint, exported, built, videos = _module.checkpoint, _module.exported, _module.built, _module.videos
-film_model, film_bundles = _module.film_model, _module.film_bundles
-learnt, calibration = _module.learnt, _module.calibration
-
 
 @pytest.fixture(scope="session")
 def driver(cpp_build) -> Path:
@@ -335,7 +326,7 @@ def test_the_runtime_of_tensorrt_rtx_starts_without_a_gpu(tmp_path, monkeypatch)
     monkeypatch.setenv("FLOWLESS_TENSORRT_LIBRARIES", libraries.submodule_search_locations[0])
     name, reason = run(program, file).splitlines()
     process = tensorrt_process("tensorrt-rtx")
-    artefact = Artefact(target="tensorrt-rtx", precision="fp32", status="", files=("x",), versions={}, options={})
+    artefact = Artefact(target="tensorrt-rtx", precision="fp32", status="built, not run here", files=("x",), versions={}, options={})
     with pytest.raises(FlowlessError) as caught:
         tensorrt_backend.open_engine(process, process.trt.Runtime(process.logger), file, artefact=artefact)
     assert str(caught.value).startswith(f"{file}: {name} cannot read this engine here ({reason}); build it again")

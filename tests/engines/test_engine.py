@@ -124,6 +124,8 @@ def test_on_a_gpu_that_tensorrt_rtx_does_not_know_the_next_engine_is_taken(built
         ({"threads": 0}, "threads is 0"),
         ({"warm_up": -1}, "warm_up is -1; it must be True, False, or the number of clips in a batch"),
         ({"warm_up": "yes"}, "warm_up is 'yes'; it must be True, False"),
+        ({"target": "tensorrt", "cuda_graph": True}, "cuda_graph is True and target 'tensorrt'; only tensorrt-rtx captures"),
+        ({"hint": "bf16", "cuda_graph": True}, "cuda_graph is True and target 'openvino'"),
     ],
 )
 def test_what_load_refuses(arguments, says, built):
@@ -316,7 +318,7 @@ def test_views_are_averaged(sampling, crop, views, built, videos):
             seen.append(len(clip))
             return backend(clip)
 
-    engine = Engine(Counting(), manifest=replace(manifest, spec=spec), target="openvino", precision="fp32", why="")
+    engine = Engine(Counting(), manifest=replace(manifest, spec=spec), target="openvino", precision="fp32", why="")  # pyright: ignore[reportArgumentType]
     prediction = engine.predict(videos[0])
     assert sum(seen) == views
     assert max(seen) <= 8
@@ -366,7 +368,7 @@ def test_decoding_goes_on_while_the_engine_runs(engine, videos):
 
     module.timed_clip = counting
     try:
-        slow = Engine(Waiting(), manifest=engine.manifest, target="openvino", precision="fp32", why="")
+        slow = Engine(Waiting(), manifest=engine.manifest, target="openvino", precision="fp32", why="")  # pyright: ignore[reportArgumentType]
         assert len(list(slow.predict_many(videos * 2, workers=2))) == 6
     finally:
         module.timed_clip = real

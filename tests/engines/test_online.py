@@ -154,7 +154,7 @@ def test_command(film_bundles, form, built, videos, tmp_path, capsys):
     arguments = ["predict", str(online_bundle), str(videos[0]), str(bad), "--online", "--target", "openvino"]
     assert main([*arguments, "--json"]) == 1
     good, broken = json.loads(capsys.readouterr().out)
-    assert set(good) == {"video", "top", "target", "precision", "seconds", "moments"}
+    assert set(good) == {"video", "top", "target", "precision", "seconds", "decoder", "moments"}
     assert len(good["moments"]) == 24
     assert set(good["moments"][0]) == {"frame", "label", "score", "so_far", "seconds"}
     assert set(broken) == {"video", "error"}

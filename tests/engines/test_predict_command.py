@@ -20,7 +20,7 @@ def test_json(built, videos, capsys):
     document = json.loads(out.out)
     assert [row["video"] for row in document] == [str(path) for path in videos]
     for row in document:
-        assert set(row) == {"video", "top", "target", "precision", "seconds"}
+        assert set(row) == {"video", "top", "target", "precision", "seconds", "decoder"}
         assert set(row["seconds"]) == {"decode", "preprocess", "engine"}
         assert (row["target"], row["precision"]) == ("openvino", "fp32")
         assert len(row["top"]) == 2

@@ -11,11 +11,14 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 import flowless
+from flowless.engines.backends.tensorrt_backend import create_context
 from flowless.engines.backends.tensorrt_process import TensorRtProcess, tensorrt_process
 
 _FIRST_USE = """
@@ -108,6 +111,21 @@ def test_an_error_of_the_librarys_own_thread_reaches_every_open_block(rtx: Tenso
             pool.submit(rtx.logger.log, rtx.trt.ILogger.ERROR, "out of\n memory").result()
             pool.submit(rtx.logger.log, rtx.trt.ILogger.WARNING, "slow").result()
         assert one.texts == other.texts == ["out of memory"]
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_cuda_graphs_are_a_setting_of_the_context(rtx: TensorRtProcess, wanted: bool) -> None:
+    """No engine can be opened without a GPU; the names that are set exist in the library."""
+    given: list[Any] = []
+
+    class OpenedEngine:
+        create_execution_context = staticmethod(lambda *config: given.extend(config) or "context")
+        create_runtime_config = staticmethod(lambda: SimpleNamespace(cuda_graph_strategy=rtx.trt.CudaGraphStrategy.DISABLED))
+
+    assert hasattr(rtx.trt.ICudaEngine, "create_runtime_config")
+    assert isinstance(rtx.trt.IRuntimeConfig.cuda_graph_strategy, property)
+    assert create_context(rtx, OpenedEngine, cuda_graph=wanted) == "context"
+    assert [config.cuda_graph_strategy for config in given] == [rtx.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE] * wanted
 
 
 #: A driver that keeps a stack of contexts per thread, as CUDA does, and counts what is retained and allocated.

@@ -173,7 +173,7 @@ def test_a_bundle_runs_the_protocols_of_its_size(name, roomy, roomy_bundle, wide
             seen.append(len(clip))
             return backend(clip)
 
-    engine._backend = Counting()
+    engine._backend = Counting()  # pyright: ignore[reportAttributeAccessIssue]
     result = evaluate(engine, wide_index, options=EvaluationOptions(views=name, batch_size=4))
     total = 3 * result.spec.views
     assert seen == [4] * (total // 4) + [total % 4] * (total % 4 > 0), "batches are full, across videos"

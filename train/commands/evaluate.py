@@ -68,6 +68,9 @@ def _evaluation_tables(document: dict[str, Any]) -> list[RenderableType]:
         value = document[name]
         table.add_row(name.replace("_", " "), str(value) if name == "videos" else f"{value:.2%}")
     table.add_row("seconds", f"{document['seconds']:.1f}")
+    table.add_row("decoded by", ", ".join(f"{decoder}: {count}" for decoder, count in document["decoded_by"].items()))
+    for reason, count in document["fallbacks"].items():
+        table.add_row("not by DALI", escape(f"{reason} ({count})"))
     small = len(document["labels"]) <= _MATRIX_CLASSES
     confusion = _matrix_table(document) if small else _confused_table(document)
     return [table, confusion, *refused_table([Refused(**item) for item in document["bad_videos"]], title="could not be read")]

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import flowless
+from flowless.engines.decoded_scores import decodes_on_gpu
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.protocols import SAME_SIZE
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.pipeline.dataset.index import DatasetIndex
 from flowless.train.evaluation.options import EvaluationOptions
 from flowless.train.evaluation.result import Evaluation
-from flowless.train.evaluation.score_videos import score_videos
+from flowless.train.evaluation.score_videos import score_decoded_videos, score_videos
 from flowless.train.loop.index_checks import relabel, warn_of_short_videos
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ def _evaluate_engine(engine: Engine, index: DatasetIndex, options: EvaluationOpt
     warn_of_short_videos(index, spec, rule=spec.sampling)
     _check_size(engine, name, spec)
     start = time.perf_counter()
-    scored = score_videos(engine, index, spec, options=options)
+    score = score_decoded_videos if decodes_on_gpu(options.decode, engine) else score_videos
+    scored = score(engine, index, spec, options=options)
     return Evaluation(
         **vars(scored),
         model=engine.model,

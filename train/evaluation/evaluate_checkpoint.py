@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from flowless.console import progress
+from flowless.engines.decoded_scores import why_not_gpu
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.pipeline.clip.view_scores import average_views
@@ -38,6 +39,8 @@ def evaluate_checkpoint(
     name, spec = options.protocol(checkpoint.spec, recipe=checkpoint.recipe)
     warn_of_short_videos(index, spec, rule=spec.sampling)
     gpu = torch.cuda.is_available()
+    if options.decode == "gpu" and (reason := why_not_gpu()):
+        raise FlowlessError(f"decode is 'gpu', but {reason}. With 'auto' or 'cpu', PyAV decodes.")
     network = to_channels_last(checkpoint.model.to("cuda" if gpu else "cpu"))
     start = time.perf_counter()
     with torch.inference_mode():
@@ -67,6 +70,7 @@ def _score_with_loader(
         batch_size=max(1, options.batch_size // spec.views),
         threads=options.threads,
         placement=placement,
+        decoder="pyav" if options.decode == "cpu" else "auto",
     )
     scores: list[NDArray[np.float32]] = []
     labels: list[NDArray[np.int64]] = []
@@ -82,4 +86,10 @@ def _score_with_loader(
             bar.advance(task, len(batch.ids))
     if not ids:
         raise FlowlessError(f"none of the {len(index.videos)} videos could be read; the first: {loader.bad_videos[0].reason}")
-    return VideoScores(scores=np.concatenate(scores), labels=np.concatenate(labels), ids=tuple(ids), bad_videos=list(loader.bad_videos))
+    return VideoScores(
+        scores=np.concatenate(scores),
+        labels=np.concatenate(labels),
+        ids=tuple(ids),
+        bad_videos=list(loader.bad_videos),
+        decoded_by={str(decoder): count for decoder, count in loader.decoded_by.items()},
+    )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
+from flowless.engines.decoded_scores import Decode
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.protocols import ALIASES, PROTOCOLS, ViewsOption, paper_views, protocol_name, protocol_spec
 from flowless.pipeline.clip.spec import Average, ClipSpec
@@ -27,13 +28,18 @@ class EvaluationOptions:
     """Views that run together in one batch; a video with more views takes several batches."""
     threads: int | None = None
     """Threads that decode; default: one per processor core."""
+    decode: Decode = "auto"
+    """What decodes: cpu is PyAV, with Pillow's resize; gpu is DALI on the GPU, and PyAV what DALI cannot; auto is gpu where the model runs
+    on an NVIDIA GPU and DALI is installed."""
     target: str | None = None
     """Bundles only: which engine runs, such as openvino; default: the best one that this machine can run."""
     precision: str | None = None
     """Bundles only: the engine's precision, such as int8."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers below 1."""
+        """Refuse numbers below 1 and unknown decoders."""
+        if self.decode not in get_args(Decode):
+            raise FlowlessError(f"decode is {self.decode!r}; it must be one of {', '.join(get_args(Decode))}.")
         for name, value in (("batch_size", self.batch_size), ("threads", self.threads)):
             if value is not None and value < 1:
                 raise FlowlessError(f"{name} is {value}; it must be at least 1.")

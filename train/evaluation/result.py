@@ -25,6 +25,10 @@ class VideoScores:
     """The videos' ids in the index, in the order of the scores."""
     bad_videos: list[Refused] = field(default_factory=list)
     """Videos that could not be read, with the reason."""
+    decoded_by: dict[str, int] = field(default_factory=dict)
+    """Library that decoded, `dali` or `pyav` -> number of videos."""
+    fallbacks: dict[str, int] = field(default_factory=dict)
+    """Reason why PyAV decoded where DALI was to -> number of videos."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,5 +69,7 @@ class Evaluation(VideoScores):
                 {"id": video, "label": self.names[label], "predicted": self.names[answer]}
                 for video, label, answer in zip(self.ids, self.labels, predicted, strict=True)
             ],
+            "decoded_by": self.decoded_by,
+            "fallbacks": self.fallbacks,
             "bad_videos": [{"path": bad.path, "reason": bad.reason} for bad in self.bad_videos],
         }

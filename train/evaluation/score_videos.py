@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flowless.console import progress
+from flowless.engines.decoded_scores import score_decoded
 from flowless.errors import FlowlessError
 from flowless.machine import usable_cores
 from flowless.pipeline.clip.preprocess import ClipViews, load_views
 from flowless.pipeline.clip.spec import Average, ClipSpec
 from flowless.pipeline.clip.view_scores import ViewAverage
 from flowless.pipeline.dataset.index import DatasetIndex, Refused, VideoRecord
+from flowless.pipeline.video.open_reader import VideoPart
 from flowless.train.evaluation.options import EvaluationOptions
 from flowless.train.evaluation.result import VideoScores
+
+if TYPE_CHECKING:
+    from flowless.engines.engine import Engine
 
 #: From uint8 clips `[B, N, m, H, W, 3]` to float32 scores `[B, classes]`; an engine is one.
 ScoreFunction = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
@@ -54,7 +62,59 @@ def score_videos(score: ScoreFunction, index: DatasetIndex, spec: ClipSpec, *, o
         labels=np.array([record.label for record in records], np.int64),
         ids=tuple(record.id for record in records),
         bad_videos=bad,
+        decoded_by={"pyav": len(records)},
     )
+
+
+def score_decoded_videos(
+    engine: Engine, index: DatasetIndex, spec: ClipSpec, *, options: EvaluationOptions, device_id: int | None = 0
+) -> VideoScores:
+    """Score every video of an index once with an engine, decoded by DALI and, where it cannot, by PyAV.
+
+    Args:
+        engine: The engine.
+        index: The videos.
+        spec: How to cut their views.
+        options: As for `score_videos`.
+        device_id: Number of the GPU that decodes; None: DALI's CPU device.
+
+    Raises:
+        FlowlessError: No video can be read, or DALI is not installed.
+    """
+    videos = file_parts(index)
+    scored = score_decoded(engine, videos, spec, views_at_once=options.batch_size, threads=options.threads, device_id=device_id)
+    records: list[VideoRecord] = []
+    scores: list[NDArray[np.float32]] = []
+    bad: list[Refused] = []
+    decoders, fallbacks = Counter[str](), Counter[str]()
+    with progress() as bar, closing(scored):
+        task = bar.add_task("evaluating", total=len(index.videos))
+        for record, video in zip(index.videos, scored, strict=True):
+            bar.advance(task)
+            if video.scores is None:
+                bad.append(Refused(path=record.path, reason=str(video.decoded.error)))
+                continue
+            records.append(record)
+            scores.append(video.scores)
+            decoders[video.decoder] += 1
+            fallbacks.update([video.decoded.fallback] if video.decoded.fallback else [])
+    if not records:
+        raise FlowlessError(f"none of the {len(index.videos)} videos could be read; the first: {bad[0].reason}")
+    return VideoScores(
+        scores=np.stack(scores),
+        labels=np.array([record.label for record in records], np.int64),
+        ids=tuple(record.id for record in records),
+        bad_videos=bad,
+        decoded_by=dict(decoders),
+        fallbacks=dict(fallbacks.most_common()),
+    )
+
+
+def file_parts(index: DatasetIndex) -> Iterator[VideoPart]:
+    """Yield each video of an index as `score_decoded` takes it, opened with the properties that the index stores."""
+    for record in index.videos:
+        path = str(index.path_of(record))
+        yield VideoPart(path=path, open=partial(index.open, record), first_frame=record.first_frame, frames=record.frames)
 
 
 class ViewAverages:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from flowless.errors import FlowlessError
 from flowless.pipeline.dataset.index import DatasetIndex
@@ -75,12 +75,13 @@ def evaluation_loader(
     batch_size: int,
     threads: int | None,
     placement: LoaderPlacement,
+    decoder: Literal["auto", "pyav"] = "auto",
 ) -> ClipLoader:
     """Return a loader that yields every video once, in order, without augmentation."""
     from flowless.pipeline.loading.augment import LoaderOptions
     from flowless.pipeline.loading.loader import ClipLoader
 
-    options = LoaderOptions(threads=threads, **placement.options())
+    options = LoaderOptions(threads=threads, decoder=decoder, **placement.options())
     return ClipLoader(index, spec, rule=rule, batch_size=batch_size, options=options)
 
 

@@ -156,10 +156,10 @@ TEST_CASE("threads stay awake only where OMP_WAIT_POLICY is active") {
   std::string const kept = before == nullptr ? "" : before;
   std::pair<char const*, bool> const cases[] = {{"ACTIVE", true},   {" active\t", true}, {"Active", true}, {"", false},
                                                 {"PASSIVE", false}, {"act ive", false},  {"  ", false}};
-  for (auto const& given : cases) {
-    INFO("value: '" << given.first << "'");
-    setenv("OMP_WAIT_POLICY", given.first, 1);
-    CHECK(threadsStayAwake() == given.second);
+  for (auto const& item : cases) {
+    INFO("value: '" << item.first << "'");
+    setenv("OMP_WAIT_POLICY", item.first, 1);
+    CHECK(threadsStayAwake() == item.second);
   }
   unsetenv("OMP_WAIT_POLICY");
   CHECK_FALSE(threadsStayAwake());
