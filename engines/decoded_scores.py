@@ -64,7 +64,8 @@ class ScoredVideo:
 def decodes_on_gpu(decode: Decode | str, engine: ScoringEngine) -> bool:
     """Return whether DALI decodes for an engine, by the value of `decode`.
 
-    DALI's frames differ from those of PyAV and Pillow by at most a grey level or two at a pixel, so scores differ in their last digits.
+    DALI's frames differ from those of PyAV and Pillow by one to two grey levels on average, and by more at single pixels: it converts
+    YUV to RGB differently. docs/deploy.md has what that does to scores.
 
     Raises:
         FlowlessError: It is none of `Decode`; or it is `gpu`, and something that it needs is not here.
