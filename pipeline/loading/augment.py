@@ -112,7 +112,7 @@ class LoaderOptions:
     """Number of the GPU, if `device` is `gpu`."""
     decoder: Literal["auto", "pyav", "dali"] = "auto"
     """The video decoder. `auto`: on a GPU, DALI for the videos that the GPU's driver supports; else PyAV. `dali`: DALI for every video
-    that it supports, on the CPU too (VP8, VP9, MJPEG; its colours differ from PyAV's by about one level)."""
+    that it supports, on the CPU too (VP8, VP9, MJPEG; its colours differ from PyAV's by one to two levels on average)."""
     max_bad_share: float = 0.05
     """Fraction of unreadable videos above which an epoch stops with an error."""
 
