@@ -30,6 +30,8 @@ def render(results: Path) -> str:
             *_engines(results),
             "## Decoding\n",
             *_decoding(results / "decode.json"),
+            "## Embedded in C++\n",
+            *_embedded(results / "embed.json"),
             "## Beside other programs\n",
             *_shared_cores(results / "shared-cores.json"),
             "## Systems, on Moving Shapes\n",
@@ -177,6 +179,32 @@ def _evidence(path: Path, lines_of: Callable[[dict[str, Any]], list[str]], about
     lines = [*lines_of(json.loads(path.read_text(encoding="utf-8"))), ""]
     picture = path.with_suffix(".svg")
     return [*lines, f"![{about}](bench/results/{picture.name})", ""] if picture.is_file() else lines
+
+
+def _embedded(path: Path) -> list[str]:
+    """Return what libflowless takes beside Python, Pillow and OpenVINO alone, if it was measured."""
+    if not path.is_file():
+        return []
+    document = json.loads(path.read_text(encoding="utf-8"))
+    settings, memory = document["settings"], document["memory"]
+    bare, own, python = (row["p50_ms"] for row in document["clip"])
+    return [
+        f"A clip of {settings['model']} ({settings['size']} × {settings['size']} pixels) by OpenVINO in fp32, in turns, on"
+        f" {document['environment']['cores']} cores: {own:.1f} ms by libflowless, {python:.1f} ms by Python, {bare:.1f} ms by OpenVINO"
+        f" alone in C++. libflowless takes {100 * document['overhead']:+.2f} % more (median of {settings['runs']} rounds).",
+        "",
+        "| frame | libflowless, ms | Python, ms | Pillow's resize alone, ms | × Pillow |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {row['size']} | {row['libflowless_ms']:.2f} | {row['python_ms']:.2f} | {row['pillow_ms']:.2f} | {row['times_pillow']:.1f} |"
+            for row in document["frames"]
+        ),
+        "",
+        "- The table is the time to resize and crop a frame, on one core, with the same bytes as result.",
+        f"- Memory over {memory['calls']} calls: {memory['before_mb']:.1f} MB after the first hundredth of them,"
+        f" {memory['after_mb']:.1f} MB at the end.",
+        "",
+    ]
 
 
 def _motion(results: Path) -> list[str]:
