@@ -9,7 +9,7 @@ from cpp_build import KINDS, fuzz, run_unit_tests
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 #: Inputs of the fuzzer on every commit, half a minute; `make cpp-fuzz` has a million, which take minutes.
-INPUTS = int(os.environ.get("FLOWLESS_FUZZ_INPUTS", "50000"))
+INPUTS = int(os.environ.get("FLOWLESS_FUZZ_INPUTS", "200000"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
