@@ -172,9 +172,18 @@ class Engine:
             )
         with self._lock:
             if isinstance(taken, np.ndarray) and not on_device:
-                return self._backend(np.ascontiguousarray(taken))
+                return self._checked(self._backend(np.ascontiguousarray(taken)))
             scores = self._backend.on_device(place(taken, self._backend.gpu), stream)
             return scores if on_device else scores.numpy()
+
+    def _checked(self, scores: np.ndarray) -> np.ndarray:
+        """Return scores, of which there must be one for each label."""
+        if scores.shape[1:] != (len(self.labels),):
+            raise FlowlessError(
+                f"{self.manifest.folder}: its {self.target} engine gives {scores.shape[-1]} scores, and its manifest has "
+                f"{len(self.labels)} labels. Copy the bundle again, or export and build the model again."
+            )
+        return scores
 
     def _take(self, name: str, value: Any, stream: int | None) -> np.ndarray | DeviceArray:
         """Return an input as it is or, from another library, without a copy; refuse what is not uint8."""
@@ -207,8 +216,8 @@ class Engine:
         Raises:
             FlowlessError: `clips` is less than 1.
         """
-        if clips < 1:
-            raise FlowlessError(f"clips is {clips}; a warm-up takes at least 1.")
+        if not isinstance(clips, int) or clips < 1:
+            raise FlowlessError(f"clips is {clips!r}; a warm-up takes a whole number of at least 1.")
         started = time.perf_counter()
         if importlib.util.find_spec("av"):  # who scores arrays alone needs no PyAV
             _import_reading()
@@ -302,6 +311,8 @@ class Engine:
             return
         # Imported in the calling thread: a Ctrl-C within an import in a worker would leave the import lock held.
         _import_reading()
+        if workers is not None and workers < 1:
+            raise FlowlessError(f"workers is {workers}; it must be at least 1.")
         workers = workers or min(4, usable_cores())
         remaining = iter(paths)
         waiting: deque[tuple[str, Future[TimedClip]]] = deque()

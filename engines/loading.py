@@ -128,6 +128,8 @@ def _remedy(manifest: Manifest, target: str | None, precision: str | None) -> st
     """Return what to do where a bundle has no engine of a target and precision that runs here."""
     if manifest.packed:
         return "It is a packed bundle: pack another engine of the full bundle, with: flowless pack BUNDLE --target T --precision P"
+    if target and _engines(manifest, target, precision):
+        return "The bundle has that engine, and what it needs is not here; name another target, or none."
     build = (target or "openvino") + (f" --precision {precision}" if precision else "")
     return f"Build one with: flowless build {manifest.folder} --target {build}"
 

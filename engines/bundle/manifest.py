@@ -187,12 +187,16 @@ def read_manifest(bundle: str | os.PathLike[str]) -> Manifest:
     """
     folder = Path(bundle)
     path = folder / MANIFEST
+    if folder.is_file() and folder.name == MANIFEST:
+        raise FlowlessError(f"{folder}: the manifest of a bundle; give the bundle's folder, {folder.parent}.")
     if folder.is_file():
         raise FlowlessError(f"{folder}: a file. A bundle is a folder with {MANIFEST}; make one with: flowless export {folder} --out BUNDLE")
     if not folder.is_dir():
         raise FlowlessError(
             f"{folder}: no such folder. A bundle is a folder with {MANIFEST}; make one with: flowless export CHECKPOINT --out {folder}"
         )
+    if path.exists() and not path.is_file():
+        raise FlowlessError(f"{path}: not a regular file. Copy the bundle again, or export the model again.")
     try:
         document = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -107,8 +107,14 @@ def _refuse_folder(folder: Path, bundle: Path) -> None:
         raise FlowlessError(
             f"{folder}: there is a folder already, and it is not a bundle. Name another place with --out, or remove the folder."
         )
-    if not read_manifest(folder).packed:
+    there = read_manifest(folder)
+    if not there.packed:
         raise FlowlessError(f"{folder}: there is a full bundle already; only a packed one is replaced. Name another place with --out.")
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    if others := sorted(files - {MANIFEST, *there.files}):
+        raise FlowlessError(
+            f"{folder}: has a file that is not the packed bundle's: {others[0]}. Move it, or name another place with --out."
+        )
 
 
 def licence_note(manifest: Manifest) -> str:

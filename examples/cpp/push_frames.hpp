@@ -3,6 +3,7 @@
 #ifndef PUSH_FRAMES_HPP
 #define PUSH_FRAMES_HPP
 
+#include <algorithm>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
@@ -14,9 +15,21 @@
 // Set by Ctrl-C, which ends reading, connecting and waiting.
 inline std::atomic<bool> gStop{false};
 
+// The first signal ends the program in order, a second one at once.
 inline void stopOnCtrlC() {
-  std::signal(SIGINT, [](int) { gStop = true; });
-  std::signal(SIGTERM, [](int) { gStop = true; });
+  auto const stop = [](int number) {
+    gStop = true;
+    std::signal(number, SIG_DFL);
+  };
+  std::signal(SIGINT, stop);
+  std::signal(SIGTERM, stop);
+}
+
+// Sleep until `time`, or until Ctrl-C.
+inline void sleepUntil(std::chrono::steady_clock::time_point time) {
+  for (auto now = std::chrono::steady_clock::now(); now < time && !gStop; now = std::chrono::steady_clock::now()) {
+    std::this_thread::sleep_for(std::min<std::chrono::nanoseconds>(time - now, std::chrono::milliseconds(100)));
+  }
 }
 
 // Ends reading where its block ends, also by an exception. Declare it after the futures of threads that read, which
@@ -53,6 +66,21 @@ void pushFrames(std::string const& address, flowless::Stream& stream, Pushed pus
       stream.reset();  // frames from before the gap and after it are not one action
     }
   } while (live && !gStop);
+}
+
+// Read one source to its end, a file's frames at their time stamps; return whether that went well.
+inline bool readSource(std::string const& address, flowless::Stream& stream) {
+  try {
+    pushFrames(address, stream, [&, start = std::chrono::steady_clock::now()](RgbFrame const& frame) {
+      if (!isLive(address)) {
+        sleepUntil(start + std::chrono::nanoseconds(frame.ptsNs));
+      }
+    });
+    return true;
+  } catch (std::exception const& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return false;
+  }
 }
 
 #endif

@@ -4,10 +4,11 @@ import sys
 
 import flowless
 
-if len(sys.argv) < 3:
-    sys.exit(__doc__)
+bundle, *videos = sys.argv[1:] or sys.exit(__doc__)
 try:
-    for prediction in flowless.load(sys.argv[1]).predict_many(sys.argv[2:]):
-        print(prediction.video, prediction.error or f"{prediction.top[0].label} {prediction.top[0].score:.3f}", sep="\t")
+    predictions = list(flowless.load(bundle).predict_many(videos))
 except flowless.FlowlessError as error:
     sys.exit(f"recognise: {error}")
+for item in predictions:
+    print(item.video, item.error or f"{item.top[0].label} {item.top[0].score:.3f}", sep="\t")
+sys.exit(any(item.error for item in predictions))

@@ -16,6 +16,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -43,6 +44,7 @@ class Request(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"  # with it, clients that wait for 100 Continue before a large body get it
     timeout = 20  # seconds for which a client may send or take nothing
+    longest = 60  # seconds that a whole upload may take
 
     @property
     def service(self) -> Service:
@@ -61,7 +63,7 @@ class Request(BaseHTTPRequestHandler):
         if self.path != "/predict":
             return self.reply(404, {"error": f"no page {self.path}; there are GET /health and POST /predict"})
         length = self.headers.get("Content-Length", "")
-        if not length.isdecimal() or int(length) == 0:
+        if not length.isdecimal() or len(length) > 18 or int(length) == 0:
             return self.reply(411, {"error": "send the video as the body, with its Content-Length"})
         if int(length) > self.service.largest:
             return self.reply(413, {"error": f"the video has {length} bytes; at most {self.service.largest} are taken"})
@@ -71,7 +73,7 @@ class Request(BaseHTTPRequestHandler):
         try:
             with tempfile.NamedTemporaryFile(prefix="flowless-upload-") as video:
                 if not self.copy_body(int(length), video):
-                    return self.reply(400, {"error": "the body ended before its Content-Length"})
+                    return self.reply(400, {"error": "the body ended before its Content-Length, or took too long"})
                 video.flush()
                 return self.reply(*self.predict(video.name))
         finally:
@@ -87,7 +89,8 @@ class Request(BaseHTTPRequestHandler):
 
     def copy_body(self, length: int, file: Any) -> bool:
         """Copy the body into a file, or discard it; return whether all of it came."""
-        while length and (part := self.rfile.read(min(length, 2**20))):
+        deadline = time.monotonic() + self.longest
+        while length and time.monotonic() < deadline and (part := self.rfile.read1(min(length, 2**20))):
             length -= len(part)
             if file:
                 file.write(part)

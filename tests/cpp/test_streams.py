@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from c_interface import ONLINE, ROLLING, CEngine, Library, StatusError
+from c_interface import ONLINE, ROLLING, CEngine, CStream, Library, StatusError
 
 import flowless
 from flowless.engines.engine import Engine
@@ -188,3 +188,25 @@ def test_closing_an_engine_closes_its_streams(c_library: Library, built: Path) -
     engine.close()
     with pytest.raises(StatusError, match="the stream is closed"):
         stream.push(noise(1)[0])
+
+
+def test_an_engine_that_is_closed_leaves_no_stream_open(c_library: Library, built: Path) -> None:
+    """Another thread opens streams while the engine is closed; none of them stays open without its engine."""
+    for _ in range(30):
+        engine = CEngine(c_library, built, target="openvino")
+        opened: list[CStream] = []
+
+        def open_streams(engine: CEngine = engine, opened: list[CStream] = opened) -> None:
+            with pytest.raises(StatusError, match="the engine is closed"):
+                while True:
+                    opened.append(engine.stream(window_frames=1))
+
+        cameras = threading.Thread(target=open_streams)
+        cameras.start()
+        while not opened:
+            time.sleep(0.0005)
+        engine.close()
+        cameras.join()
+        for stream in opened:
+            with pytest.raises(StatusError, match="the stream is closed"):
+                stream.reset()

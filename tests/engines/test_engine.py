@@ -380,3 +380,19 @@ def test_what_stops_early_leaves_no_thread(engine, videos):
     for _ in engine.predict_many(videos * 4, workers=2):
         break
     assert threading.active_count() <= before
+
+
+def test_an_engine_with_other_scores_than_labels_is_refused(bundle):
+    manifest = read_manifest(bundle)
+    replace(manifest, labels=manifest.labels[:2]).write()
+    with pytest.raises(FlowlessError, match="gives 6 scores, and its manifest has 2 labels"):
+        flowless.load(bundle, "openvino")(np.zeros((1, *manifest.spec.shape), np.uint8))
+
+
+def test_wrong_numbers_are_refused(bundle):
+    engine = flowless.load(bundle, "openvino")
+    with pytest.raises(FlowlessError, match="workers is -1"):
+        next(engine.predict_many(["a.mp4"], workers=-1))
+    for clips in (0, 2.5, "2"):
+        with pytest.raises(FlowlessError, match=f"clips is {clips!r}"):
+            engine.warm_up(clips)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -122,3 +123,10 @@ def test_a_manifest_with_wrong_contents(bundle, change):
 def test_a_file_without_fingerprint(bundle):
     edit(bundle, lambda document: document["files"].pop("openvino-fp32/model.bin"))
     refused(bundle, "no fingerprint of 'openvino-fp32/model.bin'")
+
+
+def test_a_manifest_that_is_no_file_is_refused(bundle):
+    (bundle / "manifest.json").unlink()
+    os.mkfifo(bundle / "manifest.json")
+    with pytest.raises(FlowlessError, match="not a regular file"):
+        read_manifest(bundle)

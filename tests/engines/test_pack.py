@@ -249,3 +249,11 @@ def test_packing_itself_needs_the_base_install_alone(run_bare, built, tmp_path):
     done = run_bare(["-m", "flowless", "pack", built, "--target", "onnxruntime", "--precision", "fp32", "--out", tmp_path / "packed"])
     assert done.returncode == 0, done.stderr
     assert read_manifest(tmp_path / "packed").packed
+
+
+def test_a_file_of_the_user_in_a_packed_bundle_is_not_removed(built, tmp_path):
+    pack(built, tmp_path / "ship", target="openvino")
+    (tmp_path / "ship" / "notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(FlowlessError, match=r"has a file that is not the packed bundle's: notes\.txt"):
+        pack(built, tmp_path / "ship", target="openvino")
+    assert (tmp_path / "ship" / "notes.txt").read_text(encoding="utf-8") == "mine"

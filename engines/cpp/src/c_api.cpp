@@ -5,6 +5,7 @@
 #include <exception>
 #include <limits>
 #include <memory>
+#include <mutex>
 #include <new>
 #include <string>
 #include <type_traits>
@@ -28,7 +29,9 @@ namespace {
 constexpr int32_t kLargestSide = 32768;
 constexpr size_t kLargestStruct = 4096;
 
-thread_local std::string tError;  // NOLINT: one text per thread
+// Of a type without a destructor: calls that fail after the thread's other objects are gone still write here.
+thread_local char tError[4096];
+static_assert(std::is_trivially_destructible_v<decltype(tError)>);
 
 // Never destroyed: a program's own static objects may close engines after this library's would be gone.
 Handles<flowless_engine, Engine>& engines() {
@@ -42,12 +45,50 @@ Handles<flowless_stream, Stream>& streams() {
 }
 
 flowless_status failed(flowless_status status, char const* text) noexcept {
-  try {
-    tError = text;
-  } catch (...) {
-    tError.clear();
+  size_t length = std::strlen(text);
+  if (length >= sizeof(tError)) {
+    length = sizeof(tError) - 1;
+    while (length > 0 && (static_cast<unsigned char>(text[length]) & 0xC0U) == 0x80U) {
+      --length;  // not within a character
+    }
   }
+  std::memcpy(tError, text, length);
+  tError[length] = '\0';
   return status;
+}
+
+// Lists of streams for steps, kept so that a step allocates nothing once its list was made.
+class StreamLists {
+ public:
+  using List = std::vector<std::shared_ptr<Stream>>;
+
+  std::unique_ptr<List> take() {
+    std::lock_guard<std::mutex> const lock(mLock);
+    if (mFree.empty()) {
+      return std::make_unique<List>();
+    }
+    std::unique_ptr<List> list = std::move(mFree.back());
+    mFree.pop_back();
+    return list;
+  }
+
+  void giveBack(std::unique_ptr<List> list) noexcept {
+    list->clear();
+    std::lock_guard<std::mutex> const lock(mLock);
+    try {
+      mFree.push_back(std::move(list));
+    } catch (std::bad_alloc const&) {  // the list is freed
+    }
+  }
+
+ private:
+  std::mutex mLock;
+  std::vector<std::unique_ptr<List>> mFree;
+};
+
+StreamLists& streamLists() {
+  static auto& lists = *new StreamLists();
+  return lists;
 }
 
 template <class Call>
@@ -133,7 +174,7 @@ using namespace flowless::detail;  // NOLINT: this file is the interface of that
 
 const char* flowless_version(void) { return FLOWLESS_VERSION; }
 
-const char* flowless_error(void) { return tError.c_str(); }
+const char* flowless_error(void) { return tError; }
 
 flowless_status flowless_open(const char* bundle, const flowless_options* options, flowless_engine** engine) {
   return guarded([&] {
@@ -263,7 +304,7 @@ flowless_status flowless_stream_open(flowless_engine* engine, const flowless_str
   return guarded([&] {
     refuseNull(stream, "stream");
     *stream = nullptr;
-    std::shared_ptr<Engine> open = engines().find(engine);
+    std::shared_ptr<Engine> const open = engines().find(engine);
     StreamOptions wanted;
     if (options != nullptr) {
       checkSize(*options, "flowless_stream_options");
@@ -273,7 +314,14 @@ flowless_status flowless_stream_open(flowless_engine* engine, const flowless_str
       wanted = {static_cast<flowless_mode>(options->mode), options->window_frames, options->window_ns,
                 options->max_gap_ns};
     }
-    *stream = streams().add(std::make_shared<Stream>(std::move(open), wanted));
+    flowless_stream* const added = streams().add(std::make_shared<Stream>(open, wanted));
+    try {
+      engines().find(engine);  // another thread may have closed it, and its streams, before this one was added
+    } catch (...) {
+      streams().removeWhere([&](Stream const& other) { return other.engine() == open.get(); });
+      throw;
+    }
+    *stream = added;
   });
 }
 
@@ -324,18 +372,21 @@ flowless_status flowless_step(flowless_engine* engine, flowless_stream* const* a
     checkBatch(count, "count");
     refuseOther(score_count, product(static_cast<size_t>(count), static_cast<size_t>(open->classes())), "score_count",
                 "count x classes");
-    // The thread's own, so that a step allocates nothing once it is as long as the longest list.
-    thread_local std::vector<std::shared_ptr<Stream>> found;
-    struct Clear {
-      ~Clear() { found.clear(); }
-    } const clear;
+    struct Found {
+      std::unique_ptr<StreamLists::List> list = streamLists().take();
+      ~Found() { streamLists().giveBack(std::move(list)); }
+    } const found;
     for (int32_t index = 0; index < count; ++index) {
-      found.push_back(streams().find(all[index]));
-      if (found.back()->engine() != open.get()) {
+      try {
+        found.list->push_back(streams().find(all[index]));
+      } catch (Error const& error) {
+        throw Error(error.status(), format("streams[%d]: ", index) + error.what());
+      }
+      if (found.list->back()->engine() != open.get()) {
         throw Error(FLOWLESS_INVALID,
                     format("streams[%d] is of another engine; step each engine's streams apart.", index));
       }
     }
-    open->step(found, scores, answered);
+    open->step(*found.list, scores, answered);
   });
 }

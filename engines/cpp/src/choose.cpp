@@ -136,6 +136,7 @@ Error noEngine(Manifest const& manifest, std::string const& target, std::string 
   std::string const build = "Build one with: flowless build " + manifest.folder + " --target " +
                             (target.empty() ? "openvino" : target) +
                             (precision.empty() ? "" : " --precision " + precision);
+  std::string const there = "The bundle has that engine, and what it needs is not here; name another target, or none.";
   std::string const pack =
       "It is a packed bundle: pack another engine of the "
       "full bundle, with: flowless pack BUNDLE --target T "
@@ -143,7 +144,10 @@ Error noEngine(Manifest const& manifest, std::string const& target, std::string 
   return Error(found ? FLOWLESS_UNSUPPORTED : FLOWLESS_MISSING,
                manifest.folder + ": no engine " + (wanted.empty() ? "" : wanted + " ") + "that runs here (" +
                    joined(reasons, "; ") + "). The bundle's engines: " + (have.empty() ? "none" : joined(have, ", ")) +
-                   ". " + (packed ? pack : build));
+                   ". " +
+                   (packed                     ? pack
+                    : found && !target.empty() ? there
+                                               : build));
 }
 
 }  // namespace

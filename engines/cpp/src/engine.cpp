@@ -25,16 +25,23 @@ void keepDevice(Manifest& manifest, std::string const& device) {
   engines.erase(std::remove_if(engines.begin(), engines.end(), other), engines.end());
 }
 
-Choice chooseFor(Manifest const& candidates, EngineOptions const& options) {
-  try {
-    return chooseEngine(candidates, options.target, options.precision);
-  } catch (Error const& error) {
-    if (options.device.empty()) {
-      throw;
+// Choose among a bundle's engines for the device that is wanted.
+Choice chooseFor(Manifest const& manifest, Manifest const& candidates, EngineOptions const& options) {
+  if (candidates.artefacts.empty() && !manifest.artefacts.empty()) {
+    std::vector<std::string> have;
+    for (Artefact const& item : manifest.artefacts) {
+      have.push_back(item.target + " " + item.precision);
     }
-    throw Error(error.status(),
-                std::string(error.what()) + " Only engines for the device " + options.device + " were considered.");
+    throw Error(
+        FLOWLESS_MISSING,
+        format(
+            "%s: device is %s, and no engine of this bundle runs on one: OpenVINO runs on the CPU alone, TensorRT on "
+            "GPUs "
+            "alone. The bundle's engines: %s. Leave the device out, or build one with: flowless build %s --target %s",
+            manifest.folder.c_str(), options.device.c_str(), joined(have, ", ").c_str(), manifest.folder.c_str(),
+            options.device == "CPU" ? "openvino" : "tensorrt"));
   }
+  return chooseEngine(candidates, options.target, options.precision);
 }
 
 }  // namespace
@@ -84,7 +91,7 @@ Engine::Engine(std::string const& bundle, EngineOptions const& options) : mManif
   }
   Manifest candidates = mManifest;
   keepDevice(candidates, options.device);
-  Choice const choice = chooseFor(candidates, options);
+  Choice const choice = chooseFor(mManifest, candidates, options);
   Artefact const& artefact = *choice.artefact;
   for (std::string const& file : artefact.files) {
     mManifest.check(file);

@@ -159,6 +159,10 @@ std::string tidy(std::string const& folder) {
 }
 
 std::string readText(std::string const& folder, std::string const& path) {
+  std::error_code ignored;
+  if (std::filesystem::exists(path, ignored) && !std::filesystem::is_regular_file(path, ignored)) {
+    throw Error(FLOWLESS_DAMAGED, path + ": not a regular file. Copy the bundle again, or export the model again.");
+  }
   std::FILE* const file = std::fopen(path.c_str(), "rb");
   if (file == nullptr && errno == ENOENT) {
     throw Error(FLOWLESS_MISSING, folder +

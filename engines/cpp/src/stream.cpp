@@ -16,6 +16,9 @@ size_t framesOf(ClipSpec const& spec) {
   return static_cast<size_t>(spec.segments) * static_cast<size_t>(spec.framesPerSegment);
 }
 
+// How much later `one` is than `other`, which is not after it: any two time stamps, also libav's for none.
+uint64_t laterBy(int64_t one, int64_t other) { return static_cast<uint64_t>(one) - static_cast<uint64_t>(other); }
+
 }  // namespace
 
 Stream::Stream(std::shared_ptr<Engine> engine, StreamOptions const& options)
@@ -69,8 +72,8 @@ void Stream::push(flowless_frame const& frame) {
   }
   mEngine->prepare(frame, slot(free));
   std::lock_guard<std::mutex> const lock(mLock);
-  int64_t const step = frame.pts_ns - mNewest;
-  if (mOptions.maxGapNs > 0 && mState.pushed > 0 && (step < 0 || step > mOptions.maxGapNs)) {
+  bool const gap = frame.pts_ns < mNewest || laterBy(frame.pts_ns, mNewest) > static_cast<uint64_t>(mOptions.maxGapNs);
+  if (mOptions.maxGapNs > 0 && mHasNewest && gap) {
     clear();
     ++mState.resets;
   }
@@ -78,6 +81,7 @@ void Stream::push(flowless_frame const& frame) {
   mState.replaced += mReady ? 1 : 0;
   mReady = true;
   mNewest = frame.pts_ns;
+  mHasNewest = true;
   if (mOnline) {
     std::swap(mStaging, mPending);
     return;
@@ -105,11 +109,13 @@ void Stream::clear() {
   mFirst = mOnline ? 0 : ringSlot(mCount);
   mCount = 0;
   mReady = false;
+  mHasNewest = false;
 }
 
 void Stream::leaveWindow() {
   auto const tooOld = [&](size_t index) {
-    return mOptions.windowNs > 0 && mTimes[index] < mNewest - mOptions.windowNs;
+    return mOptions.windowNs > 0 && mTimes[index] < mNewest &&
+           laterBy(mNewest, mTimes[index]) > static_cast<uint64_t>(mOptions.windowNs);
   };
   while (mCount > mCapacity || (mCount > 1 && tooOld(mFirst))) {
     mFirst = ringSlot(1);

@@ -67,8 +67,9 @@ class Stream {
   size_t mPending;  // online: slot of the newest frame
   size_t mStaging;  // online: slot that the next frame is prepared in
   bool mReady = false;
-  int64_t mNewest = 0;    // time stamp of the newest frame
-  int64_t mGathered = 0;  // and of the newest one that a step gathered
+  bool mHasNewest = false;  // a frame was pushed since the last reset
+  int64_t mNewest = 0;      // time stamp of the newest frame
+  int64_t mGathered = 0;    // and of the newest one that a step gathered
   flowless_stream_state mState{};
 };
 

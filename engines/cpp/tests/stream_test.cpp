@@ -6,8 +6,10 @@
 #include <doctest/doctest.h>
 
 #include <atomic>
+#include <limits>
 #include <memory>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "engine.h"
@@ -106,6 +108,38 @@ TEST_CASE("a rolling stream samples the window") {
   CHECK(state.pushed == 9);
   CHECK(state.replaced == 8);
   CHECK(state.pts_ns == 9);
+}
+
+TEST_CASE("any time stamps may follow each other") {
+  constexpr int64_t kLeast = std::numeric_limits<int64_t>::min();
+  constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
+  auto const engine = makeEngine(false);
+  auto const framesAfter = [&](StreamOptions const& options, std::vector<int64_t> const& stamps) {
+    Stream stream(engine, options);
+    for (int64_t const stamp : stamps) {
+      stream.push(Grey(1).at(stamp));
+    }
+    flowless_stream_state state{};
+    stream.state(state);
+    return std::pair<int32_t, uint64_t>(state.frames, state.resets);
+  };
+  CHECK(framesAfter({FLOWLESS_MODE_ROLLING, 8, 100, 0}, {0, 50, kLeast}) == std::pair<int32_t, uint64_t>(3, 0));
+  CHECK(framesAfter({FLOWLESS_MODE_ROLLING, 8, kMost, 0}, {-10, -5, 0}) == std::pair<int32_t, uint64_t>(3, 0));
+  CHECK(framesAfter({FLOWLESS_MODE_ROLLING, 8, kMost, 0}, {kLeast, kMost}) == std::pair<int32_t, uint64_t>(1, 0));
+  CHECK(framesAfter({FLOWLESS_MODE_ROLLING, 8, 0, 100}, {kMost, kLeast}) == std::pair<int32_t, uint64_t>(1, 1));
+  CHECK(framesAfter({FLOWLESS_MODE_ROLLING, 8, 0, 100}, {kLeast, kMost}) == std::pair<int32_t, uint64_t>(1, 1));
+}
+
+TEST_CASE("a reconnect is one reset, also where time begins anew") {
+  auto const engine = makeEngine(false);
+  Stream stream(engine, {FLOWLESS_MODE_ROLLING, 8, 0, 100});
+  stream.push(Grey(1).at(5000));
+  stream.reset();
+  stream.push(Grey(2).at(0));
+  flowless_stream_state state{};
+  stream.state(state);
+  CHECK(state.resets == 1);
+  CHECK(state.frames == 1);
 }
 
 TEST_CASE("more views than are scored at once are scored in several batches") {

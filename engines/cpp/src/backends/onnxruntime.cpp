@@ -276,6 +276,7 @@ class OnnxRuntime final : public GraphBackend {
   }
 
   void grow(int32_t rows) {
+    mRows = 0;         // until all buffers are there
     mBatches.clear();  // they refer to the buffers
     mBuffers.clear();
     for (Port const* const port : ports()) {
