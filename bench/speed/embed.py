@@ -56,8 +56,6 @@ class TimeEngine:
     """The C++ program: a line of numbers for each command."""
 
     def __init__(self, program: Path, bundle: Path, *, threads: int) -> None:
-        if not program.is_file():
-            raise FlowlessError(f"{program}: no such program. Build the C++ library first: make cpp")
         engine = bundle / "openvino-fp32" / "model.xml"
         command = [str(program.absolute()), str(bundle), str(engine), str(threads), next(iter(HINTS))]
         self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -94,6 +92,8 @@ def measure(settings: Embed) -> dict[str, Any]:
     from flowless.export.build_engine import build
     from flowless.export.verify.checks import Checks
 
+    if not settings.program.is_file():
+        raise FlowlessError(f"{settings.program}: no such program. Build the C++ library first: make cpp")
     with tempfile.TemporaryDirectory(prefix="flowless-bench-") as folder:
         work = Path(folder)
         bundle = settings.export(work).folder

@@ -22,7 +22,8 @@ int main(int argc, char** argv) {
     }
     std::vector<std::future<bool>> readers;
     for (size_t index = 0; index < addresses.size(); ++index) {
-      readers.push_back(std::async(std::launch::async, [&, index] { readSource(addresses[index], streams[index]); }));
+      readers.push_back(
+          std::async(std::launch::async, [&, index] { return readSource(addresses[index], streams[index]); }));
     }
     StopAtEnd const stopAtEnd;
 

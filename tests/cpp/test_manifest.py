@@ -145,7 +145,7 @@ TREES: dict[str, tuple[str, int, str]] = {
     "no manifest": ("manifest.unlink()", MISSING, "."),
     "a file": ("None", MISSING, "model.onnx"),
     "a folder beside it": ("None", MISSING, "openvino-fp32"),
-    "a manifest that is a folder": ("(manifest.unlink(), manifest.mkdir())", RUNTIME, "."),
+    "a manifest that is a folder": ("(manifest.unlink(), manifest.mkdir())", DAMAGED, "."),
     "a manifest that is a link": ("(manifest.rename(outside), manifest.symlink_to(outside))", OK, "."),
     "a manifest that is a link to nothing": ("(manifest.unlink(), manifest.symlink_to(outside))", MISSING, "."),
     "a folder with a slash at its end": ("None", OK, ".//./"),
