@@ -395,4 +395,4 @@ def test_wrong_numbers_are_refused(bundle):
         next(engine.predict_many(["a.mp4"], workers=-1))
     for clips in (0, 2.5, "2"):
         with pytest.raises(FlowlessError, match=f"clips is {clips!r}"):
-            engine.warm_up(clips)
+            engine.warm_up(clips)  # pyright: ignore[reportArgumentType]
