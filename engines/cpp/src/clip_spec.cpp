@@ -73,6 +73,9 @@ double joinLogarithms(double one, double two) {
   return difference <= 0 ? two + std::log1p(std::exp(difference)) : difference;
 }
 
+// Views of a video whose softmax is averaged without an allocation; no ClipSpec has more than 30.
+constexpr size_t kFewViews = 64;
+
 struct Shift {
   double largest;
   double logSum;  // of the exponentials of the scores less the largest
@@ -91,7 +94,9 @@ Shift shiftOf(float const* scores, size_t classes) {
 }
 
 void averageSoftmax(float const* views, size_t count, size_t classes, float* scores) {
-  std::vector<Shift> shifts(count);
+  std::array<Shift, kFewViews> few;
+  std::vector<Shift> many(count > few.size() ? count : 0);
+  Shift* const shifts = many.empty() ? few.data() : many.data();
   for (size_t view = 0; view < count; ++view) {
     shifts[view] = shiftOf(views + view * classes, classes);
   }
