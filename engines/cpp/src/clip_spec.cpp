@@ -1,6 +1,7 @@
 #include "clip_spec.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <vector>
