@@ -172,18 +172,19 @@ class Engine:
             )
         with self._lock:
             if isinstance(taken, np.ndarray) and not on_device:
-                return self._checked(self._backend(np.ascontiguousarray(taken)))
-            scores = self._backend.on_device(place(taken, self._backend.gpu), stream)
-            return scores if on_device else scores.numpy()
+                scores = self._backend(np.ascontiguousarray(taken))
+            else:
+                scores = self._backend.on_device(place(taken, self._backend.gpu), stream)
+            self._check_scores(scores.shape)
+            return scores if on_device or isinstance(scores, np.ndarray) else scores.numpy()
 
-    def _checked(self, scores: np.ndarray) -> np.ndarray:
-        """Return scores, of which there must be one for each label."""
-        if scores.shape[1:] != (len(self.labels),):
+    def _check_scores(self, shape: Sequence[int]) -> None:
+        """Raise FlowlessError where an engine's scores are not one for each label."""
+        if shape[-1] != len(self.labels):
             raise FlowlessError(
-                f"{self.manifest.folder}: its {self.target} engine gives {scores.shape[-1]} scores, and its manifest has "
+                f"{self.manifest.folder}: its {self.target} engine gives {shape[-1]} scores, and its manifest has "
                 f"{len(self.labels)} labels. Copy the bundle again, or export and build the model again."
             )
-        return scores
 
     def _take(self, name: str, value: Any, stream: int | None) -> np.ndarray | DeviceArray:
         """Return an input as it is or, from another library, without a copy; refuse what is not uint8."""

@@ -3,7 +3,6 @@
 Without the tools to build it the tests skip; with FLOWLESS_REQUIRE_CPP=1, which CI sets, they fail.
 """
 
-import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -17,24 +16,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from c_interface import Library
 from cpp_build import EXAMPLES, configure_and_build, missing_packages
+from export_fixtures import built, bundle, calibration, checkpoint, exported, film_bundles, film_model, learnt, videos
 from manifest_reader import Reader
 from programs import run
 
-_spec = importlib.util.spec_from_file_location("flowless_export_fixtures", Path(__file__).parents[1] / "export" / "conftest.py")
-assert _spec is not None
-assert _spec.loader is not None
-_module = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_module)
-
-checkpoint = _module.checkpoint
-exported = _module.exported
-built = _module.built
-bundle = _module.bundle
-videos = _module.videos
-film_model = _module.film_model
-film_bundles = _module.film_bundles
-learnt = _module.learnt
-calibration = _module.calibration
+__all__ = ["built", "bundle", "calibration", "checkpoint", "exported", "film_bundles", "film_model", "learnt", "videos"]
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@
 #include "engine.h"
 #include "flowless/flowless.h"
 #include "handles.h"
+#include "pool.h"
 #include "status.h"
 #include "stream.h"
 
@@ -57,37 +58,11 @@ flowless_status failed(flowless_status status, char const* text) noexcept {
   return status;
 }
 
-// Lists of streams for steps, kept so that a step allocates nothing once its list was made.
-class StreamLists {
- public:
-  using List = std::vector<std::shared_ptr<Stream>>;
+using StreamList = std::vector<std::shared_ptr<Stream>>;
 
-  std::unique_ptr<List> take() {
-    std::lock_guard<std::mutex> const lock(mLock);
-    if (mFree.empty()) {
-      return std::make_unique<List>();
-    }
-    std::unique_ptr<List> list = std::move(mFree.back());
-    mFree.pop_back();
-    return list;
-  }
-
-  void giveBack(std::unique_ptr<List> list) noexcept {
-    list->clear();
-    std::lock_guard<std::mutex> const lock(mLock);
-    try {
-      mFree.push_back(std::move(list));
-    } catch (std::bad_alloc const&) {  // the list is freed
-    }
-  }
-
- private:
-  std::mutex mLock;
-  std::vector<std::unique_ptr<List>> mFree;
-};
-
-StreamLists& streamLists() {
-  static auto& lists = *new StreamLists();
+// Lists for steps.
+Pool<StreamList>& streamLists() {
+  static auto& lists = *new Pool<StreamList>();
   return lists;
 }
 
@@ -122,13 +97,18 @@ void refuseOther(Number given, Number wanted, char const* name, char const* what
   }
 }
 
-// A struct's size must be this version's or, from a newer header, larger with zeros in what this version does not know.
-template <class Struct>
-void checkSize(Struct const& given, char const* name) {
-  if (given.size < sizeof(Struct) || given.size > kLargestStruct) {
-    throw Error(FLOWLESS_INVALID, format("%s.size is %zu; set it to sizeof(%s), %zu in this version.", name, given.size,
-                                         name, sizeof(Struct)));
+void checkSize(size_t given, size_t known, char const* name) {
+  if (given < known || given > kLargestStruct) {
+    throw Error(FLOWLESS_INVALID,
+                format("%s.size is %zu; set it to sizeof(%s), %zu in this version.", name, given, name, known));
   }
+}
+
+// A struct of arguments is of this version's size or, from a newer header, larger with zeros in what this version does
+// not know.
+template <class Struct>
+void checkArguments(Struct const& given, char const* name) {
+  checkSize(given.size, sizeof(Struct), name);
   auto const* const bytes = reinterpret_cast<unsigned char const*>(&given);
   for (size_t at = sizeof(Struct); at < given.size; ++at) {
     if (bytes[at] != 0) {
@@ -139,9 +119,19 @@ void checkSize(Struct const& given, char const* name) {
   }
 }
 
+// Set a struct of results to zeros, but its size.
+template <class Struct>
+void clearResult(Struct* result, char const* argument, char const* name) {
+  refuseNull(result, argument);
+  checkSize(result->size, sizeof(Struct), name);
+  size_t const size = result->size;
+  std::memset(result, 0, size);
+  result->size = size;
+}
+
 void checkFrame(flowless_frame const* frame) {
   refuseNull(frame, "frame");
-  checkSize(*frame, "flowless_frame");
+  checkArguments(*frame, "flowless_frame");
   refuseNull(frame->rgb, "frame.rgb");
   if (frame->width < 1 || frame->height < 1 || frame->width > kLargestSide || frame->height > kLargestSide) {
     throw Error(FLOWLESS_INVALID, format("the frame is %d x %d; both sides must be from 1 to %d pixels.", frame->width,
@@ -183,7 +173,7 @@ flowless_status flowless_open(const char* bundle, const flowless_options* option
     refuseNull(bundle, "bundle");
     EngineOptions wanted;
     if (options != nullptr) {
-      checkSize(*options, "flowless_options");
+      checkArguments(*options, "flowless_options");
       if (options->reserved != 0) {
         throw Error(FLOWLESS_INVALID, format("flowless_options.reserved is %d; it must be 0.", options->reserved));
       }
@@ -205,16 +195,8 @@ flowless_status flowless_close(flowless_engine* engine) {
 flowless_status flowless_describe(flowless_engine* engine, flowless_info* info) {
   return guarded([&] {
     std::shared_ptr<Engine> const open = engines().find(engine);
-    refuseNull(info, "info");
-    if (info->size < sizeof(flowless_info) || info->size > kLargestStruct) {
-      throw Error(FLOWLESS_INVALID,
-                  format("flowless_info.size is %zu; set it to sizeof(flowless_info), %zu in this version.", info->size,
-                         sizeof(flowless_info)));
-    }
+    clearResult(info, "info", "flowless_info");
     ClipSpec const& spec = open->spec();
-    size_t const size = info->size;
-    std::memset(info, 0, size);
-    info->size = size;
     info->segments = spec.segments;
     info->frames = spec.framesPerSegment;
     info->height = spec.height;
@@ -307,7 +289,7 @@ flowless_status flowless_stream_open(flowless_engine* engine, const flowless_str
     std::shared_ptr<Engine> const open = engines().find(engine);
     StreamOptions wanted;
     if (options != nullptr) {
-      checkSize(*options, "flowless_stream_options");
+      checkArguments(*options, "flowless_stream_options");
       if (options->mode < FLOWLESS_MODE_DEFAULT || options->mode > FLOWLESS_MODE_ONLINE) {
         throw Error(FLOWLESS_INVALID, format("mode is %d; it must be a flowless_mode, from 0 to 2.", options->mode));
       }
@@ -348,15 +330,8 @@ flowless_status flowless_stream_reset(flowless_stream* stream) {
 flowless_status flowless_stream_look(flowless_stream* stream, flowless_stream_state* state) {
   return guarded([&] {
     std::shared_ptr<Stream> const open = streams().find(stream);
-    refuseNull(state, "state");
-    if (state->size < sizeof(flowless_stream_state) || state->size > kLargestStruct) {
-      throw Error(
-          FLOWLESS_INVALID,
-          format("flowless_stream_state.size is %zu; set it to sizeof(flowless_stream_state), %zu in this version.",
-                 state->size, sizeof(flowless_stream_state)));
-    }
+    clearResult(state, "state", "flowless_stream_state");
     size_t const size = state->size;
-    std::memset(state, 0, size);
     open->state(*state);
     state->size = size;
   });
@@ -373,8 +348,11 @@ flowless_status flowless_step(flowless_engine* engine, flowless_stream* const* a
     refuseOther(score_count, product(static_cast<size_t>(count), static_cast<size_t>(open->classes())), "score_count",
                 "count x classes");
     struct Found {
-      std::unique_ptr<StreamLists::List> list = streamLists().take();
-      ~Found() { streamLists().giveBack(std::move(list)); }
+      std::unique_ptr<StreamList> list = streamLists().take([] { return std::make_unique<StreamList>(); });
+      ~Found() {
+        list->clear();
+        streamLists().giveBack(std::move(list));
+      }
     } const found;
     for (int32_t index = 0; index < count; ++index) {
       try {

@@ -115,21 +115,10 @@ Engine::Engine(Manifest manifest, std::unique_ptr<Backend> backend)
       mViews(std::make_unique<Views>(mManifest.spec, mManifest.memory > 0)) {}
 
 void Engine::prepare(flowless_frame const& frame, uint8_t* picture) {
-  std::unique_ptr<Preparer> preparer;
-  {
-    std::lock_guard<std::mutex> const lock(mPreparersLock);
-    if (!mPreparers.empty()) {
-      preparer = std::move(mPreparers.back());
-      mPreparers.pop_back();
-    }
-  }
-  if (!preparer) {
-    preparer = std::make_unique<Preparer>(spec());
-  }
+  std::unique_ptr<Preparer> preparer = mPreparers.take([&] { return std::make_unique<Preparer>(spec()); });
   ptrdiff_t const stride = frame.stride == 0 ? ptrdiff_t{3} * frame.width : frame.stride;
   preparer->prepare(frame.rgb, frame.width, frame.height, stride, picture);
-  std::lock_guard<std::mutex> const lock(mPreparersLock);
-  mPreparers.push_back(std::move(preparer));
+  mPreparers.giveBack(std::move(preparer));
 }
 
 void Engine::run(uint8_t const* clips, int32_t batch, float* scores) {

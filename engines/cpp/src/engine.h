@@ -11,6 +11,7 @@
 #include "backends/backend.h"
 #include "flowless/flowless.h"
 #include "manifest.h"
+#include "pool.h"
 #include "resize.h"
 
 namespace flowless::detail {
@@ -78,8 +79,7 @@ class Engine {
   std::string mWhy;
   std::unique_ptr<Backend> mBackend;
 
-  std::mutex mPreparersLock;
-  std::vector<std::unique_ptr<Preparer>> mPreparers;  // those that no thread uses
+  Pool<Preparer> mPreparers;
 
   std::mutex mRunLock;  // of what follows, and of the backend
   std::unique_ptr<Views> mViews;

@@ -9,9 +9,9 @@ namespace {
 
 constexpr int kDeepest = 500;
 constexpr size_t kShown = 100;
-constexpr size_t kEscape = 6;  // bytes of \uXXXX
+constexpr size_t kEscape = 6;  // bytes of \u and its four digits
 
-// The code unit of the escape \uXXXX at `at`; nothing where there is none.
+// The code unit of the escape (\u and four digits) at `at`; nothing where there is none.
 std::optional<unsigned> escapeAt(std::string_view text, size_t at) {
   if (at + kEscape > text.size() || text[at] != '\\' || text[at + 1] != 'u') {
     return std::nullopt;
