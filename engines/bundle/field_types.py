@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 #: Largest integer of a field: 64 bits with a sign, which every runtime has.
 _LARGEST = 2**63 - 1
+#: Most elements of one tensor of the state, and so its largest size.
+MOST_ELEMENTS = 2**31 - 1
 #: Characters of a wrong value that a message shows.
 _SHOWN = 100
 
@@ -48,6 +51,13 @@ _NUMBER = Kind(name="a number", fits=lambda value: type(value) in {int, float})
 _FLAG = Kind(name="true or false", fits=lambda value: isinstance(value, bool))
 _TABLE = Kind(name="a table", fits=lambda value: isinstance(value, dict))
 
+_STATE_NAME = Kind(
+    name="at most 40 characters of a-z, 0-9 and _, without next_ at the beginning, and not frame or scores",
+    fits=lambda value: isinstance(value, str) and bool(re.fullmatch(r"(?!next_|(?:frame|scores)\Z)[a-z0-9_]{1,40}", value)),
+)
+_SIZE = Kind(name="an integer from 1 to 2^31 - 1", fits=lambda value: type(value) is int and 1 <= value <= MOST_ELEMENTS)
+_SHAPE = Kind(name="a list of at least one integer", fits=lambda value: isinstance(value, list) and len(value) > 0, items=_SIZE)
+
 _MANIFEST = {
     "model": _TEXT,
     "spec": _TABLE,
@@ -55,6 +65,7 @@ _MANIFEST = {
     "opset": _COUNT,
     "config": _TABLE,
     "memory": _COUNT,
+    "state": _list_of(_TABLE, "tables"),
     "graph": _TEXT,
     "reference": _TEXT,
     "versions": _table_of(_TEXT, "texts"),
@@ -64,6 +75,7 @@ _MANIFEST = {
     "files": _table_of(_TABLE, "tables"),
     "artefacts": _list_of(_TABLE, "tables"),
 }
+_STATE = {"name": _STATE_NAME, "shape": _SHAPE, "dtype": _one_of("float32", "uint8")}
 _FILE = {"sha256": _TEXT, "bytes": _COUNT}
 _TRIAL = {"target": _TEXT, "precision": _TEXT, "machine": _TEXT, "recommended": _FLAG}
 _ARTEFACT = {
@@ -109,6 +121,8 @@ def check_fields(body: dict[str, Any]) -> None:
         ValueError: A field is missing, unknown or of another type.
     """
     _check("", body, _MANIFEST, required=_MANIFEST)
+    for index, tensor in enumerate(body["state"]):
+        _check(f"state[{index}]", tensor, _STATE, required=_STATE)
     for name, record in sorted(body["files"].items()):
         _check(f"files[{_shown(name)}]", record, _FILE, required=_FILE)
     for index, row in enumerate(body["trials"]):

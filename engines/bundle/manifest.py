@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import posixpath
 from collections.abc import Iterable
@@ -9,7 +10,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
-from flowless.engines.bundle.field_types import check_fields, parse_json
+from flowless.engines.bundle.field_types import MOST_ELEMENTS, check_fields, parse_json
+from flowless.engines.streaming.state import FEATURES, FRAMES, STARTED, StateTensor
 from flowless.engines.targets import TARGETS, Target
 from flowless.errors import FlowlessError
 from flowless.files import sha256_of, write_json
@@ -76,6 +78,9 @@ class Manifest:
     """What the model was built with besides its name and `spec`, such as `width`; empty in older bundles."""
     memory: int = 0
     """Earlier frames that an online graph takes beside the newest one, N - 1 (`engines/streaming/memory.py`); 0: it takes whole clips."""
+    state: tuple[StateTensor, ...] = ()
+    """What a streaming graph keeps from one frame to the next, in the order of its inputs (`engines/streaming/state.py`); empty: it keeps
+    nothing."""
     graph: str = "model.onnx"
     """The ONNX graph that every artefact was built from; a packed bundle has it only where its engine needs it."""
     reference: str = "reference.npz"
@@ -171,6 +176,7 @@ class Manifest:
         document: dict[str, Any] = {"format": FORMAT, "version": VERSION}
         document.update({item.name: getattr(self, item.name) for item in fields(self) if item.name != "folder"})
         document["spec"] = self.spec.to_dict()
+        document["state"] = [asdict(tensor) for tensor in self.state]
         document["files"] = {name: asdict(record) for name, record in sorted(self.files.items())}
         document["artefacts"] = [asdict(item) for item in self.artefacts]
         write_json(self.folder / MANIFEST, document)
@@ -226,7 +232,7 @@ def fingerprint(path: Path) -> FileRecord:
 
 def _parse(folder: Path, document: dict[str, Any]) -> Manifest:
     body = {name: value for name, value in document.items() if name not in {"format", "version"}}
-    for name, absent in (("trials", []), ("memory", 0), ("config", {})):
+    for name, absent in (("trials", []), ("memory", 0), ("config", {}), ("state", [])):
         body.setdefault(name, absent)  # older bundles have none
     check_fields(body)
     if not body["labels"]:
@@ -241,6 +247,7 @@ def _parse(folder: Path, document: dict[str, Any]) -> Manifest:
             "folder": folder,
             "spec": spec,
             "labels": tuple(body["labels"]),
+            "state": tuple(StateTensor(**{**tensor, "shape": tuple(tensor["shape"])}) for tensor in body["state"]),
             "files": {name: FileRecord(**record) for name, record in body["files"].items()},
             "trials": tuple(body["trials"]),
             "artefacts": tuple(Artefact(**{**item, "files": tuple(item["files"])}) for item in body["artefacts"]),
@@ -248,6 +255,7 @@ def _parse(folder: Path, document: dict[str, Any]) -> Manifest:
     )
     if manifest.memory not in {0, manifest.spec.segments - 1} or (manifest.memory and manifest.spec.frames_per_segment != 1):
         raise ValueError(f"memory is {manifest.memory!r} of a clip of {list(manifest.spec.shape)}")
+    _check_state(manifest)
     for item in manifest.artefacts:
         if item.target not in TARGETS or item.status not in get_args(Status) or not item.files:
             raise ValueError(f"artefact {item.target!r} of status {item.status!r} with {len(item.files)} files is unknown")
@@ -259,3 +267,30 @@ def _parse(folder: Path, document: dict[str, Any]) -> Manifest:
     ):
         manifest.path_of(name)
     return manifest
+
+
+def _check_state(manifest: Manifest) -> None:
+    """Raise ValueError where a state does not fit the clip; C++ has the same checks in the same order."""
+    if not manifest.state:
+        return
+    if manifest.memory:
+        raise ValueError(f"memory is {manifest.memory} beside a state")
+    segments, several, *picture = manifest.spec.shape
+    there: dict[str, StateTensor] = {}
+    for tensor in manifest.state:
+        if tensor.name in there:
+            raise ValueError(f"state has the name {tensor.name!r} twice")
+        if math.prod(tensor.shape) > MOST_ELEMENTS:
+            raise ValueError(f"state {tensor} has more than 2^31 - 1 elements")
+        there[tensor.name] = tensor
+    features = there[FEATURES].shape[-1] if FEATURES in there else 1
+    wanted = [StateTensor(name=STARTED, shape=(2,), dtype="float32")]
+    if segments > 1:
+        wanted.append(StateTensor(name=FEATURES, shape=(segments - 1, features), dtype="float32"))
+    if several > 1:
+        wanted.append(StateTensor(name=FRAMES, shape=(several - 1, *picture), dtype="uint8"))
+    by_name = {tensor.name: tensor for tensor in wanted}
+    for name in (STARTED, FEATURES, FRAMES):
+        if there.get(name) != by_name.get(name):
+            found = there.get(name, f"{name}: missing")
+            raise ValueError(f"state {found} for a clip of {list(manifest.spec.shape)}")
