@@ -77,6 +77,7 @@ def python_verdict(folder: str | Path, check: Sequence[str] = ()) -> tuple[dict[
         **{name: getattr(manifest, name) for name in ("model", "memory", "graph", "reference")},
         "folder": str(manifest.folder),
         "labels": list(manifest.labels),
+        "state": [{**asdict(tensor), "shape": list(tensor.shape)} for tensor in manifest.state],
         "spec": {
             **{name: spec[name] for name in ("segments", "frames_per_segment", "height", "width", "short_side", "sampling")},
             "three_crops": spec["crop"] == "three",
@@ -106,6 +107,18 @@ def _described(artefact: Artefact) -> dict[str, Any]:
     }
 
 
+def state_of(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a streaming graph's state, as a manifest has it, for a clip's record."""
+    segments, frames = spec["segments"], spec["frames_per_segment"]
+    picture = [spec["height"], spec["width"], 3]
+    return [
+        {"name": "frames", "shape": [frames - 1, *picture], "dtype": "uint8"},
+        {"name": "shift_00", "shape": [8, 12, 12], "dtype": "float32"},
+        {"name": "features", "shape": [segments - 1, 128], "dtype": "float32"},
+        {"name": "started", "shape": [2], "dtype": "float32"},
+    ]
+
+
 def changed(text: str, generator: Random) -> str:
     """Return a manifest's JSON with one to three of its values replaced, removed, renamed or added."""
     document = json.loads(text)
@@ -118,7 +131,7 @@ def changed(text: str, generator: Random) -> str:
         if what == 0:
             del place[key]
         elif what == 1 and isinstance(place, dict):
-            place[generator.choice(("new", "..", "a/b", "hint", "gpu", "machine", "memory", "pa"))] = place.pop(key)
+            place[generator.choice(("new", "..", "a/b", "hint", "gpu", "machine", "memory", "pa", "state"))] = place.pop(key)
         elif what == 2:
             short = [item for item in _tables_and_lists(document) if len(str(item)) < 90]  # C++ shows the start of longer ones
             place[key] = copy.deepcopy(generator.choice(short))

@@ -1,7 +1,6 @@
 #include "engine.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include "choose.h"
@@ -10,9 +9,6 @@
 
 namespace flowless::detail {
 namespace {
-
-// Views that are scored at once in a step: 64 of 8 x 4 frames of 224 x 224 take 308 MB.
-constexpr size_t kViewsAtOnce = 64;
 
 bool onGpuOnly(std::string const& target) { return target == "tensorrt" || target == "tensorrt-rtx"; }
 
@@ -46,42 +42,8 @@ Choice chooseFor(Manifest const& manifest, Manifest const& candidates, EngineOpt
 
 }  // namespace
 
-Views::Views(ClipSpec const& spec, bool online)
-    : mPictures(static_cast<size_t>(spec.segments) * static_cast<size_t>(spec.framesPerSegment)),
-      mPictureBytes(spec.pictureBytes()),
-      mOnline(online) {}
-
-void Views::reserve(size_t views) {
-  size_t const inClips = (mPictures - (mOnline ? 1 : 0)) * mPictureBytes * views;
-  if (mClips.size() < inClips) {
-    mClips.resize(inClips);
-  }
-  if (mOnline && mFrames.size() < views * mPictureBytes) {
-    mFrames.resize(views * mPictureBytes);
-  }
-}
-
-uint8_t* Views::at(size_t view, size_t picture) {
-  if (!mOnline) {
-    return mClips.data() + (view * mPictures + picture) * mPictureBytes;
-  }
-  if (picture == mPictures - 1) {
-    return mFrames.data() + view * mPictureBytes;
-  }
-  return mClips.data() + (view * (mPictures - 1) + picture) * mPictureBytes;
-}
-
-void Views::run(Backend& backend, size_t views, float* scores) {
-  auto const batch = static_cast<int32_t>(views);
-  if (mOnline) {
-    // The memory that the graph returns is this one moved on by a frame; streams keep their pictures themselves.
-    backend.step(mFrames.data(), mClips.data(), batch, scores, mClips.data());
-  } else {
-    backend.run(mClips.data(), batch, scores);
-  }
-}
-
-Engine::Engine(std::string const& bundle, EngineOptions const& options) : mManifest(readManifest(bundle)) {
+Engine::Engine(std::string const& bundle, EngineOptions const& options)
+    : mManifest(readManifest(bundle)), mFrames(mManifest), mClips(mManifest, mFrames) {
   if (!options.device.empty() && options.device != "CPU" && options.device != "GPU") {
     throw Error(FLOWLESS_INVALID, "device is " + quoted(options.device) + "; it must be CPU, GPU or NULL.");
   }
@@ -106,13 +68,10 @@ Engine::Engine(std::string const& bundle, EngineOptions const& options) : mManif
   mTarget = artefact.target;
   mPrecision = mBackend->computes.empty() ? artefact.precision : mBackend->computes;
   mWhy = choice.why + mBackend->note;
-  mViews = std::make_unique<Views>(spec(), online());
 }
 
 Engine::Engine(Manifest manifest, std::unique_ptr<Backend> backend)
-    : mManifest(std::move(manifest)),
-      mBackend(std::move(backend)),
-      mViews(std::make_unique<Views>(mManifest.spec, mManifest.memory > 0)) {}
+    : mManifest(std::move(manifest)), mBackend(std::move(backend)), mFrames(mManifest), mClips(mManifest, mFrames) {}
 
 void Engine::prepare(flowless_frame const& frame, uint8_t* picture) {
   std::unique_ptr<Preparer> preparer = mPreparers.take([&] { return std::make_unique<Preparer>(spec()); });
@@ -123,40 +82,59 @@ void Engine::prepare(flowless_frame const& frame, uint8_t* picture) {
 
 void Engine::run(uint8_t const* clips, int32_t batch, float* scores) {
   std::lock_guard<std::mutex> const lock(mRunLock);
-  if (!online()) {
-    mBackend->run(clips, batch, scores);
-    return;
-  }
-  auto const views = static_cast<size_t>(batch);
-  auto const pictures = static_cast<size_t>(spec().segments);
-  mViews->reserve(views);
-  for (size_t view = 0; view < views; ++view) {
-    for (size_t picture = 0; picture < pictures; ++picture) {
-      std::memcpy(mViews->at(view, picture), clips + (view * pictures + picture) * spec().pictureBytes(),
-                  spec().pictureBytes());
-    }
-  }
-  mViews->run(*mBackend, views, scores);
+  mClips.runFrom(*mBackend, clips, static_cast<size_t>(batch), scores);
 }
 
-void Engine::step(std::vector<std::shared_ptr<Stream>> const& streams, float* scores, uint8_t* answered) {
+void Engine::step(Streams const& streams, float* scores, uint8_t* answered) {
   std::lock_guard<std::mutex> const lock(mRunLock);
+  std::fill_n(answered, streams.size(), uint8_t{0});
+  try {
+    scoreReady(streams, false, scores, answered);
+    scoreReady(streams, true, scores, answered);
+  } catch (...) {
+    for (size_t index = 0; index < streams.size(); ++index) {
+      if (answered[index] != 0) {
+        streams[index]->putBack();
+      }
+      answered[index] = 0;
+    }
+    throw;
+  }
+  for (size_t index = 0; index < streams.size(); ++index) {
+    if (answered[index] != 0) {
+      streams[index]->confirm();
+    }
+  }
+}
+
+void Engine::scoreReady(Streams const& streams, bool stateful, float* scores, uint8_t* answered) {
   size_t first = 0;
   size_t gathered = 0;
   for (size_t index = 0; index < streams.size(); ++index) {
-    if (gathered > 0 && gathered + streams[index]->views() > kViewsAtOnce) {
-      scoreGathered(streams, first, index, gathered, scores, answered);
+    Stream& stream = *streams[index];
+    if (stream.stateful() != stateful) {
+      continue;
+    }
+    if (gathered > 0 && gathered + stream.views() > kViewsAtOnce) {
+      scoreGathered(streams, stateful, first, index, gathered, scores, answered);
       first = index;
       gathered = 0;
     }
-    mViews->reserve(gathered + streams[index]->views());
-    answered[index] = streams[index]->gather(*mViews, gathered) ? 1 : 0;
-    gathered += answered[index] != 0 ? streams[index]->views() : 0;
+    bool isGathered = false;
+    if (stateful) {
+      mFrames.reserve(gathered + stream.views());
+      isGathered = stream.gather(mFrames, gathered);
+    } else {
+      mClips.reserve(gathered + stream.views());
+      isGathered = stream.gather(mClips, gathered);
+    }
+    answered[index] = isGathered ? 1 : 0;
+    gathered += isGathered ? stream.views() : 0;
   }
-  scoreGathered(streams, first, streams.size(), gathered, scores, answered);
+  scoreGathered(streams, stateful, first, streams.size(), gathered, scores, answered);
 }
 
-void Engine::scoreGathered(std::vector<std::shared_ptr<Stream>> const& streams, size_t first, size_t last, size_t views,
+void Engine::scoreGathered(Streams const& streams, bool stateful, size_t first, size_t last, size_t views,
                            float* scores, uint8_t const* answered) {
   if (views == 0) {
     return;
@@ -165,14 +143,23 @@ void Engine::scoreGathered(std::vector<std::shared_ptr<Stream>> const& streams, 
   if (mViewScores.size() < views * width) {
     mViewScores.resize(views * width);
   }
-  mViews->run(*mBackend, views, mViewScores.data());
-  float const* row = mViewScores.data();
+  if (stateful) {
+    mFrames.step(*mBackend, views, mViewScores.data());
+  } else {
+    mClips.run(*mBackend, views, mViewScores.data());
+  }
+  size_t row = 0;
   for (size_t index = first; index < last; ++index) {
-    if (answered[index] != 0) {
-      averageViews(spec(), row, static_cast<int32_t>(streams[index]->views()), classes(), scores + index * width);
-      row += streams[index]->views() * width;
-      streams[index]->confirm();
+    Stream& stream = *streams[index];
+    if (answered[index] == 0 || stream.stateful() != stateful) {
+      continue;
     }
+    averageViews(spec(), mViewScores.data() + row * width, static_cast<int32_t>(stream.views()), classes(),
+                 scores + index * width);
+    if (stateful) {
+      stream.takeNext(mFrames, row);
+    }
+    row += stream.views();
   }
 }
 

@@ -13,6 +13,7 @@
 #include "manifest.h"
 #include "pool.h"
 #include "resize.h"
+#include "views.h"
 
 namespace flowless::detail {
 
@@ -25,25 +26,6 @@ struct EngineOptions {
   int32_t threads = 0;    // 0: the library chooses
 };
 
-// Views while they are gathered. A view is the N x m pictures of a clip; for an online graph its last picture is the
-// frame and the others are the memory. Grows to the largest batch so far.
-class Views {
- public:
-  Views(ClipSpec const& spec, bool online);
-
-  void reserve(size_t views);
-  // Where picture `picture` of view `view` is written; both must have been reserved.
-  uint8_t* at(size_t view, size_t picture);
-  void run(Backend& backend, size_t views, float* scores);
-
- private:
-  size_t mPictures;
-  size_t mPictureBytes;
-  bool mOnline;
-  std::vector<uint8_t> mClips;  // offline: whole clips; online: the memories
-  std::vector<uint8_t> mFrames;
-};
-
 class Engine {
  public:
   Engine(std::string const& bundle, EngineOptions const& options);
@@ -51,7 +33,10 @@ class Engine {
 
   Manifest const& manifest() const { return mManifest; }
   ClipSpec const& spec() const { return mManifest.spec; }
-  bool online() const { return mManifest.memory > 0; }
+  // Whether the graph takes a frame, and carries a memory or a state to the next one.
+  bool online() const { return mManifest.memory > 0 || streaming(); }
+  // Whether it carries a state.
+  bool streaming() const { return !mManifest.state.empty(); }
   int32_t classes() const { return static_cast<int32_t>(mManifest.labels.size()); }
   char const* target() const { return mTarget.c_str(); }
   char const* precision() const { return mPrecision.c_str(); }
@@ -65,13 +50,17 @@ class Engine {
   // Score clips [batch, N, m, H, W, 3]; one call runs after another.
   void run(uint8_t const* clips, int32_t batch, float* scores);
 
-  // Score the streams that have a new frame; see flowless_step.
+  // Score the streams that have a new frame; see flowless_step. Where it throws, the streams are as they were.
   void step(std::vector<std::shared_ptr<Stream>> const& streams, float* scores, uint8_t* answered);
 
  private:
-  // Score the streams [first, last) whose views were gathered, and write their rows.
-  void scoreGathered(std::vector<std::shared_ptr<Stream>> const& streams, size_t first, size_t last, size_t views,
-                     float* scores, uint8_t const* answered);
+  using Streams = std::vector<std::shared_ptr<Stream>>;
+
+  // Score the streams whose views are clips or, where `stateful`, those that keep a state.
+  void scoreReady(Streams const& streams, bool stateful, float* scores, uint8_t* answered);
+  // Score those of [first, last) that were gathered, and write their rows.
+  void scoreGathered(Streams const& streams, bool stateful, size_t first, size_t last, size_t views, float* scores,
+                     uint8_t const* answered);
 
   Manifest mManifest;
   std::string mTarget;
@@ -82,7 +71,8 @@ class Engine {
   Pool<Preparer> mPreparers;
 
   std::mutex mRunLock;  // of what follows, and of the backend
-  std::unique_ptr<Views> mViews;
+  FrameBatch mFrames;
+  ClipBatch mClips;
   std::vector<float> mViewScores;
 };
 

@@ -32,6 +32,22 @@ bool isList(Json const& value) { return value.is_array(); }
 bool isPrecision(Json const& value) { return value == "fp32" || value == "bf16" || value == "fp16" || value == "int8"; }
 bool isHint(Json const& value) { return value == "f32" || value == "bf16" || value == "f16"; }
 
+bool isSize(Json const& value) {
+  int64_t const size = integerOf(value).value_or(0);
+  return size >= 1 && size <= kMostElements;
+}
+bool isShape(Json const& value) { return value.is_array() && !value.empty(); }
+bool isType(Json const& value) { return value == "float32" || value == "uint8"; }
+bool isStateName(Json const& value) {
+  if (!value.is_string()) {
+    return false;
+  }
+  auto const& name = value.get_ref<std::string const&>();
+  bool const taken = name == "frame" || name == "scores" || name.compare(0, 5, "next_") == 0;
+  return !taken && !name.empty() && name.size() <= 40 &&
+         name.find_first_not_of("abcdefghijklmnopqrstuvwxyz0123456789_") == std::string::npos;
+}
+
 template <bool (*fits)(Json const&)>
 bool orNull(Json const& value) {
   return value.is_null() || fits(value);
@@ -54,22 +70,20 @@ constexpr Kind kTableTable{"a table of tables", isTable, &kTable};
 constexpr Kind kPrecision{"one of fp32, bf16, fp16, int8", isPrecision};
 constexpr Kind kHint{"one of f32, bf16, f16", isHint};
 
+constexpr Kind kStateName{
+    "at most 40 characters of a-z, 0-9 and _, without next_ at the beginning, and not frame or scores", isStateName};
+constexpr Kind kSize{"an integer from 1 to 2^31 - 1", isSize};
+constexpr Kind kShape{"a list of at least one integer", isShape, &kSize};
+constexpr Kind kType{"one of float32, uint8", isType};
+
 constexpr Field kManifest[] = {
-    {"model", kText, true},
-    {"spec", kTable, true},
-    {"labels", kTexts, true},
-    {"opset", kCount, true},
-    {"config", kTable, true},
-    {"memory", kCount, true},
-    {"graph", kText, true},
-    {"reference", kText, true},
-    {"versions", kTextTable, true},
-    {"parity", kTable, true},
-    {"calibration", kTableOrNull, true},
-    {"trials", kTables, true},
-    {"files", kTableTable, true},
-    {"artefacts", kTables, true},
+    {"model", kText, true},         {"spec", kTable, true},       {"labels", kTexts, true},
+    {"opset", kCount, true},        {"config", kTable, true},     {"memory", kCount, true},
+    {"state", kTables, true},       {"graph", kText, true},       {"reference", kText, true},
+    {"versions", kTextTable, true}, {"parity", kTable, true},     {"calibration", kTableOrNull, true},
+    {"trials", kTables, true},      {"files", kTableTable, true}, {"artefacts", kTables, true},
 };
+constexpr Field kState[] = {{"name", kStateName, true}, {"shape", kShape, true}, {"dtype", kType, true}};
 constexpr Field kFile[] = {{"sha256", kText, true}, {"bytes", kCount, true}};
 constexpr Field kTrial[] = {
     {"target", kText, true}, {"precision", kText, true}, {"machine", kText, false}, {"recommended", kFlag, false}};
@@ -155,6 +169,9 @@ void checkFields(std::string const& place, Json const& table, Field const (&fiel
 
 void checkFieldTypes(Json const& body) {
   checkFields("", body, kManifest);
+  for (size_t index = 0; index < body["state"].size(); ++index) {
+    checkFields("state[" + std::to_string(index) + "]", body["state"][index], kState);
+  }
   for (auto const& [name, record] : body["files"].items()) {
     checkFields("files[" + shown(name) + "]", record, kFile);
   }

@@ -70,14 +70,81 @@ void checkArtefact(Artefact const& artefact) {
   }
 }
 
+std::string shownSizes(std::vector<int64_t> const& sizes) {
+  std::vector<std::string> texts;
+  for (int64_t const size : sizes) {
+    texts.push_back(std::to_string(size));
+  }
+  return "[" + joined(texts, ", ") + "]";
+}
+
 void readMemory(Json const& body, Manifest& manifest) {
   ClipSpec const& spec = manifest.spec;
   int64_t const memory = *integerOf(body["memory"]);
   if (memory != 0 && (memory != spec.segments - 1 || spec.framesPerSegment != 1)) {
-    throw WrongContents(format("memory is %lld of a clip of [%d, %d, %d, %d, 3]", static_cast<long long>(memory),
-                               spec.segments, spec.framesPerSegment, spec.height, spec.width));
+    throw WrongContents("memory is " + std::to_string(memory) + " of a clip of " +
+                        shownSizes({spec.segments, spec.framesPerSegment, spec.height, spec.width, 3}));
   }
   manifest.memory = static_cast<int32_t>(memory);
+}
+
+std::string shownPort(Port const& tensor) {
+  return tensor.name + ": " + (tensor.pixels ? "uint8 " : "float32 ") + shownSizes(tensor.row);
+}
+
+bool isTooLarge(Port const& tensor) {
+  int64_t elements = 1;
+  for (int64_t const size : tensor.row) {  // each is at most the largest number
+    elements *= size;
+    if (elements > kMostElements) {
+      return true;
+    }
+  }
+  return false;
+}
+
+// Throws WrongContents where a state does not fit the clip: the checks of Python's _check_state, in the same order.
+void checkState(Manifest const& manifest) {
+  if (manifest.state.empty()) {
+    return;
+  }
+  if (manifest.memory != 0) {
+    throw WrongContents(format("memory is %d beside a state", manifest.memory));
+  }
+  std::map<std::string, Port const*> there;
+  for (Port const& tensor : manifest.state) {
+    if (!there.emplace(tensor.name, &tensor).second) {
+      throw WrongContents("state has the name " + quoted(tensor.name) + " twice");
+    }
+    if (isTooLarge(tensor)) {
+      throw WrongContents("state " + shownPort(tensor) + " has more than 2^31 - 1 elements");
+    }
+  }
+  ClipSpec const& spec = manifest.spec;
+  auto const features = there.find(kFeatures);
+  int64_t const feature = features == there.end() ? 1 : features->second->row.back();
+  Port const wanted[] = {{kStarted, false, {2}},
+                         {kFeatures, false, {spec.segments - 1, feature}},
+                         {kFrames, true, {spec.framesPerSegment - 1, spec.height, spec.width, 3}}};
+  for (Port const& port : wanted) {
+    auto const found = there.find(port.name);
+    bool const isThere = found != there.end();
+    bool const isWanted = port.row.front() > 0;  // neither features of no segment nor frames of none
+    bool const same = isThere && found->second->pixels == port.pixels && found->second->row == port.row;
+    if (isWanted ? !same : isThere) {
+      throw WrongContents("state " + (isThere ? shownPort(*found->second) : port.name + ": missing") +
+                          " for a clip of " +
+                          shownSizes({spec.segments, spec.framesPerSegment, spec.height, spec.width, 3}));
+    }
+  }
+}
+
+void readState(Json const& body, Manifest& manifest) {
+  for (Json const& item : body["state"]) {
+    manifest.state.push_back(
+        {item["name"].get<std::string>(), item["dtype"] == "uint8", item["shape"].get<std::vector<int64_t>>()});
+  }
+  checkState(manifest);
 }
 
 Manifest readBody(std::string const& folder, Json body) {
@@ -86,6 +153,7 @@ Manifest readBody(std::string const& folder, Json body) {
   body.emplace("trials", Json::array());  // older bundles have none of these
   body.emplace("memory", 0);
   body.emplace("config", Json::object());
+  body.emplace("state", Json::array());
   checkFieldTypes(body);
   if (body["labels"].empty()) {
     throw WrongContents("labels must be a list of at least one name");
@@ -100,6 +168,7 @@ Manifest readBody(std::string const& folder, Json body) {
   }
   manifest.labels = body["labels"].get<std::vector<std::string>>();
   readMemory(body, manifest);
+  readState(body, manifest);
   manifest.graph = body["graph"].get<std::string>();
   manifest.reference = body["reference"].get<std::string>();
   for (auto const& [name, record] : body["files"].items()) {
@@ -190,6 +259,13 @@ std::string readText(std::string const& folder, std::string const& path) {
 }
 
 }  // namespace
+
+std::vector<Port> Manifest::carried() const {
+  if (memory == 0) {
+    return state;
+  }
+  return {{"memory", true, {memory, spec.height, spec.width, 3}}};
+}
 
 Manifest parseManifest(std::string const& folder, std::string_view text) {
   std::string const bundle = tidy(folder);

@@ -13,6 +13,26 @@
 
 namespace flowless::detail {
 
+// A named input or output of a graph. The batch comes before the sizes of its row.
+struct Port {
+  std::string name;     // empty: the only one
+  bool pixels = false;  // uint8; otherwise float32
+  std::vector<int64_t> row;
+
+  size_t rowBytes() const {
+    size_t bytes = pixels ? 1 : sizeof(float);
+    for (int64_t const size : row) {
+      bytes *= static_cast<size_t>(size);
+    }
+    return bytes;
+  }
+};
+
+// Tensors of a streaming graph's state (engines/streaming/state.py), whose others are the network's own.
+inline constexpr char const* kStarted = "started";    // float32 [2]: zeros at the start, then ones
+inline constexpr char const* kFeatures = "features";  // float32 [N - 1, D]: of the steps before, the oldest first
+inline constexpr char const* kFrames = "frames";      // uint8 [m - 1, H, W, 3]: earlier frames of the newest segment
+
 struct FileRecord {
   std::string sha256;
   uint64_t bytes = 0;
@@ -52,7 +72,8 @@ struct Manifest {
   std::string model;
   ClipSpec spec;
   std::vector<std::string> labels;
-  int32_t memory = 0;  // earlier frames that an online graph takes; 0: whole clips
+  int32_t memory = 0;       // earlier frames that an online graph takes; 0: whole clips, or a state
+  std::vector<Port> state;  // of a streaming graph, in the order of its inputs; empty: it has none
   std::string graph;
   std::string reference;  // a packed bundle has no such file
   std::map<std::string, FileRecord> files;
@@ -64,6 +85,9 @@ struct Manifest {
   std::string pathOf(std::string const& name) const;
   // Compare a file with its size and SHA-256; throws Error (missing, damaged).
   void check(std::string const& name) const;
+  // What the graph takes beside a frame, and returns as `next_` and the name: an online graph's memory, a streaming
+  // graph's state; nothing of a graph that takes whole clips.
+  std::vector<Port> carried() const;
 };
 
 // Read FOLDER/manifest.json. Throws Error: missing, damaged, foreign, newer.

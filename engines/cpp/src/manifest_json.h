@@ -16,6 +16,9 @@ namespace flowless::detail {
 
 using Json = nlohmann::json;
 
+// Most elements of one tensor of a state, and so its largest size.
+inline constexpr int64_t kMostElements = INT32_MAX;
+
 // What is wrong with a manifest's text or contents, without the file's name and
 // the remedy.
 class WrongContents : public std::runtime_error {

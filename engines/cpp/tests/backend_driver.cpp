@@ -71,7 +71,8 @@ void stream(Backend& backend, ClipSpec const& spec, std::vector<uint8_t> const& 
         std::memcpy(memory.data() + (row * (segments - 1) + place) * picture, frames.data() + row * picture, picture);
       }
     }
-    backend.step(frames.data(), memory.data(), static_cast<int32_t>(batch), scores, memory.data());
+    void* const carried[] = {memory.data()};
+    backend.step(frames.data(), carried, static_cast<int32_t>(batch), scores);
   }
 }
 
@@ -99,7 +100,8 @@ void score(int count, char** arguments) {
         backend->run(clips.data(), now, scores.data());
       } else {
         Split parts = split(manifest.spec, clips, static_cast<size_t>(now));
-        backend->step(parts.frames.data(), parts.memory.data(), now, scores.data(), parts.memory.data());
+        void* const carried[] = {parts.memory.data()};
+        backend->step(parts.frames.data(), carried, now, scores.data());
       }
     }
   }

@@ -86,18 +86,29 @@ TEST_CASE("a graph's inputs and outputs follow from the clip, the labels and the
   CHECK(online.inputs[1].row == std::vector<int64_t>{3, 5, 6, 3});
   CHECK(online.outputs[0].name == "scores");
   CHECK(online.outputs[1].rowBytes() == online.inputs[1].rowBytes());
+  Manifest streaming = manifestOf(0);
+  streaming.state = {{"frames", true, {1, 5, 6, 3}}, {"features", false, {3, 8}}, {"started", false, {2}}};
+  Ports const stateful = portsOf(streaming);
+  REQUIRE(stateful.inputs.size() == 4);
+  REQUIRE(stateful.outputs.size() == 4);
+  CHECK(stateful.inputs[0].name == "frame");
+  CHECK(stateful.inputs[2].rowBytes() == 3 * 8 * sizeof(float));
+  CHECK(stateful.outputs[1].name == "next_frames");
+  CHECK(stateful.outputs[1].pixels);
+  CHECK(stateful.outputs[3].name == "next_started");
 }
 
-TEST_CASE("whole clips and frames with a memory are not confused") {
+TEST_CASE("whole clips and single frames are not confused") {
   std::vector<uint8_t> const clips(2 * 4 * 2 * 5 * 6 * 3, 7);
   std::vector<uint8_t> memory(clips.size());
   float scores[6] = {};
   FirstBytes whole(manifestOf(0));
   whole.run(clips.data(), 2, scores);
   CHECK(scores[1] == 7.0F);
-  CHECK_THROWS_AS(whole.step(clips.data(), memory.data(), 1, scores, memory.data()), Error);
+  void* const carried[] = {memory.data()};
+  CHECK_THROWS_AS(whole.step(clips.data(), carried, 1, scores), Error);
   FirstBytes online(manifestOf(3));
-  online.step(clips.data(), memory.data(), 2, scores, memory.data());
+  online.step(clips.data(), carried, 2, scores);
   CHECK_THROWS_AS(online.run(clips.data(), 1, scores), Error);
 }
 

@@ -27,6 +27,12 @@ void checkRead(flowless::detail::Manifest const& manifest) {
   require(spec.shortSide >= spec.cropSide && (spec.cropSide > 0 || spec.shortSide >= spec.height),
           "a crop beyond the frame");
   require(manifest.memory == 0 || manifest.memory == spec.segments - 1, "a memory of other segments");
+  require(manifest.state.empty() || manifest.memory == 0, "a memory and a state");
+  for (auto const& tensor : manifest.state) {
+    require(!tensor.name.empty() && tensor.name.size() <= 40, "a name that is too long");
+    require(!tensor.row.empty() && tensor.rowBytes() > 0 && tensor.rowBytes() <= sizeof(float) * INT32_MAX,
+            "a tensor of no size, or too many elements");
+  }
   for (auto const& artefact : manifest.artefacts) {
     require(!artefact.files.empty(), "an engine without files");
     for (auto const& name : artefact.files) {

@@ -52,6 +52,11 @@ Json describe(Manifest const& manifest) {
   Json reply = {{"folder", manifest.folder},      {"model", manifest.model},   {"spec", describe(manifest.spec)},
                 {"labels", manifest.labels},      {"memory", manifest.memory}, {"graph", manifest.graph},
                 {"reference", manifest.reference}};
+  reply["state"] = Json::array();
+  for (auto const& tensor : manifest.state) {
+    reply["state"].push_back(
+        {{"name", tensor.name}, {"shape", tensor.row}, {"dtype", tensor.pixels ? "uint8" : "float32"}});
+  }
   reply["files"] = Json::object();
   for (auto const& [name, record] : manifest.files) {
     reply["files"][name] = {{"sha256", record.sha256}, {"bytes", record.bytes}};

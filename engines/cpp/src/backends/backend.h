@@ -1,4 +1,5 @@
-// A backend: one library that runs one artefact. Inputs are uint8, scores float32; the batch is the first axis.
+// A backend: one library that runs one artefact. Pictures are uint8, scores float32; the batch is the first axis. A
+// backend runs one call after another.
 #ifndef FLOWLESS_SRC_BACKENDS_BACKEND_H
 #define FLOWLESS_SRC_BACKENDS_BACKEND_H
 
@@ -15,13 +16,13 @@ class Backend {
  public:
   virtual ~Backend() = default;
 
-  // Score clips [batch, N, m, H, W, 3]; scores [batch, classes]. Throws Error (invalid) for an online graph, see step.
+  // Score clips [batch, N, m, H, W, 3]; scores [batch, classes]. Throws Error (invalid) for a graph that takes a frame,
+  // see step.
   virtual void run(uint8_t const* clips, int32_t batch, float* scores) = 0;
 
-  // Online graph: frames [batch, H, W, 3] and memory [batch, N - 1, H, W, 3]; scores [batch, classes] and the next
-  // memory, which may be the buffer of `memory`.
-  virtual void step(uint8_t const* frames, uint8_t const* memory, int32_t batch, float* scores,
-                    uint8_t* nextMemory) = 0;
+  // Graph with a memory or a state: frames [batch, H, W, 3] and a buffer for each of Manifest::carried(), [batch, ...],
+  // in which the next one is then; scores [batch, classes].
+  virtual void step(uint8_t const* frames, void* const* carried, int32_t batch, float* scores) = 0;
 
   // CPU or GPU.
   virtual char const* device() const = 0;

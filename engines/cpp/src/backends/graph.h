@@ -1,8 +1,7 @@
-// The inputs and outputs of a bundle's graph, and a backend over them (engines/streaming/memory.py).
+// The inputs and outputs of a bundle's graph, and a backend over them (engines/streaming/memory.py and state.py).
 #ifndef FLOWLESS_SRC_BACKENDS_GRAPH_H
 #define FLOWLESS_SRC_BACKENDS_GRAPH_H
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -13,21 +12,6 @@
 
 namespace flowless::detail {
 
-// An input, uint8, or an output, float32 or uint8, of a graph. The batch comes before the sizes of its row.
-struct Port {
-  std::string name;  // empty: the only one
-  bool pixels = false;
-  std::vector<int64_t> row;
-
-  size_t rowBytes() const {
-    size_t bytes = pixels ? 1 : sizeof(float);
-    for (int64_t const size : row) {
-      bytes *= static_cast<size_t>(size);
-    }
-    return bytes;
-  }
-};
-
 struct Ports {
   std::vector<Port> inputs;
   std::vector<Port> outputs;
@@ -36,12 +20,16 @@ struct Ports {
 inline Ports portsOf(Manifest const& manifest) {
   ClipSpec const& spec = manifest.spec;
   auto const classes = static_cast<int64_t>(manifest.labels.size());
-  if (manifest.memory == 0) {
+  std::vector<Port> const carried = manifest.carried();
+  if (carried.empty()) {
     return {{{"", true, {spec.segments, spec.framesPerSegment, spec.height, spec.width, 3}}}, {{"", false, {classes}}}};
   }
-  std::vector<int64_t> const memory = {manifest.memory, spec.height, spec.width, 3};
-  return {{{"frame", true, {spec.height, spec.width, 3}}, {"memory", true, memory}},
-          {{"scores", false, {classes}}, {"next_memory", true, memory}}};
+  Ports ports = {{{"frame", true, {spec.height, spec.width, 3}}}, {{"scores", false, {classes}}}};
+  for (Port const& port : carried) {
+    ports.inputs.push_back(port);
+    ports.outputs.push_back({"next_" + port.name, port.pixels, port.row});
+  }
+  return ports;
 }
 
 // What a graph has instead of what the manifest says: an engine that is not this bundle's.
@@ -61,22 +49,39 @@ inline Error aboutFile(std::string const& path, Error const& error) {
   return Error(error.status(), path + ": " + error.what() + (damaged ? ". Copy the bundle again, whole." : "."));
 }
 
-// Runs a graph whose inputs and outputs are those of portsOf, in the same order.
+// Runs a graph whose inputs and outputs are those of portsOf, in the same order, as many of the one as of the other.
 class GraphBackend : public Backend {
  public:
-  explicit GraphBackend(Manifest const& manifest) : mPorts(portsOf(manifest)) {}
+  explicit GraphBackend(Manifest const& manifest)
+      : mPorts(portsOf(manifest)), mFrom(mPorts.inputs.size()), mTo(mPorts.outputs.size()) {}
 
   void run(uint8_t const* clips, int32_t batch, float* scores) override {
-    inferOn({clips, nullptr}, {scores, nullptr}, batch, 1);
+    if (mPorts.inputs.size() > 1) {
+      throw Error(FLOWLESS_INVALID,
+                  "This engine takes a frame and what it keeps of the frames before, not whole clips.");
+    }
+    mFrom[0] = clips;
+    mTo[0] = scores;
+    infer(mFrom, mTo, batch);
   }
 
-  void step(uint8_t const* frames, uint8_t const* memory, int32_t batch, float* scores, uint8_t* nextMemory) override {
-    inferOn({frames, memory}, {scores, nextMemory}, batch, 2);
+  void step(uint8_t const* frames, void* const* carried, int32_t batch, float* scores) override {
+    if (mPorts.inputs.size() == 1) {
+      throw Error(FLOWLESS_INVALID,
+                  "This engine takes whole clips, not a frame and what it keeps of the frames before.");
+    }
+    mFrom[0] = frames;
+    mTo[0] = scores;
+    for (size_t index = 1; index < mPorts.inputs.size(); ++index) {
+      mFrom[index] = static_cast<uint8_t const*>(carried[index - 1]);
+      mTo[index] = carried[index - 1];
+    }
+    infer(mFrom, mTo, batch);
   }
 
  protected:
-  using Inputs = std::array<uint8_t const*, 2>;
-  using Outputs = std::array<void*, 2>;
+  using Inputs = std::vector<uint8_t const*>;
+  using Outputs = std::vector<void*>;
 
   // Fill the outputs of `batch` rows. An output may be the buffer of an input: row i of an output is written only after
   // rows 0 to i of the inputs were read.
@@ -85,13 +90,8 @@ class GraphBackend : public Backend {
   Ports const mPorts;
 
  private:
-  void inferOn(Inputs const& inputs, Outputs const& outputs, int32_t batch, size_t count) {
-    if (count != mPorts.inputs.size()) {
-      throw Error(FLOWLESS_INVALID, count == 1 ? "This engine takes a frame and a memory, not whole clips."
-                                               : "This engine takes whole clips, not a frame and a memory.");
-    }
-    infer(inputs, outputs, batch);
-  }
+  Inputs mFrom;  // of the call that runs
+  Outputs mTo;
 };
 
 }  // namespace flowless::detail

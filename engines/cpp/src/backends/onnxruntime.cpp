@@ -230,6 +230,10 @@ class OnnxRuntime final : public GraphBackend {
     }
     mNames.inputs = take(found.inputs, mPorts.inputs, &OrtApi::SessionGetInputTypeInfo);
     mNames.outputs = take(found.outputs, mPorts.outputs, &OrtApi::SessionGetOutputTypeInfo);
+    for (size_t index = 0; index < mPorts.inputs.size(); ++index) {
+      mInputNames.push_back(mNames.inputs[index].c_str());
+      mOutputNames.push_back(mNames.outputs[index].c_str());
+    }
     OrtMemoryInfo* memory = nullptr;
     check(api()->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &memory));
     mMemory.reset(memory);
@@ -260,8 +264,8 @@ class OnnxRuntime final : public GraphBackend {
   // One batch's inputs and outputs.
   struct Batch {
     std::vector<Value> owned;
-    std::array<OrtValue const*, 2> inputs{};
-    std::array<OrtValue*, 2> outputs{};
+    std::vector<OrtValue const*> inputs;
+    std::vector<OrtValue*> outputs;
   };
 
   std::vector<Port const*> ports() const {
@@ -298,8 +302,8 @@ class OnnxRuntime final : public GraphBackend {
       batch.owned.emplace_back(value);
     }
     for (size_t index = 0; index < mPorts.inputs.size(); ++index) {
-      batch.inputs[index] = batch.owned[index].get();
-      batch.outputs[index] = batch.owned[mPorts.inputs.size() + index].get();
+      batch.inputs.push_back(batch.owned[index].get());
+      batch.outputs.push_back(batch.owned[mPorts.inputs.size() + index].get());
     }
     return batch;
   }
@@ -315,16 +319,12 @@ class OnnxRuntime final : public GraphBackend {
   void infer(Inputs const& inputs, Outputs const& outputs, int32_t rows) override {
     Batch& batch = batchOf(rows);
     size_t const count = mPorts.inputs.size();
-    std::array<char const*, 2> inputNames{};
-    std::array<char const*, 2> outputNames{};
     for (size_t index = 0; index < count; ++index) {
-      inputNames[index] = mNames.inputs[index].c_str();
-      outputNames[index] = mNames.outputs[index].c_str();
       std::memcpy(mBuffers[index].data(), inputs[index], mPorts.inputs[index].rowBytes() * static_cast<size_t>(rows));
     }
     try {
-      check(api()->Run(mOpened.session.get(), nullptr, inputNames.data(), batch.inputs.data(), count,
-                       outputNames.data(), count, batch.outputs.data()));
+      check(api()->Run(mOpened.session.get(), nullptr, mInputNames.data(), batch.inputs.data(), count,
+                       mOutputNames.data(), count, batch.outputs.data()));
     } catch (std::exception const& error) {
       throw Error(FLOWLESS_RUNTIME, std::string("ONNX Runtime could not run the engine: ") + error.what());
     }
@@ -336,6 +336,8 @@ class OnnxRuntime final : public GraphBackend {
 
   Opened mOpened;
   Names mNames;
+  std::vector<char const*> mInputNames;  // of mNames, as Run takes them
+  std::vector<char const*> mOutputNames;
   MemoryInfo mMemory;
   int32_t mRows = 0;
   std::vector<std::vector<uint8_t>> mBuffers;

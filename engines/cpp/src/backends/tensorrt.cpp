@@ -241,6 +241,7 @@ class TensorRt final : public GraphBackend {
       names.push_back(port.name.empty() ? found.front() : port.name);
       auto const type = mEngine->getTensorDataType(names.back().c_str());
       if (std::find(found.begin(), found.end(), names.back()) == found.end() ||
+          port.row.size() >= static_cast<size_t>(nvinfer1::Dims::MAX_DIMS) ||
           type != (port.pixels ? nvinfer1::DataType::kUINT8 : nvinfer1::DataType::kFLOAT)) {
         refusePort(names.back(), format("of type %d", static_cast<int>(type)), port);
       }
@@ -251,13 +252,7 @@ class TensorRt final : public GraphBackend {
   void infer(Inputs const& inputs, Outputs const& outputs, int32_t batch) override {
     cuda::Gpu::Entered const entered(mGpu);
     for (int32_t start = 0; start < batch; start += mLargestBatch) {
-      Inputs from = inputs;
-      Outputs to = outputs;
-      for (size_t index = 0; index < mInputs.size(); ++index) {
-        from[index] += mPorts.inputs[index].rowBytes() * static_cast<size_t>(start);
-        to[index] = static_cast<uint8_t*>(to[index]) + mPorts.outputs[index].rowBytes() * static_cast<size_t>(start);
-      }
-      inferSome(from, to, std::min(mLargestBatch, batch - start));
+      inferSome(inputs, outputs, static_cast<size_t>(start), std::min(mLargestBatch, batch - start));
     }
   }
 
@@ -281,7 +276,8 @@ class TensorRt final : public GraphBackend {
     mRows = rows;
   }
 
-  void inferSome(Inputs const& inputs, Outputs const& outputs, int32_t rows) {
+  // The rows from `start` on.
+  void inferSome(Inputs const& inputs, Outputs const& outputs, size_t start, int32_t rows) {
     if (rows != mRows) {
       mRows = 0;  // until all shapes are set
       setShapes(rows);
@@ -291,7 +287,7 @@ class TensorRt final : public GraphBackend {
       size_t const bytes = mPorts.inputs[index].rowBytes() * static_cast<size_t>(rows);
       cuda::Address const source = mGpu.buffer(index, bytes);
       mContext->setTensorAddress(mInputs[index].c_str(), reinterpret_cast<void*>(source));
-      mGpu.upload(source, inputs[index], bytes);
+      mGpu.upload(source, inputs[index] + mPorts.inputs[index].rowBytes() * start, bytes);
     }
     for (size_t index = 0; index < count; ++index) {
       cuda::Address const target =
@@ -304,7 +300,8 @@ class TensorRt final : public GraphBackend {
     }
     for (size_t index = 0; index < count; ++index) {
       size_t const bytes = mPorts.outputs[index].rowBytes() * static_cast<size_t>(rows);
-      mGpu.download(outputs[index], mGpu.buffer(count + index, bytes), bytes);
+      auto* const target = static_cast<uint8_t*>(outputs[index]) + mPorts.outputs[index].rowBytes() * start;
+      mGpu.download(target, mGpu.buffer(count + index, bytes), bytes);
     }
     mGpu.synchronise();
   }
