@@ -20,8 +20,9 @@ from flowless.cuda_driver import Gpu
 from flowless.engines.backends.backend import DeviceBackend
 from flowless.engines.bundle.manifest import Manifest
 from flowless.engines.decoded_scores import Decode, decodes_on_gpu, score_decoded
-from flowless.engines.device.device_array import DeviceArray, borrow, is_foreign, place
-from flowless.engines.streaming.memory import OnlineBackend, refuse_several_frames
+from flowless.engines.device.device_array import DeviceArray, place
+from flowless.engines.device.take_input import check_stream, take_input
+from flowless.engines.streaming.step import step
 from flowless.engines.video import TimedClip, timed_clip
 from flowless.errors import FlowlessError
 from flowless.machine import usable_cores
@@ -96,17 +97,6 @@ def _import_reading() -> None:
     importlib.import_module("flowless.pipeline.video.open_reader")
 
 
-def _check_stream(stream: int | None, device: str) -> None:
-    if stream is None:
-        return
-    if not isinstance(stream, int) or isinstance(stream, bool) or stream < 0:
-        raise FlowlessError(
-            f"stream is {stream!r}; it must be the address of a CUDA stream (PyTorch: torch.cuda.current_stream().cuda_stream)."
-        )
-    if device != "GPU":
-        raise FlowlessError(f"stream is {stream:#x}, and this engine runs on the CPU, which has no CUDA streams. Leave it out.")
-
-
 class Engine:
     """A loaded engine. Safe to call from several threads; calls run one after another.
 
@@ -161,8 +151,8 @@ class Engine:
         Raises:
             FlowlessError: The clip has another type or shape, or lies where this engine cannot read it.
         """
-        _check_stream(stream, self.device)
-        taken = self._take("clip", clip, stream)
+        check_stream(stream, self.device)
+        taken = take_input("clip", clip, gpu=self.gpu, stream=stream, runs_on=self.target)
         shape = tuple(taken.shape)
         if len(shape) != 6 or shape[1:] != self.spec.shape or shape[0] == 0:
             wanted = ", ".join(map(str, self.spec.shape))
@@ -185,18 +175,6 @@ class Engine:
                 f"{self.manifest.folder}: its {self.target} engine gives {shape[-1]} scores, and its manifest has "
                 f"{len(self.labels)} labels. Copy the bundle again, or export and build the model again."
             )
-
-    def _take(self, name: str, value: Any, stream: int | None) -> np.ndarray | DeviceArray:
-        """Return an input as it is or, from another library, without a copy; refuse what is not uint8."""
-        if not isinstance(value, np.ndarray) and is_foreign(value):
-            value = borrow(value, name=name, gpu=self._backend.gpu, stream=stream, runs_on=self.target)
-        if not isinstance(value, np.ndarray | DeviceArray) or value.dtype != np.uint8:
-            kind = value.dtype if isinstance(value, np.ndarray | DeviceArray) else type(value).__name__
-            raise FlowlessError(
-                f"the {name} is {kind}; an engine takes uint8, pixels from 0 to 255, in a numpy array or in one of another library "
-                "(with __dlpack__ or __cuda_array_interface__). It normalises them itself."
-            )
-        return value
 
     @property
     def gpu(self) -> Gpu | None:
@@ -231,47 +209,35 @@ class Engine:
         """Whether the graph takes a frame and a memory (`flowless export --online`). Such an engine scores whole clips as well."""
         return self.manifest.memory > 0
 
-    def step(self, frame: Any, memory: Any, *, on_device: bool = False, stream: int | None = None) -> tuple[Any, Any]:
-        """Score the newest frame of a stream, or of several streams as a batch, with the frames before it.
+    @property
+    def streaming(self) -> bool:
+        """Whether the graph takes a frame and the state of a causal network (`flowless export --streaming`), as above."""
+        return bool(self.manifest.state)
+
+    def step(self, frame: Any, memory: Any = None, *, on_device: bool = False, stream: int | None = None) -> tuple[Any, Any]:
+        """Score the newest frame of a stream, or of several streams as a batch, with the memory of the frames before it.
 
         Args:
             frame: uint8 `[B, H, W, 3]`, resized and cropped as `ClipSpec` says; as `__call__` takes a clip.
-            memory: uint8 `[B, N - 1, H, W, 3]`, the frames before it, the oldest first; of the first frame that frame N - 1 times.
-            on_device: As in `__call__`. Arrays of other libraries, and this, need an online graph.
+            memory: What `step` returned for the frame before; None at the start of a stream. Of a streaming engine it is a dictionary of
+                arrays, `[B, *shape]` by the names of `manifest.state`. Of another engine it is uint8 `[B, N - 1, H, W, 3]`, the frames
+                before this one, the oldest first; None is this frame N - 1 times.
+            on_device: As in `__call__`. Arrays of other libraries, and this, need an online or streaming graph.
             stream: As in `__call__`.
 
         Returns:
             float32 `[B, classes]`, and the memory for the next frame.
 
         Raises:
-            FlowlessError: They have another type or shape, or the engine's segments have more than one frame.
+            FlowlessError: They have another type or shape, or the engine is not streaming and its segments have more than one frame.
         """
-        refuse_several_frames(self.model, self.spec)
-        _check_stream(stream, self.device)
-        segments, _, *picture = self.spec.shape
-        taken = {name: self._take(name, value, stream) for name, value in (("frame", frame), ("memory", memory))}
-        batch = taken["frame"].shape[0] if taken["frame"].shape else 0
-        for (name, value), shape in zip(taken.items(), (picture, [segments - 1, *picture]), strict=True):
-            if tuple(value.shape) != (batch, *shape) or not batch:
-                raise FlowlessError(
-                    f"the {name} is uint8 {list(value.shape)}; this engine takes uint8 [B, {', '.join(map(str, shape))}], "
-                    "B of at least 1 and the same for frame and memory."
-                )
-        host = [value for value in taken.values() if isinstance(value, np.ndarray) and not on_device]
-        if not isinstance(self._backend, OnlineBackend):
-            if len(host) < len(taken):
-                raise FlowlessError(
-                    "this engine has no memory of its own, so its clip is put together by numpy: give numpy arrays, without on_device, or "
-                    "load a bundle of flowless export --online."
-                )
-            clip = np.concatenate([host[1], host[0][:, None]], axis=1)
-            return self(clip[:, :, None]), clip[:, 1:]
+        check_stream(stream, self.device)
         with self._lock:
-            if len(host) == len(taken):
-                return self._backend.step(np.ascontiguousarray(host[0]), np.ascontiguousarray(host[1]))
-            placed = [place(value, self._backend.gpu) for value in taken.values()]
-            results = self._backend.step_on_device(placed[0], placed[1], stream)
-        return results if on_device else (results[0].numpy(), results[1].numpy())
+            scores, memory = step(
+                self._backend, frame, memory, manifest=self.manifest, runs_on=self.target, on_device=on_device, stream=stream
+            )
+        self._check_scores(scores.shape)
+        return scores, memory
 
     def predict(self, path: str | os.PathLike[str], top: int = 5) -> Prediction:
         """Recognise the action in a video.

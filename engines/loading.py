@@ -61,7 +61,7 @@ def load(
     artefact, why = choose(manifest, target, precision)
     manifest.check(manifest.files_of(artefact))
     path, classes = manifest.path_of(artefact.files[0]), len(manifest.labels)
-    backend = open_backend(artefact, path, classes=classes, threads=threads, hint=hint, cuda_graph=cuda_graph)
+    backend = open_backend(artefact, path, classes=classes, state=manifest.state, threads=threads, hint=hint, cuda_graph=cuda_graph)
     computed, reason = computed_precision(artefact, hint)
     why += reason
     if backend.fallback:

@@ -13,14 +13,16 @@ import numpy as np
 from flowless.console import log
 from flowless.engines.backends.backend import open_backend
 from flowless.engines.bundle.manifest import MANIFEST, Artefact, Manifest, fingerprint, read_manifest
+from flowless.engines.streaming.streaming_backend import zero_state
 from flowless.engines.targets import TARGETS
 from flowless.errors import FlowlessError
 from flowless.export.graph.export_graph import export_onnx
+from flowless.export.graph.graph_forms import Form, in_form, state_of_form
 from flowless.export.graph.pa_function import OPSET
 from flowless.export.targets.build_options import BuildOptions
 from flowless.export.targets.engine_key import engine_key
 from flowless.export.verify import parity
-from flowless.export.verify.reference import Reference, gather_clips
+from flowless.export.verify.reference import Reference, film_of, gather_clips
 from flowless.files import whole_folder
 from flowless.machine import installed_versions
 
@@ -35,7 +37,7 @@ def export_bundle(
     out: str | os.PathLike[str],
     *,
     videos: Sequence[str | os.PathLike[str]] = (),
-    online: bool = False,
+    form: Form = "clip",
 ) -> Manifest:
     """Export a checkpoint to a bundle with `model.onnx`, compared with PyTorch.
 
@@ -45,13 +47,15 @@ def export_bundle(
         checkpoint: The `.safetensors` file, or the checkpoint that `load_checkpoint` returned.
         out: The bundle's folder; an existing bundle is replaced, another folder is refused.
         videos: Videos to compare on; without any, some are generated.
-        online: Export the graph that takes a frame and a memory (`flowless.engines.streaming.memory`); it is compared frame by frame too.
+        form: `clip`: the graph takes whole clips. `online`: it takes a frame and a memory of the frames before
+            (`flowless.engines.streaming.memory`). `streaming`: it takes a frame and the state of a causal network
+            (`flowless.engines.streaming.state`). The last two are compared frame by frame too.
 
     Returns:
         The bundle's manifest. Its one engine is `onnxruntime` in fp32, which is the graph itself.
 
     Raises:
-        FlowlessError: The checkpoint, a video or `out` cannot be used, or the model has no online form.
+        FlowlessError: The checkpoint, a video or `out` cannot be used, or the model has no such form.
         CheckFailed: The graph's scores differ from PyTorch's; no bundle is written.
     """
     from flowless.train.checkpoints import Checkpoint, load_checkpoint
@@ -59,17 +63,20 @@ def export_bundle(
     folder = Path(out)
     _refuse_foreign(folder)
     source = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
-    form = _online_form(source) if online else source.model
+    module = in_form(source.model, form, name=source.name)
+    state = state_of_form(module)
     names, clips = gather_clips(source.spec, videos)
     reference = Reference(names=names, clips=clips, scores=torch_scores(source.model, clips))
+    if state:
+        reference = replace(reference, film_scores=torch_film_scores(module, film_of(reference)))
     versions = {**installed_versions(("torch", "timm", "onnx", "onnxscript")), "flowless": _flowless_version()}
     with whole_folder(folder) as draft:
         about = {"spec": source.spec, "labels": source.labels, "name": source.name, "versions": versions}
-        export_onnx(form, draft / "model.onnx", **about, online=online)
+        export_onnx(module, draft / "model.onnx", **about, form=form)
         library = TARGETS["onnxruntime"].versions()
         engine = Artefact(target="onnxruntime", precision="fp32", status="verified", files=("model.onnx",), versions=library)
-        backend = open_backend(engine, draft / "model.onnx", classes=len(source.labels))
-        result = parity.check(backend, clips, reference.scores, precision="fp32", what=f"{folder.name}/model.onnx")
+        backend = open_backend(engine, draft / "model.onnx", classes=len(source.labels), state=state)
+        result = parity.check(backend, reference, precision="fp32", what=f"{folder.name}/model.onnx")
         reference.save(draft / "reference.npz", source.spec)
         manifest = Manifest(
             folder=draft,
@@ -78,7 +85,8 @@ def export_bundle(
             labels=source.labels,
             opset=OPSET,
             config=dict(source.model.config),
-            memory=source.spec.segments - 1 if online else 0,
+            memory=source.spec.segments - 1 if form == "online" else 0,
+            state=state,
             versions=versions,
             parity={"clips": list(names), **_figures(result), "batches": list(parity.BATCHES)},
             files={"reference.npz": fingerprint(draft / "reference.npz")},
@@ -99,6 +107,18 @@ def torch_scores(model: torch.nn.Module, clips: np.ndarray) -> np.ndarray:
         return np.concatenate([model(torch.from_numpy(np.ascontiguousarray(clip[None]))).float().numpy() for clip in clips])
 
 
+def torch_film_scores(form: torch.nn.Module, frames: np.ndarray) -> np.ndarray:
+    """Return the scores `[T, classes]` of a streaming form in PyTorch at every frame of a stream, uint8 `[T, H, W, 3]`."""
+    import torch
+
+    state, scores = [torch.from_numpy(value) for value in zero_state(state_of_form(form), 1).values()], []
+    with torch.inference_mode():
+        for frame in frames:
+            now, *state = form(torch.from_numpy(np.ascontiguousarray(frame[None])), *state)
+            scores.append(now[0].float().numpy())
+    return np.stack(scores)
+
+
 def _report(folder: Path, result: parity.Comparison) -> None:
     found = f"{result.max_abs_diff:.2g} ({result.allowed:.2g} allowed) on {result.clips} clips"
     log.print(f"{folder}: exported; ONNX Runtime agrees with PyTorch to {found}", markup=False, soft_wrap=True)
@@ -106,12 +126,6 @@ def _report(folder: Path, result: parity.Comparison) -> None:
 
 def _figures(result: parity.Comparison) -> dict[str, float]:
     return {"max_abs_diff": result.max_abs_diff, "spread": result.spread, "allowed": result.allowed}
-
-
-def _online_form(source: Checkpoint) -> torch.nn.Module:
-    from flowless.export.graph.online_graph import OnlineForm
-
-    return OnlineForm(source.model, name=source.name).eval()
 
 
 def _refuse_foreign(folder: Path) -> None:

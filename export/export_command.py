@@ -37,6 +37,10 @@ class ExportArgs:
     online: bool = False
     """Export the online form: the graph takes one frame and a memory of the frames before it, and returns scores and the next memory.
     For models with one frame per segment (stm, tsm, tsn, pan-rgb). Such a bundle is built and used like any other."""
+    streaming: bool = False
+    """Export the streaming form of a causal network (tsm, pan-lite or pan-rgb, trained with --causal): the graph takes one frame and the
+    state of the stream, and returns scores and the next state. A frame costs an N-th of a clip. Such a bundle is built and used like any
+    other."""
     data: Path | None = None
     """An index of flowless scan: compare on the first video of each of up to 8 classes."""
     json: bool = False
@@ -48,6 +52,8 @@ def export(arguments: Sequence[str]) -> int:
     args = tyro.cli(ExportArgs, args=list(arguments), prog="flowless export", description=inspect.getdoc(ExportArgs))
     if args.clips and args.data:
         raise FlowlessError("--clips and --data both name the videos to compare on. Give one of them.")
+    if args.online and args.streaming:
+        raise FlowlessError("--online and --streaming are two forms of a graph: one keeps frames, the other features. Give one of them.")
     from rich.table import Table
 
     from flowless.export.export_bundle import export_bundle
@@ -58,7 +64,8 @@ def export(arguments: Sequence[str]) -> int:
     if args.views is not None:
         spec = protocol_spec(spec, paper_views(checkpoint.recipe) if args.views == "paper" else args.views)
     checkpoint = replace(checkpoint, spec=replace(spec, average=args.average or spec.average))
-    manifest = export_bundle(checkpoint, args.out, videos=args.clips or _videos_of(args.data), online=args.online)
+    form = "online" if args.online else "streaming" if args.streaming else "clip"
+    manifest = export_bundle(checkpoint, args.out, videos=args.clips or _videos_of(args.data), form=form)
     document = {
         "bundle": str(args.out),
         "model": manifest.model,
@@ -66,6 +73,7 @@ def export(arguments: Sequence[str]) -> int:
         "clip": manifest.spec.to_dict(),
         "opset": manifest.opset,
         "memory": manifest.memory,
+        "state": [asdict(tensor) for tensor in manifest.state],
         "parity": manifest.parity,
         "files": {name: asdict(record) for name, record in manifest.files.items()},
     }

@@ -89,6 +89,16 @@ def shift(x, segments, divisor=8):
     return out.reshape(x.shape)
 
 
+def causal_shift(x, segments, divisor=8):
+    """Online temporal shift: the first channels come from the previous segment."""
+    clips = x.reshape(-1, segments, *x.shape[1:])
+    fold = x.shape[1] // divisor
+    out = clips.copy()
+    for t in range(segments):
+        out[:, t, :fold] = clips[:, t - 1, :fold] if t > 0 else 0
+    return out.reshape(x.shape)
+
+
 def pooled_at(features, scale):
     """Maxima over features at distance `scale` (PAN, Eq. 11): `[B, N, D]` to `[B, scale, D]`."""
     return np.stack([features[:, start::scale].max(1) for start in range(scale)], 1)

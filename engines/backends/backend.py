@@ -1,7 +1,8 @@
-"""Opening an artefact with the library of its target: uint8 clips in, float32 scores out; of an online graph, frames as well."""
+"""Opening an artefact with the library of its target: uint8 clips in, float32 scores out; of other graphs, frames as well."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +16,8 @@ from flowless.engines.bundle import compatibility
 from flowless.engines.bundle.manifest import Artefact
 from flowless.engines.device.device_array import DeviceArray, empty
 from flowless.engines.streaming.memory import MEMORY, Graph, OnlineBackend, feeds_of
+from flowless.engines.streaming.state import StateTensor
+from flowless.engines.streaming.streaming_backend import StreamingBackend
 from flowless.engines.targets import find_target
 from flowless.errors import FlowlessError, first_line
 from flowless.interrupts import raise_lost_ctrl_c
@@ -67,7 +70,14 @@ def why_not(target: str, artefact: Artefact | None = None) -> str | None:
 
 
 def open_backend(
-    artefact: Artefact, path: Path, *, classes: int, threads: int | None = None, hint: str | None = None, cuda_graph: bool = False
+    artefact: Artefact,
+    path: Path,
+    *,
+    classes: int,
+    state: Sequence[StateTensor] = (),
+    threads: int | None = None,
+    hint: str | None = None,
+    cuda_graph: bool = False,
 ) -> DeviceBackend:
     """Open an artefact.
 
@@ -75,16 +85,19 @@ def open_backend(
         artefact: Its record in the manifest.
         path: Its first file.
         classes: Scores per clip.
+        state: The manifest's state, of a streaming graph.
         threads: CPU threads; None lets the library choose.
         hint: OpenVINO only: precision to compute in, `f32` (the default), `bf16` or `f16`.
         cuda_graph: TensorRT-RTX only: capture and replay a CUDA graph.
 
     Raises:
-        FlowlessError: The library refuses the file.
+        FlowlessError: The library refuses the file, or its graph has other inputs than a streaming graph of this state.
     """
     try:
         with raise_lost_ctrl_c():  # a library may report an interrupt as an error of its own
             graph = _open_graph(artefact, path, classes=classes, threads=threads, hint=hint, cuda_graph=cuda_graph)
+        if state:
+            return StreamingBackend(graph, classes=classes, state=state, path=path)
         return (OnlineBackend if MEMORY in graph.inputs else _ClipBackend)(graph, classes=classes)
     except FlowlessError:
         raise

@@ -15,7 +15,7 @@ from flowless.engines.backends.tensorrt_process import PLUGIN, ErrorMessages, Te
 from flowless.engines.bundle.compatibility import rebuild
 from flowless.engines.bundle.manifest import Artefact
 from flowless.engines.device.device_array import DeviceArray
-from flowless.engines.streaming.memory import MEMORY, NEXT_MEMORY
+from flowless.engines.streaming.state import NEXT
 from flowless.errors import FlowlessError
 
 #: Environment variable that names the library of the PA op's plugin, for an engine that was built with it.
@@ -67,7 +67,7 @@ class TensorRt:
             self._context = self._engine = self._runtime = None
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return float32 scores `[B, classes]`, and of an online graph the next memory, of C-contiguous uint8 inputs by name."""
+        """Return float32 scores `[B, classes]`, and of an online or streaming graph the next memory, of C-contiguous inputs by name."""
         starts = range(0, len(next(iter(feeds.values()))), self._largest_batch)
         with self.gpu.entered():
             parts = [self._run({name: value[start : start + self._largest_batch] for name, value in feeds.items()}) for start in starts]
@@ -119,8 +119,8 @@ class TensorRt:
                 raise FlowlessError(f"TensorRT could not run the engine: {errors}.")
 
     def _empty_output(self, name: str, feeds: dict[str, np.ndarray]) -> np.ndarray:
-        if name == NEXT_MEMORY:
-            return np.empty_like(feeds[MEMORY])
+        if name.startswith(NEXT):  # the next memory, or a part of the next state
+            return np.empty_like(feeds[name.removeprefix(NEXT)])
         return np.empty((len(next(iter(feeds.values()))), self._classes), np.float32)
 
 

@@ -2,7 +2,7 @@
 
 Its inputs are `frame`, uint8 `[B, H, W, 3]`, and `memory`, uint8 `[B, N - 1, H, W, 3]`, the oldest first; its outputs `scores`,
 float32 `[B, classes]`, and `next_memory`, of memory's shape and type, without the oldest frame and with the newest. B is 1 for one
-stream, more for several crops or cameras. A graph without a memory has one input, `clip`.
+stream, more for several crops or cameras. A graph without a memory has one input, `clip`. (Streaming graphs: `state.py`.)
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Graph(Protocol):
 
         Args:
             inputs: By name.
-            outputs: By name; float32 scores and uint8 memories, of the inputs' batch B.
+            outputs: By name; float32 scores and the next memories or states, of the inputs' batch B.
             stream: Address of the CUDA stream in whose order it runs; None: its own, and the outputs are complete on return.
         """
         ...

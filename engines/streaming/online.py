@@ -12,16 +12,19 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flowless.engines.engine import Engine, Label, Prediction, likeliest
-from flowless.engines.streaming.memory import first_memory, refuse_several_frames
+from flowless.engines.streaming.memory import refuse_several_frames
+from flowless.engines.streaming.state import FRAMES, STARTED
+from flowless.engines.streaming.streaming_backend import zero_state
 from flowless.errors import FlowlessError
 from flowless.machine import usable_cores
 from flowless.pipeline.clip.view_scores import ViewAverage, average_views
@@ -38,11 +41,14 @@ class Online:
     first. Before N frames were pushed, the missing ones are copies of the first frame (the paper does not say). A spec with three crops
     scores all three. Crops and frames are averaged as the spec averages views.
 
+    With a streaming engine each scored frame is one step of the causal network, over the newest m frames that were pushed or skipped;
+    missing ones are copies of the first.
+
     Args:
-        engine: Any engine whose clip is N segments of one frame, such as STM, TSM or TSN, online or not.
+        engine: Any engine whose clip is N segments of one frame, such as STM, TSM or TSN, online or not; or a streaming engine.
 
     Raises:
-        FlowlessError: The engine's segments have more than one frame.
+        FlowlessError: The engine is not streaming, and its segments have more than one frame.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -50,14 +56,16 @@ class Online:
         from flowless.pipeline.clip.preprocess import resize_and_crop
 
         self._resize = resize_and_crop
-        refuse_several_frames(engine.model, engine.spec)
+        if not engine.streaming:
+            refuse_several_frames(engine.model, engine.spec)
         self.engine = engine
-        self._memory: NDArray[np.uint8] | None = None
+        self._memory: Any = None
+        self._earlier: deque[NDArray[np.uint8]] = deque(maxlen=engine.spec.frames_per_segment - 1)
         self._moments = ViewAverage(engine.spec.average)
 
     @property
     def frames(self) -> int:
-        """Number of frames pushed so far."""
+        """Number of frames scored so far."""
         return self._moments.count
 
     def push(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -83,11 +91,29 @@ class Online:
 
     def see(self, picture: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Score the next frame, resized and cropped by `picture`."""
-        memory = first_memory(picture, self.engine.spec.segments) if self._memory is None else self._memory
+        memory = self._with_frames(picture) if self._earlier.maxlen else self._memory
         each, self._memory = self.engine.step(picture, memory)
+        self._earlier.append(picture)
         scores = average_views(each, self.engine.spec.average)
         self._moments.add(scores[None])
         return scores
+
+    def skip(self, frame: NDArray[np.uint8]) -> None:
+        """Take the next frame without scoring it: it is among the m frames that a streaming engine sees at the next ones.
+
+        Args:
+            frame: As `push` takes it. Where m is 1 it is not even resized.
+        """
+        if self._earlier.maxlen:
+            self._earlier.append(self.picture(frame))
+
+    def _with_frames(self, picture: NDArray[np.uint8]) -> dict[str, np.ndarray]:
+        """Return the state with the frames before this one, also those that were skipped."""
+        first = self._earlier[0] if self._earlier else picture
+        missing = (self._earlier.maxlen or 0) - len(self._earlier)
+        kept = zero_state(self.engine.manifest.state, len(picture)) if self._memory is None else self._memory
+        started = np.tile(np.array([self._memory is not None, 1], np.float32), (len(picture), 1))
+        return {**kept, FRAMES: np.stack([*[first] * missing, *self._earlier], axis=1), STARTED: started}
 
     @property
     def average(self) -> NDArray[np.float32]:
@@ -146,11 +172,11 @@ def predict_online(engine: Engine, path: str | os.PathLike[str], *, top: int = 5
         engine: See `Online`.
         path: The video.
         top: Number of classes to name.
-        every: Feed every n-th frame. The model was trained on frames one segment apart; with 1, neighbouring frames are as close in time
-            as possible (the paper does not say which frames it takes).
+        every: Score every n-th frame. The model was trained on frames one segment apart; with 1, neighbouring frames are as close in time
+            as possible (the paper does not say which frames it takes). A streaming engine's m frames are adjacent all the same.
 
     Raises:
-        FlowlessError: The video cannot be read, has no frame, or the engine takes several frames per segment.
+        FlowlessError: The video cannot be read, has no frame, or the engine takes several frames per segment and is not streaming.
     """
     if every < 1 or top < 1:
         raise FlowlessError(f"every is {every} and top {top}; both must be at least 1.")
@@ -159,11 +185,16 @@ def predict_online(engine: Engine, path: str | os.PathLike[str], *, top: int = 5
     from flowless.pipeline.video.open_reader import open_reader  # here, because it needs PyAV
 
     opening = time.perf_counter()
-    with open_reader(path, threads=usable_cores()) as video, closing(_timed_frames(video, every, spent)) as frames:
+    with open_reader(path, threads=usable_cores()) as video, closing(_timed_frames(video, spent)) as frames:
         gaps = video.info.gaps
         spent["decode"] += time.perf_counter() - opening
         for ordinal, frame in frames:
             started = time.perf_counter()
+            if ordinal % every:
+                if ordinal % every > every - engine.spec.frames_per_segment:  # one of the m frames of the next that is scored
+                    online.skip(frame)
+                    spent["preprocess"] += time.perf_counter() - started
+                continue
             picture = online.picture(frame)
             resized = time.perf_counter()
             scores = online.see(picture)
@@ -184,14 +215,11 @@ def predict_online(engine: Engine, path: str | os.PathLike[str], *, top: int = 5
     )
 
 
-def _timed_frames(
-    video: VideoReader | FrameFolder, every: int, spent: dict[str, float]
-) -> Generator[tuple[int, NDArray[np.uint8]], None, None]:
-    """Yield every n-th frame with its ordinal; add the time of decoding to `spent`."""
+def _timed_frames(video: VideoReader | FrameFolder, spent: dict[str, float]) -> Generator[tuple[int, NDArray[np.uint8]], None, None]:
+    """Yield the frames with their ordinals; add the time of decoding to `spent`."""
     started = time.perf_counter()
     for ordinal, frame in enumerate(video):
-        if ordinal % every == 0:
-            spent["decode"] += time.perf_counter() - started
-            yield ordinal, frame
-            started = time.perf_counter()
+        spent["decode"] += time.perf_counter() - started
+        yield ordinal, frame
+        started = time.perf_counter()
     spent["decode"] += time.perf_counter() - started

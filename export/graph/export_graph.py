@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from flowless.engines.streaming.memory import FRAME, MEMORY, NEXT_MEMORY, SCORES
 from flowless.errors import FlowlessError
+from flowless.export.graph.graph_forms import Form, names_of
 from flowless.export.graph.graph_outputs import find_outputs, scopes_of
 from flowless.export.graph.pa_function import DOMAIN, OP, OP_VERSION, OPSET, pa_function, pa_nodes
 from flowless.files import whole_file
@@ -25,7 +25,6 @@ from flowless.pipeline.clip.spec import ClipSpec
 if TYPE_CHECKING:
     import torch
 
-INPUT = "clip"
 #: Attributes of modules (`exact = True`) whose nodes are listed in the metadata; `precision/low_precision_nodes.py` reads the lists.
 _MARKS = ("exact", "unquantised", "matrix_backbone")
 
@@ -38,24 +37,24 @@ def export_onnx(
     labels: Sequence[str],
     name: str,
     versions: dict[str, str],
-    online: bool = False,
+    form: Form = "clip",
 ) -> onnx.ModelProto:
     """Export a model and write its graph, whole or not at all.
 
     The graph's input is `clip`, uint8 `[B, N, m, H, W, 3]` with B free; normalisation is inside; its output is `scores`,
-    float32 `[B, classes]`. (An online graph: see `engines/streaming/memory.py`.) The PA op is one node with a model-local function;
+    float32 `[B, classes]`. (Other forms: see `graph_forms.py`.) The PA op is one node with a model-local function;
     ClipSpec, labels, model and versions are in the metadata under `flowless.clip`, `flowless.labels`, `flowless.model` and
     `flowless.versions`; `flowless.exact` lists the nodes that stay float32 in every precision, `flowless.unquantised` those that are
     not quantised to INT8, `flowless.matrix_backbone` a transformer's blocks; `flowless.outputs` the tensors that `flowless explain` reads.
 
     Args:
-        model: Maps a clip to scores, or is an `OnlineForm`; on the CPU, in evaluation mode.
+        model: Maps a clip to scores, or is what `in_form` returned; on the CPU, in evaluation mode.
         path: The `.onnx` file.
         spec: What a clip is.
         labels: Class names in the order of the scores.
         name: The model's name.
         versions: Versions of the libraries that export it.
-        online: The model is an `OnlineForm`.
+        form: The model's form.
 
     Returns:
         The graph that was written.
@@ -63,7 +62,7 @@ def export_onnx(
     Raises:
         FlowlessError: PyTorch cannot export the model, or the file cannot be written.
     """
-    proto = _translate(model, spec, online=online)
+    proto = _translate(model, spec, form)
     apart = {mark: _nodes_inside(model, proto, mark) for mark in _MARKS}
     outputs = find_outputs(model, proto)
     _forget_sources(proto)
@@ -101,7 +100,7 @@ def read_graph(path: str | os.PathLike[str]) -> onnx.ModelProto:
         raise FlowlessError(f"{source}: not a readable ONNX file ({type(error).__name__}). Export the model again.") from error
 
 
-def _translate(model: torch.nn.Module, spec: ClipSpec, *, online: bool) -> onnx.ModelProto:
+def _translate(model: torch.nn.Module, spec: ClipSpec, form: Form) -> onnx.ModelProto:
     import torch
     from onnxscript import values
 
@@ -112,20 +111,21 @@ def _translate(model: torch.nn.Module, spec: ClipSpec, *, online: bool) -> onnx.
     def translate(x: Any, weight: Any, eps: float, eps_inside: bool = False) -> Any:
         return op(x, weight, eps=float(eps), eps_inside=int(eps_inside), plugin_version="1", plugin_namespace=DOMAIN)
 
-    picture = spec.shape[2:]
-    shapes = {FRAME: picture, MEMORY: (spec.segments - 1, *picture)} if online else {INPUT: spec.shape}
+    names = names_of(model, spec, form)
     free = {0: torch.export.Dim("B", min=1, max=4096)}
+    # The streaming form takes its state as *state, one argument.
+    shapes = (free, (free,) * (len(names.inputs) - 1)) if form == "streaming" else (free,) * len(names.inputs)
     try:
         with _silenced(), torch.no_grad():
             program = torch.onnx.export(
                 model,
                 # Two clips: torch.export specialises a batch of one to a constant.
-                tuple(torch.zeros((2, *shape), dtype=torch.uint8) for shape in shapes.values()),
+                tuple(torch.zeros((2, *shape), dtype=getattr(torch, kind)) for shape, kind in names.inputs.values()),
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=list(shapes),
-                output_names=[SCORES, NEXT_MEMORY] if online else [SCORES],
-                dynamic_shapes=tuple(free for _ in shapes),
+                input_names=list(names.inputs),
+                output_names=list(names.outputs),
+                dynamic_shapes=shapes,
                 custom_translation_table={torch.ops.flowless.persistence.default: translate},
                 optimize=True,
             )

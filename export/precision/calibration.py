@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +12,6 @@ from typing import Any, Literal
 import numpy as np
 
 from flowless.console import log, progress
-from flowless.engines.streaming.memory import feeds_of
 from flowless.errors import FlowlessError
 from flowless.files import sha256_of
 from flowless.pipeline.clip.preprocess import load_record
@@ -20,6 +19,8 @@ from flowless.pipeline.clip.spec import ClipSpec
 from flowless.pipeline.dataset.index import DatasetIndex, VideoRecord
 
 Method = Literal["entropy", "max"]
+#: A graph's inputs by name.
+Feeds = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +60,8 @@ class Calibration:
         return {**self.key, "used": list(self.used), "skipped": list(self.skipped)}
 
     @contextmanager
-    def stream(self, inputs: Sequence[str]) -> Iterator[ClipReader]:
-        """Open a reader of one clip at a time, by the names of the graph's inputs, with a progress bar."""
+    def stream(self, feeds: Callable[[np.ndarray], Iterator[Feeds]]) -> Iterator[ClipReader]:
+        """Open a reader of one clip at a time, with a progress bar; `feeds` yields a graph's inputs for a clip (`GraphFeeds`)."""
         index = DatasetIndex.load(self.index)
         order = calibration_order(index, seed=self.seed)
         if not order:
@@ -69,26 +70,43 @@ class Calibration:
         self.skipped.clear()
         with progress() as bar:
             task = bar.add_task("calibrate int8", total=min(self.videos, len(order)))
-            yield ClipReader(self, index, order, inputs=inputs, advance=lambda: bar.advance(task))
+            yield ClipReader(self, index, order, feeds=feeds, advance=lambda: bar.advance(task))
 
 
 class ClipReader:
     """Reads clips one by one, with the interface of ONNX Runtime's calibrators (`get_next` returns None at the end)."""
 
-    def __init__(self, calibration: Calibration, index: DatasetIndex, order: list[VideoRecord], *, inputs: Sequence[str], advance) -> None:
+    def __init__(
+        self,
+        calibration: Calibration,
+        index: DatasetIndex,
+        order: list[VideoRecord],
+        *,
+        feeds: Callable[[np.ndarray], Iterator[Feeds]],
+        advance: Callable[[], None],
+    ) -> None:
         self._calibration = calibration
         self._index = index
         self._order = order
-        self._inputs = inputs
+        self._feeds = feeds
         self._advance = advance
         self._next = 0
+        self._steps: Iterator[Feeds] = iter(())
 
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        """Return the next clip, uint8 `[1, N, m, H, W, 3]` by the names of the graph's inputs; None after the last.
+    def get_next(self) -> Feeds | None:
+        """Return the graph's inputs for the next clip, or for a streaming graph's next step; None after the last.
 
         Raises:
             FlowlessError: No video of the index can be read.
         """
+        feeds = next(self._steps, None)
+        if feeds is None and (clip := self._next_clip()) is not None:
+            self._steps = self._feeds(clip)
+            feeds = next(self._steps)
+        return feeds
+
+    def _next_clip(self) -> np.ndarray | None:
+        """Return the next clip that can be read, uint8 `[1, N, m, H, W, 3]`; None after the last."""
         calibration = self._calibration
         while self._next < len(self._order) and len(calibration.used) < calibration.videos:
             record = self._order[self._next]
@@ -101,21 +119,21 @@ class ClipReader:
                 continue
             calibration.used.append(record.id)
             self._advance()
-            return feeds_of(clip, self._inputs)
+            return clip
         if not calibration.used:
             first = calibration.skipped[0]
             raise FlowlessError(f"{calibration.index}: none of its videos could be read to calibrate on; the first error: {first}")
         return None
 
-    def get_first(self) -> dict[str, np.ndarray] | None:
-        """Return the first clip and rewind."""
-        clip = self.get_next()
+    def get_first(self) -> Feeds | None:
+        """Return the first inputs and rewind."""
+        feeds = self.get_next()
         self.rewind()
-        return clip
+        return feeds
 
     def rewind(self) -> None:
         """Start again with the first."""
-        self._next = 0
+        self._next, self._steps = 0, iter(())
         self._calibration.used.clear()
         self._calibration.skipped.clear()
 

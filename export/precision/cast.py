@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from flowless.engines.streaming.memory import feeds_of
+from flowless.export.graph.graph_feeds import GraphFeeds
 from flowless.export.graph.pa_inline import fold_pa, inline_pa
 from flowless.export.precision.low_precision_nodes import float32_nodes
 from flowless.export.precision.modelopt_output import without_modelopt_output
@@ -21,7 +21,8 @@ def cast_backbone(proto: onnx.ModelProto, kind: str, clips: np.ndarray) -> onnx.
     Args:
         proto: The float32 graph.
         kind: `fp16` or `bf16`.
-        clips: uint8 `[1, N, m, H, W, 3]`: AutoCast runs the graph on it and skips nodes that would overflow.
+        clips: uint8 `[1, N, m, H, W, 3]`: AutoCast runs the graph on it (a streaming graph on its last step) and skips nodes that would
+            overflow.
 
     Raises:
         FlowlessError: ModelOpt refuses the graph.
@@ -32,7 +33,8 @@ def cast_backbone(proto: onnx.ModelProto, kind: str, clips: np.ndarray) -> onnx.
 
         folder = Path(name)
         onnx.save(laid, folder / "model.onnx")
-        np.savez(folder / "clips.npz", allow_pickle=False, **feeds_of(clips, [item.name for item in proto.graph.input]))
+        *_, feeds = GraphFeeds(proto)(clips)
+        np.savez(folder / "clips.npz", allow_pickle=False, **feeds)
         converted = convert_to_mixed_precision(
             str(folder / "model.onnx"),
             low_precision_type=kind,

@@ -27,7 +27,6 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -35,6 +34,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import onnx
 from onnx import NodeProto, numpy_helper
 
+from flowless.export.graph.graph_feeds import GraphFeeds
 from flowless.export.precision.low_precision_nodes import backbone_nodes, float32_nodes, metadata_names
 from flowless.export.precision.modelopt_output import without_modelopt_output
 from flowless.export.precision.qdq import bypass_pairs, share_scale_through_shifts, store_int8_weights
@@ -57,8 +57,8 @@ class CalibrationSource(Protocol):
         """How a scale is computed from the values seen."""
         ...
 
-    def stream(self, inputs: Sequence[str]) -> AbstractContextManager[Any]:
-        """Open a reader with `get_next`, `get_first` and `rewind`, as ONNX Runtime's calibrators expect."""
+    def stream(self, feeds: GraphFeeds) -> AbstractContextManager[Any]:
+        """Open a reader of a graph's inputs with `get_next`, `get_first` and `rewind`, as ONNX Runtime's calibrators expect."""
         ...
 
 
@@ -74,8 +74,8 @@ def quantise_backbone(proto: onnx.ModelProto, calibration: CalibrationSource) ->
     """
     chosen = _chosen(proto)
     boundaries = find_boundaries(proto, set(chosen))
-    inputs = [item.name for item in proto.graph.input]
-    with tempfile.TemporaryDirectory(prefix="flowless-int8-") as name, calibration.stream(inputs) as clips, without_modelopt_output("int8"):
+    feeds = GraphFeeds(proto)
+    with tempfile.TemporaryDirectory(prefix="flowless-int8-") as name, calibration.stream(feeds) as clips, without_modelopt_output("int8"):
         from modelopt.onnx.quantization import quantize
 
         source, target = Path(name) / "model.onnx", Path(name) / "int8.onnx"

@@ -15,6 +15,7 @@ from flowless.engines.backends.tensorrt_process import TensorRtProcess, tensorrt
 from flowless.engines.bundle.compatibility import this_platform
 from flowless.engines.bundle.manifest import Artefact
 from flowless.engines.streaming.memory import FRAME, MEMORY
+from flowless.engines.streaming.state import STARTED
 from flowless.engines.targets import TARGETS, Target
 from flowless.errors import FlowlessError
 from flowless.export.targets.build_options import BuildOptions
@@ -96,9 +97,10 @@ def _build(process: TensorRtProcess, proto: onnx.ModelProto, options: BuildOptio
     """Return the serialised engine; None where the build was stopped."""
     graph = parse_graph(process, _with_pa(process, proto, options))
     names = [graph.network.get_input(place).name for place in range(graph.network.num_inputs)]
-    if names not in (["clip"], [FRAME, MEMORY]):
+    if names not in (["clip"], [FRAME, MEMORY]) and not (names[0] == FRAME and STARTED in names):
         raise FlowlessError(
-            f"The graph's inputs are {names}; an engine takes the clip, or of an online graph {FRAME} and {MEMORY}. Export the model again."
+            f"The graph's inputs are {names}; an engine takes the clip, of an online graph {FRAME} and {MEMORY}, or of a streaming graph "
+            f"{FRAME} and a state with {STARTED}. Export the model again."
         )
     config = make_config(process, graph, options, progress_monitor(process.trt, stop))
     with process.errors() as errors:

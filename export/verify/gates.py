@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,11 +118,12 @@ def _check_layers(candidate: Candidate) -> dict[str, Any]:
 
 
 def _open(manifest: Manifest, candidate: Candidate, checks: Checks, figures: dict[str, Any]) -> OpenedCandidate:
-    record, classes = candidate.record, len(manifest.labels)
+    record = candidate.record
+    open_any = partial(open_backend, classes=len(manifest.labels), state=manifest.state, threads=candidate.threads)
 
     def open_kept(artefact: Artefact) -> Backend:
         manifest.check(artefact.files)
-        return open_backend(artefact, manifest.path_of(artefact.files[0]), classes=classes, threads=candidate.threads)
+        return open_any(artefact, manifest.path_of(artefact.files[0]))
 
     higher = PRECISIONS[: PRECISIONS.index(record.precision)]
     kept = [item for item in manifest.artefacts if item.target == record.target and item.precision in higher]
@@ -132,7 +134,7 @@ def _open(manifest: Manifest, candidate: Candidate, checks: Checks, figures: dic
         candidate=candidate,
         checks=checks,
         reference=Reference.load(manifest.path_of(manifest.reference), manifest.spec),
-        engine=open_backend(record, candidate.folder / record.files[0], classes=classes, threads=candidate.threads),
+        engine=open_any(record, candidate.folder / record.files[0]),
         exact=backends.get("fp32") or open_kept(graph),
         higher=backends,
         figures=figures,
@@ -142,17 +144,18 @@ def _open(manifest: Manifest, candidate: Candidate, checks: Checks, figures: dic
 def _check_parity(opened: OpenedCandidate) -> None:
     """Compare scores with PyTorch's on the bundle's clips; of int8 on clips of videos alone, and on videos of the index as well."""
     manifest, candidate, reference, figures = opened.manifest, opened.candidate, opened.reference, opened.figures
-    clips, expected = reference.clips, reference.scores
     if candidate.record.precision == "int8":
         # Noise and edges of full contrast lie far outside any calibrated range, so clipping them is right.
         videos = [place for place, name in enumerate(reference.names) if name not in made_clips(manifest.spec)]
-        clips, expected = clips[videos], expected[videos]
+        clips, expected = reference.clips[videos], reference.scores[videos]
         unseen = _unseen_clips(opened)
         if len(unseen):
             clips, expected = np.concatenate([clips, unseen]), np.concatenate([expected, parity.run_in_batches(opened.exact, unseen, 1)])
+        names = tuple(reference.names[place] for place in videos) + ("",) * len(unseen)
+        reference = replace(reference, names=names, clips=clips, scores=expected)
     what = f"{manifest.folder.name}: {candidate.name}"
     try:
-        result = parity.check(opened.engine, clips, expected, precision=candidate.record.precision, what=what)
+        result = parity.check(opened.engine, reference, precision=candidate.record.precision, what=what)
     except CheckFailed as error:
         raise EngineRefused(str(error), gate="parity", short="its scores are not PyTorch's", figures=figures) from error
     figures |= {"clips": result.clips, "max_abs_diff": result.max_abs_diff, "spread": result.spread, "allowed": result.allowed}

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flowless.engines.streaming.memory import OnlineBackend
+from flowless.engines.streaming.streaming_backend import StreamingBackend
 from flowless.errors import CheckFailed
+from flowless.export.verify.reference import Reference, film_of
 
 if TYPE_CHECKING:
     from flowless.engines.backends.backend import Backend
@@ -97,13 +99,12 @@ def run_in_batches(backend: Callable[[np.ndarray], np.ndarray], clips: np.ndarra
     return np.concatenate([backend(np.ascontiguousarray(clips[start : start + batch])) for start in range(0, len(clips), batch)])
 
 
-def check(backend: Backend, clips: np.ndarray, expected: np.ndarray, *, precision: str, what: str) -> Comparison:
-    """Compare an engine with PyTorch at every batch size of `BATCHES`; an online engine also frame by frame, through its memory.
+def check(backend: Backend, reference: Reference, *, precision: str, what: str) -> Comparison:
+    """Compare an engine with PyTorch at every batch size of `BATCHES`; an online or streaming engine also frame by frame.
 
     Args:
         backend: The engine.
-        clips: uint8 `[K, N, m, H, W, 3]`.
-        expected: PyTorch's scores, `[K, classes]`.
+        reference: Clips, with PyTorch's scores.
         precision: The engine's precision, a row of `TOLERANCE`.
         what: The engine's name, for the message.
 
@@ -113,10 +114,16 @@ def check(backend: Backend, clips: np.ndarray, expected: np.ndarray, *, precisio
     Raises:
         CheckFailed: The scores differ by more than the table allows.
     """
+    clips, expected = reference.clips, reference.scores
     runs = [compare(run_in_batches(backend, clips, batch), expected, precision=precision, device=backend.device) for batch in BATCHES]
     if isinstance(backend, OnlineBackend):
         shown = run_in_batches(backend.frame_by_frame, clips, max(BATCHES))
         runs.append(compare(shown, expected, precision=precision, device=backend.device))
+    if isinstance(backend, StreamingBackend) and reference.film_scores is not None:
+        # With the clips' scores, since scores vary less within one film.
+        shown = np.concatenate([run_in_batches(backend, clips, 1), backend.film(film_of(reference))])
+        both = np.concatenate([expected, reference.film_scores])
+        runs.append(compare(shown, both, precision=precision, device=backend.device))
     # A failed comparison is worse than a passed one, and NaN is the worst.
     worst = max(runs, key=lambda item: (not item.passed, np.inf if np.isnan(item.max_abs_diff) else item.max_abs_diff))
     if not worst.passed:

@@ -30,6 +30,8 @@ class Reference:
     """uint8 `[K, N, m, H, W, 3]`."""
     scores: np.ndarray
     """float32 `[K, classes]`."""
+    film_scores: np.ndarray | None = None
+    """Of a streaming bundle: PyTorch's scores at every frame of `film_of`, float32 `[T, classes]`."""
 
     def save(self, path: str | os.PathLike[str], spec: ClipSpec) -> None:
         """Write the file of a bundle: two clips from videos, compressed, and the scores of these and of the made clips.
@@ -40,9 +42,11 @@ class Reference:
         made = made_clips(spec)
         videos = [index for index, name in enumerate(self.names) if name not in made][:KEPT]
         order = [*videos, *(self.names.index(name) for name in made)]
+        film = {} if self.film_scores is None else {"film_scores": self.film_scores}
         with whole_file(path) as draft, draft.open("wb") as stream:
             np.savez_compressed(
                 stream,
+                **film,
                 names=np.array([self.names[index] for index in videos], dtype=np.str_),
                 clips=self.clips[videos],
                 scores=self.scores[order],
@@ -55,12 +59,25 @@ class Reference:
         try:
             with np.load(path, allow_pickle=False) as stored:
                 names, clips, scores = (stored[name] for name in ("names", "clips", "scores"))
+                film = stored.get("film_scores")
             if clips.dtype != np.uint8 or clips.shape[1:] != spec.shape or len(scores) != len(clips) + len(made):
                 raise ValueError(f"clips {clips.dtype} {clips.shape}, {len(scores)} scores")
+            if film is not None and film.shape != (2 * spec.segments, *scores.shape[1:]):
+                raise ValueError(f"film_scores {film.shape}")
         except (OSError, ValueError, KeyError) as error:
             raise FlowlessError(f"{path}: not the reference clips of this bundle ({error}). Export the model again.") from error
         everything = np.concatenate([clips, *(clip[None] for clip in made.values())])
-        return cls(names=(*map(str, names), *made), clips=everything, scores=scores)
+        return cls(names=(*map(str, names), *made), clips=everything, scores=scores, film_scores=film)
+
+
+def film_of(reference: Reference) -> np.ndarray:
+    """Return the frames that a streaming engine is compared on one after another, uint8 `[2 N, H, W, 3]`.
+
+    They are twice as many as the steps that its features come from: those of the first clip, forwards and then backwards.
+    """
+    segments, _, *picture = reference.clips.shape[1:]
+    frames = reference.clips[0].reshape(-1, *picture)
+    return np.concatenate([frames, frames[::-1]])[: 2 * segments]
 
 
 def made_clips(spec: ClipSpec) -> dict[str, np.ndarray]:

@@ -56,7 +56,7 @@ def changing(once, film_model, clips: Path) -> Path:
                 bias -= model(stacks).mean(0)
             labels = ("down", "left", "right", "up")
             made = Checkpoint(model=model, name="stm-r18", spec=spec, labels=labels, recipe={}, versions={}, metrics={})
-            export_bundle(made, path, online=True)
+            export_bundle(made, path, form="online")
         finally:
             bias.data.copy_(before)  # other tests share the model
         build(path, target="openvino")

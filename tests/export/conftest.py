@@ -129,7 +129,7 @@ def film_bundles(once, film_model) -> dict[str, Path]:
 
     def make(path: Path, form: str) -> None:
         made = Checkpoint(model=film_model, recipe={}, versions={}, metrics={}, **about)
-        export_bundle(made, path, online=form == "online")
+        export_bundle(made, path, form="online" if form == "online" else "clip")
         build(path, target="openvino")
 
     return {form: once(f"film-{form}", partial(make, form=form)) for form in ("offline", "online")}

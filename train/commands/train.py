@@ -15,7 +15,7 @@ from rich.table import Table
 from flowless.console import emit, log
 from flowless.machine import keep_freed_memory
 from flowless.pipeline.dataset.refused_table import refused_table
-from flowless.train.models.options import BACKBONES, OPTIONS
+from flowless.train.models.options import BACKBONES, OPTIONS, option_names, options_for
 from flowless.train.recipes import DATA_NAMES, Recipe, find_recipe
 from flowless.train.train_recipe import train as train_recipe
 
@@ -82,6 +82,7 @@ def train(argv: Sequence[str]) -> int:
         )
         return 2
     recipe = find_recipe(argv[0])
+    _refuse_other_families(argv[1:], recipe.model)
     args = _parse(argv, recipe)
     if args.recipe.objective != recipe.objective:
         # The objective changes the augmentation's defaults, so the recipe is made again before the options override it.
@@ -91,6 +92,13 @@ def train(argv: Sequence[str]) -> int:
     if result.global_zero:
         emit(result.to_dict(), *_fit_tables(result), as_json=args.json)
     return 0
+
+
+def _refuse_other_families(argv: Sequence[str], model: str) -> None:
+    """Raise FlowlessError, which names the families that have it, for an option that is not one of this model's family."""
+    given = {arg.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_") for arg in argv if arg.startswith("--")}
+    if foreign := given & option_names() - option_names([type(options_for(model, {}))]):
+        options_for(model, dict.fromkeys(foreign))
 
 
 def _parse(argv: Sequence[str], recipe: Recipe) -> TrainArgs:

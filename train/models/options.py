@@ -45,7 +45,7 @@ def number(default: Any, *, least: float, most: float) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class FamilyOptions:
-    """Base class of a family's options, and the class of families without options: tsn, tsm."""
+    """Base class of a family's options, and the class of the family without options: tsn."""
 
     #: Options about the training, not about the network: a checkpoint's model does not need them.
     TRAINING: ClassVar[frozenset[str]] = frozenset()
@@ -89,8 +89,18 @@ def _range_problem(name: str, value: Any, *, whole: bool, limits: tuple[float, f
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShiftOptions(FamilyOptions):
+    """The options of a temporal shift that may have one direction: tsm."""
+
+    causal: bool = False
+    """Shift in one direction only: a segment gets an eighth of its channels from the segment before it and none from the one after, so a
+    stream can be recognised frame by frame, each at the cost of one segment (`flowless export --streaming`). The newest frame of each
+    segment is the one that is seen in RGB, instead of the first. Weights trained without it do not fit."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class AggregationOptions(FamilyOptions):
-    """The options of PAN's head, which aggregates the segments: pan-rgb."""
+    """The options of PAN's head, which aggregates the segments."""
 
     aggregation: Aggregation = "vap"
     """How the head aggregates the segments (PAN, Table IV). vap: max-pool at several timescales and learn their weights from the input;
@@ -108,7 +118,7 @@ class AggregationOptions(FamilyOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class PAOptions(AggregationOptions):
-    """The options of models with PA maps: pan-lite, pan-pa."""
+    """The options of models with PA maps: pan-pa."""
 
     pa_encoding: PAEncoding = "e1"
     """How the network sees the PA maps: e1, as channels; e2, as attention on the mean feature map (PAN, Eq. 7)."""
@@ -123,6 +133,16 @@ class PAOptions(AggregationOptions):
         if self.eps_inside and self.pa_depth != 1:
             problems.append(f"eps_inside is the official code's rule, whose PA has depth 1; pa_depth is {self.pa_depth}")
         return problems
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShiftedRGBOptions(AggregationOptions, ShiftOptions):
+    """The options of pan-rgb."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShiftedPAOptions(PAOptions, ShiftOptions):
+    """The options of pan-lite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,12 +306,12 @@ class DisentanglingOptions(FamilyOptions):
 
 #: Family -> the class of its options, in the order in which families are listed.
 OPTIONS: dict[str, type[FamilyOptions]] = {
-    "pan-lite": PAOptions,
+    "pan-lite": ShiftedPAOptions,
     "pan-full": FusionOptions,
     "pan-en": EnsembleOptions,
-    "pan-rgb": AggregationOptions,
+    "pan-rgb": ShiftedRGBOptions,
     "pan-pa": PAOptions,
-    "tsm": FamilyOptions,
+    "tsm": ShiftOptions,
     "tsn": FamilyOptions,
     "stm": STMOptions,
     "da-tsm": AppearanceOptions,
@@ -341,11 +361,17 @@ def options_for(model: str, values: Mapping[str, Any]) -> FamilyOptions:
     unknown = sorted(set(values) - own)
     if unknown:
         has = f"it has {', '.join(sorted(own))}" if own else "it has none"
-        raise FlowlessError(f"{model}: has no option {', '.join(unknown)}; {has}.")
+        raise FlowlessError(f"{model}: has no option {', '.join(unknown)}; {has}.{''.join(map(_owners, unknown))}")
     try:
         return kind(**values)
     except FlowlessError as error:
         raise FlowlessError(f"{model}: {error}") from None
+
+
+def _owners(option: str) -> str:
+    """Return a sentence that names the families with an option; empty if there are none."""
+    families = [family for family, kind in OPTIONS.items() if option in option_names([kind])]
+    return f" Families with {option}: {', '.join(families)}." if families else ""
 
 
 def split_options(model: str, document: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -11,7 +11,7 @@ from flowless.train.models.backbones.timm_backbones import widen_first_conv
 from flowless.train.models.layers.heads import aggregation_head
 from flowless.train.models.layers.temporal_shift import add_temporal_shift
 from flowless.train.models.model_config import ModelConfig
-from flowless.train.models.options import AggregationOptions, FusionOptions
+from flowless.train.models.options import AggregationOptions, FusionOptions, ShiftOptions
 from flowless.train.models.recognizer import FusedRecognizer, MotionOnlyRecognizer, MotionRecognizer, Network
 
 
@@ -23,10 +23,12 @@ def pan_lite(config: ModelConfig) -> MotionRecognizer:
         Sees: all m frames of each segment; RGB of the first, and the m - 1 PA maps between them, as 3 + (m - 1) channels.
         Size: ResNet-50, 174 classes: 23.9 M parameters. The paper counts 35.7 GMAC for 8 x 4 frames of 224 x 224; here it is 0.5 less,
             since PA convolves the m - 1 differences instead of the m frames.
-        Variants: temporal shift as in TSM, VAP with expansion 4, dropout before the last layer; other heads (Table IV).
+        Variants: temporal shift as in TSM, VAP with expansion 4, dropout before the last layer; other heads (Table IV). With the option
+            `causal` the shift is TSM's online one, and RGB is the last frame of each segment.
     """
-    backbone, head = _parts(config, channels=3 + config.maps)
-    return MotionRecognizer(spec=config.spec, backbone=backbone, head=head, persistence=config.persistence())
+    causal = _is_causal(config)
+    backbone, head = _parts(config, channels=3 + config.maps, causal=causal)
+    return MotionRecognizer(spec=config.spec, backbone=backbone, head=head, persistence=config.persistence(), causal=causal)
 
 
 def pan_rgb(config: ModelConfig) -> Network:
@@ -38,8 +40,9 @@ def pan_rgb(config: ModelConfig) -> Network:
         Size: ResNet-50, 174 classes: 23.9 M parameters, 32.7 GMAC for 8 frames of 224 x 224.
         Variants: as PAN-Lite.
     """
-    backbone, head = _parts(config, channels=3)
-    return Network(spec=config.spec, backbone=backbone, head=head)
+    causal = _is_causal(config)
+    backbone, head = _parts(config, channels=3, causal=causal)
+    return Network(spec=config.spec, backbone=backbone, head=head, causal=causal)
 
 
 def pan_pa(config: ModelConfig) -> MotionOnlyRecognizer:
@@ -82,17 +85,22 @@ def pan_en(config: ModelConfig) -> FusedRecognizer:
     return _fused(config, {"lite": pan_lite(config), "rgb": pan_rgb(config), "pa": pan_pa(config)})
 
 
+def _is_causal(config: ModelConfig) -> bool:
+    """Return the option `causal`; False for a branch of pan-full or pan-en, which have no such option."""
+    return isinstance(config.options, ShiftOptions) and config.options.causal
+
+
 def _fused(config: ModelConfig, branches: dict[str, Network]) -> FusedRecognizer:
     options = config.options_as(FusionOptions)
     assert tuple(branches) == options.BRANCHES
     return FusedRecognizer(spec=config.spec, branches=branches, weights=options.fusion_weights)
 
 
-def _parts(config: ModelConfig, *, channels: int) -> tuple[nn.Module, nn.Module]:
+def _parts(config: ModelConfig, *, channels: int, causal: bool = False) -> tuple[nn.Module, nn.Module]:
     """Return backbone and head; for an input of more than 3 channels the first convolution is widened."""
     backbone = config.backbone()
     segments = config.spec.segments
-    add_temporal_shift(backbone, segments=segments)
+    add_temporal_shift(backbone, segments=segments, causal=causal)
     if channels != 3:
         widen_first_conv(backbone, channels, from_pretrained=config.from_pretrained)
     head = aggregation_head(

@@ -110,18 +110,20 @@ def pixels_of(clip: Tensor) -> Tensor:
 
 
 class Network(Recognizer):
-    """A 2D network over the first frame of each segment, and a head over the segments.
+    """A 2D network over the first frame of each segment, or over the last if it is causal, and a head over the segments.
 
     Attributes:
+        causal: No segment's features depend on a later segment, so a stream can be recognised segment by segment.
         backbone: Frame encoder, `[K, 3, H, W]` to `[K, D]`; or, where its attribute `whole_clips` is True, an encoder of all segments
             of a clip together, `[B, N, 3, H, W]` to `[B, n, D]`.
         head: `[B, n, D]` to scores `[B, classes]`.
     """
 
-    def __init__(self, *, spec: ClipSpec, backbone: nn.Module, head: nn.Module) -> None:
+    def __init__(self, *, spec: ClipSpec, backbone: nn.Module, head: nn.Module, causal: bool = False) -> None:
         super().__init__(spec=spec)
         self.backbone = backbone
         self.head = head
+        self.causal = causal
 
     @property
     def networks(self) -> tuple[Network, ...]:
@@ -135,7 +137,16 @@ class Network(Recognizer):
 
     def scores_of_pixels(self, pixels: Tensor) -> Tensor:
         """Recognise pixels `[B, N, m, H, W, 3]`, uint8 or float of values 0 to 255: scores `[B, classes]`."""
-        return self.head(self._encode(self._input_of_pixels(pixels)))
+        return self.head(self.features_of_pixels(pixels))
+
+    def features_of_pixels(self, pixels: Tensor) -> Tensor:
+        """Encode pixels `[B, N, m, H, W, 3]`, uint8 or float of values 0 to 255: one vector per segment, `[B, N, D]`."""
+        return self._encode(self._input_of_pixels(pixels))
+
+    @property
+    def _shown(self) -> int:
+        """Position of a segment's frame that is seen in RGB: the first, as in the papers; in a causal network the newest."""
+        return self.spec.frames_per_segment - 1 if self.causal else 0
 
     def features(self, x: Tensor) -> Tensor:
         """Encode normalised frames `[B, N, m, 3, H, W]`: one vector per segment, `[B, N, D]`."""
@@ -143,24 +154,24 @@ class Network(Recognizer):
 
     def _input(self, x: Tensor) -> Tensor:
         """Return the backbone's input for normalised frames `[B, N, m, 3, H, W]`: `[B, N, C, H, W]`."""
-        return x[:, :, 0]
+        return x[:, :, self._shown]
 
     def _input_of_pixels(self, pixels: Tensor) -> Tensor:
         """Return the backbone's input for pixels `[B, N, m, H, W, 3]`, uint8 or float of values 0 to 255: `[B, N, C, H, W]`."""
         # Sliced before transposing, so that an engine transposes one frame of each segment and not all.
-        return self.normalise(pixels[:, :, 0].movedim(-1, -3))
+        return self.normalise(pixels[:, :, self._shown].movedim(-1, -3))
 
     def _encode(self, images: Tensor) -> Tensor:
         if getattr(self.backbone, "whole_clips", False):
             return self.backbone(images)
-        return self.backbone(images.flatten(0, 1)).unflatten(0, (-1, self.spec.segments))
+        return self.backbone(images.flatten(0, 1)).unflatten(0, (-1, images.shape[1]))
 
 
 class MotionRecognizer(Network):
     """A network whose backbone also sees the PA maps of each segment, as further channels after RGB."""
 
-    def __init__(self, *, spec: ClipSpec, backbone: nn.Module, head: nn.Module, persistence: PAModule) -> None:
-        super().__init__(spec=spec, backbone=backbone, head=head)
+    def __init__(self, *, spec: ClipSpec, backbone: nn.Module, head: nn.Module, persistence: PAModule, causal: bool = False) -> None:
+        super().__init__(spec=spec, backbone=backbone, head=head, causal=causal)
         self.persistence = persistence
 
     def motion(self, clip: Tensor) -> Tensor:

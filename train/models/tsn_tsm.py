@@ -5,6 +5,7 @@ from __future__ import annotations
 from flowless.train.models.layers.heads import AverageHead
 from flowless.train.models.layers.temporal_shift import add_temporal_shift
 from flowless.train.models.model_config import ModelConfig
+from flowless.train.models.options import ShiftOptions
 from flowless.train.models.recognizer import Network
 
 
@@ -29,8 +30,10 @@ def tsm(config: ModelConfig) -> Network:
         Paper: Lin, Gan and Han, TSM: Temporal Shift Module for Efficient Video Understanding, ICCV 2019.
         Sees: the first frame of each segment; order through the shifts.
         Size: as TSN, 23.9 M parameters and 32.7 GMAC with ResNet-50 and 8 frames of 224 x 224: a shift has no parameters and no MACs.
-        Variant: blockres, an eighth of the channels each way, offline (both directions).
+        Variants: blockres, an eighth of the channels each way, offline (both directions); or with the option `causal` online: an eighth of
+            the channels from the segment before, none from the next, and the newest frame of each segment.
     """
-    model = tsn(config)
-    add_temporal_shift(model.backbone, segments=config.spec.segments)
+    model, causal = tsn(config), config.options_as(ShiftOptions).causal
+    add_temporal_shift(model.backbone, segments=config.spec.segments, causal=causal)
+    model.causal = causal
     return model
