@@ -4,30 +4,27 @@ Wang et al., Learning SpatioTemporal and Motion Features in a Unified 2D Network
 memory cache to store the historical seven frames. When recognizing a specific frame, we combine it with the stored frames".
 The network is the offline one. The memory holds frames and not features: a segment's features depend on the segments before and after it,
 all of which move on by one with every frame. (The layers before the first that mixes segments are the exception: in a ResNet the first
-convolution, 3 % of the arithmetic, whose features are five times a frame's size.) An online engine takes and returns the memory; around
-an offline engine it is kept here.
+convolution, 3 % of the arithmetic, whose features are five times a frame's size.) The stream keeps the frames, for an online engine as for
+an offline one.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections import deque
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flowless.engines.engine import Engine, Label, Prediction, likeliest
-from flowless.engines.streaming.memory import refuse_several_frames
-from flowless.engines.streaming.state import FRAMES, STARTED
-from flowless.engines.streaming.streaming_backend import zero_state
+from flowless.engines.streaming.stream import Stream, StreamOptions, step
 from flowless.errors import FlowlessError
 from flowless.machine import usable_cores
-from flowless.pipeline.clip.view_scores import ViewAverage, average_views
+from flowless.pipeline.clip.view_scores import ViewAverage
 
 if TYPE_CHECKING:
     from flowless.pipeline.video.frame_folder import FrameFolder
@@ -52,15 +49,8 @@ class Online:
     """
 
     def __init__(self, engine: Engine) -> None:
-        # Imported here because it needs PyAV, which arrays do not, and not in `push`, where it would slow down the first frame.
-        from flowless.pipeline.clip.preprocess import resize_and_crop
-
-        self._resize = resize_and_crop
-        if not engine.streaming:
-            refuse_several_frames(engine.model, engine.spec)
         self.engine = engine
-        self._memory: Any = None
-        self._earlier: deque[NDArray[np.uint8]] = deque(maxlen=engine.spec.frames_per_segment - 1)
+        self._stream = Stream(engine, StreamOptions(mode="online"))
         self._moments = ViewAverage(engine.spec.average)
 
     @property
@@ -84,17 +74,13 @@ class Online:
 
     def picture(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return a frame resized and cropped, uint8 `[crops, height, width, 3]`, for `see`; separate so that it can be timed."""
-        if not isinstance(frame, np.ndarray) or frame.ndim != 3:
-            kind = list(frame.shape) if isinstance(frame, np.ndarray) else type(frame).__name__
-            raise FlowlessError(f"the frame is {kind}; it must be one image, uint8 [H, W, 3], RGB.")
-        return self._resize(frame[None], self.engine.spec)
+        return self._stream.prepare(frame)
 
     def see(self, picture: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Score the next frame, resized and cropped by `picture`."""
-        memory = self._with_frames(picture) if self._earlier.maxlen else self._memory
-        each, self._memory = self.engine.step(picture, memory)
-        self._earlier.append(picture)
-        scores = average_views(each, self.engine.spec.average)
+        self._stream.put(picture, 0)
+        (scores,) = step(self.engine, [self._stream])
+        assert scores is not None
         self._moments.add(scores[None])
         return scores
 
@@ -104,16 +90,8 @@ class Online:
         Args:
             frame: As `push` takes it. Where m is 1 it is not even resized.
         """
-        if self._earlier.maxlen:
-            self._earlier.append(self.picture(frame))
-
-    def _with_frames(self, picture: NDArray[np.uint8]) -> dict[str, np.ndarray]:
-        """Return the state with the frames before this one, also those that were skipped."""
-        first = self._earlier[0] if self._earlier else picture
-        missing = (self._earlier.maxlen or 0) - len(self._earlier)
-        kept = zero_state(self.engine.manifest.state, len(picture)) if self._memory is None else self._memory
-        started = np.tile(np.array([self._memory is not None, 1], np.float32), (len(picture), 1))
-        return {**kept, FRAMES: np.stack([*[first] * missing, *self._earlier], axis=1), STARTED: started}
+        if self.engine.streaming and self.engine.spec.frames_per_segment > 1:
+            self._stream.put(self.picture(frame), 0)
 
     @property
     def average(self) -> NDArray[np.float32]:
