@@ -16,11 +16,35 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from c_interface import Library
 from cpp_build import EXAMPLES, configure_and_build, missing_packages
-from export_fixtures import built, bundle, calibration, checkpoint, exported, film_bundles, film_model, learnt, videos
+from export_fixtures import (
+    built,
+    bundle,
+    calibration,
+    checkpoint,
+    exported,
+    film_bundles,
+    film_model,
+    learnt,
+    streaming_bundles,
+    streaming_models,
+    videos,
+)
 from manifest_reader import Reader
 from programs import run
 
-__all__ = ["built", "bundle", "calibration", "checkpoint", "exported", "film_bundles", "film_model", "learnt", "videos"]
+__all__ = [
+    "built",
+    "bundle",
+    "calibration",
+    "checkpoint",
+    "exported",
+    "film_bundles",
+    "film_model",
+    "learnt",
+    "streaming_bundles",
+    "streaming_models",
+    "videos",
+]
 
 
 @pytest.fixture(scope="session")
