@@ -152,7 +152,7 @@ class Engine:
             FlowlessError: The clip has another type or shape, or lies where this engine cannot read it.
         """
         check_stream(stream, self.device)
-        taken = take_input("clip", clip, gpu=self.gpu, stream=stream, runs_on=self.target)
+        taken = take_input("clip", clip, self._backend, stream=stream, runs_on=self.target)
         shape = tuple(taken.shape)
         if len(shape) != 6 or shape[1:] != self.spec.shape or shape[0] == 0:
             wanted = ", ".join(map(str, self.spec.shape))

@@ -16,5 +16,7 @@ bundle = _module.bundle
 videos = _module.videos
 film_model = _module.film_model
 film_bundles = _module.film_bundles
+streaming_models = _module.streaming_models
+streaming_bundles = _module.streaming_bundles
 learnt = _module.learnt
 calibration = _module.calibration

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -11,15 +11,24 @@ from flowless.engines.device.device_array import DeviceArray, borrow, is_foreign
 from flowless.errors import FlowlessError
 
 
+class Taker(Protocol):
+    """What takes the inputs."""
+
+    @property
+    def gpu(self) -> Gpu | None:
+        """The GPU whose memory it takes; None where it runs on the CPU."""
+        ...
+
+
 def take_input(
-    name: str, value: Any, *, gpu: Gpu | None, stream: int | None, runs_on: str, dtype: str = "uint8"
+    name: str, value: Any, backend: Taker, *, stream: int | None, runs_on: str, dtype: str = "uint8"
 ) -> np.ndarray | DeviceArray:
     """Return an input as it is or, from another library, without a copy.
 
     Args:
         name: What it is, for messages.
         value: A NumPy array, or an array with `__dlpack__` or `__cuda_array_interface__`.
-        gpu: The GPU of the engine that takes it; None: the engine runs on the CPU.
+        backend: The engine's backend, which takes it.
         stream: The stream on which the engine will read it; None: its own.
         runs_on: The engine, for messages.
         dtype: The type that it must have.
@@ -28,7 +37,7 @@ def take_input(
         FlowlessError: It is no array, has another type, or lies where the engine cannot read it.
     """
     if not isinstance(value, np.ndarray) and is_foreign(value):
-        value = borrow(value, name=name, gpu=gpu, stream=stream, runs_on=runs_on)
+        value = borrow(value, name=name, gpu=backend.gpu, stream=stream, runs_on=runs_on)
     if isinstance(value, np.ndarray | DeviceArray) and value.dtype == dtype:
         return value
     kind = value.dtype if isinstance(value, np.ndarray | DeviceArray) else type(value).__name__

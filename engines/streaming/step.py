@@ -35,7 +35,7 @@ def step(
     """
     if not isinstance(backend, StreamingBackend):
         refuse_several_frames(manifest.model, manifest.spec)
-    take = partial(take_input, gpu=backend.gpu, stream=stream, runs_on=runs_on)
+    take = partial(take_input, backend=backend, stream=stream, runs_on=runs_on)
     newest = take("frame", frame)
     batch = newest.shape[0] if newest.shape else 0
     _check_shape("frame", newest, batch, manifest.spec.shape[2:])

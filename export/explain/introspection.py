@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowless.engines.streaming.memory import feeds_of
 from flowless.errors import FlowlessError, first_line
 from flowless.export.explain.cues import Cue, cue_of, make_cue
 from flowless.export.explain.grad_cam import BranchMaps, branch_of, grad_cam
@@ -175,6 +174,7 @@ class BundleModel(InspectableModel):
     def __init__(self, bundle: Path) -> None:
         from flowless.engines.bundle.manifest import read_manifest
         from flowless.export.graph.export_graph import read_graph
+        from flowless.export.graph.graph_feeds import GraphFeeds
         from flowless.export.graph.graph_outputs import last_layer, read_outputs, tensor_names
 
         manifest = read_manifest(bundle)
@@ -183,8 +183,9 @@ class BundleModel(InspectableModel):
         source = f"bundle {bundle.resolve().name}, {manifest.graph} by ONNX Runtime in float32"
         self.info = ModelInfo(name=manifest.model, path=bundle, source=source, spec=manifest.spec, labels=manifest.labels)
         self._graph = read_graph(self._path)
+        self._feeds = GraphFeeds(self._graph)
         self._outputs = read_outputs(self._graph, what=str(self._path))
-        self._scores = self._graph.graph.output[0].name  # an online graph's memory comes after it
+        self._scores = self._graph.graph.output[0].name  # the next memory comes after it
         # A single head's scores are the graph's.
         self._names = list(dict.fromkeys([*tensor_names(self._outputs), self._scores]))
         self._names = [name for name in self._names if name != self._outputs.cue]
@@ -193,18 +194,17 @@ class BundleModel(InspectableModel):
 
     def run(self, clips: NDArray[np.uint8]) -> ModelOutputs:
         """Run the network on clips, uint8 `[B, N, m, H, W, 3]`."""
-        tensors = dict(zip(self._names, self._session.run(self._names, self._feeds(clips)), strict=True))
+        *_, feeds = self._feeds(np.ascontiguousarray(clips))  # of a streaming graph the last step's, over the features of all
+        tensors = dict(zip(self._names, self._session.run(self._names, feeds), strict=True))
         return ModelOutputs(scores=tensors[self._scores], branches=tuple(self._branch(head, tensors) for head in self._outputs.heads))
 
     def cue(self, clips: NDArray[np.uint8]) -> Cue | None:
         """Compute the motion cue by the part of the graph that it needs; None where the model has none."""
         if not self._outputs.cue:
             return None
-        (values,) = self._cue_session.run(None, self._feeds(clips))
+        steps = [self._cue_session.run(None, feeds)[0] for feeds in self._feeds(np.ascontiguousarray(clips))]
+        values = np.concatenate(steps, axis=1) if len(steps) > 1 else steps[0]  # a streaming graph sees one segment a step
         return make_cue(self._outputs.system, values, clips=len(clips), segments=self.info.spec.segments)
-
-    def _feeds(self, clips: NDArray[np.uint8]) -> dict[str, np.ndarray]:
-        return feeds_of(np.ascontiguousarray(clips), [item.name for item in self._graph.graph.input])
 
     def _branch(self, head: HeadOutputs, tensors: dict[str, Floats]) -> BranchOutputs:
         features = tensors[head.features]

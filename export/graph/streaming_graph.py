@@ -5,13 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from flowless.engines.streaming.state import StateTensor
+from flowless.engines.streaming.state import FEATURES, FRAMES, STARTED, StateTensor
 from flowless.errors import FlowlessError
 from flowless.train.models.layers.temporal_shift import ShiftedConv, carry_between_steps
 from flowless.train.models.options import OPTIONS, option_names
 from flowless.train.models.recognizer import Network, Recognizer
-
-FRAMES, FEATURES, STARTED = "frames", "features", "started"
 
 
 class StreamingForm(nn.Module):

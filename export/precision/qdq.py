@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, numpy_helper
 
+from flowless.engines.streaming.state import NEXT
 from flowless.export.precision.low_precision_nodes import metadata_list
 
 #: Operators that copy values or insert zeros: a quantised input gives an output on the same grid.
@@ -60,10 +61,13 @@ def store_int8_weights(proto: onnx.ModelProto) -> int:
 def share_scale_through_shifts(proto: onnx.ModelProto) -> int:
     """Give each pair after a temporal shift the scale of the shift's quantised input, so that quantising again changes nothing.
 
+    In a streaming graph the shift joins the quantised input with channels of the step before, which lie on the same grid: they get a
+    pair of that scale as well, so that the concatenation copies bytes.
+
     Returns:
         The number of pairs whose scale changed.
     """
-    maker = {output: node for node in proto.graph.node for output in node.output}
+    maker = _makers(proto)
     pairs = list(activation_pairs(proto))
     by_output = {pair.dequantise.output[0]: pair for pair in pairs}
     changed = 0
@@ -75,7 +79,23 @@ def share_scale_through_shifts(proto: onnx.ModelProto) -> int:
         if pair.quantise.input[1] != scale:
             pair.quantise.input[1] = pair.dequantise.input[1] = scale
             changed += 1
+        _quantise_state(proto, maker[pair.quantise.input[0]], by_output[source])
     return changed
+
+
+def _quantise_state(proto: onnx.ModelProto, joining: NodeProto, like: Pair) -> None:
+    """Put a pair with the scale of another before each of a concatenation's inputs that is an input of the graph."""
+    states = {item.name for item in proto.graph.input}
+    for place, name in enumerate(joining.input):
+        if name not in states:
+            continue
+        at = next(place for place, node in enumerate(proto.graph.node) if node is joining or node.name == joining.name)
+        for node, read, made in ((like.dequantise, f"{name}_quantised", f"{name}_dequantised"), (like.quantise, name, f"{name}_quantised")):
+            copy = NodeProto()
+            copy.CopyFrom(node)
+            copy.name, copy.input[0], copy.output[0] = made, read, made
+            proto.graph.node.insert(at, copy)
+        joining.input[place] = f"{name}_dequantised"
 
 
 def bypass_pairs(proto: onnx.ModelProto, exact: Container[str]) -> int:
@@ -136,7 +156,7 @@ def unsigned(proto: onnx.ModelProto) -> onnx.ModelProto:
     """
     result = onnx.ModelProto()
     result.CopyFrom(proto)
-    maker = {output: node for node in result.graph.node for output in node.output}
+    maker = _makers(result)
     values = {item.name: item for item in result.graph.initializer}
     for place, pair in enumerate(activation_pairs(result)):
         scale = numpy_helper.to_array(values[pair.quantise.input[1]])
@@ -148,6 +168,12 @@ def unsigned(proto: onnx.ModelProto) -> onnx.ModelProto:
             node.input[1], node.input[2] = f"flowless.u8.{place}.scale", f"flowless.u8.{place}.zero"
     _drop_unread(result)
     return result
+
+
+def _makers(proto: onnx.ModelProto) -> dict[str, NodeProto]:
+    """Return the node that makes each tensor; of a stream's state the node that makes its next value, since it made this one too."""
+    maker = {output: node for node in proto.graph.node for output in node.output}
+    return {item.name: maker[NEXT + item.name] for item in proto.graph.input if NEXT + item.name in maker} | maker
 
 
 def _is_convolution(node: NodeProto | None) -> bool:

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +43,7 @@ class Reference:
         made = made_clips(spec)
         videos = [index for index, name in enumerate(self.names) if name not in made][:KEPT]
         order = [*videos, *(self.names.index(name) for name in made)]
-        film = {} if self.film_scores is None else {"film_scores": self.film_scores}
+        film: dict[str, Any] = {} if self.film_scores is None else {"film_scores": self.film_scores}
         with whole_file(path) as draft, draft.open("wb") as stream:
             np.savez_compressed(
                 stream,

@@ -188,7 +188,7 @@ class CountingBackend:
 
     def __init__(self, backend):
         self.backend, self.seen = backend, []
-        self.device, self.fallback, self.gpu = backend.device, backend.fallback, backend.gpu
+        self.device, self.fallback = backend.device, backend.fallback
 
     def __call__(self, clip):
         self.seen.append(clip)

@@ -135,6 +135,43 @@ def film_bundles(once, film_model) -> dict[str, Path]:
     return {form: once(f"film-{form}", partial(make, form=form)) for form in ("offline", "online")}
 
 
+@pytest.fixture(scope="session")
+def streaming_models() -> dict[str, Recognizer]:
+    """Causal networks by name, 4 segments of 40 x 44 pixels: tsm-r18 sees one frame a segment, pan-lite-r18 three."""
+    return {name: make_causal_model(name, frames) for name, frames in (("tsm-r18", 1), ("pan-lite-r18", 3))}
+
+
+def make_causal_model(name: str, frames: int, *, blocks: int = 1) -> Recognizer:
+    """Return a small causal model whose scores depend on the order of frames."""
+    import torch
+    from randomize_weights import randomize_weights
+
+    from flowless.pipeline.clip.spec import ClipSpec
+    from flowless.train.models import build_model
+
+    spec = ClipSpec(segments=4, frames_per_segment=frames, height=40, width=44, short_side=48)
+    torch.manual_seed(5)
+    made = build_model(name, classes=4, spec=spec, width=0.25, blocks=blocks, causal=True).eval()
+    randomize_weights(made)
+    return made
+
+
+@pytest.fixture(scope="session")
+def streaming_bundles(once, streaming_models) -> dict[str, Path]:
+    """Streaming bundles of `streaming_models`, with engines for OpenVINO. Read them; copy one before changing it."""
+    from flowless.export.build_engine import build
+    from flowless.export.export_bundle import export_bundle
+    from flowless.train.checkpoints import Checkpoint
+
+    def make(path: Path, name: str) -> None:
+        model, labels = streaming_models[name], ("down", "left", "right", "up")
+        made = Checkpoint(model=model, name=name, spec=model.spec, labels=labels, recipe={}, versions={}, metrics={})
+        export_bundle(made, path, form="streaming")
+        build(path, target="openvino")
+
+    return {name: once(f"streaming-{name}", partial(make, name=name)) for name in streaming_models}
+
+
 #: Models that learn otherwise than `learn` has it. PAN-Lite has all its blocks, so that shortcuts without a convolution are met; an
 #: export takes as long as there are layers, so the other ResNets have one block a stage, and X3D two, since every second one squeezes.
 #: BN-Inception has two modules a stage, the kinds that it has in ten, and halves 40 rows five times, to 2; the maps of displacement have

@@ -108,7 +108,7 @@ def test_every_batch_size_is_run():
     clips = np.random.default_rng(0).integers(0, 256, (4, 2, 2), dtype=np.uint8)
     expected = clips.reshape(4, -1).mean(1, keepdims=True).astype(np.float32)
     with pytest.raises(CheckFailed):
-        parity.check(WrongInBatches(), clips, expected, precision="fp32", what="engine")
+        parity.check(WrongInBatches(), Reference(names=(), clips=clips, scores=expected), precision="fp32", what="engine")
 
 
 def test_the_batch_that_fails_is_named_even_where_another_differs_by_more():
@@ -132,7 +132,7 @@ def test_the_batch_that_fails_is_named_even_where_another_differs_by_more():
     assert [run.passed for run in runs] == [True, False]
     assert runs[0].max_abs_diff > runs[1].max_abs_diff
     with pytest.raises(CheckFailed):
-        parity.check(Uneven(), clips, expected, precision="int8", what="engine")
+        parity.check(Uneven(), Reference(names=(), clips=clips, scores=expected), precision="int8", what="engine")
 
 
 def test_made_clips_never_change():
