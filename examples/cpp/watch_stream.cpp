@@ -1,7 +1,8 @@
 // Watch a camera, a network stream or a file, and print what is seen whenever it changes, until its end or Ctrl-C:
 //   watch_stream BUNDLE ADDRESS [WINDOW]
 // ADDRESS: a file, /dev/video0, rtsp://camera/stream, ... WINDOW: so many newest frames are scored together, sampled as
-// a video's; 64 without it. A bundle of `flowless export --online` scores each frame with the scored ones before it.
+// a video's; 64 without it. A bundle of `flowless export --online` or `--streaming` scores each frame with what it
+// keeps of those before it.
 #include <cstdlib>
 #include <future>
 

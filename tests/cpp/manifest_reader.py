@@ -107,18 +107,6 @@ def _described(artefact: Artefact) -> dict[str, Any]:
     }
 
 
-def state_of(spec: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return a streaming graph's state, as a manifest has it, for a clip's record."""
-    segments, frames = spec["segments"], spec["frames_per_segment"]
-    picture = [spec["height"], spec["width"], 3]
-    return [
-        {"name": "frames", "shape": [frames - 1, *picture], "dtype": "uint8"},
-        {"name": "shift_00", "shape": [8, 12, 12], "dtype": "float32"},
-        {"name": "features", "shape": [segments - 1, 128], "dtype": "float32"},
-        {"name": "started", "shape": [2], "dtype": "float32"},
-    ]
-
-
 def changed(text: str, generator: Random) -> str:
     """Return a manifest's JSON with one to three of its values replaced, removed, renamed or added."""
     document = json.loads(text)

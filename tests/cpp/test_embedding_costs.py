@@ -14,14 +14,30 @@ from flowless.engines.bundle.manifest import read_manifest
 from flowless.errors import FlowlessError
 
 
-def test_a_warm_call_allocates_nothing_of_its_own(cpp_build: Callable[[str], Path], built: Path) -> None:
-    artefact = read_manifest(built).artefact("openvino", "fp32")
+def allocations(build: Callable[[str], Path], bundle: Path) -> list[int]:
+    """Return those of a call: OpenVINO's alone, flowless_run, flowless_prepare, flowless_stream_push, flowless_step."""
+    artefact = read_manifest(bundle).artefact("openvino", "fp32")
     assert artefact is not None
-    program = cpp_build("release") / "tests" / "time_engine"
-    done = run(program, built, built / artefact.files[0], "1", "f32", input="allocations\n")
-    bare, own, prepare, push, step = (int(number) for number in done.stdout.split())
+    program = build("release") / "tests" / "time_engine"
+    done = run(program, bundle, bundle / artefact.files[0], "1", "f32", input="allocations\n")
+    return [int(number) for number in done.stdout.split()]
+
+
+def test_a_warm_call_allocates_nothing_of_its_own(cpp_build: Callable[[str], Path], built: Path) -> None:
+    bare, own, prepare, push, step = allocations(cpp_build, built)
     assert bare > 0, "OpenVINO's own are counted"
     assert (own, step) == (bare, bare)
+    assert (prepare, push) == (0, 0)
+
+
+@pytest.mark.parametrize("model", ["tsm-r18", "pan-lite-r18"])
+def test_a_warm_step_with_a_state_allocates_nothing_of_its_own(
+    cpp_build: Callable[[str], Path], streaming_bundles: dict[str, Path], model: str
+) -> None:
+    """A whole clip is a step for each segment."""
+    bare, own, prepare, push, step = allocations(cpp_build, streaming_bundles[model])
+    assert bare > 0, "OpenVINO's own are counted"
+    assert (own, step) == (read_manifest(streaming_bundles[model]).spec.segments * bare, bare)
     assert (prepare, push) == (0, 0)
 
 

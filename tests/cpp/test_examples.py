@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -20,6 +21,12 @@ from flowless.engines.streaming.online import Online
 from flowless.pipeline.clip.preprocess import resize_and_crop
 from flowless.pipeline.clip.sampling import clip_indices
 from flowless.pipeline.video.reader import VideoReader
+
+if TYPE_CHECKING:
+    import torch
+
+    from flowless.export.graph.graph_forms import Form
+    from flowless.train.models import Recognizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 CLASSIFIED = (
@@ -35,33 +42,63 @@ SHORT = (
 _CHANGE = re.compile(r"(\S+) s  (\S+)  (.*)")
 
 
-@pytest.fixture(scope="module")
-def changing(once, film_model, clips: Path) -> Path:
-    """An online bundle whose prediction changes within a clip: the scores' average over the clip is taken from the last layer's bias."""
+def export_balanced(path: Path, model: Recognizer, name: str, mean: torch.Tensor, form: Form) -> None:
+    """Export a model whose prediction changes within a clip: the scores' average over the clip is taken from the last layer's bias."""
     import torch
 
     from flowless.export.build_engine import build
     from flowless.export.export_bundle import export_bundle
     from flowless.train.checkpoints import Checkpoint
 
+    bias = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)][-1].bias
+    before = bias.detach().clone()
+    try:
+        bias.data -= mean
+        labels = ("down", "left", "right", "up")
+        made = Checkpoint(model=model, name=name, spec=model.spec, labels=labels, recipe={}, versions={}, metrics={})
+        export_bundle(made, path, form=form)
+    finally:
+        bias.data.copy_(before)  # other tests share the model
+    build(path, target="openvino")
+
+
+@pytest.fixture(scope="module")
+def changing(once, film_model, clips: Path) -> Path:
+    """An online bundle."""
+    import torch
+
     def make(path: Path) -> None:
-        model, spec = film_model, film_model.spec
+        spec = film_model.spec
         with VideoReader(clips / "arm_wrestling.mp4") as video:
             pictures = resize_and_crop(video.stack(range(0, 280, 7)), spec)
         stacks = torch.from_numpy(np.stack([pictures[start : start + spec.segments, None] for start in range(36)]))
-        bias = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)][-1].bias
-        before = bias.detach().clone()
-        try:
-            with torch.no_grad():
-                bias -= model(stacks).mean(0)
-            labels = ("down", "left", "right", "up")
-            made = Checkpoint(model=model, name="stm-r18", spec=spec, labels=labels, recipe={}, versions={}, metrics={})
-            export_bundle(made, path, form="online")
-        finally:
-            bias.data.copy_(before)  # other tests share the model
-        build(path, target="openvino")
+        with torch.no_grad():
+            mean = film_model(stacks).mean(0)
+        export_balanced(path, film_model, "stm-r18", mean, "online")
 
     return once("changing", make)
+
+
+@pytest.fixture(scope="module")
+def changing_stream(once, streaming_models, clips: Path) -> Path:
+    """A streaming bundle, whose segments have three frames."""
+    import torch
+
+    from flowless.export.graph.streaming_graph import StreamingForm
+
+    def make(path: Path) -> None:
+        name = "pan-lite-r18"
+        model = streaming_models[name]
+        form = StreamingForm(model, name=name).eval()
+        state = [torch.zeros(1, *tensor.shape, dtype=getattr(torch, tensor.dtype)) for tensor in form.state]
+        scores = []
+        with VideoReader(clips / "arm_wrestling.mp4") as video, torch.no_grad():
+            for frame in video:
+                now, *state = form(torch.from_numpy(resize_and_crop(frame[None], model.spec)), *state)
+                scores.append(now[0])
+        export_balanced(path, model, name, torch.stack(scores).mean(0), "streaming")
+
+    return once("changing-stream", make)
 
 
 def changes(printed: str) -> list[tuple[str, str, str]]:
@@ -101,13 +138,15 @@ def test_a_missing_bundle_and_missing_arguments_are_errors(examples: Path, clips
     assert subprocess.run([examples / program], capture_output=True, check=False).returncode == 2
 
 
-def test_a_file_is_watched_frame_by_frame_as_python_does(examples: Path, changing: Path, clips: Path) -> None:
-    engine, path = flowless.load(changing), clips / "arm_wrestling.mp4"
+@pytest.mark.parametrize("form", ["changing", "changing_stream"])
+def test_a_file_is_watched_frame_by_frame_as_python_does(examples: Path, form: str, clips: Path, request: pytest.FixtureRequest) -> None:
+    bundle = request.getfixturevalue(form)
+    engine, path = flowless.load(bundle), clips / "arm_wrestling.mp4"
     online = Online(engine)
     with VideoReader(path) as video:
         expected = expected_changes(engine, [online.push(frame) for frame in video], rate=28)
     assert len(expected) > 3
-    assert changes(run(examples / "watch_stream", changing, path).stdout) == expected
+    assert changes(run(examples / "watch_stream", bundle, path).stdout) == expected
 
 
 def test_a_window_of_frames_is_scored_as_a_video_of_them(examples: Path, changing: Path, clips: Path) -> None:

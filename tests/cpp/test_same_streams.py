@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from c_interface import ONLINE, ROLLING, CEngine, CStream, Library, StatusError
-from test_streaming import both, changed_copy
-from test_streams import MS, noise
+from engine_pairs import MS, both, changed_copy, noise
 
 from flowless.engines.engine import Engine
 from flowless.engines.streaming.stream import Stream, StreamOptions, step

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from c_interface import ROLLING, CEngine, CStream, Library, StatusError
-from test_streams import noise, offline
+from engine_pairs import both, changed_copy, noise, offline
 
 import flowless
 from flowless.engines.backends.openvino_core import computes_in
@@ -58,19 +58,6 @@ class SteppedByHand:
         self.ready = False
         assert len(scores) == crops
         return average_views(scores, self.engine.spec.average)
-
-
-def changed_copy(bundle: Path, to: Path, **spec: Any) -> Path:
-    """Copy a bundle and change its clip, as far as the graph is the same."""
-    shutil.copytree(bundle, to)
-    document = json.loads((to / MANIFEST).read_text(encoding="utf-8"))
-    document["spec"].update(spec)
-    (to / MANIFEST).write_text(json.dumps(document), encoding="utf-8")
-    return to
-
-
-def both(library: Library, bundle: Path, target: str = "openvino", precision: str = "fp32") -> tuple[CEngine, Engine]:
-    return CEngine(library, bundle, target=target, precision=precision, threads=1), flowless.load(bundle, target, precision, threads=1)
 
 
 @pytest.fixture(params=MODELS)

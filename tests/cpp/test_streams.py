@@ -9,27 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from c_interface import ONLINE, ROLLING, CEngine, CStream, Library, StatusError
+from engine_pairs import MS, noise, offline
 
 import flowless
 from flowless.engines.engine import Engine
 from flowless.engines.streaming.online import Online
-from flowless.pipeline.clip.preprocess import resize_and_crop
-from flowless.pipeline.clip.sampling import clip_indices
-from flowless.pipeline.clip.view_scores import average_views
-
-MS = 1_000_000
-
-
-def noise(count: int, *, seed: int = 0, size: tuple[int, int] = (60, 80)) -> list[np.ndarray]:
-    return list(np.random.default_rng(seed).integers(0, 256, (count, *size, 3), dtype=np.uint8))
-
-
-def offline(engine: Engine, frames: list[np.ndarray]) -> np.ndarray:
-    """Return the scores of a video that consists of these frames."""
-    spec = engine.spec
-    indices = clip_indices(len(frames), segments=spec.segments, frames_per_segment=spec.frames_per_segment, rule=spec.sampling)
-    pictures = np.concatenate([resize_and_crop(frame[None], spec) for frame in frames])
-    return average_views(engine(pictures[indices]), spec.average)
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@
 //   run             milliseconds of the bare call and of flowless_run on one clip
 //   prepare W H     milliseconds of flowless_prepare on a frame of W x H
 //   allocations     allocations of one call: the bare one, flowless_run, flowless_prepare, flowless_stream_push,
-//   flowless_step; the least of 20 calls N         N times: prepare, push, step and run; resident kilobytes before and
-//   after, and the largest between
+//                   flowless_step; the least of 20
+//   calls N         N times: prepare, push, step and run; resident kilobytes before and after, and the largest between
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -15,6 +15,7 @@
 #include <cstdlib>
 #include <fstream>
 #include <iostream>
+#include <map>
 #include <memory>
 #include <new>
 #include <openvino/openvino.hpp>
@@ -61,9 +62,12 @@ class Bare {
  public:
   Bare(std::string const& path, int threads, std::string const& hint) {
     std::shared_ptr<ov::Model> const model = mCore.read_model(path);
-    ov::PartialShape shape = model->input().get_partial_shape();
-    shape[0] = 1;
-    model->reshape(shape);
+    std::map<ov::Output<ov::Node>, ov::PartialShape> shapes;
+    for (ov::Output<ov::Node> const& input : model->inputs()) {
+      shapes[input] = input.get_partial_shape();
+      shapes[input][0] = 1;
+    }
+    model->reshape(shapes);
     ov::AnyMap settings{
         {"PERFORMANCE_HINT", "LATENCY"}, {"INFERENCE_PRECISION_HINT", hint}, {"ENABLE_CPU_PINNING", false}};
     if (threads > 0) {
@@ -72,7 +76,8 @@ class Bare {
     mRequest = mCore.compile_model(model, "CPU", settings).create_infer_request();
   }
 
-  ov::Tensor input() { return mRequest.get_input_tensor(); }
+  // The first input, which is the clip or the frame.
+  ov::Tensor input() { return mRequest.get_input_tensor(0); }
   void infer() { mRequest.infer(); }
 
  private:
@@ -94,7 +99,7 @@ class Timer {
       byte = static_cast<uint8_t>(state >> 24U);
     }
     ov::Tensor input = mBare.input();
-    std::copy(mClip.begin(), mClip.end(), input.data<uint8_t>());
+    std::copy_n(mClip.begin(), input.get_byte_size(), input.data<uint8_t>());
   }
 
   // Each call in turn comes first, so that neither always finds the other's caches.

@@ -59,7 +59,8 @@ typedef struct flowless_info {
   int32_t height;     /* rows of a prepared picture, pixels */
   int32_t width;      /* columns of a prepared picture, pixels */
   int32_t classes;    /* scores of a clip */
-  int32_t online;     /* 1: the graph takes a frame and a memory; such an engine scores whole clips as well */
+  int32_t online;     /* 1: the graph takes a frame, and a memory (flowless export --online) or a state (--streaming) of the
+                         frames before; such an engine scores whole clips as well, a streaming one in `segments` steps */
   int32_t crops;      /* pictures that flowless_prepare makes of a frame: 1, or 3 along its long side */
   int32_t clips;      /* clips that flowless_indices samples from a video; a video has crops x clips views */
   size_t clip_bytes;  /* bytes of a clip */
@@ -83,9 +84,11 @@ typedef struct flowless_frame {
 
 /* Which frames of a stream an engine scores. */
 typedef enum flowless_mode {
-  FLOWLESS_MODE_DEFAULT = 0, /* online for an online engine, otherwise rolling */
+  FLOWLESS_MODE_DEFAULT = 0, /* online for an engine whose `online` is 1, otherwise rolling */
   FLOWLESS_MODE_ROLLING = 1, /* a clip sampled from the frames of a window, as a video of these frames would be */
-  FLOWLESS_MODE_ONLINE = 2   /* the newest frame and the N - 1 frames that were scored before it; needs segments of one frame */
+  FLOWLESS_MODE_ONLINE = 2   /* the newest frame and the N - 1 frames that were scored before it; needs segments of one frame.
+                                Of a streaming engine: a step over the newest m frames that were pushed, scored or not, with the
+                                state that the stream's last scored step returned; missing frames are copies of the first */
 } flowless_mode;
 
 /* How a stream is read. All zero (but `size`): the engine's mode, a window of 64 frames, no limit of time. */
@@ -105,7 +108,7 @@ typedef struct flowless_stream_state {
   uint64_t scored;   /* steps that scored this stream */
   uint64_t resets;   /* resets, by call or by a gap */
   int32_t ready;     /* 1: a frame was pushed that no step has scored */
-  int32_t frames;    /* frames in the window, or pictures in the memory */
+  int32_t frames;    /* frames in the window, or pictures in the memory; of a streaming engine, the frames of the newest segment */
   int64_t pts_ns;    /* time stamp of the newest frame that was scored; 0 before the first */
 } flowless_stream_state;
 
@@ -142,7 +145,7 @@ FLOWLESS_API flowless_status flowless_run(flowless_engine *engine, const uint8_t
 FLOWLESS_API flowless_status flowless_average(flowless_engine *engine, const float *views, int32_t count, float *scores,
                                               size_t score_count);
 
-/* Open a stream: one camera's window, or an online graph's memory. `options` may be NULL. */
+/* Open a stream: one camera's window, an online graph's memory, or a streaming graph's state. `options` may be NULL. */
 FLOWLESS_API flowless_status flowless_stream_open(flowless_engine *engine, const flowless_stream_options *options,
                                                   flowless_stream **stream);
 
@@ -153,14 +156,15 @@ FLOWLESS_API flowless_status flowless_stream_close(flowless_stream *stream);
  * engine. Each stream takes frames from one thread at a time. */
 FLOWLESS_API flowless_status flowless_stream_push(flowless_stream *stream, const flowless_frame *frame);
 
-/* Forget the frames so far, as after a reconnect. */
+/* Forget the frames and the state so far, as after a reconnect. */
 FLOWLESS_API flowless_status flowless_stream_reset(flowless_stream *stream);
 
 /* Report what happened in a stream; set state->size first. */
 FLOWLESS_API flowless_status flowless_stream_look(flowless_stream *stream, flowless_stream_state *state);
 
 /* Score, in one batch, every stream that has a new frame: float32 [count, classes], `score_count`. `answered[i]` is 1 where row i was
- * written; other rows stay as they are. All streams must be of this engine. */
+ * written; other rows stay as they are. All streams must be of this engine. A step that fails leaves them as they were, so that the
+ * next one scores the same frames, and sets all of `answered` to 0; rows may have been written. */
 FLOWLESS_API flowless_status flowless_step(flowless_engine *engine, flowless_stream *const *streams, int32_t count, float *scores,
                                            size_t score_count, uint8_t *answered);
 
