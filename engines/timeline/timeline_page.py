@@ -37,8 +37,8 @@ def render(made: Timeline, pictures: Thumbnails) -> str:
         made: The timeline.
         pictures: Thumbnails of the video's frames; they are read here.
     """
-    spent: dict[str, float] = {}
-    for item in (*made.segments, *made.detections):
+    spent = {item.label: 0.0 for item in made.detections}
+    for item in made.segments:
         spent[item.label] = spent.get(item.label, 0.0) + item.end - item.start
     named = sorted(spent, key=lambda label: -spent[label])
     steps = made.steps
