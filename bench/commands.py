@@ -25,6 +25,10 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
         "flowless.bench.systems.comparison:real",
         "the same on real clips of people: tested on others, reversed and shuffled, opposite actions",
     ),
+    "timeline": (
+        "flowless.bench.timeline.timeline_bench:main",
+        "actions in long videos with known borders: mean average precision beside baselines, and speed",
+    ),
     "shared-cores": (
         "flowless.bench.speed.shared_cores:main",
         "what training, evaluation and each engine lose beside other programs",

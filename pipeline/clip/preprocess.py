@@ -94,14 +94,14 @@ def resize_and_crop(frames: NDArray[np.uint8], spec: ClipSpec) -> NDArray[np.uin
         )
     result = np.empty((CROPS[spec.crop], len(frames), spec.height, spec.width, 3), np.uint8)
     for number, frame in enumerate(frames):
-        resized = _resize_frame(frame, spec)
+        resized = resize_frame(frame, spec)
         for crop in range(len(result)):
             result[crop, number] = resized.crop(crop, spec)
     return result.reshape(-1, spec.height, spec.width, 3)
 
 
 @dataclass(frozen=True)
-class _ResizedFrame:
+class ResizedFrame:
     """A resized frame, cut to the bounding box of its crops; or the crops side by side, where each is resized again."""
 
     pixels: NDArray[np.uint8]
@@ -109,6 +109,7 @@ class _ResizedFrame:
     """`(left, top)` of each crop in `pixels`."""
 
     def crop(self, number: int, spec: ClipSpec) -> NDArray[np.uint8]:
+        """Return a crop, uint8 `[spec.height, spec.width, 3]`."""
         left, top = self.corners[number]
         return self.pixels[top : top + spec.height, left : left + spec.width]
 
@@ -122,7 +123,7 @@ class ClipViews:
 
     spec: ClipSpec
     """Definition of a view."""
-    frames: list[_ResizedFrame]
+    frames: list[ResizedFrame]
     """The distinct frames of all clips."""
     positions: NDArray[np.int64]
     """`[clips, N, m]`: for each frame of a clip, its position in `frames`."""
@@ -213,11 +214,11 @@ def load_views(
         )
     indices = first_frame + clip_indices(num_frames, segments=spec.segments, frames_per_segment=spec.frames_per_segment, rule=spec.sampling)
     wanted, positions = np.unique(indices, return_inverse=True)
-    resized: dict[int, _ResizedFrame] = {}
+    resized: dict[int, ResizedFrame] = {}
 
     def keep(ordinal: int, frame: NDArray[np.uint8]) -> None:
         started = time.perf_counter()
-        resized[ordinal] = _resize_frame(frame, spec)
+        resized[ordinal] = resize_frame(frame, spec)
         if resizing is not None:
             resizing.append(time.perf_counter() - started)
 
@@ -243,7 +244,8 @@ def _in_threads(keep: Callable[[int, NDArray[np.uint8]], None], frames: Iterable
             future.result()
 
 
-def _resize_frame(frame: NDArray[np.uint8], spec: ClipSpec) -> _ResizedFrame:
+def resize_frame(frame: NDArray[np.uint8], spec: ClipSpec) -> ResizedFrame:
+    """Resize a frame uint8 `[H, W, 3]` and cut it to what the crops of `spec` need."""
     height, width = frame.shape[:2]
     size = resized_size(width, height, short_side=spec.short_side)
     corners = crop_corners(*size, spec)
@@ -253,13 +255,13 @@ def _resize_frame(frame: NDArray[np.uint8], spec: ClipSpec) -> _ResizedFrame:
         return _resize_crops(resized, corners, spec)
     # A copy, so that the rest of the frame is freed.
     pixels = resized[top : bottom + spec.height, left : right + spec.width].copy()
-    return _ResizedFrame(pixels, tuple((x - left, y - top) for x, y in corners))
+    return ResizedFrame(pixels, tuple((x - left, y - top) for x, y in corners))
 
 
-def _resize_crops(resized: NDArray[np.uint8], corners: tuple[tuple[int, int], ...], spec: ClipSpec) -> _ResizedFrame:
+def _resize_crops(resized: NDArray[np.uint8], corners: tuple[tuple[int, int], ...], spec: ClipSpec) -> ResizedFrame:
     """Cut crops of `spec.crop_side` and resize each separately, so that the filter does not read beyond a crop's edge."""
     image, (rows, columns), size = Image.fromarray(resized), spec.crop_size, (spec.width, spec.height)
     crops = [image.crop((x, y, x + columns, y + rows)).resize(size, Image.Resampling.BILINEAR) for x, y in corners]
-    return _ResizedFrame(
+    return ResizedFrame(
         np.concatenate([np.asarray(crop) for crop in crops], axis=1), tuple((at * spec.width, 0) for at in range(len(crops)))
     )

@@ -171,16 +171,25 @@ class VideoInfo:
         Raises:
             FlowlessError: The file has no time stamps.
         """
-        if seconds <= 0:
-            return 0
+        return self.frames_at([seconds])[0]
+
+    def frames_at(self, times: Sequence[float]) -> list[int]:
+        """Return `frame_at` of several times; the time stamps are unpacked once.
+
+        Raises:
+            FlowlessError: The file has no time stamps.
+        """
+        late = next((seconds for seconds in times if seconds > 0), None)
+        if late is None:
+            return [0] * len(times)
         if not self.pts:
             why = "its pictures have no frame rate: pass --rate" if self.folder else "its frames have no time stamps"
-            raise FlowlessError(f"the frame at {seconds:g} s cannot be found, since {why}.")
-        times = np.asarray(self.pts)
+            raise FlowlessError(f"the frame at {late:g} s cannot be found, since {why}.")
+        stamps = np.asarray(self.pts)
         # Tolerate half a tick: decimal seconds rarely fall on one, and time stamps are rounded to one. Ticks of a frame (AVI) are exact.
-        tolerance = Fraction(1, 2) if len(times) < 2 or np.median(np.diff(times)) > 1 else Fraction(1, 100)
-        ticks = Fraction(seconds) / self.time_base - tolerance
-        return int(np.searchsorted(times - times[0], float(ticks), side="left"))
+        tolerance = Fraction(1, 2) if len(stamps) < 2 or np.median(np.diff(stamps)) > 1 else Fraction(1, 100)
+        ticks = [float(Fraction(seconds) / self.time_base - tolerance) if seconds > 0 else -np.inf for seconds in times]
+        return np.searchsorted(stamps - stamps[0], ticks, side="left").tolist()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields that differ from their defaults, as JSON values."""

@@ -1,0 +1,1 @@
+"""Timelines of videos with known borders: mean average precision and speed."""
