@@ -49,6 +49,7 @@ _EXTRAS = {
     "onnx": "export",
     "onnxscript": "export",
     "nvidia": "dali",
+    "prometheus_client": "live",
 }
 
 
