@@ -1,4 +1,4 @@
-"""Events with hysteresis, on answers made by hand."""
+"""Events with hysteresis, on scores made by hand."""
 
 from __future__ import annotations
 
@@ -8,39 +8,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from made_items import LABELS, made_answer
 
-from flowless.engines.engine import likeliest
 from flowless.engines.live.events import EventFinder, EventOptions
 from flowless.engines.live.records import Answer, SourceChange
 from flowless.errors import FlowlessError
 
-LABELS = ("none", "wave", "jump")
 #: No smoothing, and tenths of a second throughout.
 SHARP = EventOptions(smooth=0, begin_above=0.6, begin_after=0.2, end_below=0.4, end_after=0.2, background=("none",))
-
-
-def answer(seconds: float, source: str = "cam", **probabilities: float) -> Answer:
-    """An answer with these probabilities; the first class has the rest."""
-    shares = np.array([0.0, *(probabilities.get(name, 0.0) for name in LABELS[1:])])
-    shares[0] = 1 - shares.sum()
-    scores = np.log(np.maximum(shares, 1e-9)).astype(np.float32)
-    return Answer(
-        source=source,
-        frame=round(seconds * 10),
-        pts_ns=round(seconds * 1e9),
-        arrived=1000 + seconds,
-        latency=0.01,
-        top=likeliest(scores, LABELS, 1),
-        scores=scores,
-        dropped=0,
-    )
 
 
 def run(options: EventOptions, *shares: float, label: str = "wave", source: str = "cam"):
     """Feed one probability every 0.1 s; return the events as (state, label, begin, end) in seconds, and the finder."""
     finder, events = EventFinder(LABELS, options), []
     for number, share in enumerate(shares):
-        events += finder.see(answer(number / 10, source, **{label: share}))
+        events += finder.see(made_answer(number / 10, label, share, source))
     return finder, events
 
 
@@ -104,7 +86,7 @@ def test_without_hysteresis_the_same_flicker_is_many_events():
 def test_two_actions_one_after_the_other():
     finder, events = EventFinder(LABELS, SHARP), []
     for number in range(12):
-        events += finder.see(answer(number / 10, **{"wave": 0.9} if number < 5 else {"jump": 0.9}))
+        events += finder.see(made_answer(number / 10, "wave" if number < 5 else "jump"))
     assert spans(events) == [
         ("began", "wave", 0.0, None),
         ("ended", "wave", 0.0, 0.5),  # the end comes before the beginning of the next
@@ -134,13 +116,13 @@ def test_a_lost_source_forgets_what_had_not_begun():
     finder, _ = run(SHARP, 0.9, 0.9)
     finder.see(SourceChange(source="cam", state="waiting"))
     assert finder.see(SourceChange(source="cam", state="running")) == []
-    assert finder.see(answer(0.2, wave=0.9)) == []
+    assert finder.see(made_answer(0.2, "wave")) == []
 
 
 @pytest.mark.parametrize(("next_at", "apart"), [(2.3, False), (2.31, True), (0.1, True)])
 def test_a_gap_and_a_step_back_in_time_end_events(next_at, apart):
     finder, _ = run(SHARP, 0.9, 0.9, 0.9, 0.9)  # the last at 0.3 s; a gap is more than 2 s
-    events = finder.see(answer(next_at, wave=0.9))
+    events = finder.see(made_answer(next_at, "wave"))
     assert [(item.state, item.end_ns, item.why_ended) for item in events] == ([("ended", 300_000_000, "gap")] if apart else [])
 
 
@@ -153,8 +135,8 @@ def test_an_event_that_was_falling_ends_where_it_fell():
 def test_sources_are_apart():
     finder, events = EventFinder(LABELS, SHARP), []
     for number in range(4):
-        events += finder.see(answer(number / 10, "one", wave=0.9))
-        events += finder.see(answer(100 + number / 10, "two", jump=0.9))
+        events += finder.see(made_answer(number / 10, "wave", source="one"))
+        events += finder.see(made_answer(100 + number / 10, "jump", source="two"))
     assert [(item.source, item.label) for item in events] == [("one", "wave"), ("two", "jump")]
     assert [item.source for item in finder.end()] == ["one", "two"]
 
@@ -170,9 +152,9 @@ def test_smoothing_is_an_exponential_average_over_time():
     """Whatever the frame rate: a step from 0 to 0.9 passes 0.6 after `smooth * ln 3` seconds."""
     for rate in (10, 100):
         finder = EventFinder(LABELS, EventOptions(smooth=0.5, begin_after=0, begin_above=0.6))
-        finder.see(answer(0, wave=0.0))
+        finder.see(made_answer(0, "wave", 0.0))
         times = (number / rate for number in range(1, 10 * rate))
-        begin = next(seconds for seconds in times if finder.see(answer(seconds, wave=0.9)))
+        begin = next(seconds for seconds in times if finder.see(made_answer(seconds, "wave")))
         assert 0 <= begin - 0.5 * math.log(3) <= 1 / rate
 
 
