@@ -64,7 +64,7 @@ $(READY): requirements/all.txt pyproject.toml
 	@touch $(READY)
 	@echo "flowless: ready"
 
-EXTRAS := train export dali onnxruntime rtx bench docs dev
+EXTRAS := train export dali onnxruntime rtx live bench docs dev
 COMPILE = $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 -c requirements/constraints.in --generate-hashes --quiet
 lock: $(READY)  ## pin every library again
 	$(COMPILE) -o requirements/base.txt

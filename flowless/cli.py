@@ -53,6 +53,7 @@ _EXTRAS = {
     "onnx": "export",
     "onnxscript": "export",
     "nvidia": "dali",
+    "prometheus_client": "live",
 }
 
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from flowless.errors import FlowlessError
 
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+#: Errors that say that the disk is full, or the file as large as it may be.
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EROFS, errno.EPERM}
 
 
@@ -151,7 +152,7 @@ def _wrap_io_errors(target: Path, *, place: bool = False) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _DISK_FULL:
+        if error.errno in DISK_FULL:
             raise FlowlessError(
                 f"{target}: the disk is full ({error.strerror}). Nothing was kept of this file; free some space and run again."
             ) from error

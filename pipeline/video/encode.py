@@ -15,7 +15,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from flowless.errors import FlowlessError
-from flowless.files import whole_file
+from flowless.files import DISK_FULL, whole_file
 
 #: Encoder -> options needed for deterministic output: on processors with AVX-512, the rounding of x264's macroblock tree depends on the
 #: memory alignment of its buffers.
@@ -94,6 +94,8 @@ def write_video(
                     raise FlowlessError(f"{path}: there are no frames to write; a video needs at least one.")
                 container.mux(stream.encode(None))
         except (av.error.FFmpegError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in DISK_FULL:
+                raise  # `whole_file` says so
             raise FlowlessError(
                 f"{path}: {codec} cannot write these frames as {pixel_format} ({error}). "
                 "Sizes must be even for yuv420p, and the suffix must name a container that holds the codec."
