@@ -135,7 +135,8 @@ def test_other_families_refuse_it(capsys, tmp_path):
 def test_it_cannot_be_fused(tmp_path):
     paths = {}
     for branch in ("rgb", "pa", "lite"):
-        name, options = f"pan-{branch}-r18", {"causal": True} if branch == "rgb" else {}
+        name = f"pan-{branch}-r18"
+        options: dict[str, Any] = {"causal": True} if branch == "rgb" else {}
         paths[branch] = save_checkpoint(
             tmp_path / f"{branch}.safetensors",
             make(name, **options),
