@@ -17,8 +17,9 @@ from flowless import cuda_driver
 from flowless.engines.backends.backend import open_backend
 from flowless.engines.backends.tensorrt_backend import TensorRt
 from flowless.engines.bundle.manifest import read_manifest
-from flowless.engines.device.device_array import DeviceArray
+from flowless.engines.device.device_array import DeviceArray, place
 from flowless.engines.engine import Engine
+from flowless.engines.streaming.memory import OnlineBackend
 from flowless.engines.streaming.online import Online
 from flowless.engines.streaming.state import NEXT
 from flowless.engines.streaming.streaming_backend import StreamingBackend, zero_state
@@ -102,8 +103,8 @@ def test_frames_that_are_not_scored_are_in_the_segments(streaming_bundles, video
     engine = flowless.load(streaming_bundles["pan-lite-r18"], "openvino")
     film = resize_and_crop(np.stack(frames), engine.spec)
     online = Online(engine)
-    for place, frame in enumerate(frames):
-        if place % 3:
+    for ordinal, frame in enumerate(frames):
+        if ordinal % 3:
             online.skip(frame)
         else:
             scores = online.push(frame)
@@ -196,7 +197,9 @@ class _NoErrors:
 
 
 @pytest.mark.parametrize("with_stream", [False, True])
-def test_steps_on_a_simulated_gpu(streaming_bundles: dict[str, Path], with_stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_on_a_simulated_gpu(
+    streaming_bundles: dict[str, Path], film_bundles: dict[str, Path], with_stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """TensorRT's backend with the driver simulated: state, clips and batches above the engine's largest, as on the host."""
     gc.collect()
     driver = SimulatedGpu()
@@ -226,13 +229,15 @@ def test_steps_on_a_simulated_gpu(streaming_bundles: dict[str, Path], with_strea
     np.testing.assert_allclose(scores.numpy(), right, rtol=1e-5)
     for name in names:
         np.testing.assert_allclose(memory[name].numpy(), expected[name], rtol=1e-5)
-    np.testing.assert_allclose(
-        engine.step(film[0], {name: value.numpy() for name, value in memory.items()})[0], on_host.step(film[0], expected)[0]
-    )
+    kept = {name: value.numpy() for name, value in memory.items()}
+    np.testing.assert_allclose(engine.step(film[0], kept)[0], on_host.step(film[0], expected)[0], rtol=1e-5)
     clips = noise(3, N, 3, seed=1)
     np.testing.assert_allclose(engine(clips), on_host(clips), rtol=1e-5)
     np.testing.assert_allclose(engine(clips, on_device=True, stream=stream).numpy(), on_host(clips), rtol=1e-5)
-    with pytest.raises(FlowlessError, match="the memory is None, and the frame lies on the GPU"):
-        from flowless.engines.streaming.step import _first
-
-        _first(scores, 4)
+    keeping_frames = Engine(
+        OnlineBackend(graph, classes=4), manifest=read_manifest(film_bundles["online"]), target="tensorrt", precision="fp32", why=""
+    )
+    with pytest.raises(
+        FlowlessError, match="the memory is None, and the frame lies on the GPU: give the memory as well, the frame 3 times"
+    ):
+        keeping_frames.step(place(film[0], graph.gpu))
