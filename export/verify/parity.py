@@ -10,7 +10,7 @@ import numpy as np
 
 from flowless.engines.streaming.memory import OnlineBackend
 from flowless.engines.streaming.streaming_backend import StreamingBackend
-from flowless.errors import CheckFailed
+from flowless.errors import CheckFailed, FlowlessError
 from flowless.export.verify.reference import Reference, film_of
 
 if TYPE_CHECKING:
@@ -119,7 +119,9 @@ def check(backend: Backend, reference: Reference, *, precision: str, what: str) 
     if isinstance(backend, OnlineBackend):
         shown = run_in_batches(backend.frame_by_frame, clips, max(BATCHES))
         runs.append(compare(shown, expected, precision=precision, device=backend.device))
-    if isinstance(backend, StreamingBackend) and reference.film_scores is not None:
+    if isinstance(backend, StreamingBackend):
+        if reference.film_scores is None:
+            raise FlowlessError(f"{what}: the bundle's reference clips have no scores of a film. Export the model again.")
         # With the clips' scores, since scores vary less within one film.
         shown = np.concatenate([run_in_batches(backend, clips, 1), backend.film(film_of(reference))])
         both = np.concatenate([expected, reference.film_scores])

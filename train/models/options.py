@@ -93,9 +93,9 @@ class ShiftOptions(FamilyOptions):
     """The options of a temporal shift that may have one direction: tsm."""
 
     causal: bool = False
-    """Shift in one direction only: a segment gets an eighth of its channels from the segment before it and none from the one after, so a
-    stream can be recognised frame by frame, each at the cost of one segment (`flowless export --streaming`). The newest frame of each
-    segment is the one that is seen in RGB, instead of the first. Weights trained without it do not fit."""
+    """Shift in one direction only: a segment gets an eighth of its channels from the segment before it and none from the one after it, so
+    that a stream can be recognised frame by frame, each at the cost of one segment (`flowless export --streaming`). RGB is then the last
+    frame of each segment instead of the first. An offline checkpoint can be fine-tuned so (`--from`), but not used so as it is."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,7 +38,7 @@ def pan_rgb(config: ModelConfig) -> Network:
         Paper: section IV-A, Eq. 8.
         Sees: the first frame of each segment (trained alone, m = 1 is enough).
         Size: ResNet-50, 174 classes: 23.9 M parameters, 32.7 GMAC for 8 frames of 224 x 224.
-        Variants: as PAN-Lite.
+        Variants: as PAN-Lite, also causal.
     """
     causal = _is_causal(config)
     backbone, head = _parts(config, channels=3, causal=causal)
