@@ -16,9 +16,12 @@ from engine_pairs import both, changed_copy, noise, offline
 
 import flowless
 from flowless.engines.backends.openvino_core import computes_in
-from flowless.engines.bundle.manifest import MANIFEST
+from flowless.engines.bundle.manifest import MANIFEST, read_manifest
 from flowless.engines.engine import Engine
 from flowless.engines.streaming.online import Online
+from flowless.export.build_engine import build
+from flowless.export.precision.calibration import Calibration
+from flowless.export.verify.checks import Checks
 from flowless.pipeline.clip.preprocess import resize_and_crop
 from flowless.pipeline.clip.view_scores import average_views
 
@@ -42,9 +45,8 @@ class SteppedByHand:
         self.pushed.append(resize_and_crop(frame[None], self.engine.spec))
         self.ready = True
 
-    def step(self) -> np.ndarray | None:
-        if not self.ready:
-            return None
+    def step(self) -> np.ndarray:
+        assert self.ready
         several, crops = self.engine.spec.frames_per_segment, len(self.pushed[0])
         newest = [self.pushed[max(0, index)] for index in range(len(self.pushed) - several, len(self.pushed))]
         if self.memory is None:
@@ -139,7 +141,7 @@ def test_sixteen_streams_in_one_batch(engines: tuple[CEngine, Engine]) -> None:
                 stream.reset()
                 reference.reset()
         scores, answered = mine.step(streams)
-        expected = [reference.step() for reference in references]
+        expected = [reference.step() if reference.ready else None for reference in references]
         assert answered.tolist() == [row is not None for row in expected]
         for number, row in enumerate(expected):
             assert np.isnan(scores[number]).all() if row is None else np.array_equal(scores[number], row), (turn, number)
@@ -190,16 +192,27 @@ def test_a_gap_starts_a_stream_anew(engines: tuple[CEngine, Engine]) -> None:
     assert stream.state.resets == 2
 
 
-def test_a_lower_precision(c_library: Library, streaming_bundles: dict[str, Path], tmp_path: Path) -> None:
-    """The state stays float32; the same graph is compiled with another hint."""
-    if computes_in("bf16") != "bf16":
-        pytest.skip("OpenVINO does not compute in bf16 on this processor")
-    bundle = Path(shutil.copytree(streaming_bundles["pan-lite-r18"], tmp_path / "bf16"))
+def with_precision(bundle: Path, precision: str, index: Path) -> None:
+    """Add an engine for OpenVINO; bf16 is the graph of fp32, compiled with another hint."""
+    if precision == "int8":
+        calibration = Calibration(index=index, spec=read_manifest(bundle).spec, videos=4)
+        build(bundle, target="openvino", precision="int8", checks=Checks(slower=True, parity=False), calibration=calibration)
+        return
     document = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))
     (item,) = [item for item in document["artefacts"] if item["target"] == "openvino"]
-    item.update(precision="bf16", options={"hint": "bf16"})
+    item.update(precision=precision, options={"hint": precision})
     (bundle / MANIFEST).write_text(json.dumps(document), encoding="utf-8")
-    mine, theirs = both(c_library, bundle, precision="bf16")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_a_lower_precision(c_library: Library, streaming_bundles: dict[str, Path], tmp_path: Path, shapes: Path, precision: str) -> None:
+    """The state is float32 in every precision."""
+    if precision == "bf16" and computes_in("bf16") != "bf16":
+        pytest.skip("OpenVINO does not compute in bf16 on this processor")
+    bundle = Path(shutil.copytree(streaming_bundles["pan-lite-r18"], tmp_path / precision))
+    with_precision(bundle, precision, shapes / "train.index.jsonl")
+    mine, theirs = both(c_library, bundle, precision=precision)
     exact = flowless.load(streaming_bundles["pan-lite-r18"], "openvino", "fp32", threads=1)
     stream, memory, kept, differ = mine.stream(), None, None, 0
     for number, frame in enumerate(noise(12)):
