@@ -29,6 +29,7 @@ from flowless.bench.timeline.joined_videos import (
 from flowless.console import log
 from flowless.engines.engine import Engine, softmax
 from flowless.engines.timeline.options import TimelineOptions
+from flowless.engines.timeline.segments import suppress
 from flowless.engines.timeline.video_timeline import Segment, Timeline, timeline
 from flowless.errors import FlowlessError
 from flowless.files import whole_folder
@@ -51,8 +52,8 @@ class TimelineArgs(BenchArgs):
     Moving Shapes: validation scenes with still frames between them; the network has a class for background. Real clips, where --train and
     --test name the indexes of flowless bench real: its opposite actions, each test clip once, between clips of other actions; other
     people than in training. A window is as long as a training clip on average. Measured are the mean average precision at a temporal IoU
-    of 0.5 (as ActivityNet's evaluation), beside equal parts of a window's length and beside one label for each video, and frames per
-    second, decoded and scored. Trainings are kept in the folder named like --out.
+    of 0.5 (as ActivityNet's evaluation), beside the windows themselves (non-maximum suppression), equal parts of a window's length and one
+    label for each video, and frames per second, decoded and scored. Trainings are kept in the folder named like --out.
     """
 
     train: Path | None = None
@@ -101,6 +102,7 @@ def measure(settings: TimelineArgs) -> dict[str, Any]:
     for one, result in zip(sets, results, strict=True):
         log.print(f"{one.name}: finding actions …", style="dim")
         trained = {"system": one.system, "epochs": one.training.recipe.epochs, "train_top1": result["history"][-1]["train_top1"]}
+        trained["train_seconds"] = round(result["seconds"])
         found.append({"set": one.name, **described(one.videos), **trained, **_measure_set(one, work)})
     return {"settings": {"iou": IOU, "threshold": _THRESHOLD, "strides_a_window": _STRIDES}, "sets": found, "goals": _goals(found)}
 
@@ -158,7 +160,7 @@ def _measure_set(one: TestSet, work: Path) -> dict[str, Any]:
         merge=0.0,
         detections=True,
     )
-    methods: dict[str, list[Part]] = {"detections": [], "segments": [], "equal parts": [], "one label": []}
+    methods: dict[str, list[Part]] = {name: [] for name in ("detections", "segments", "sliding windows", "equal parts", "one label")}
     elapsed = 0.0
     engine.warm_up(8)
     for video in one.videos:
@@ -166,6 +168,7 @@ def _measure_set(one: TestSet, work: Path) -> dict[str, Any]:
         elapsed += made.elapsed
         methods["detections"] += _parts(video, made.detections)
         methods["segments"] += _parts(video, made.segments)
+        methods["sliding windows"] += _parts(video, sliding_windows(made))
         methods["equal parts"] += _parts(video, equal_parts(timeline(engine, video.path, replace(options, stride=one.window))))
         methods["one label"] += _parts(video, equal_parts(timeline(engine, video.path, replace(options, window=1e4, stride=1e4))))
     truth = [part for video in one.videos for part in video.truth]
@@ -190,6 +193,20 @@ def _engine(one: TestSet, work: Path) -> Engine:
     flowless.export(one.training.folder / "last.safetensors", bundle, videos=[video.path for video in one.videos[:2]])
     flowless.build(bundle, target="openvino")
     return flowless.load(bundle, "openvino", "fp32")
+
+
+def sliding_windows(made: Timeline) -> list[Segment]:
+    """Return the baseline of THUMOS'14: the windows themselves, each label on its own, by non-maximum suppression."""
+    found = []
+    spans = [(window.start, window.end) for window in made.windows]
+    for index, shares in enumerate(softmax(made.scores).T):
+        if made.labels[index] in made.options.background:
+            continue
+        for at in suppress(spans, shares.tolist(), iou=made.options.nms):
+            (start, end), score = spans[at], float(shares[at])
+            if score >= made.options.threshold:
+                found.append(Segment(start=start, end=end, label=made.labels[index], index=index, score=score, peak=(start + end) / 2))
+    return found
 
 
 def equal_parts(made: Timeline) -> list[Segment]:

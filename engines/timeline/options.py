@@ -27,7 +27,7 @@ class TimelineOptions:
     shortest: float = 0.0
     """Seconds of the shortest segment; shorter ones are left out."""
     detections: bool = False
-    """Also find each label's segments on their own, which may overlap: several actions at once, and candidates of several lengths."""
+    """Also find each label's segments on their own, which may overlap: peaks of at least the threshold, and what is half as high around."""
     nms: float = 0.4
     """Detections: of two of one label with a larger temporal IoU, the one with the lower score is left out."""
 

@@ -3,12 +3,12 @@
 Two readings of the same probabilities:
 
 - `best_segments`: one label at a time. Each step has its most probable label, or is background.
-- `class_segments`: temporal action detection, each label on its own. The baseline of THUMOS'14 scores sliding windows of several lengths
-  and removes overlapping ones by non-maximum suppression (Oneata, Verbeek, Schmid, The LEAR submission at THUMOS 2014; Shou, Wang, Chang,
-  Temporal Action Localization in Untrimmed Videos via Multi-stage CNNs, CVPR 2016). Here the windows have one length, and candidates of
-  other lengths are the runs of steps above several thresholds, as in temporal actionness grouping (Zhao et al., Temporal Action Detection
-  with Structured Segment Networks, ICCV 2017). A candidate's score is the mean probability within. Those of one label are suppressed by
-  the contrast of their inside with what lies around it (Shou et al., AutoLoc, ECCV 2018), since a mean alone prefers the shortest one.
+- `class_segments`: temporal action detection, each label on its own. As the baselines of THUMOS'14 and later do (Oneata, Verbeek, Schmid,
+  The LEAR submission at THUMOS 2014; Shou, Wang, Chang, Temporal Action Localization in Untrimmed Videos via Multi-stage CNNs, CVPR 2016),
+  it scores sliding windows and keeps the best of overlapping candidates by non-maximum suppression. Their candidates are windows of several
+  lengths. Here the windows have one length, and a candidate is a peak of the label's probability with what is at least half as high
+  around it: at the border of an action, half of what the windows cover is action, so the mean over them passes half of its peak there,
+  however long the action is.
 """
 
 from __future__ import annotations
@@ -21,10 +21,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
-#: Thresholds of a label's candidates, evenly spaced from the threshold on to 1, which is not one of them.
-_LEVELS = 10
-#: Part of a candidate's length on either side of it that its inside is contrasted with, as in AutoLoc.
-_AROUND = 0.25
+#: Part of a peak's height at which a candidate ends.
+_HALF = 0.5
 #: Seconds that rounding may add to a time.
 _ROUNDING = 1e-9
 
@@ -99,25 +97,36 @@ def class_segments(
 ) -> list[Span]:
     """Return the detections of every class that is not one of `background`, the highest scores first.
 
-    A class's candidates are its runs of steps at or above each of several thresholds, the lowest of which is `threshold`; runs with gaps of
-    at most `merge` seconds are one, those shorter than `shortest` are left out. Of two candidates of a class with a temporal IoU above
-    `nms` the one with less contrast is left out.
+    A class's candidates are its peaks of at least `threshold`, each with the steps around it that are at least half as high; `merge`
+    seconds of lower ones, at most, do not end it, and those shorter than `shortest` are left out. Of two candidates of a class with a
+    temporal IoU above `nms` the one with the lower score is left out.
     """
     found: list[Span] = []
     for index in np.flatnonzero(steps.shares.max(axis=0, initial=0.0) >= threshold).tolist():
-        if index in background:
-            continue
-        shares = steps.shares[:, index]
-        runs: dict[tuple[int, int], None] = {}
-        for level in np.linspace(threshold, 1.0, _LEVELS, endpoint=False):
-            borders = np.flatnonzero(np.diff(np.concatenate([[0], shares >= level, [0]]).astype(np.int8)))
-            at_level = list(zip(borders[::2].tolist(), borders[1::2].tolist(), strict=True))
-            merged = _merged(steps.edges, at_level, dict.fromkeys((run[0] for run in at_level), index), merge)
-            runs |= dict.fromkeys(run for run in merged if _long_enough(steps.edges, run, shortest))
-        spans = [_span(steps, run, index) for run in runs]
-        contrasts = [_contrast(steps, span) for span in spans]
-        found += [spans[one] for one in suppress([(span.start, span.end) for span in spans], contrasts, iou=nms)]
+        if index not in background:
+            runs = _runs_at_peaks(steps, index, threshold=threshold, merge=merge)
+            spans = [_span(steps, run, index) for run in runs if _long_enough(steps.edges, run, shortest)]
+            found += [spans[one] for one in suppress([(span.start, span.end) for span in spans], [span.score for span in spans], iou=nms)]
     return sorted(found, key=lambda span: (-span.score, span.start))
+
+
+def _runs_at_peaks(steps: Steps, index: int, *, threshold: float, merge: float) -> list[tuple[int, int]]:
+    """Return the run of steps around each peak of a class, from the highest on; a peak within the run of a higher one has none."""
+    shares = steps.shares[:, index]
+    rising, not_rising = np.diff(shares, prepend=-1.0) > 0, np.diff(shares, append=-1.0) <= 0
+    peaks = np.flatnonzero(rising & not_rising & (shares >= threshold))
+    covered, runs = np.zeros(len(shares), bool), []
+    for peak in peaks[np.argsort(-shares[peaks], kind="stable")].tolist():
+        if covered[peak]:
+            continue
+        high = np.concatenate([[False], shares >= _HALF * shares[peak], [False]])
+        borders = np.flatnonzero(high[1:] != high[:-1])
+        level = list(zip(borders[::2].tolist(), borders[1::2].tolist(), strict=True))
+        joined = _merged(steps.edges, level, dict.fromkeys((run[0] for run in level), index), merge)
+        run = next(run for run in joined if run[0] <= peak < run[1])
+        covered[run[0] : run[1]] = True
+        runs.append(run)
+    return runs
 
 
 def temporal_iou(one: tuple[float, float], others: ArrayLike) -> Floats:
@@ -183,12 +192,3 @@ def _mean(steps: Steps, start: float, end: float, index: int) -> float:
     lengths = np.clip(np.minimum(steps.edges[1:], end) - np.maximum(steps.edges[:-1], start), 0.0, None)
     total = lengths.sum()
     return float(lengths @ steps.shares[:, index] / total) if total > 0 else 0.0
-
-
-def _contrast(steps: Steps, span: Span) -> float:
-    """Return a candidate's mean probability less that of what lies around it."""
-    margin = _AROUND * (span.end - span.start)
-    low, high = max(span.start - margin, float(steps.edges[0])), min(span.end + margin, float(steps.edges[-1]))
-    around = (span.start - low) * _mean(steps, low, span.start, span.index) + (high - span.end) * _mean(steps, span.end, high, span.index)
-    beside = (span.start - low) + (high - span.end)
-    return span.score - (around / beside if beside > 0 else 0.0)

@@ -19,7 +19,7 @@ from flowless.engines.targets import Target
 from flowless.engines.timeline.options import TimelineOptions
 from flowless.engines.timeline.segments import clock
 from flowless.errors import FlowlessError
-from flowless.files import absolute, printable, whole_folder, write_json
+from flowless.files import absolute, printable, refuse_unwritable, whole_folder, write_json
 
 if TYPE_CHECKING:
     from flowless.engines.engine import Engine
@@ -109,10 +109,11 @@ def _folders(out: Path | None, videos: Sequence[Path]) -> list[Path | None]:
     """Return each video's folder within `out`: its file's name, with a number where two have the same.
 
     Raises:
-        FlowlessError: A folder is there already that this command has not written.
+        FlowlessError: `out` cannot be written, or a folder is there already that this command has not written.
     """
     if out is None:
         return [None] * len(videos)
+    refuse_unwritable(out / DOCUMENT)
     found: list[Path | None] = []
     for video in videos:
         name = Path(absolute(video)).name or "video"

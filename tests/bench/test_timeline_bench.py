@@ -167,7 +167,7 @@ def test_a_small_run(train_index: DatasetIndex, val_index: DatasetIndex, tmp_pat
     document = json.loads(out.read_text(encoding="utf-8"))
     assert [(one["set"], one["videos"], one["actions"]) for one in document["sets"]] == [("Moving Shapes", 2, 12), ("real clips", 1, 6)]
     for one in document["sets"]:
-        assert [row["method"] for row in one["methods"]] == ["detections", "segments", "equal parts", "one label"]
+        assert [row["method"] for row in one["methods"]] == ["detections", "segments", "sliding windows", "equal parts", "one label"]
         assert all(0 <= row["map"] <= 1 for row in one["methods"])
         assert one["frames_per_s"] > 0
     assert len(document["goals"]) == 4

@@ -126,12 +126,38 @@ def test_several_actions_at_once() -> None:
     assert [span.score for span in found] == sorted((span.score for span in found), reverse=True)
 
 
-def test_candidates_of_several_thresholds_are_suppressed() -> None:
-    """A low plateau with a peak gives two candidates of different lengths; their IoU is 0.25."""
-    made = Steps(np.arange(11.0), np.array([[0.0], *[[0.3]] * 3, *[[0.9]] * 2, *[[0.3]] * 3, [0.0], [0.0]])[:10])
-    assert sorted(shown(class_segments(made, threshold=0.2, nms=0.5))) == [("a", 1, 9), ("a", 4, 6)]
-    assert shown(class_segments(made, threshold=0.2, nms=0.2)) == [("a", 4, 6)]
-    assert shown(class_segments(made, threshold=0.2, nms=0.2, shortest=3)) == [("a", 1, 9)]
+def peaks(*shares: float) -> Steps:
+    return Steps(np.arange(len(shares) + 1.0), np.array(shares)[:, None])
+
+
+def test_a_detection_ends_where_half_of_its_peak_is_passed() -> None:
+    made = peaks(0.0, 0.3, 0.5, 0.9, 0.46, 0.44, 0.0, 0.1, 0.2, 0.1, 0.0)
+    assert shown(class_segments(made, threshold=0.15, nms=0.5)) == [("a", 2, 5), ("a", 7, 10)]
+    assert shown(class_segments(made, threshold=0.3, nms=0.5)) == [("a", 2, 5)]
+    assert shown(class_segments(made, threshold=0.15, nms=0.5, shortest=4)) == []
+
+
+def test_a_low_plateau_around_a_peak_is_a_candidate_of_its_own() -> None:
+    made = peaks(0.0, 0.3, 0.31, 0.3, 0.9, 0.9, 0.3, 0.3, 0.0)
+    assert shown(class_segments(made, threshold=0.2, nms=0.5)) == [("a", 4, 6), ("a", 1, 8)]
+    assert shown(class_segments(made, threshold=0.2, nms=0.2)) == [("a", 4, 6)], "their IoU is 2/7"
+
+
+def test_a_dip_of_a_detection_is_merged() -> None:
+    made = peaks(0.8, 0.1, 0.9, 0.1, 0.1, 0.8)
+    assert shown(class_segments(made, threshold=0.5, nms=0.5)) == [("a", 2, 3), ("a", 0, 1), ("a", 5, 6)]
+    assert shown(class_segments(made, threshold=0.5, nms=0.5, merge=1)) == [("a", 5, 6), ("a", 0, 3)]
+
+
+@given(st.integers(2, 30), st.integers(1, 8), st.integers(0, 20))
+def test_averaged_windows_of_a_perfect_classifier_give_its_borders(length: int, window: int, before: int) -> None:
+    """However long the action is, as long as it is not shorter than the window: a window is action if half of it or more is."""
+    action, total = (before + window, before + window + window + length), before + 4 * window + length
+    starts = np.arange(0, 2 * (total - window) + 1) / 2
+    shares = [[float(min(start + window, action[1]) - max(start, action[0]) >= window / 2)] for start in starts]
+    (found,) = class_segments(steps_of(starts, starts + window, shares), threshold=0.5, nms=0.5)
+    assert abs(found.start - action[0]) <= 0.5
+    assert abs(found.end - action[1]) <= 0.5
 
 
 def test_nothing_at_all() -> None:

@@ -120,6 +120,15 @@ def test_labels_that_the_model_lacks_and_no_video(built: Path, videos: list[Path
     assert "no video was named" in capsys.readouterr().err
 
 
+def test_a_place_that_cannot_be_written_is_refused_at_once(
+    built: Path, videos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Engine, "__call__", lambda *_: pytest.fail("a window was scored"))
+    (tmp_path / "file").write_text("text")
+    assert main(["timeline", str(built), str(videos[0]), "--out", str(tmp_path / "file")]) == 1
+    assert "cannot write there" in capsys.readouterr().err
+
+
 def test_ctrl_c_leaves_nothing_half_written(
     built: Path, videos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

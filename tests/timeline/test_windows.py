@@ -30,7 +30,7 @@ from flowless.pipeline.clip.view_scores import ViewAverage
 from flowless.pipeline.video.encode import write_video
 from flowless.pipeline.video.info import CompactInts, VideoInfo
 from flowless.pipeline.video.open_reader import open_reader
-from flowless.pipeline.video.reader import VideoReader
+from flowless.pipeline.video.reader import FewerFrames, VideoReader
 
 
 def info(frames: int, fps: float = 25.0) -> VideoInfo:
@@ -241,7 +241,8 @@ def test_the_decoding_thread_ends_when_the_scores_are_not_wanted(engine: Engine,
 def test_windows_before_the_damage_are_kept(engine: Engine, clips: Path) -> None:
     made = timeline(engine, clips / "corrupted.mp4", TimelineOptions(window=1.0, stride=0.2))
     assert "damaged near frame 28" in made.error
-    assert made.windows[-1].last <= 28
+    planned = plan_windows("v", info_of(clips / "corrupted.mp4"), window=1.0, stride=0.2)
+    assert list(made.windows) == [window for window in planned if frames_of(window, engine.spec).max() < 28]
     assert len(made.windows) == len(made.scores) > 5
     assert made.seconds == 5.0
     assert_as_predicted(engine, clips / "corrupted.mp4", made)
@@ -249,28 +250,31 @@ def test_windows_before_the_damage_are_kept(engine: Engine, clips: Path) -> None
         timeline(engine, clips / "corrupted.mp4", TimelineOptions(window=4.0, stride=0.5))
 
 
-def test_fewer_frames_than_packets(engine: Engine, video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last windows are those of the frames that decode, as `predict` takes them."""
-    from flowless.pipeline.video.reader import FewerFrames
-
+@pytest.mark.parametrize(("count", "stride"), [(90, 0.5), (97, 0.246)])
+def test_fewer_frames_than_packets(count: int, stride: float, engine: Engine, video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last windows are those of the frames that decode, also where one beyond them was scored: that from 2.952 s to 3.952 s."""
     frames, prove = VideoReader.frames, VideoReader.prove
 
     def fewer(self: VideoReader, ordinals):
         for ordinal, frame in frames(self, ordinals):
-            if ordinal == 90 and not self.info.proved:
-                raise FewerFrames(self.path, "only 90 of 100 frames decode")
+            if ordinal >= count:
+                raise FewerFrames(self.path, f"only {count} of 100 frames decode")
             yield ordinal, frame
 
     def proved(self: VideoReader) -> VideoInfo:
         found = prove(self)
-        self._info = replace(found, frames=90, pts=CompactInts(found.pts[:90]))
+        self._info = replace(found, frames=count, pts=CompactInts(found.pts[:count]))
         return self._info
 
     monkeypatch.setattr(VideoReader, "frames", fewer)
     monkeypatch.setattr(VideoReader, "prove", proved)
-    made = timeline(engine, video, TimelineOptions(window=1.0, stride=0.5))
-    assert (made.error, made.frames, made.windows[-1].last) == ("", 90, 90)
-    assert_as_predicted(engine, video, replace(made, windows=made.windows[:-1], scores=made.scores[:-1]))
+    made = timeline(engine, video, TimelineOptions(window=1.0, stride=stride))
+    assert (made.error, made.frames) == ("", count)
+    assert (made.windows[-1].first, made.windows[-1].last) == (count - 25, count)
+    assert [window.start for window in made.windows[:-1]] == [at * stride for at in range(len(made.windows) - 1)]
+    assert len(made.scores) == len(made.windows)
+    monkeypatch.undo()
+    assert_as_predicted(engine, video, made)
 
 
 def test_views_come_as_soon_as_their_frames(engine: Engine, video: Path) -> None:
