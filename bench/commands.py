@@ -38,6 +38,10 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
     "decode": ("flowless.bench.speed.decode:main", "whether every frame is the requested one, and how fast, beside other readers"),
     "memory": ("flowless.bench.speed.memory:main", "memory of a batch of 4K clips, and over ten thousand clips"),
     "embed": ("flowless.bench.speed.embed:main", "the C++ library beside Python, Pillow and OpenVINO alone: a clip, a frame, memory"),
+    "live": (
+        "flowless.bench.speed.live:main",
+        "streams that are watched together: latency, dropped frames, streams per core, beside a queue and whole clips",
+    ),
     "gpu": ("flowless.bench.gpu.command:main", "everything that needs a GPU: kernels, decoder, engines; says what is not here"),
 }
 

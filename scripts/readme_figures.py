@@ -32,6 +32,10 @@ def render(results: Path) -> str:
             *_decoding(results / "decode.json"),
             "## Embedded in C++\n",
             *_embedded(results / "embed.json"),
+            "## Live streams\n",
+            *_live(results / "live.json"),
+            "## Timelines\n",
+            *_timelines(results / "timeline.json"),
             "## Beside other programs\n",
             *_shared_cores(results / "shared-cores.json"),
             "## Systems, on Moving Shapes\n",
@@ -203,6 +207,56 @@ def _embedded(path: Path) -> list[str]:
         "- The table is the time to resize and crop a frame, on one core, with the same bytes as result.",
         f"- Memory over {memory['calls']} calls: {memory['before_mb']:.1f} MB after the first hundredth of them,"
         f" {memory['after_mb']:.1f} MB at the end.",
+        "",
+    ]
+
+
+def _live(path: Path) -> list[str]:
+    """Return the latency of streams that are watched together, if it was measured."""
+    if not path.is_file():
+        return []
+    document = json.loads(path.read_text(encoding="utf-8"))
+    settings, step, (state, clips) = document["settings"], document["step"], document["capacity"]
+    return [
+        f"{settings['streams']} streams in one batch: causal {settings['model']} ({settings['size']} × {settings['size']} pixels) by OpenVINO in"
+        f" fp32, decoding included, on {document['environment']['cores']} cores. A step with the state in the graph takes"
+        f" {step['step_ms']:.1f} ms, a clip of the same network {step['clip_ms']:.1f} ms. Together they score {state['answers_per_s']:.0f} frames"
+        f" a second, {state['times_clips']:.1f}× as many as by whole clips ({clips['answers_per_s']:.0f}): at 80 % of that,"
+        f" {state['streams_per_core']:.1f} streams of {settings['fps']} frames a second on a core.",
+        "",
+        "| | frames delivered, share of the capacity | scored a second | ms from a frame to its scores, p50 | p99 | dropped |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| {row['way']} | {row['load']:.0%} | {row['answers_per_s']:.0f} | {row['latency_ms_p50']:.0f} | {row['latency_ms_p99']:.0f} |"
+            f" {row['dropped']} of {row['frames']} |"
+            for row in document["loads"]
+        ),
+        "",
+    ]
+
+
+def _timelines(path: Path) -> list[str]:
+    """Return the mean average precision of timelines beside baselines, if it was measured."""
+    if not path.is_file():
+        return []
+    document = json.loads(path.read_text(encoding="utf-8"))
+    sets, methods = document["sets"], [row["method"] for row in document["sets"][0]["methods"]]
+    about = "; ".join(
+        f"{one['set']}: {one['actions']} actions in {one['seconds']:.0f} s of video, windows of {one['window']:g} s, {one['system']}"
+        for one in sets
+    )
+    columns = {one["set"]: {row["method"]: row["map"] for row in one["methods"]} for one in sets}
+    fast = ", ".join(f"{one['set']} {one['times_real_time']:.1f}×" for one in sets)
+    return [
+        f"Mean average precision, %, at a temporal IoU of {document['settings']['iou']:g} on joined videos with known borders. {about}.",
+        "",
+        f"| | {' | '.join(columns)} |",
+        f"|---|{'---|' * len(columns)}",
+        *(f"| {method} | {' | '.join(f'{100 * column[method]:.1f}' for column in columns.values())} |" for method in methods),
+        "",
+        "- `detections` is `flowless timeline --detections`, `segments` its default; sliding windows with non-maximum suppression, equal parts"
+        " of a window's length and one label for each video are baselines.",
+        f"- Decoding and scoring take this many seconds of video a second: {fast}.",
         "",
     ]
 
