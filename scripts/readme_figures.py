@@ -218,11 +218,12 @@ def _live(path: Path) -> list[str]:
     document = json.loads(path.read_text(encoding="utf-8"))
     settings, step, (state, clips) = document["settings"], document["step"], document["capacity"]
     return [
-        f"{settings['streams']} streams in one batch: causal {settings['model']} ({settings['size']} × {settings['size']} pixels) by OpenVINO in"
-        f" fp32, decoding included, on {document['environment']['cores']} cores. A step with the state in the graph takes"
-        f" {step['step_ms']:.1f} ms, a clip of the same network {step['clip_ms']:.1f} ms. Together they score {state['answers_per_s']:.0f} frames"
-        f" a second, {state['times_clips']:.1f}× as many as by whole clips ({clips['answers_per_s']:.0f}): at 80 % of that,"
-        f" {state['streams_per_core']:.1f} streams of {settings['fps']} frames a second on a core.",
+        f"{settings['streams']} streams in one batch: causal {settings['model']} ({settings['size']} × {settings['size']} pixels) by OpenVINO"
+        f" in fp32, decoding included, on {document['environment']['cores']} cores. A step with the state in the graph takes"
+        f" {step['step_ms']:.1f} ms, a clip of the same network {step['clip_ms']:.1f} ms. Together they score"
+        f" {state['answers_per_s']:.0f} frames a second, {state['times_clips']:.1f}× as many as by whole clips"
+        f" ({clips['answers_per_s']:.0f}): at 80 % of that, {state['streams_per_core']:.1f} streams of {settings['fps']} frames a second on"
+        " a core.",
         "",
         "| | frames delivered, share of the capacity | scored a second | ms from a frame to its scores, p50 | p99 | dropped |",
         "|---|---|---|---|---|---|",
@@ -254,8 +255,8 @@ def _timelines(path: Path) -> list[str]:
         f"|---|{'---|' * len(columns)}",
         *(f"| {method} | {' | '.join(f'{100 * column[method]:.1f}' for column in columns.values())} |" for method in methods),
         "",
-        "- `detections` is `flowless timeline --detections`, `segments` its default; sliding windows with non-maximum suppression, equal parts"
-        " of a window's length and one label for each video are baselines.",
+        "- `detections` is `flowless timeline --detections`, `segments` its default; sliding windows with non-maximum suppression, equal"
+        " parts of a window's length and one label for each video are baselines.",
         f"- Decoding and scoring take this many seconds of video a second: {fast}.",
         "",
     ]
