@@ -218,8 +218,8 @@ def _live(path: Path) -> list[str]:
     document = json.loads(path.read_text(encoding="utf-8"))
     settings, step, (state, clips) = document["settings"], document["step"], document["capacity"]
     return [
-        f"{settings['streams']} streams in one batch: causal {settings['model']} ({settings['size']} × {settings['size']} pixels) by OpenVINO"
-        f" in fp32, decoding included, on {document['environment']['cores']} cores. A step with the state in the graph takes"
+        f"{settings['streams']} streams in one batch: causal {settings['model']}, {settings['size']} × {settings['size']} pixels, by"
+        f" OpenVINO in fp32, decoding included, on {document['environment']['cores']} cores. A step with the state in the graph takes"
         f" {step['step_ms']:.1f} ms, a clip of the same network {step['clip_ms']:.1f} ms. Together they score"
         f" {state['answers_per_s']:.0f} frames a second, {state['times_clips']:.1f}× as many as by whole clips"
         f" ({clips['answers_per_s']:.0f}): at 80 % of that, {state['streams_per_core']:.1f} streams of {settings['fps']} frames a second on"
