@@ -19,11 +19,9 @@ from PIL import Image
 
 from flowless.cli import main
 from flowless.engines.engine import Engine
-from flowless.engines.timeline import timeline_command
-from flowless.engines.timeline.options import TimelineOptions
+from flowless.engines.timeline import TimelineOptions, timeline, timeline_command, timeline_page
 from flowless.engines.timeline.thumbnails import Thumbnails
 from flowless.engines.timeline.timeline_page import render
-from flowless.engines.timeline.video_timeline import timeline
 from flowless.errors import FlowlessError
 from flowless.pipeline.video.encode import write_video
 
@@ -149,6 +147,15 @@ def test_ctrl_c_leaves_nothing_half_written(
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("flowless-decode")]
 
 
+def test_ctrl_c_while_a_page_is_made(built: Path, videos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pressed(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(timeline_page, "render", pressed)
+    assert main(["timeline", str(built), str(videos[0]), "--window", "0.5", "--out", str(tmp_path / "out")]) == 130
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_without_jinja2_the_json_is_written(
     built: Path, videos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -190,8 +197,17 @@ def test_thumbnails_are_of_the_moment(colour_engine: Engine, scenes: Path, colou
                 mean = np.asarray(Image.open(io.BytesIO(jpeg)), float).mean(axis=(0, 1))
                 assert np.abs(mean - colours[name]).max() < 12, (name, at)
         assert len(pictures._times) <= 11 / 0.25 + 1
-    with Thumbnails(1) as none:
-        assert none.nearest(0) is None
+
+
+def test_the_nearest_thumbnail() -> None:
+    with Thumbnails(1) as pictures:
+        assert pictures.nearest(0) is None
+        for seconds in (0.0, 0.5, 1.0, 2.0):
+            pictures.add(seconds, np.full((40, 60, 3), 100 * seconds, np.uint8))
+        for seconds, value in ((-1, 0), (0.4, 0), (0.6, 100), (1.4, 100), (1.6, 200), (9, 200)):
+            jpeg = pictures.nearest(seconds)
+            assert jpeg is not None
+            assert abs(np.asarray(Image.open(io.BytesIO(jpeg)), float).mean() - value) < 3, seconds
 
 
 @pytest.mark.parametrize("segments", [1, 300])
