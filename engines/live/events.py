@@ -30,16 +30,16 @@ class EventOptions:
     """
 
     begin_above: float = 0.6
-    """An action begins where its smoothed probability is this or more, above 0 and up to 1, …"""
+    """An action begins where its smoothed probability is at least this for a while; above 0, up to 1."""
     begin_after: float = 0.3
-    """… for this many seconds."""
+    """Seconds for which it must be so high."""
     end_below: float = 0.4
-    """It ends where its smoothed probability is less than this, above 0 and up to `begin_above`, …"""
+    """An action ends where its smoothed probability is less than this for a while; above 0, up to that at which it begins."""
     end_after: float = 0.3
-    """… for this many seconds."""
+    """Seconds for which it must be so low."""
     smooth: float = 0.3
     """Time constant of the exponential average of probabilities, in seconds; 0: none."""
-    gap: float = 2.0
+    end_gap: float = 2.0
     """Seconds without a scored frame after which the actions of a source have ended at its last one."""
     background: tuple[str, ...] = ()
     """Labels that are never an event, such as `no gesture`."""
@@ -56,8 +56,8 @@ class EventOptions:
         for name in ("begin_after", "end_after", "smooth"):
             if not 0 <= (value := getattr(self, name)) < math.inf:
                 raise FlowlessError(f"{name} is {value}; it must be a number of seconds, 0 or more.")
-        if not 0 < self.gap < math.inf:
-            raise FlowlessError(f"gap is {self.gap}; it must be a number of seconds above 0.")
+        if not 0 < self.end_gap < math.inf:
+            raise FlowlessError(f"end_gap is {self.end_gap}; it must be a number of seconds above 0.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +147,7 @@ class EventFinder:
             return [] if item.state == "running" else self._close(item.source, "source")
         now, probabilities = _Moment(item.pts_ns, item.arrived), softmax(item.scores)
         track, ended = self._tracks.get(item.source), []
-        if track is not None and not 0 <= now.pts_ns - track.last.pts_ns <= self.options.gap * 1e9:
+        if track is not None and not 0 <= now.pts_ns - track.last.pts_ns <= self.options.end_gap * 1e9:
             ended, track = self._close(item.source, "gap"), None
         if track is None:
             track = self._tracks[item.source] = _Track(now, probabilities)

@@ -181,7 +181,7 @@ def test_the_json_line():
         ({"end_below": 0.7}, "Lower end_below"),
         ({"begin_after": -1}, "begin_after is -1"),
         ({"smooth": math.inf}, "smooth is inf"),
-        ({"gap": 0}, "gap is 0"),
+        ({"end_gap": 0}, "end_gap is 0"),
     ],
 )
 def test_options_that_are_refused(options, named):

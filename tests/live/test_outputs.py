@@ -108,8 +108,12 @@ from flowless.engines.live.outputs.lines import StandardOutput
 import sys
 def lines():
     output = StandardOutput()
-    for number in range(10**9):
-        output.write(f"line {number}")
+    try:
+        for number in range(10**9):
+            output.write(f"line {number}")
+    except KeyboardInterrupt:
+        output.write(10**6 * "x")  # as the end of an event
+        raise
 sys.exit(run_command(lines))
 """
 

@@ -55,25 +55,30 @@ class StandardOutput:
             self._handle: int | None = sys.stdout.fileno()
         except (OSError, ValueError):  # replaced by an object without a file, as in a notebook
             self._handle = None
+        self._usable = True
 
     def write(self, line: str) -> None:
-        """Write one line.
+        """Write one line; nothing after one that failed or was interrupted, so that a reader that has stopped reading is waited for once.
 
         Raises:
             BrokenPipeError: The reader has gone.
             FlowlessError: It cannot be written, for example because the disk is full.
         """
-        if self._handle is None:
-            print(line, flush=True)
+        if not self._usable:
             return
-        data = memoryview(f"{line}\n".encode(sys.stdout.encoding or "utf-8", "backslashreplace"))
+        self._usable = False
         try:
-            while data:
-                data = data[os.write(self._handle, data) :]
+            if self._handle is None:
+                print(line, flush=True)
+            else:
+                data = memoryview(f"{line}\n".encode(sys.stdout.encoding or "utf-8", "backslashreplace"))
+                while data:
+                    data = data[os.write(self._handle, data) :]
         except BrokenPipeError:
             raise
         except OSError as error:
             raise FlowlessError(f"standard output: cannot be written ({error.strerror}).") from error
+        self._usable = True
 
 
 class LineFile:
