@@ -221,14 +221,14 @@ def _live(path: Path) -> list[str]:
         f"{settings['streams']} streams in one batch: causal {settings['model']}, {settings['size']} × {settings['size']} pixels, by"
         f" OpenVINO in fp32, decoding included, on {document['environment']['cores']} cores. A step with the state in the graph takes"
         f" {step['step_ms']:.1f} ms, a clip of the same network {step['clip_ms']:.1f} ms. Together they score"
-        f" {state['answers_per_s']:.0f} frames a second, {state['times_clips']:.1f}× as many as by whole clips"
-        f" ({clips['answers_per_s']:.0f}): at 80 % of that, {state['streams_per_core']:.1f} streams of {settings['fps']} frames a second on"
+        f" {state['scored_per_s']:.0f} frames a second, {state['times_clips']:.1f}× as many as by whole clips"
+        f" ({clips['scored_per_s']:.0f}): at 80 % of that, {state['streams_per_core']:.1f} streams of {settings['fps']} frames a second on"
         " a core.",
         "",
         "| | frames delivered, share of the capacity | scored a second | ms from a frame to its scores, p50 | p99 | dropped |",
         "|---|---|---|---|---|---|",
         *(
-            f"| {row['way']} | {row['load']:.0%} | {row['answers_per_s']:.0f} | {row['latency_ms_p50']:.0f} | {row['latency_ms_p99']:.0f} |"
+            f"| {row['way']} | {row['load']:.0%} | {row['scored_per_s']:.0f} | {row['latency_ms_p50']:.0f} | {row['latency_ms_p99']:.0f} |"
             f" {row['dropped']} of {row['frames']} |"
             for row in document["loads"]
         ),

@@ -103,7 +103,7 @@ def _measured(settings: Live, engines: dict[str, Engine], work: Path) -> dict[st
         guess = settings.streams / full_ms * 1e3 if form == "streaming" else 1e3 / alone["a clip"].p50_ms
         log.print(f"measuring the capacity, {form} …", style="dim")
         videos = _videos(settings, work / f"capacity-{form}", rate=1.5 * guess)
-        capacity[form] = _watched(engine, videos, settings)["answers_per_s"]
+        capacity[form] = _watched(engine, videos, settings)["scored_per_s"]
     rows = []
     for load in _LOADS:
         videos = _videos(settings, work / f"load-{load:g}", rate=load * capacity["streaming"])
@@ -114,7 +114,7 @@ def _measured(settings: Live, engines: dict[str, Engine], work: Path) -> dict[st
     forms = [
         {
             "form": form,
-            "answers_per_s": value,
+            "scored_per_s": value,
             "streams_per_core": round(0.8 * value / settings.fps / cores, 2),
             "times_clips": round(value / capacity["clip"], 2),
         }
@@ -162,7 +162,7 @@ def _watched(engine: Engine, videos: Sequence[Path], settings: Live) -> dict[str
     """Watch the videos at their own pace; return the row's figures."""
     from flowless.engines.live.records import Answer
 
-    log_of: list[tuple[float, float]] = []  # arrival and latency of each answer
+    log_of: list[tuple[float, float]] = []  # arrival and latency of each scored frame
     started = time.time()
     with engine.watch(videos) as watcher:
         for record in watcher:
@@ -216,10 +216,10 @@ def _rate(videos: Sequence[Path]) -> float:
 
 
 def _figures(
-    answers: Sequence[tuple[float, float]], started: float, ended: float, *, frames: int, dropped: int, fps: float
+    scored: Sequence[tuple[float, float]], started: float, ended: float, *, frames: int, dropped: int, fps: float
 ) -> dict[str, Any]:
     """Return a row's figures from arrivals (seconds since 1970) and latencies; the warm-up is left out of both."""
-    kept = [item for item in answers if item[0] - started > _WARM_UP]
+    kept = [item for item in scored if item[0] - started > _WARM_UP]
     seconds = max(ended - started - _WARM_UP, 1e-9)
     latency = np.array([late for _, late in sorted(kept)]) * 1e3
     half = len(latency) // 2
@@ -228,7 +228,7 @@ def _figures(
     return {
         "fps": round(fps, 3),
         "frames": frames,
-        "answers_per_s": round(len(kept) / seconds, 3),
+        "scored_per_s": round(len(kept) / seconds, 3),
         "latency_ms_p50": p50 and round(p50, 2),
         "latency_ms_p99": p99 and round(p99, 2),
         "latency_ms_first_half": halves[0],
@@ -258,7 +258,7 @@ def tables(document: dict[str, Any]) -> list[Table]:
     loads = {
         "way": "way",
         "load": "load",
-        "answers_per_s": "answers / s",
+        "scored_per_s": "scored / s",
         "latency_ms_p50": "ms, p50",
         "latency_ms_p99": "p99",
         "latency_ms_first_half": "first half",
@@ -266,7 +266,7 @@ def tables(document: dict[str, Any]) -> list[Table]:
         "dropped": "dropped",
     }
     fps = document["settings"]["fps"]
-    forms = {"form": "graph", "answers_per_s": "answers / s", "streams_per_core": f"streams of {fps} fps a core", "times_clips": "× clips"}
+    forms = {"form": "graph", "scored_per_s": "scored / s", "streams_per_core": f"streams of {fps} fps a core", "times_clips": "× clips"}
     return [
         rows_table("The engine alone", document["engine"], {"what": "what", "p50_ms": "ms, median", "p99_ms": "p99"}),
         rows_table("Capacity", document["capacity"], forms),

@@ -29,8 +29,8 @@ def test_streams_are_measured_beside_the_baseline(tmp_path: Path, capsys: pytest
 
 
 def test_the_warm_up_is_left_out() -> None:
-    answers = [(1.0, 9.0), *((4.0 + number, 0.01 * (number + 1)) for number in range(4))]
-    found = live._figures(answers, 0.0, 11.0, frames=5, dropped=2, fps=1.0)
-    assert found["answers_per_s"] == 0.5, "four answers in the eight seconds after the warm-up"
+    scored = [(1.0, 9.0), *((4.0 + number, 0.01 * (number + 1)) for number in range(4))]
+    found = live._figures(scored, 0.0, 11.0, frames=5, dropped=2, fps=1.0)
+    assert found["scored_per_s"] == 0.5, "four scored in the eight seconds after the warm-up"
     assert (found["latency_ms_first_half"], found["latency_ms_second_half"]) == (15.0, 35.0)
     assert found["latency_ms_p50"] == 25.0
