@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from flowless.engines.bundle.pack import pack
 from flowless.engines.loading import load
 from flowless.engines.streaming.online import Online
 from flowless.engines.streaming.state import NEXT
-from flowless.errors import CheckFailed
+from flowless.errors import CheckFailed, FlowlessError
 from flowless.export import export_bundle as exporting
 from flowless.export.build_engine import build
 from flowless.export.explain.introspection import BundleModel, CheckpointModel
@@ -30,6 +31,7 @@ from flowless.export.precision.calibration import Calibration
 from flowless.export.precision.graph_cache import precise_graph
 from flowless.export.targets import build_openvino
 from flowless.export.targets.build_options import BuildOptions
+from flowless.export.verify import parity
 from flowless.export.verify.checks import Checks, EngineRefused
 from flowless.export.verify.reference import Reference
 from flowless.pipeline.clip.preprocess import load_clip, resize_and_crop
@@ -152,6 +154,15 @@ def test_an_export_whose_state_does_not_move_is_refused(streaming_models, tmp_pa
     with pytest.raises(CheckFailed, match="differ from PyTorch"):
         export_bundle(made, tmp_path / "bundle", form="streaming")
     assert not (tmp_path / "bundle").exists()
+
+
+def test_reference_clips_without_a_film_are_refused(streaming_bundles):
+    """Without its scores a build would pass whose state nothing has checked frame by frame."""
+    engine = load(streaming_bundles["tsm-r18"], "openvino")
+    reference = Reference.load(streaming_bundles["tsm-r18"] / "reference.npz", engine.spec)
+    assert parity.check(engine._backend, reference, precision="fp32", what="it").passed
+    with pytest.raises(FlowlessError, match=r"it: the bundle's reference clips have no scores of a film\. Export"):
+        parity.check(engine._backend, replace(reference, film_scores=None), precision="fp32", what="it")
 
 
 def test_half_precision_and_other_targets(bundle_of, name):
