@@ -101,7 +101,7 @@ def measure(settings: TimelineArgs) -> dict[str, Any]:
     found = []
     for one, result in zip(sets, results, strict=True):
         log.print(f"{one.name}: finding actions …", style="dim")
-        trained = {"system": one.system, "epochs": one.training.recipe.epochs, "train_top1": result["history"][-1]["train_top1"]}
+        trained = {"system": one.system, "epochs": one.training.recipe.epochs, "train_top1": round(result["history"][-1]["train_top1"], 4)}
         trained["train_seconds"] = round(result["seconds"])
         found.append({"set": one.name, **described(one.videos), **trained, **_measure_set(one, work)})
     return {"settings": {"iou": IOU, "threshold": _THRESHOLD, "strides_a_window": _STRIDES}, "sets": found, "goals": _goals(found)}
@@ -230,9 +230,8 @@ def _goals(sets: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for one in sets:
         means = {row["method"]: row["map"] for row in one["methods"]}
         best = max(means["equal parts"], means["one label"])
-        goals.append(
-            goal(f"{one['set']}: mAP at IoU {IOU:g} over that of equal parts and of one label", 0.1, round(means["detections"] - best, 4))
-        )
+        lead = round(means["detections"] - best, 4)
+        goals.append(goal(f"{one['set']}: mAP at IoU {IOU:g} over that of equal parts and of one label", 0.1, lead))
         goals.append(goal(f"{one['set']}: times real time, decoding and scoring", 1.0, one["times_real_time"]))
     return goals
 
