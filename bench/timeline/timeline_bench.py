@@ -14,7 +14,7 @@ import flowless
 from flowless.bench.lib.goals import goal
 from flowless.bench.lib.run_bench import BenchArgs, run_bench
 from flowless.bench.lib.tables import rows_table
-from flowless.bench.systems.settings import FRAMES, Real, Systems
+from flowless.bench.systems.settings import FRAMES, Real, Systems, refuse_common_videos
 from flowless.bench.systems.training_runs import Training, train_all
 from flowless.bench.timeline.average_precision import Part, average_precisions
 from flowless.bench.timeline.joined_videos import (
@@ -130,8 +130,7 @@ def _real(settings: TimelineArgs, work: Path) -> TestSet:
     assert settings.train is not None
     assert settings.test is not None
     train, test = DatasetIndex.load(settings.train), DatasetIndex.load(settings.test)
-    if {video.id for video in train.videos} & {video.id for video in test.videos}:
-        raise FlowlessError("bench timeline: the training index and the test index have clips in common; they must be of other people.")
+    refuse_common_videos("timeline", train, test)
     actions = [label for label in dict.fromkeys("/".join(Real.opposites).split("/")) if label in train.labels]
     if not actions:
         raise FlowlessError(f"bench timeline: {settings.train} has none of the actions {', '.join(Real.opposites)}. Give UTD-MHAD's index.")
