@@ -34,6 +34,16 @@ _CLIP: dict[str, Any] = {"segments": 8, "size": 48, "short_side": 56, "scales": 
 _REGIME: dict[str, Any] = {"batch_size": 10, "lr": 0.002, "lr_batch": 10, "dropout": 0.2, "label_smoothing": 0.1}
 
 
+def refuse_common_videos(benchmark: str, train: DatasetIndex, test: DatasetIndex) -> None:
+    """Raise FlowlessError where a video is in both indexes."""
+    seen, tested = ({index.path_of(record).resolve() for record in index.videos} for index in (train, test))
+    if both := seen & tested:
+        raise FlowlessError(
+            f"bench {benchmark}: {len(both)} videos are in the training and in the test index, such as {min(both)}. "
+            f"What was trained on cannot be tested with: index other videos."
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
     """Options of both benchmarks; a subclass is a source of videos, whose default `systems` are all that it has, in their order."""
@@ -168,12 +178,7 @@ class Real(Comparison):
         recipe = self.training(self.systems[0], 0).recipe
         own = {"name", "model", "frames_per_segment", "average", "seed", *(field.name for field in fields(recipe.options))}
         check_training_index(train, batch_size=recipe.batch_size)
-        seen, tested = ({index.path_of(record).resolve() for record in index.videos} for index in (train, test))
-        if both := seen & tested:
-            raise FlowlessError(
-                f"bench real: {len(both)} videos are in the training and in the test index, such as {min(both)}. "
-                f"What was trained on cannot be tested with: index other videos."
-            )
+        refuse_common_videos(self.benchmark, train, test)
         return {
             "train": {"index": self.train.name, "videos": len(train.videos)},
             "test": {"index": self.test.name, "videos": len(test.videos)},

@@ -18,8 +18,8 @@ class TimelineOptions:
     """Seconds from one window's start to the next one's; the last window ends with the video."""
     rate: float | None = None
     """Frames per second of a folder of pictures."""
-    threshold: float = 0.5
-    """Least probability of an action; what is below is background."""
+    threshold: float = 0.3
+    """Least probability of an action; what is below is background. (The mean over windows is lower than a clip's own probability.)"""
     background: tuple[str, ...] = ()
     """Labels of the model that are background, too."""
     merge: float = 0.5

@@ -154,6 +154,13 @@ def test_half_of_the_indexes_is_refused(capsys: pytest.CaptureFixture[str], shap
         bench(["timeline", "--train", index, "--out", str(tmp_path / "a.json")])
 
 
+def test_clips_of_both_indexes_are_refused(shapes: Path, tmp_path: Path) -> None:
+    index = str(shapes / "train.index.jsonl")
+    small = ["--train-videos", "12", "--val-videos", "12", "--actions", "6"]
+    with pytest.raises(FlowlessError, match="bench timeline: 24 videos are in the training and in the test index"):
+        bench(["timeline", *small, "--train", index, "--test", index, "--out", str(tmp_path / "a.json")])
+
+
 @pytest.mark.slow
 def test_a_small_run(train_index: DatasetIndex, val_index: DatasetIndex, tmp_path: Path) -> None:
     """Both sets with hardly any training: every part runs, and the document has what the tables need."""
