@@ -4,8 +4,8 @@ Wang et al., Learning SpatioTemporal and Motion Features in a Unified 2D Network
 memory cache to store the historical seven frames. When recognizing a specific frame, we combine it with the stored frames".
 The network is the offline one. The memory holds frames and not features: a segment's features depend on the segments before and after it,
 all of which move on by one with every frame. (The layers before the first that mixes segments are the exception: in a ResNet the first
-convolution, 3 % of the arithmetic, whose features are five times a frame's size.) An online engine takes and returns the memory; around
-an offline engine it is kept here.
+convolution, 3 % of the arithmetic, whose features are five times a frame's size.) The stream keeps the frames, for an online engine as for
+an offline one.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowless.engines.engine import Engine, Label, Prediction, likeliest
-from flowless.engines.streaming.memory import first_memory, refuse_several_frames
+from flowless.engines.streaming.stream import Stream, StreamOptions, step
 from flowless.errors import FlowlessError
 from flowless.machine import usable_cores
-from flowless.pipeline.clip.view_scores import ViewAverage, average_views
+from flowless.pipeline.clip.view_scores import ViewAverage
 
 if TYPE_CHECKING:
     from flowless.pipeline.video.frame_folder import FrameFolder
@@ -39,20 +39,15 @@ class Online:
     scores all three. Crops and frames are averaged as the spec averages views.
 
     Args:
-        engine: Any engine whose clip is N segments of one frame, such as STM, TSM or TSN, online or not.
+        engine: Any engine whose clip is N segments of one frame, such as STM, TSM or TSN, online or not; or one that carries a state.
 
     Raises:
-        FlowlessError: The engine's segments have more than one frame.
+        FlowlessError: The engine carries no state, and its segments have more than one frame.
     """
 
     def __init__(self, engine: Engine) -> None:
-        # Imported here because it needs PyAV, which arrays do not, and not in `push`, where it would slow down the first frame.
-        from flowless.pipeline.clip.preprocess import resize_and_crop
-
-        self._resize = resize_and_crop
-        refuse_several_frames(engine.model, engine.spec)
         self.engine = engine
-        self._memory: NDArray[np.uint8] | None = None
+        self._stream = Stream(engine, StreamOptions(mode="online"))
         self._moments = ViewAverage(engine.spec.average)
 
     @property
@@ -76,16 +71,13 @@ class Online:
 
     def picture(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return a frame resized and cropped, uint8 `[crops, height, width, 3]`, for `see`; separate so that it can be timed."""
-        if not isinstance(frame, np.ndarray) or frame.ndim != 3:
-            kind = list(frame.shape) if isinstance(frame, np.ndarray) else type(frame).__name__
-            raise FlowlessError(f"the frame is {kind}; it must be one image, uint8 [H, W, 3], RGB.")
-        return self._resize(frame[None], self.engine.spec)
+        return self._stream.prepare(frame)
 
     def see(self, picture: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Score the next frame, resized and cropped by `picture`."""
-        memory = first_memory(picture, self.engine.spec.segments) if self._memory is None else self._memory
-        each, self._memory = self.engine.step(picture, memory)
-        scores = average_views(each, self.engine.spec.average)
+        self._stream.put(picture, 0)
+        (scores,) = step(self.engine, [self._stream])
+        assert scores is not None
         self._moments.add(scores[None])
         return scores
 
