@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -42,6 +42,7 @@ class Watcher:
 
     Attributes:
         window: Estimates of the engine's time and utilisation.
+        on_batch: Called after each batch with the number of its sources and the engine's seconds; None: nothing is called.
 
     Raises:
         FlowlessError: A source is none of these, or the options do not fit the engine.
@@ -50,6 +51,7 @@ class Watcher:
     def __init__(self, engine: Engine, sources: Sequence[str | os.PathLike[str]], options: WatchOptions | None = None) -> None:
         self.engine, self.options = engine, options or WatchOptions()
         self.window = CollectionWindow()
+        self.on_batch: Callable[[int, float], None] | None = None
         # Reentrant, since a signal handler may close the watcher in the thread that iterates.
         self._news = threading.Condition(threading.RLock())
         self._running = threading.RLock()  # held while the engine runs
@@ -175,6 +177,8 @@ class Watcher:
             results = score(self.engine, [source.stream for source in batch])
             ended = time.monotonic()
         self.window.ran(started, ended)
+        if self.on_batch is not None:
+            self.on_batch(len(batch), ended - started)
         with self._news:
             for source, result in zip(batch, results, strict=True):
                 arrival = None if result is None else result.tag
