@@ -52,7 +52,7 @@ def test_the_time_in_which_a_source_was_lost_is_in_no_rate():
     for begin in (0, 5):
         board.see(SourceChange(source="cam", state="running"))
         for number in range(10):
-            board.see(made_answer(begin + number / 10, "wave", frame=10 * begin + number))
+            board.see(made_answer(begin + number / 10, "wave", frame=2 * begin + number))
         assert board.row("cam").fps == pytest.approx(10)
 
 
