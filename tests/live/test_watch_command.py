@@ -235,6 +235,45 @@ def test_signals_while_every_source_is_missing(how, code, exported):
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
+def test_a_network_camera_that_is_lost_and_comes_back(exported, rtsp, stream_files, tmp_path):
+    server = rtsp(password="secret", cam=stream_files["wide"])
+    address = f"door={server.url('cam', 'camera:secret@')}"
+    arguments = (exported, address, "--retry-seconds", "0.2", "--page", "0", "--json", "--record", tmp_path / "films")
+    with watching(*arguments, "--begin-above", "0.01", "--begin-after", "0", "--end-below", "0.01") as process:
+        page = url_of(process, "page")
+        assert process.stdout is not None
+        lines: list[dict] = []
+
+        def read_until(kind: str, state: str | None = None) -> None:
+            assert process.stdout is not None
+            while not lines or lines[-1]["kind"] != kind or (state and lines[-1]["state"] != state):
+                lines.append(json.loads(process.stdout.readline()))
+
+        read_until("answer")
+        time.sleep(1)
+        server.kill()
+        read_until("event", "ended")
+        read_until("source", "waiting")
+        with urllib.request.urlopen(f"{page}video/0", timeout=10) as response:
+            assert next_jpeg(response).shape == (288, 384, 3), "the last frame, with why there is no newer one"
+        server.start()
+        read_until("source", "running")
+        lines.append({"kind": "after"})
+        read_until("answer")
+        (row,) = json.loads(fetch(f"{page}sources.json"))["sources"]
+        assert (row["state"], row["reconnects"] > 0) == ("running", True)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=10)
+    assert process.returncode == 0
+    assert {line["why_ended"] for line in lines if line["kind"] == "event" and line["state"] == "ended"} == {"source"}
+    assert "secret" not in err + json.dumps(lines)
+    assert "Traceback" not in err
+    for path in (tmp_path / "films").iterdir():
+        with VideoReader(path) as video:
+            assert next(iter(video)).shape == (288, 384, 3)
+
+
 def test_a_reader_that_goes_away_ends_it(exported, film, tmp_path):
     with watching(exported, film, "--json", "--record", tmp_path / "films") as process:
         assert process.stdout is not None
