@@ -58,6 +58,7 @@ class Watcher:
         self._records: deque[Answer | SourceChange] = deque()
         self._changes: deque[SourceChange] = deque(maxlen=_CHANGES_KEPT)
         self._closed = False
+        self._close_until = 0.0
         self._batches = 0
         self._sources = [
             Source(address, engine, self.options, news=self._news, report=self._changes.append) for address in parse_addresses(sources)
@@ -78,10 +79,12 @@ class Watcher:
 
         A thread that libav blocks ends by its own timeout. Iterating in another thread ends after the batch that the engine is scoring.
         """
+        if not self._closed:
+            self._close_until = time.monotonic() + _CLOSE_SECONDS
         self._closed = True
         for source in self._sources:
             source.stop()
-        until = time.monotonic() + _CLOSE_SECONDS
+        until = self._close_until  # of the first call
         if self._news.acquire(timeout=_NOTICE_SECONDS):
             self._news.notify_all()
             self._news.release()
@@ -162,7 +165,7 @@ class Watcher:
 
     def _fair(self, ready: list[Source]) -> list[Source]:
         """Return those that waited longest for their turn, at most as many as have the views of one batch."""
-        ready.sort(key=lambda source: source.turn)
+        ready.sort(key=lambda source: (source.turn, source.answered))
         most = max(1, VIEWS_AT_ONCE // ready[0].stream.views) if ready else 0
         self._batches += 1
         for source in ready[:most]:

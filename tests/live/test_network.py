@@ -136,7 +136,7 @@ def web(tmp_path) -> Iterator[tuple[Path, str]]:
     """A folder and the address of a web server of it."""
 
     class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(tmp_path)))
@@ -176,7 +176,7 @@ def test_addresses_that_are_wrong(online, rtsp: Start, stream_files, silent, web
         ends = time.monotonic() + 12
         for record in watcher:
             records.append(record)
-            failed = {item.name for item in watcher.sources if item.state == "failed"}
+            failed = {item.source for item in records if isinstance(item, SourceChange) and item.state == "failed"}
             if len(failed) == len(wrong) or time.monotonic() > ends:
                 break
         statuses = {item.name: item for item in watcher.sources}
