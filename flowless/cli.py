@@ -32,6 +32,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "cache": ("flowless.export.cache:main", "the graphs and timings that builds keep in the user's cache folder; --clear empties it"),
     "pack": ("flowless.engines.pack_command:main", "a copy of a bundle with the one engine that ships, and a note on licences"),
     "predict": ("flowless.engines.predict_command:predict", "recognise the action in each video"),
+    "watch": (
+        "flowless.engines.watch_command:watch",
+        "recognise actions in cameras, RTSP and HLS streams and files, live: events, page, metrics",
+    ),
     "timeline": (
         "flowless.engines.timeline.timeline_command:main",
         "what happens when in long videos: segments with start, end, label and score, as a table, JSON and a page",

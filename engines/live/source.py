@@ -77,7 +77,7 @@ class Source:
         self._reason = ""
         self._frames = self._reconnects = self._width = self._height = 0
         self._due = self._scored_due = 0
-        self._last_due = self._interval = 0.0
+        self._last_at = self._last_due = self._interval = 0.0
         self._base_ns = self._pts_ns = 0
         self._stride_ns, self._next_due_ns = round(options.stride * 1e9), 0
         # A daemon: one that is blocked inside libav ends by its own timeout, and keeps no program from ending.
@@ -170,7 +170,10 @@ class Source:
                 if self._stop.is_set():
                     return
                 if self._state != "running":
-                    self._reconnects += self._frames > 0
+                    if self._frames:
+                        self._reconnects += 1
+                        # Time stamps, which begin anew, go on by the clock.
+                        self._base_ns = self._pts_ns + round((time.monotonic() - self._last_at) * 1e9)
                     self._change("running")
                 if self._frames % options.every == 0:
                     self._take(decoded)
@@ -195,7 +198,7 @@ class Source:
         pts_ns = self._base_ns + decoded.pts_ns
         if not self.stream.options.max_gap_ns:
             pts_ns = max(pts_ns, self._pts_ns)
-        self._pts_ns = pts_ns
+        self._pts_ns, self._last_at = pts_ns, at
         is_due = self._is_due(pts_ns)
         arrival = Arrival(self._frames, pts_ns, arrived, at, self._due + is_due)
         self.stream.put(self.stream.prepare(rgb), pts_ns, arrival)
@@ -229,11 +232,10 @@ class Source:
         return True
 
     def _reset(self) -> None:
-        """Forget the frames before a reconnect; time stamps go on by the clock."""
+        """Forget the frames before a reconnect."""
         self.stream.reset()
         with self._news:
             self._scored_due = self._due
-            self._base_ns = self._pts_ns + round((time.monotonic() - self._last_due) * 1e9) if self._last_due else 0
             self._last_due = self._interval = 0.0
 
     def _change(self, state: SourceState, reason: str = "", *, retry_in: float | None = None) -> None:

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -42,6 +42,7 @@ class Watcher:
 
     Attributes:
         window: Estimates of the engine's time and utilisation.
+        on_batch: Called after each batch with the number of its sources and the engine's seconds; None: nothing is called.
 
     Raises:
         FlowlessError: A source is none of these, or the options do not fit the engine.
@@ -50,12 +51,14 @@ class Watcher:
     def __init__(self, engine: Engine, sources: Sequence[str | os.PathLike[str]], options: WatchOptions | None = None) -> None:
         self.engine, self.options = engine, options or WatchOptions()
         self.window = CollectionWindow()
+        self.on_batch: Callable[[int, float], None] | None = None
         # Reentrant, since a signal handler may close the watcher in the thread that iterates.
         self._news = threading.Condition(threading.RLock())
         self._running = threading.RLock()  # held while the engine runs
         self._records: deque[Answer | SourceChange] = deque()
         self._changes: deque[SourceChange] = deque(maxlen=_CHANGES_KEPT)
         self._closed = False
+        self._close_until = 0.0
         self._batches = 0
         self._sources = [
             Source(address, engine, self.options, news=self._news, report=self._changes.append) for address in parse_addresses(sources)
@@ -76,10 +79,12 @@ class Watcher:
 
         A thread that libav blocks ends by its own timeout. Iterating in another thread ends after the batch that the engine is scoring.
         """
+        if not self._closed:
+            self._close_until = time.monotonic() + _CLOSE_SECONDS
         self._closed = True
         for source in self._sources:
             source.stop()
-        until = time.monotonic() + _CLOSE_SECONDS
+        until = self._close_until  # of the first call
         if self._news.acquire(timeout=_NOTICE_SECONDS):
             self._news.notify_all()
             self._news.release()
@@ -160,7 +165,7 @@ class Watcher:
 
     def _fair(self, ready: list[Source]) -> list[Source]:
         """Return those that waited longest for their turn, at most as many as have the views of one batch."""
-        ready.sort(key=lambda source: source.turn)
+        ready.sort(key=lambda source: (source.turn, source.answered))
         most = max(1, VIEWS_AT_ONCE // ready[0].stream.views) if ready else 0
         self._batches += 1
         for source in ready[:most]:
@@ -175,6 +180,8 @@ class Watcher:
             results = score(self.engine, [source.stream for source in batch])
             ended = time.monotonic()
         self.window.ran(started, ended)
+        if self.on_batch is not None:
+            self.on_batch(len(batch), ended - started)
         with self._news:
             for source, result in zip(batch, results, strict=True):
                 arrival = None if result is None else result.tag

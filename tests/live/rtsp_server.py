@@ -1,7 +1,8 @@
 """An RTSP server on 127.0.0.1 for the tests: gst-rtsp-server from Debian, whose `gi` belongs to Debian's Python.
 
-`/usr/bin/python3 rtsp_server.py PORT PASSWORD NAME=FILE...` serves each H.264 file from its beginning to every client, in real time. PORT
-0 chooses one; the port is printed once clients can connect. With a PASSWORD other than "" the user is `camera`.
+`/usr/bin/python3 rtsp_server.py PORT PASSWORD NAME=FILE...` serves each file from its beginning to every client, in real time: H.264, and
+Motion JPEG where the name begins with `jpeg`. PORT 0 chooses one; the port is printed once clients can connect. With a PASSWORD other
+than "" the user is `camera`.
 """
 
 import sys
@@ -25,7 +26,8 @@ if password:
 for item in files:
     name, _, file = item.partition("=")
     factory = GstRtspServer.RTSPMediaFactory.new()
-    factory.set_launch(f'( filesrc location="{file}" ! qtdemux ! rtph264pay name=pay0 config-interval=-1 )')
+    payloader = "rtpjpegpay" if name.startswith("jpeg") else "rtph264pay config-interval=-1"
+    factory.set_launch(f'( filesrc location="{file}" ! qtdemux ! {payloader} name=pay0 )')
     if password:
         permissions = GstRtspServer.RTSPPermissions()
         permissions.add_permission_for_role("user", "media.factory.access", True)

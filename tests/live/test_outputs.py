@@ -47,6 +47,15 @@ def test_the_board_shows_rates_latencies_and_labels():
     assert (row.state, row.reason, row.reconnects, row.actions) == ("waiting", "refused", 2, ())
 
 
+def test_the_time_in_which_a_source_was_lost_is_in_no_rate():
+    board = Board(["cam"], clock=lambda: 1006.0)
+    for begin in (0, 5):
+        board.see(SourceChange(source="cam", state="running"))
+        for number in range(10):
+            board.see(made_answer(begin + number / 10, "wave", frame=2 * begin + number))
+        assert board.row("cam").fps == pytest.approx(10)
+
+
 def test_the_board_forgets():
     now = [1000.0]
     board = Board(["cam"], clock=lambda: now[0])

@@ -103,6 +103,8 @@ class Board:
             source = self._sources[item.source]
             if isinstance(item, SourceChange):
                 source.state, source.reason, source.reconnects = item.state, item.reason, item.reconnects
+                if item.state == "running":
+                    source.recent.clear()  # the time without frames is in no rate
             else:
                 source.newest = item
                 source.recent.append((item.arrived, item.frame, item.latency))
