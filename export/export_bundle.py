@@ -47,9 +47,8 @@ def export_bundle(
         checkpoint: The `.safetensors` file, or the checkpoint that `load_checkpoint` returned.
         out: The bundle's folder; an existing bundle is replaced, another folder is refused.
         videos: Videos to compare on; without any, some are generated.
-        form: `clip`: the graph takes whole clips. `online`: it takes a frame and a memory of the frames before
-            (`flowless.engines.streaming.memory`). `streaming`: it takes a frame and the state of a causal network
-            (`flowless.engines.streaming.state`). The last two are compared frame by frame too.
+        form: What the graph takes: `clip`, whole clips; `online`, a frame and a memory of frames (`engines/streaming/memory.py`);
+            `streaming`, a frame and a causal network's state (`engines/streaming/state.py`). The last two are compared frame by frame too.
 
     Returns:
         The bundle's manifest. Its one engine is `onnxruntime` in fp32, which is the graph itself.
@@ -64,11 +63,7 @@ def export_bundle(
     _refuse_foreign(folder)
     source = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
     module = in_form(source.model, form, name=source.name)
-    state = state_of_form(module)
-    names, clips = gather_clips(source.spec, videos)
-    reference = Reference(names=names, clips=clips, scores=torch_scores(source.model, clips))
-    if state:
-        reference = replace(reference, film_scores=torch_film_scores(module, film_of(reference)))
+    state, reference = state_of_form(module), _compute_reference(source, module, videos)
     versions = {**installed_versions(("torch", "timm", "onnx", "onnxscript")), "flowless": _flowless_version()}
     with whole_folder(folder) as draft:
         about = {"spec": source.spec, "labels": source.labels, "name": source.name, "versions": versions}
@@ -88,7 +83,7 @@ def export_bundle(
             memory=source.spec.segments - 1 if form == "online" else 0,
             state=state,
             versions=versions,
-            parity={"clips": list(names), **_figures(result), "batches": list(parity.BATCHES)},
+            parity={"clips": list(reference.names), **_figures(result), "batches": list(parity.BATCHES)},
             files={"reference.npz": fingerprint(draft / "reference.npz")},
         )
         manifest = manifest.with_artefact(engine)
@@ -97,6 +92,15 @@ def export_bundle(
         manifest.write()
     _report(folder, result)
     return replace(manifest, folder=folder)
+
+
+def _compute_reference(source: Checkpoint, module: torch.nn.Module, videos: Sequence[str | os.PathLike[str]]) -> Reference:
+    """Return clips with PyTorch's scores; of a streaming form also those of a film."""
+    names, clips = gather_clips(source.spec, videos)
+    reference = Reference(names=names, clips=clips, scores=torch_scores(source.model, clips))
+    if not state_of_form(module):
+        return reference
+    return replace(reference, film_scores=torch_film_scores(module, film_of(reference)))
 
 
 def torch_scores(model: torch.nn.Module, clips: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from flowless.engines.bundle.pack import pack
 from flowless.engines.loading import load
 from flowless.engines.streaming.online import Online
 from flowless.engines.streaming.state import NEXT
-from flowless.errors import CheckFailed
+from flowless.errors import CheckFailed, FlowlessError
 from flowless.export import export_bundle as exporting
 from flowless.export.build_engine import build
 from flowless.export.explain.introspection import BundleModel, CheckpointModel
@@ -30,6 +31,7 @@ from flowless.export.precision.calibration import Calibration
 from flowless.export.precision.graph_cache import precise_graph
 from flowless.export.targets import build_openvino
 from flowless.export.targets.build_options import BuildOptions
+from flowless.export.verify import parity
 from flowless.export.verify.checks import Checks, EngineRefused
 from flowless.export.verify.reference import Reference
 from flowless.pipeline.clip.preprocess import load_clip, resize_and_crop
@@ -154,6 +156,15 @@ def test_an_export_whose_state_does_not_move_is_refused(streaming_models, tmp_pa
     assert not (tmp_path / "bundle").exists()
 
 
+def test_reference_clips_without_a_film_are_refused(streaming_bundles):
+    """Without its scores a build would pass whose state nothing has checked frame by frame."""
+    engine = load(streaming_bundles["tsm-r18"], "openvino")
+    reference = Reference.load(streaming_bundles["tsm-r18"] / "reference.npz", engine.spec)
+    assert parity.check(engine._backend, reference, precision="fp32", what="it").passed
+    with pytest.raises(FlowlessError, match=r"it: the bundle's reference clips have no scores of a film\. Export"):
+        parity.check(engine._backend, replace(reference, film_scores=None), precision="fp32", what="it")
+
+
 def test_half_precision_and_other_targets(bundle_of, name):
     bundle = bundle_of(name)
     half = build(bundle, target="tensorrt-rtx", precision="fp16", options=BuildOptions(batch=(1, 2, 4)))
@@ -193,7 +204,9 @@ def test_int8_is_that_of_the_clip(bundle_of, streaming_models, shapes, tmp_path)
             scores.append(load(bundle, target, "int8")(clips))
         apart = np.abs(scores[0] - scores[1]).max()
         assert apart < 0.05 * np.abs(scores[0] - exact).max(), f"{target}: {apart}"
-    assert read_manifest(streaming).calibration["used"] == read_manifest(tmp_path / "clip").calibration["used"]
+    ours, theirs = (read_manifest(bundle).calibration or {} for bundle in (streaming, tmp_path / "clip"))
+    assert len(ours["used"]) == 6
+    assert ours["used"] == theirs["used"]
 
 
 def test_int8_passes_the_gates(bundle_of, shapes):

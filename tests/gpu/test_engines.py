@@ -44,7 +44,7 @@ def test_onnx_runtime_runs_on_the_gpu(bundle: Path) -> None:
     assert engine.device == "GPU"
     manifest = read_manifest(bundle)
     reference = Reference.load(manifest.path_of(manifest.reference), manifest.spec)
-    check(engine._backend, reference.clips, reference.scores, precision="fp32", what="onnxruntime on the GPU")
+    check(engine._backend, reference, precision="fp32", what="onnxruntime on the GPU")
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "tensorrt", "tensorrt-rtx"])

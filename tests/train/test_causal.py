@@ -135,7 +135,8 @@ def test_other_families_refuse_it(capsys, tmp_path):
 def test_it_cannot_be_fused(tmp_path):
     paths = {}
     for branch in ("rgb", "pa", "lite"):
-        name, options = f"pan-{branch}-r18", {"causal": True} if branch == "rgb" else {}
+        name = f"pan-{branch}-r18"
+        options: dict[str, Any] = {"causal": True} if branch == "rgb" else {}
         paths[branch] = save_checkpoint(
             tmp_path / f"{branch}.safetensors",
             make(name, **options),
@@ -171,3 +172,27 @@ def test_it_trains_by_the_command(tmp_path, shapes, capsys):
     # Resumed without --causal it would be another training.
     assert main(["train", "tsm-r18/moving-shapes", "--resume", *data, *small.split()]) == 1
     assert "causal" in capsys.readouterr().err
+
+
+def order_clips(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return noisy clips that become brighter, label 0, and the same clips backwards, label 1."""
+    levels = np.array([60, 100, 140, 180]).reshape(1, 4, 1, 1, 1, 1)
+    rising = np.random.default_rng(seed).integers(-40, 40, (8, 4, 1, 32, 32, 3)) + levels
+    return torch.from_numpy(np.concatenate([rising, rising[:, ::-1]]).astype(np.uint8)), torch.arange(2).repeat_interleave(8)
+
+
+@pytest.mark.parametrize(("name", "options", "learns"), [("tsm-r18", {"causal": True}, True), ("tsn-r18", {}, False)])
+def test_it_learns_the_order_of_segments(name, options, learns):
+    """Without the shift it is impossible: both labels have the same frames."""
+    spec = ClipSpec(segments=4, frames_per_segment=1, height=32, width=32, short_side=32)
+    model = make(name, spec=spec, dropout=0.0, **options).train()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for seed in range(15):
+        clip, labels = order_clips(seed)
+        optimiser.zero_grad()
+        torch.nn.functional.cross_entropy(model(clip), labels).backward()
+        optimiser.step()
+    clip, labels = order_clips(100)
+    with torch.no_grad():
+        accuracy = (model(clip).argmax(1) == labels).double().mean().item()
+    assert accuracy == (1.0 if learns else 0.5)
