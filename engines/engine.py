@@ -239,6 +239,11 @@ class Engine:
         self._check_scores(scores.shape)
         return scores, memory
 
+    def watch(self, sources: Sequence[str | os.PathLike[str]], **options: Any) -> Any:
+        """Return a `Watcher` of cameras, network streams and files; see `flowless.engines.live.watcher` and `WatchOptions`."""
+        watcher, settings = (importlib.import_module(f"flowless.engines.live.{name}") for name in ("watcher", "options"))
+        return watcher.Watcher(self, sources, settings.WatchOptions(**options))
+
     def predict(self, path: str | os.PathLike[str], top: int = 5) -> Prediction:
         """Recognise the action in a video.
 

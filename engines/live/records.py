@@ -71,3 +71,29 @@ class SourceChange:
         """Return the line of `flowless watch --json`."""
         document = {"kind": "source", "source": self.source, "state": self.state, "reason": self.reason}
         return {**document, "retry_in": self.retry_in, "reconnects": self.reconnects}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceStatus:
+    """A source as it is now."""
+
+    name: str
+    """Its name."""
+    address: str
+    """Where its frames come from, without user and password."""
+    state: SourceState
+    """Its state."""
+    frames: int
+    """Frames decoded so far."""
+    dropped: int
+    """Frames that were taken and that no answer was given for, because a newer one or a reset came first."""
+    answered: int
+    """Frames that were scored."""
+    reconnects: int
+    """How often it has been opened again."""
+    width: int
+    """Columns of its newest frame, upright; 0 before the first."""
+    height: int
+    """Rows of its newest frame; 0 before the first."""
+    reason: str
+    """Why it is waiting or has failed, in one line; empty otherwise."""

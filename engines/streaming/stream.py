@@ -9,7 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,7 +96,18 @@ class _Taken:
     pictures: list[NDArray[np.uint8]]
     state: dict[str, NDArray] | None
     pts_ns: int
+    tag: Any
     resets: int
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The scores of a stream's newest frame."""
+
+    scores: NDArray[np.float32]
+    """float32 `[classes]`: the network's scores, averaged over the views by the ClipSpec."""
+    tag: Any
+    """What was put with the frame."""
 
 
 class Stream:
@@ -133,7 +144,7 @@ class Stream:
             self._capacity = self.spec.frames_per_segment if tensors else self.spec.segments
         self._lock = threading.Lock()  # of all that follows
         self._window: deque[tuple[int, NDArray[np.uint8]]] = deque()
-        self._pending: tuple[int, NDArray[np.uint8]] | None = None
+        self._pending: tuple[int, NDArray[np.uint8], Any] | None = None
         self._newest: int | None = None
         self._state: dict[str, NDArray] | None = None
         self._pushed = self._replaced = self._scored = self._resets = self._scored_pts = 0
@@ -176,17 +187,17 @@ class Stream:
             raise FlowlessError(f"the frame is {kind}; it must be one image, uint8 [H, W, 3], RGB.")
         return self._resize(frame[None], self.spec)
 
-    def put(self, picture: NDArray[np.uint8], pts_ns: int) -> None:
-        """Push the newest frame, resized and cropped by `prepare`."""
+    def put(self, picture: NDArray[np.uint8], pts_ns: int, tag: Any = None) -> None:
+        """Push the newest frame, resized and cropped by `prepare`, with anything that `score` returns beside its scores."""
         with self._lock:
             gap, newest = self.options.max_gap_ns, self._newest
             if gap and newest is not None and not 0 <= pts_ns - newest <= gap:
                 self._clear()
             self._pushed += 1
             self._replaced += self._pending is not None
-            self._pending, self._newest = (pts_ns, picture), pts_ns
+            self._pending, self._newest = (pts_ns, picture, tag), pts_ns
             if not self.online or self._tensors:
-                self._enter(self._pending)
+                self._enter(pts_ns, picture)
 
     def reset(self) -> None:
         """Forget the frames so far, as after a reconnect."""
@@ -198,23 +209,24 @@ class Stream:
         self._window.clear()
         self._pending = self._newest = self._state = None
 
-    def _enter(self, item: tuple[int, NDArray[np.uint8]]) -> None:
+    def _enter(self, pts_ns: int, picture: NDArray[np.uint8]) -> None:
         """Append to the window; what is too old, or one too many, leaves it."""
         window, oldest_ns = self._window, self.options.window_ns
-        window.append(item)
-        while len(window) > self._capacity or (len(window) > 1 and oldest_ns and item[0] - window[0][0] > oldest_ns):
+        window.append((pts_ns, picture))
+        while len(window) > self._capacity or (len(window) > 1 and oldest_ns and pts_ns - window[0][0] > oldest_ns):
             window.popleft()
 
     def take(self) -> _Taken | None:
-        """Return what a step scores, None where no frame has come since the last time; for `step`, like the methods below."""
+        """Return what a step scores, None where no frame has come since the last time; for `score`, like the methods below."""
         with self._lock:
             item, self._pending = self._pending, None
             if item is None:
                 return None
+            pts_ns, picture, tag = item
             if self.online and not self._tensors:
-                self._enter(item)
+                self._enter(pts_ns, picture)
             state = self._state_at(self._state) if self._tensors else None
-            return _Taken([picture for _, picture in self._window], state, item[0], self._resets)
+            return _Taken([picture for _, picture in self._window], state, pts_ns, tag, self._resets)
 
     def _state_at(self, state: dict[str, NDArray] | None) -> dict[str, NDArray]:
         """Return the state's tensors `[crops, *shape]` for the next step, with the earlier frames of the segment that ends now."""
@@ -264,28 +276,33 @@ def step(engine: Engine, streams: Sequence[Stream]) -> list[NDArray[np.float32] 
     Raises:
         FlowlessError: A stream is another engine's.
     """
+    return [None if result is None else result.scores for result in score(engine, streams)]
+
+
+def score(engine: Engine, streams: Sequence[Stream]) -> list[Scored | None]:
+    """Do what `step` does; return the tags of the scored frames as well."""
     if any(stream.engine is not engine for stream in streams):
         raise FlowlessError("a stream is another engine's; step takes streams that were made with the engine that it is given.")
-    results: list[NDArray[np.float32] | None] = [None] * len(streams)
+    results: list[Scored | None] = [None] * len(streams)
     batch: list[tuple[int, _Taken]] = []
     views = 0
 
-    def score() -> None:
+    def flush() -> None:
         clips = [entry for entry in batch if entry[1].state is None]
         stateful = [entry for entry in batch if entry[1].state is not None]
         for part, function in ((clips, _score_clips), (stateful, _score_stateful)):
             scored = function(engine, [(streams[index], taken) for index, taken in part]) if part else []
-            for (index, _), scores in zip(part, scored, strict=True):
-                results[index] = average_views(scores, engine.spec.average)
+            for (index, taken), scores in zip(part, scored, strict=True):
+                results[index] = Scored(average_views(scores, engine.spec.average), taken.tag)
 
     for index, stream in enumerate(streams):
         if batch and views + stream.views > VIEWS_AT_ONCE:
-            score()
+            flush()
             batch, views = [], 0
         if (taken := stream.take()) is not None:
             batch.append((index, taken))
             views += stream.views
-    score()
+    flush()
     return results
 
 
