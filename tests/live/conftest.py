@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from export_fixtures import built, checkpoint, exported, film_bundles, film_model, videos
+from export_fixtures import built, bundle, checkpoint, exported, film_bundles, film_model, videos
 
 # Helpers lie beside the tests, which are no package.
 sys.path.insert(0, str(Path(__file__).parent))
@@ -21,8 +21,7 @@ from flowless.engines.engine import Engine
 from flowless.engines.loading import load
 from flowless.pipeline.video.encode import write_video
 
-__all__ = ["built", "checkpoint", "exported", "film_bundles", "film_model", "videos"]
-
+__all__ = ["built", "bundle", "checkpoint", "exported", "film_bundles", "film_model", "videos"]
 
 _CHECK = "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.repository import GstRtspServer"
 

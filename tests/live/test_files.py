@@ -37,14 +37,14 @@ def turned(once) -> Path:
     return once("watched-turned.mp4", lambda path: write_video(path, moving(30, size=(64, 96), step=5), fps=10, rotation=90))
 
 
-def answers(watcher: Watcher) -> list[Answer]:
+def scored_frames(watcher: Watcher) -> list[Answer]:
     with watcher:
         return [record for record in watcher if isinstance(record, Answer)]
 
 
 def test_every_window_is_what_predict_scores(rolling, short, turned):
     window = 12
-    found = answers(rolling.watch([short, turned], pace="max", window_frames=window, top=2))
+    found = scored_frames(rolling.watch([short, turned], pace="max", window_frames=window, top=2))
     for path, count, fps in ((short, 40, 25), (turned, 30, 10)):
         own = [item for item in found if item.source == str(path)]
         assert [item.frame for item in own] == list(range(count))
@@ -63,12 +63,12 @@ def test_every_window_is_what_predict_scores(rolling, short, turned):
 
 
 def test_online_is_frame_for_frame_predict_online(online, short):
-    found = answers(online.watch([short], pace="max"))
+    found = scored_frames(online.watch([short], pace="max"))
     reference = Online(online)
     assert len(found) == 40
     for item, frame in zip(found, all_frames(short), strict=True):
         np.testing.assert_array_equal(item.scores, reference.push(frame))
-    every = answers(online.watch([short], pace="max", every=3))
+    every = scored_frames(online.watch([short], pace="max", every=3))
     reference = Online(online)
     assert [item.frame for item in every] == list(range(0, 40, 3))
     for item, frame in zip(every, all_frames(short)[::3], strict=True):
@@ -76,7 +76,7 @@ def test_online_is_frame_for_frame_predict_online(online, short):
 
 
 def test_stride_is_seconds_between_results(rolling, short):
-    found = answers(rolling.watch([short], pace="max", stride=0.2))
+    found = scored_frames(rolling.watch([short], pace="max", stride=0.2))
     assert [item.frame for item in found] == list(range(0, 40, 5))
     with VideoReader(short) as video:
         views = load_views(video, rolling.spec, num_frames=found[-1].frame + 1)
@@ -87,7 +87,7 @@ def test_stride_is_seconds_between_results(rolling, short):
 def test_a_file_at_its_own_pace(online, short):
     started = time.monotonic()
     watcher = online.watch([short], keep_pictures=True)
-    found = answers(watcher)
+    found = scored_frames(watcher)
     assert 1.5 < time.monotonic() - started < 8
     (status,) = watcher.sources
     assert (status.state, status.frames, status.width, status.height) == ("ended", 40, 128, 96)
@@ -174,7 +174,7 @@ def test_an_engine_that_is_too_slow_drops_frames_and_stays_up_to_date(slow, stre
 def test_more_views_than_a_batch_has_take_turns(slow, monkeypatch, short):
     monkeypatch.setattr("flowless.engines.live.watcher.VIEWS_AT_ONCE", 2)
     monkeypatch.setattr(Slow, "seconds", 0.03)
-    found = answers(slow.watch([short] * 5, pace="max", window_frames=4))
+    found = scored_frames(slow.watch([short] * 5, pace="max", window_frames=4))
     assert len(found) == 200
     names = [item.source for item in found[50:100]]
     assert all(8 <= names.count(name) <= 12 for name in {item.source for item in found})

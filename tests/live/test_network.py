@@ -13,11 +13,14 @@ from contextlib import closing
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 from live_sources import RtspServer, moving, source_threads
+from video_files import all_frames
 
 from flowless.engines.live.records import Answer, SourceChange
 from flowless.engines.live.watcher import Watcher
+from flowless.engines.streaming.online import Online
 from flowless.pipeline.video.encode import write_video
 
 pytestmark = pytest.mark.usefixtures("no_thread_left")
@@ -61,6 +64,10 @@ def test_a_server_that_is_killed_and_started_again(transport, online, rtsp: Star
         assert lost.retry_in == 0.1
         until(watcher, lambda record: isinstance(record, SourceChange) and "refused" in record.reason)
         server.start()
+        fresh = until(watcher, answer_of("cam"))
+        assert isinstance(fresh, Answer)
+        alone = [Online(online).push(frame) for frame in all_frames(stream_files["wide"])[:20]]
+        assert any(np.array_equal(fresh.scores, scores) for scores in alone), "the frames before the cut are forgotten"
         after = until(watcher, answer_of("cam", 8))
         assert isinstance(before, Answer)
         assert isinstance(after, Answer)
@@ -95,6 +102,24 @@ def test_a_picture_of_another_size_after_a_restart(online, rtsp: Start, stream_f
         server.start()
         until(watcher, lambda record: isinstance(record, Answer) and watcher.sources[0].width == 96)
         assert watcher.sources[0].height == 64
+
+
+def test_a_picture_of_another_size_within_the_stream(online, web):
+    folder, address = web
+    parts = []
+    for number, size in enumerate([(96, 128), (64, 96)]):
+        write_video(folder / f"{number}.ts", moving(20, size=size), options={"bf": "0"})
+        parts.append((folder / f"{number}.ts").read_bytes())
+    (folder / "both.ts").write_bytes(b"".join(parts))
+    with online.watch([f"cam={address}/both.ts"], keep_pictures=True, **FAST) as watcher:
+        sizes = set()
+        while len(sizes) < 2:
+            until(watcher, answer_of("cam"))
+            picture = watcher.picture("cam")
+            assert picture is not None
+            sizes.add(picture.shape[:2])
+        assert sizes == {(96, 128), (64, 96)}
+        assert watcher.sources[0].reconnects == 0
 
 
 def memory() -> int:

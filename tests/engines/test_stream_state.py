@@ -1,0 +1,92 @@
+"""Streams over a streaming engine: the state of the last scored step, and the newest frames, scored or not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from flowless.engines.engine import Engine
+from flowless.engines.loading import load
+from flowless.engines.streaming.online import Online
+from flowless.engines.streaming.stream import Stream, StreamOptions, step
+from flowless.pipeline.clip.preprocess import resize_and_crop
+from flowless.pipeline.clip.sampling import clip_indices
+
+pytest.importorskip("flowless.engines.streaming.streaming_backend", reason="this version has no streaming engines")
+
+NAMES = ["tsm-r18", "pan-lite-r18"]
+
+
+def noise(count: int, seed: int) -> list[np.ndarray]:
+    return list(np.random.default_rng(seed).integers(0, 256, (count, 60, 80, 3), dtype=np.uint8))
+
+
+class Reference:
+    """One stream by `Engine.step`, whose caller keeps the newest frames and the state."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.pushed: list[np.ndarray] = []
+        self.memory: dict[str, np.ndarray] | None = None
+
+    def push(self, frame: np.ndarray) -> None:
+        self.pushed.append(resize_and_crop(frame[None], self.engine.spec))
+
+    def score(self) -> np.ndarray:
+        memory = self.memory
+        if memory is None:
+            memory = {item.name: np.zeros((1, *item.shape), item.dtype) for item in self.engine.manifest.state}
+        memory["started"][:, 1] = 1
+        count = self.engine.spec.frames_per_segment - 1
+        if count:
+            earlier = self.pushed[-1 - count : -1]
+            memory["frames"] = np.stack([self.pushed[0]] * (count - len(earlier)) + earlier, axis=1)
+        scores, self.memory = self.engine.step(self.pushed[-1], memory)
+        return scores[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_streams_are_steps_of_the_engine(name, streaming_bundles):
+    engine = load(streaming_bundles[name], "openvino")
+    assert Stream(engine).online
+    assert not Stream(engine, StreamOptions(mode="rolling")).online
+    streams, references = [Stream(engine) for _ in range(3)], [Reference(engine) for _ in range(3)]
+    for turn in range(9):
+        for number, stream in enumerate(streams):
+            if turn == 5 and number == 1:
+                stream.reset()
+                references[1] = Reference(engine)
+            for frame in noise((number + turn) % 3, seed=10 * turn + number):
+                stream.push(frame)
+                references[number].push(frame)
+        for number, scores in enumerate(step(engine, streams)):
+            assert (scores is not None) == ((number + turn) % 3 > 0)
+            if scores is not None:
+                np.testing.assert_allclose(scores, references[number].score(), atol=1e-5)
+    assert streams[0].state.frames <= engine.spec.frames_per_segment
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_online_works_with_a_state(name, streaming_bundles):
+    engine = load(streaming_bundles[name], "openvino")
+    online, reference = Online(engine), Reference(engine)
+    for frame in noise(7, seed=1):
+        reference.push(frame)
+        np.testing.assert_allclose(online.push(frame), reference.score(), atol=1e-5)
+
+
+def test_rolling_and_online_streams_in_one_step(streaming_bundles):
+    engine = load(streaming_bundles["pan-lite-r18"], "openvino")
+    rolling, online = Stream(engine, StreamOptions(mode="rolling")), Stream(engine)
+    frames, reference = noise(engine.spec.segments * engine.spec.frames_per_segment, seed=2), Reference(engine)
+    for frame in frames:
+        rolling.push(frame)
+        online.push(frame)
+        reference.push(frame)
+    ours, theirs = step(engine, [rolling, online])
+    spec, pictures = engine.spec, np.concatenate([resize_and_crop(frame[None], engine.spec) for frame in frames])
+    indices = clip_indices(len(frames), segments=spec.segments, frames_per_segment=spec.frames_per_segment, rule=spec.sampling)
+    assert ours is not None
+    assert theirs is not None
+    np.testing.assert_allclose(ours, engine(pictures[indices])[0], atol=1e-5)
+    np.testing.assert_allclose(theirs, reference.score(), atol=1e-5)
