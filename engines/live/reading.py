@@ -32,8 +32,8 @@ _PROTOCOLS = {"rtsp": "rtsp,rtp,srtp,udp,tcp,tls", "http": "http,https,httpproxy
 _QUICK = {"probesize": "32", "analyzeduration": "0"}
 #: Formats that are text or pictures, which FFmpeg would show as a video.
 _NO_VIDEO = frozenset({"tty", "image2", "image2pipe"})
-#: A live playlist is read again until it has a new segment, which may be many seconds long.
-_PLAYLIST_SECONDS = 20.0
+#: The next segment of a live playlist, or the next key frame of a stream that was joined between two, may take so long.
+_SLOW_SECONDS = 20.0
 #: Nanoseconds from a frame without a time stamp to the one before, where the stream does not say its rate.
 _FRAME_NS = 40_000_000
 
@@ -88,8 +88,8 @@ def read_live(address: Address, options: WatchOptions) -> Generator[Decoded, Non
                 if (size := upright_size(frame)) != convert.size:
                     convert = Converter(size)
                 yield Decoded(stamps(frame), partial(_picture, convert, frame))
-            if time.monotonic() - last > _patience(address, options):
-                raise Lost(f"stalled: no frame decodes for {_patience(address, options):g} s")
+            if time.monotonic() - last > max(options.timeout_seconds, _SLOW_SECONDS):
+                raise Lost(f"stalled: no frame decodes for {max(options.timeout_seconds, _SLOW_SECONDS):g} s")
         raise Lost("the stream ended")
     except (av.error.FFmpegError, OSError) as error:
         raise Lost(_reason(error, address, "no frame", since=last, options=options)) from error
@@ -126,7 +126,7 @@ class _TimeStamps:
 
 
 def _patience(address: Address, options: WatchOptions) -> float:
-    return max(options.timeout_seconds, _PLAYLIST_SECONDS) if address.kind == "http" else options.timeout_seconds
+    return max(options.timeout_seconds, _SLOW_SECONDS) if address.kind == "http" else options.timeout_seconds
 
 
 def _open(address: Address, options: WatchOptions) -> tuple[InputContainer, VideoStream]:
@@ -135,9 +135,10 @@ def _open(address: Address, options: WatchOptions) -> tuple[InputContainer, Vide
         if address.kind != "rtsp":
             return _select(_connect(address, options, {}))
         container = _connect(address, options, _QUICK)
-        if any(stream.codec_context is not None and stream.codec_context.width for stream in container.streams.video):
+        # The picture's size is not needed: each frame has its own.
+        if any(stream.codec_context is not None for stream in container.streams.video):
             return _select(container)
-        # The description has no picture size: libav's defaults find it in the first frames.
+        # The description does not say what is in it (MPEG-TS): libav's defaults find out from the packets.
         container.close()
         return _select(_connect(address, options, {}))
     except (av.error.FFmpegError, OSError) as error:

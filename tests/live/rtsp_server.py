@@ -1,7 +1,7 @@
 """An RTSP server on 127.0.0.1 for the tests: gst-rtsp-server from Debian, whose `gi` belongs to Debian's Python.
 
-`/usr/bin/python3 rtsp_server.py PORT PASSWORD NAME=FILE...` serves each file from its beginning to every client, in real time: H.264, and
-Motion JPEG where the name begins with `jpeg`. PORT 0 chooses one; the port is printed once clients can connect. With a PASSWORD other
+`/usr/bin/python3 rtsp_server.py PORT PASSWORD NAME=FILE...` serves files in real time: H.264 in MP4 from its beginning to every client, VP8
+in WebM to all clients the same, as cameras do. PORT 0 chooses one; the port is printed once clients can connect. With a PASSWORD other
 than "" the user is `camera`.
 """
 
@@ -26,8 +26,9 @@ if password:
 for item in files:
     name, _, file = item.partition("=")
     factory = GstRtspServer.RTSPMediaFactory.new()
-    payloader = "rtpjpegpay" if name.startswith("jpeg") else "rtph264pay config-interval=-1"
-    factory.set_launch(f'( filesrc location="{file}" ! qtdemux ! {payloader} name=pay0 )')
+    payloader = "matroskademux ! rtpvp8pay" if file.endswith(".webm") else "qtdemux ! rtph264pay config-interval=-1"
+    factory.set_launch(f'( filesrc location="{file}" ! {payloader} name=pay0 )')
+    factory.set_shared(file.endswith(".webm"))
     if password:
         permissions = GstRtspServer.RTSPPermissions()
         permissions.add_permission_for_role("user", "media.factory.access", True)

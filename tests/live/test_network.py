@@ -252,14 +252,14 @@ def test_sixteen_streams_in_one_batch_with_one_of_them_dead(online, rtsp: Start,
     assert sum(batches) >= sum(counts.values())
 
 
-def test_a_stream_whose_description_has_no_picture_size(online, rtsp: Start, tmp_path):
-    """Motion JPEG: the low-latency opening finds no size, and libav's defaults do."""
-    file = tmp_path / "jpeg.mov"
-    write_video(file, moving(250, size=(96, 128)), codec="mjpeg", pixel_format="yuvj420p")
-    server = rtsp(jpeg=file)
-    with online.watch([f"cam={server.url('jpeg')}"], **{**FAST, "timeout_seconds": 5.0}) as watcher:
-        until(watcher, answer_of("cam", 3))
-        assert (watcher.sources[0].width, watcher.sources[0].height) == (128, 96)
+def test_another_codec_in_a_stream_that_two_share(online, rtsp: Start, tmp_path):
+    file = tmp_path / "camera.webm"
+    write_video(file, moving(250, size=(96, 128)), codec="libvpx", options={"g": "60"})
+    url = rtsp(camera=file).url("camera")
+    with online.watch([f"first={url}", f"second={url}"], **FAST) as watcher:
+        for name in ("first", "second"):
+            until(watcher, answer_of(name, 5))
+        assert {(item.width, item.height, item.reconnects) for item in watcher.sources} == {(128, 96, 0)}
 
 
 def test_hls(online, web, stream_files):
