@@ -108,7 +108,7 @@ def _measured(settings: Live, engines: dict[str, Engine], work: Path) -> dict[st
     for load in _LOADS:
         videos = _videos(settings, work / f"load-{load:g}", rate=load * capacity["streaming"])
         for name, run in (("flowless watch", _watched), ("baseline: a queue, frame by frame", _queued)):
-            log.print(f"measuring {name} at {load:.0%} of the capacity …", style="dim", markup=False)
+            log.print(f"measuring {name} at {100 * load:.0f} % of the capacity …", style="dim", markup=False)
             rows.append({"way": name, "load": load, **run(engines["streaming"], videos, settings)})
     cores = usable_cores()
     forms = [
@@ -243,12 +243,12 @@ def _goals(settings: Live, rows: list[dict[str, Any]], full_ms: float, share: fl
     return [
         goal("a step's share of a clip's time", round(1 / 6, 4), share, at_most=True),
         goal(
-            f"p99 at {_LOADS[0]:.0%}, ms; 1.5 times a batch of {settings.streams} and a frame's interval",
+            f"p99 at {100 * _LOADS[0]:.0f} %, ms; 1.5 times a batch of {settings.streams} and a frame's interval",
             round(allowed, 1),
             below["latency_ms_p99"],
             at_most=True,
         ),
-        goal(f"p99 at {_LOADS[1]:.0%}, ms; the same", round(allowed, 1), above["latency_ms_p99"], at_most=True),
+        goal(f"p99 at {100 * _LOADS[1]:.0f} %, ms; the same", round(allowed, 1), above["latency_ms_p99"], at_most=True),
         goal("frames dropped of a stream's, at twice the capacity, %", 40, round(100 * above["dropped"] / max(above["frames"], 1), 1)),
     ]
 

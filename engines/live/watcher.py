@@ -164,9 +164,11 @@ class Watcher:
         return self._fair([source for source in self._sources if source.ready])
 
     def _fair(self, ready: list[Source]) -> list[Source]:
-        """Return those that waited longest for their turn, at most as many as have the views of one batch."""
+        """Return those that waited longest for their turn: as many as pay, and at most as many as have the views of one batch."""
+        if not ready:
+            return []
         ready.sort(key=lambda source: (source.turn, source.answered))
-        most = max(1, VIEWS_AT_ONCE // ready[0].stream.views) if ready else 0
+        most = self.window.frames(min(len(ready), max(1, VIEWS_AT_ONCE // ready[0].stream.views)))
         self._batches += 1
         for source in ready[:most]:
             source.turn = self._batches
@@ -179,7 +181,7 @@ class Watcher:
             started = time.monotonic()
             results = score(self.engine, [source.stream for source in batch])
             ended = time.monotonic()
-        self.window.ran(started, ended)
+        self.window.ran(len(batch), started, ended)
         if self.on_batch is not None:
             self.on_batch(len(batch), ended - started)
         with self._news:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from flowless.engines.engine import Engine
 from flowless.engines.streaming.memory import refuse_several_frames
-from flowless.engines.streaming.state import StateTensor
 from flowless.errors import FlowlessError
 from flowless.pipeline.clip.sampling import clip_indices
 from flowless.pipeline.clip.spec import CLIPS, CROPS
@@ -131,7 +130,7 @@ class Stream:
         self._resize = resize_and_crop
         self.engine, self.options = engine, options or StreamOptions()
         self.spec = engine.spec
-        tensors: tuple[StateTensor, ...] = getattr(engine.manifest, "state", ())
+        tensors = engine.manifest.state
         self.online = self.options.mode == "online" or (self.options.mode == "default" and (engine.online or bool(tensors)))
         self._tensors = tensors if self.online else ()
         if self.online:
@@ -262,6 +261,18 @@ class Stream:
             if state is not None and taken.resets == self._resets:
                 self._state = state
 
+    def put_back(self, taken: _Taken) -> None:
+        """Undo `take` after a step that failed; what was taken is replaced by a frame that came meanwhile, and forgotten after a reset."""
+        with self._lock:
+            if taken.resets != self._resets:
+                return
+            if self.online and not self._tensors:
+                self._window.pop()  # had it been full, its oldest picture would leave it at the next step anyway
+            if self._pending is None:
+                self._pending = (taken.pts_ns, taken.pictures[-1], taken.tag)
+            else:
+                self._replaced += 1
+
 
 def step(engine: Engine, streams: Sequence[Stream]) -> list[NDArray[np.float32] | None]:
     """Score, in one batch, every stream that has a new frame. To be called by one thread at a time.
@@ -275,6 +286,8 @@ def step(engine: Engine, streams: Sequence[Stream]) -> list[NDArray[np.float32] 
 
     Raises:
         FlowlessError: A stream is another engine's.
+
+    A step that fails leaves the streams as they were, so that the next one scores the same frames.
     """
     return [None if result is None else result.scores for result in score(engine, streams)]
 
@@ -283,53 +296,72 @@ def score(engine: Engine, streams: Sequence[Stream]) -> list[Scored | None]:
     """Do what `step` does; return the tags of the scored frames as well."""
     if any(stream.engine is not engine for stream in streams):
         raise FlowlessError("a stream is another engine's; step takes streams that were made with the engine that it is given.")
+    taken: list[_Entry] = []
+    done: list[tuple[_Entry, NDArray[np.float32], dict[str, NDArray] | None]] = []
+    try:
+        for batch in _batches(streams, taken):
+            done += _score_clips(engine, [entry for entry in batch if entry.taken.state is None])
+            done += _score_stateful(engine, [entry for entry in batch if entry.taken.state is not None])
+    except BaseException:  # also Ctrl-C
+        for entry in taken:
+            entry.stream.put_back(entry.taken)
+        raise
     results: list[Scored | None] = [None] * len(streams)
-    batch: list[tuple[int, _Taken]] = []
-    views = 0
-
-    def flush() -> None:
-        clips = [entry for entry in batch if entry[1].state is None]
-        stateful = [entry for entry in batch if entry[1].state is not None]
-        for part, function in ((clips, _score_clips), (stateful, _score_stateful)):
-            scored = function(engine, [(streams[index], taken) for index, taken in part]) if part else []
-            for (index, taken), scores in zip(part, scored, strict=True):
-                results[index] = Scored(average_views(scores, engine.spec.average), taken.tag)
-
-    for index, stream in enumerate(streams):
-        if batch and views + stream.views > VIEWS_AT_ONCE:
-            flush()
-            batch, views = [], 0
-        if (taken := stream.take()) is not None:
-            batch.append((index, taken))
-            views += stream.views
-    flush()
+    for entry, scores, state in done:
+        entry.stream.confirm(entry.taken, state)
+        results[entry.index] = Scored(average_views(scores, engine.spec.average), entry.taken.tag)
     return results
 
 
-def _score_clips(engine: Engine, batch: Sequence[tuple[Stream, _Taken]]) -> list[NDArray[np.float32]]:
+@dataclass(frozen=True)
+class _Entry:
+    """A stream of a step, its place among the step's streams, and what was taken from it."""
+
+    index: int
+    stream: Stream
+    taken: _Taken
+
+
+def _batches(streams: Sequence[Stream], entries: list[_Entry]) -> Iterator[list[_Entry]]:
+    """Take from every stream that has a new frame, append it to `entries`, and yield them in batches of at most 64 views."""
+    batch: list[_Entry] = []
+    views = 0
+    for index, stream in enumerate(streams):
+        if batch and views + stream.views > VIEWS_AT_ONCE:
+            yield batch
+            batch, views = [], 0
+        if (taken := stream.take()) is not None:
+            entries.append(_Entry(index, stream, taken))
+            batch.append(entries[-1])
+            views += stream.views
+    yield batch
+
+
+def _score_clips(engine: Engine, batch: Sequence[_Entry]) -> list[tuple[_Entry, NDArray[np.float32], None]]:
     """Return float32 `[views, classes]` for each stream, from one call of the engine."""
+    if not batch:
+        return []
     rows = _rows(batch)
     clips = np.empty((rows[-1].stop, *engine.spec.shape), np.uint8)
-    for (stream, taken), part in zip(batch, rows, strict=True):
-        stream.write_clips(taken, clips[part])
+    for entry, part in zip(batch, rows, strict=True):
+        entry.stream.write_clips(entry.taken, clips[part])
     scores = engine(clips)
-    for stream, taken in batch:
-        stream.confirm(taken, None)
-    return [scores[part] for part in rows]
+    return [(entry, scores[part], None) for entry, part in zip(batch, rows, strict=True)]
 
 
-def _score_stateful(engine: Engine, batch: Sequence[tuple[Stream, _Taken]]) -> list[NDArray[np.float32]]:
-    """Return float32 `[crops, classes]` for each stream, from one step of a streaming graph."""
-    rows, states = _rows(batch), [taken.state for _, taken in batch if taken.state is not None]
-    frames = np.concatenate([taken.pictures[-1] for _, taken in batch])
+def _score_stateful(engine: Engine, batch: Sequence[_Entry]) -> list[tuple[_Entry, NDArray[np.float32], dict[str, NDArray]]]:
+    """Return float32 `[crops, classes]` and the next state for each stream, from one step of a streaming graph."""
+    if not batch:
+        return []
+    rows, states = _rows(batch), [entry.taken.state for entry in batch if entry.taken.state is not None]
+    frames = np.concatenate([entry.taken.pictures[-1] for entry in batch])
     scores, following = engine.step(frames, {name: np.concatenate([state[name] for state in states]) for name in states[0]})
-    for (stream, taken), part in zip(batch, rows, strict=True):
-        # Copies, so that a stream without new frames does not keep the arrays of the whole batch.
-        stream.confirm(taken, {name: tensor[part].copy() for name, tensor in following.items()})
-    return [scores[part] for part in rows]
+    # Copies, so that a stream without new frames does not keep the arrays of the whole batch.
+    nexts = [{name: tensor[part].copy() for name, tensor in following.items()} for part in rows]
+    return [(entry, scores[part], state) for entry, part, state in zip(batch, rows, nexts, strict=True)]
 
 
-def _rows(batch: Sequence[tuple[Stream, _Taken]]) -> list[slice]:
+def _rows(batch: Sequence[_Entry]) -> list[slice]:
     """Return each stream's rows of the batch."""
-    ends = np.cumsum([stream.views for stream, _ in batch]).tolist()
+    ends = np.cumsum([entry.stream.views for entry in batch]).tolist()
     return [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]

@@ -9,10 +9,9 @@ from flowless.engines.engine import Engine
 from flowless.engines.loading import load
 from flowless.engines.streaming.online import Online
 from flowless.engines.streaming.stream import Stream, StreamOptions, step
+from flowless.errors import FlowlessError
 from flowless.pipeline.clip.preprocess import resize_and_crop
 from flowless.pipeline.clip.sampling import clip_indices
-
-pytest.importorskip("flowless.engines.streaming.streaming_backend", reason="this version has no streaming engines")
 
 NAMES = ["tsm-r18", "pan-lite-r18"]
 
@@ -90,3 +89,59 @@ def test_rolling_and_online_streams_in_one_step(streaming_bundles):
     assert theirs is not None
     np.testing.assert_allclose(ours, engine(pictures[indices])[0], atol=1e-5)
     np.testing.assert_allclose(theirs, reference.score(), atol=1e-5)
+
+
+def fail(*_: object) -> None:
+    raise FlowlessError("it failed")
+
+
+@pytest.mark.parametrize("kind", ["rolling", "online", "tsm-r18", "pan-lite-r18"])
+def test_a_step_that_fails_leaves_the_streams_as_they_were(kind, streaming_bundles, film_bundles, monkeypatch):
+    bundle = film_bundles["offline" if kind == "rolling" else "online"] if kind in {"rolling", "online"} else streaming_bundles[kind]
+    engine = load(bundle, "openvino")
+    options = StreamOptions(mode="rolling", window_frames=5) if kind == "rolling" else StreamOptions()
+    failed, others = ([Stream(engine, options) for _ in range(3)] for _ in range(2))
+    for turn, frame in enumerate(noise(9, seed=4)):
+        for number in range(3):
+            if (turn + number) % 3:
+                failed[number].push(frame, turn)
+                others[number].push(frame, turn)
+        if turn % 2:
+            before = [stream.state for stream in failed]
+            with monkeypatch.context() as patch:
+                patch.setattr(engine._backend._graph, "run", fail)  # pyright: ignore[reportAttributeAccessIssue]
+                with pytest.raises(FlowlessError, match="it failed"):
+                    step(engine, failed)
+            assert [stream.state for stream in failed if kind != "online"] == [state for state in before if kind != "online"]
+        for mine, theirs in zip(step(engine, failed), step(engine, others), strict=True):
+            assert (mine is None) == (theirs is None)
+            if mine is not None:
+                assert np.array_equal(mine, theirs), turn
+        assert [stream.state for stream in failed] == [stream.state for stream in others]
+
+
+def test_what_comes_while_a_step_fails(streaming_bundles, monkeypatch):
+    """A frame replaces the one that was taken; a reset forgets it."""
+    engine = load(streaming_bundles["tsm-r18"], "openvino")
+    first, second, third = (Stream(engine) for _ in range(3))
+    one, two = noise(2, seed=5)
+    for stream in (first, second):
+        stream.push(one)
+
+    def fail_late(*_: object) -> None:
+        first.push(two)
+        second.reset()
+        fail()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._backend._graph, "run", fail_late)  # pyright: ignore[reportAttributeAccessIssue]
+        with pytest.raises(FlowlessError):
+            step(engine, [first, second])
+    assert (first.state.pushed, first.state.replaced, first.state.ready) == (2, 1, True)
+    assert (second.state.resets, second.state.ready) == (1, False)
+    third.push(two)
+    mine, nothing, theirs = step(engine, [first, second, third])
+    assert nothing is None
+    assert mine is not None
+    assert theirs is not None
+    assert np.array_equal(mine, theirs)
