@@ -228,8 +228,8 @@ def _live(path: Path) -> list[str]:
         "| | frames delivered, share of the capacity | scored a second | ms from a frame to its scores, p50 | p99 | dropped |",
         "|---|---|---|---|---|---|",
         *(
-            f"| {row['way']} | {100 * row['load']:.0f} % | {row['scored_per_s']:.0f} | {row['latency_ms_p50']:.0f} | {row['latency_ms_p99']:.0f} |"
-            f" {row['dropped']} of {row['frames']} |"
+            f"| {row['way']} | {100 * row['load']:.0f} % | {row['scored_per_s']:.0f} | {row['latency_ms_p50']:.0f} |"
+            f" {row['latency_ms_p99']:.0f} | {row['dropped']} of {row['frames']} |"
             for row in document["loads"]
         ),
         "",
