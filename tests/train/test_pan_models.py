@@ -373,6 +373,8 @@ def test_branches_that_do_not_fit_are_refused(tmp_path, branches):
 
     with pytest.raises(FlowlessError, match=r"rgb\.safetensors: a pan-rgb-r18; the branch pa must be a pan-pa"):
         fuse_checkpoints(rgb=rgb, pa=rgb)
+    with pytest.raises(FlowlessError, match=r"other\.safetensors: a tsm-r18; the branch pa must be a pan-pa"):
+        fuse_checkpoints(rgb=rgb, pa=other("tsm-r18"))
     with pytest.raises(FlowlessError, match=r"other\.safetensors: does not fit .*pa\.safetensors \(its 5 labels are not the same 5"):
         fuse_checkpoints(rgb=other("pan-rgb-r18", labels=LABELS[::-1]), pa=pa)
     with pytest.raises(FlowlessError, match="height 40 instead of 32"):

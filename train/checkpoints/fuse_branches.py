@@ -38,9 +38,10 @@ def fuse_checkpoints(
     source, base = parts["pa"]
     depth = base.name.rpartition("-")[2]
     for branch, (path, part) in parts.items():
-        wanted = f"pan-{branch}-{depth}"
         if part.name.rpartition("-")[0] != f"pan-{branch}":
             raise FlowlessError(f"{path}: a {part.name}; the branch {branch} must be a pan-{branch}. Give a checkpoint of that family.")
+    for branch, (path, part) in parts.items():
+        wanted = f"pan-{branch}-{depth}"
         differences = _differences(branch, part, base)
         if part.name != wanted:
             differences.insert(0, f"it is a {part.name}, not a {wanted}")
