@@ -44,6 +44,13 @@ class ModelInfo:
     """What a clip is."""
     labels: tuple[str, ...]
     """Class names in the order of the scores."""
+    causal: bool = False
+    """Whether RGB is the newest frame of each segment; in other networks it is the first, or every frame is seen."""
+
+    @property
+    def shown(self) -> int:
+        """Position of the frame that stands for its segment, the one on which Grad-CAM lies."""
+        return self.spec.frames_per_segment - 1 if self.causal else 0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -116,7 +123,10 @@ class CheckpointModel(InspectableModel):
         import torch
 
         source = f"checkpoint {path.name}, PyTorch in float32"
-        self.info = ModelInfo(name=checkpoint.name, path=path, source=source, spec=checkpoint.spec, labels=checkpoint.labels)
+        causal = bool(checkpoint.model.config.get("causal"))
+        self.info = ModelInfo(
+            name=checkpoint.name, path=path, source=source, spec=checkpoint.spec, labels=checkpoint.labels, causal=causal
+        )
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         # Grad-CAM needs the gradients of features alone; those of parameters would keep all layers' inputs in memory.
         self._network = checkpoint.model.eval().requires_grad_(False).to(self._device)
@@ -181,7 +191,10 @@ class BundleModel(InspectableModel):
         manifest.check([manifest.graph])
         self._path = manifest.path_of(manifest.graph)
         source = f"bundle {bundle.resolve().name}, {manifest.graph} by ONNX Runtime in float32"
-        self.info = ModelInfo(name=manifest.model, path=bundle, source=source, spec=manifest.spec, labels=manifest.labels)
+        causal = bool(manifest.config.get("causal"))
+        self.info = ModelInfo(
+            name=manifest.model, path=bundle, source=source, spec=manifest.spec, labels=manifest.labels, causal=causal
+        )
         self._graph = read_graph(self._path)
         self._feeds = GraphFeeds(self._graph)
         self._outputs = read_outputs(self._graph, what=str(self._path))

@@ -28,6 +28,7 @@ def render(explanation: VideoExplanation) -> str:
         cue=cue,
         legend=None if cue is None else _legend(cue, explanation.model.spec.height),
         segments=_segments(explanation),
+        shown=explanation.model.shown,
         cams=[_cam(cam, explanation) for cam in explanation.cams],
         cam_label=explanation.model.labels[explanation.cam_class],
         heat=heat_stops(),
@@ -59,14 +60,14 @@ def _segments(explanation: VideoExplanation) -> list[dict[str, Any]]:
 
 
 def _cam(cam: BranchMaps, explanation: VideoExplanation) -> dict[str, Any]:
-    """Return a branch's Grad-CAM over each segment's first frame; the colour scale ends at its largest value."""
+    """Return a branch's Grad-CAM over the frame that stands for each segment; the colour scale ends at its largest value."""
     maps = cam.values[0]
     largest = float(maps.max())
     return {
         "branch": cam.branch,
         "layer": cam.layer,
         "grid": f"{maps.shape[1]} × {maps.shape[2]}",
-        "pictures": [image_uri(picture) for picture in overlaid(explanation.clip[:, 0], maps, reach=largest or 1.0)],
+        "pictures": [image_uri(picture) for picture in overlaid(explanation.clip[:, explanation.model.shown], maps, reach=largest or 1.0)],
         "all_zero": not largest,
     }
 

@@ -19,6 +19,7 @@ from flowless.cli import main
 from flowless.engines.bundle.manifest import fingerprint, read_manifest
 from flowless.engines.engine import softmax
 from flowless.errors import FlowlessError
+from flowless.export.explain.cue_pictures import overlaid
 from flowless.export.explain.cues import cue_of
 from flowless.export.explain.explain_command import default_page
 from flowless.export.explain.explain_video import VideoExplanation, explain_video
@@ -27,6 +28,7 @@ from flowless.export.explain.introspection import CheckpointModel, open_model
 from flowless.export.explain.video_page import render
 from flowless.export.graph.export_graph import read_graph
 from flowless.export.graph.graph_outputs import opened, read_outputs
+from flowless.html_pages import image_uri
 from flowless.pipeline.clip.preprocess import load_clip
 from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.checkpoints import Checkpoint, save_checkpoint
@@ -112,6 +114,18 @@ def test_segment_scores_and_weights_are_those_of_the_head(name, options, video):
         assert branch.timescale_weights.sum() == pytest.approx(1, abs=1e-5)
         with torch.inference_mode():
             np.testing.assert_allclose(branch.timescale_weights, network.head.timescale_weights(features).numpy(), **SAME)
+
+
+@pytest.mark.parametrize(("causal", "shown", "text"), [(False, 0, "segment's first frame"), (True, 2, "segment's newest frame")])
+def test_the_picture_of_a_segment_is_the_frame_that_is_seen_in_rgb(video, causal, shown, text):
+    found = explain_video(inspected("pan-lite-r18", causal=causal), video)
+    page, maps = render(found), found.cams[0].values[0]
+    assert maps.max() > 0
+    for place in range(found.clip.shape[1]):
+        overlay = overlaid(found.clip[:, place], maps, reach=float(maps.max()))[1]
+        assert (image_uri(overlay) in page) == (place == shown)
+        assert (f'alt="frame {found.frame_indices[1, place]}"' in page.split("<details>")[0]) == (place == shown)
+    assert text in page
 
 
 def test_views_are_averaged_and_the_first_is_shown(video):
