@@ -62,7 +62,7 @@ def export_bundle(
     folder = Path(out)
     _refuse_foreign(folder)
     source = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
-    module = in_form(source.model, form, name=source.name)
+    module = in_form(source.model, form, name=source.name, spec=source.spec)
     state, reference = state_of_form(module), _compute_reference(source, module, videos)
     versions = {**installed_versions(("torch", "timm", "onnx", "onnxscript")), "flowless": _flowless_version()}
     with whole_folder(folder) as draft:

@@ -30,8 +30,8 @@ class GraphNames:
     """Names of the outputs, in the graph's order."""
 
 
-def in_form(model: Recognizer, form: Form, *, name: str) -> torch.nn.Module:
-    """Return a recogniser in a form, as a module to export.
+def in_form(model: Recognizer, form: Form, *, name: str, spec: ClipSpec) -> torch.nn.Module:
+    """Return a recogniser in a form, as a module to export for clips of a spec.
 
     Raises:
         FlowlessError: The model has no such form.
@@ -43,7 +43,7 @@ def in_form(model: Recognizer, form: Form, *, name: str) -> torch.nn.Module:
     if form == "streaming":
         from flowless.export.graph.streaming_graph import StreamingForm
 
-        return StreamingForm(model, name=name).eval()
+        return StreamingForm(model, name=name, spec=spec).eval()
     return model
 
 

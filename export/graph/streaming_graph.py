@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from flowless.engines.streaming.state import FEATURES, FRAMES, STARTED, StateTensor
 from flowless.errors import FlowlessError
+from flowless.pipeline.clip.spec import ClipSpec
 from flowless.train.models.layers.temporal_shift import ShiftedConv, carry_between_steps
 from flowless.train.models.options import OPTIONS, option_names
 from flowless.train.models.recognizer import Network, Recognizer
@@ -23,6 +24,7 @@ class StreamingForm(nn.Module):
     Args:
         model: The recogniser.
         name: Its name, for messages.
+        spec: What a clip is, where its frames are of another size than those that the model was trained on.
 
     Attributes:
         state: The state's tensors, in the order of the inputs after the frame: `frames`, uint8 `[m - 1, H, W, 3]`, the earlier frames of
@@ -35,11 +37,11 @@ class StreamingForm(nn.Module):
         FlowlessError: The model is not causal, its family has no causal form, or it has one segment only.
     """
 
-    def __init__(self, model: Recognizer, *, name: str) -> None:
+    def __init__(self, model: Recognizer, *, name: str, spec: ClipSpec | None = None) -> None:
         super().__init__()
         self.model = _causal_network(model, name)
         self._shifts: list[ShiftedConv] = []
-        self.state = self._find_state()
+        self.state = self._find_state(spec or model.spec)
 
     @property
     def heads(self) -> tuple[nn.Module, ...]:
@@ -63,9 +65,9 @@ class StreamingForm(nn.Module):
         frames = [pixels[:, 1:].to(torch.uint8)] if FRAMES in given else []
         return self.model.head(known), *frames, *carried, known[:, 1:], torch.ones_like(started)  # type: ignore[return-value]
 
-    def _find_state(self) -> tuple[StateTensor, ...]:
+    def _find_state(self, spec: ClipSpec) -> tuple[StateTensor, ...]:
         """Return the state's tensors, by running one segment on the meta device; note the shifted convolutions as they run."""
-        segments, frames, *picture = self.model.spec.shape
+        segments, frames, *picture = spec.shape
         sizes: list[tuple[int, ...]] = []
 
         def note(shift: nn.Module, inputs: tuple[Tensor, ...]) -> None:

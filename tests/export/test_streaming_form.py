@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,17 @@ def test_the_state_is_described():
     shifts = {kind: sum(item.name.startswith("shift_") for item in StreamingForm(make(kind), name=kind).state) for kind in MODELS}
     # ResNet-101 shifts in every second block only: 2 + 2 + 12 + 2 of its 33.
     assert (shifts["tsm-r34"], shifts["tsm-r101"], shifts["tsm-r18, two blocks"]) == (16, 18, 8)
+
+
+@pytest.mark.parametrize("kind", ["tsm-r18", "pan-lite-r18"])
+def test_frames_may_be_larger_than_in_training(kind):
+    """As in a bundle of a protocol with larger frames (`flowless export --views full-resolution`)."""
+    model = make(kind)
+    spec = replace(model.spec, height=56, width=64, short_side=64)
+    form, clip = StreamingForm(model, name="model", spec=spec), np.random.default_rng(0).integers(0, 256, spec.shape, dtype=np.uint8)
+    with torch.inference_mode():
+        wanted = model(torch.from_numpy(clip[None]))[0].numpy()
+    np.testing.assert_allclose(segment_by_segment(form, clip), wanted, atol=TOLERANCE, rtol=0)
 
 
 def test_the_next_state_has_the_types_and_shapes_of_the_state(model):
