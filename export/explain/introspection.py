@@ -124,9 +124,7 @@ class CheckpointModel(InspectableModel):
 
         source = f"checkpoint {path.name}, PyTorch in float32"
         causal = bool(checkpoint.model.config.get("causal"))
-        self.info = ModelInfo(
-            name=checkpoint.name, path=path, source=source, spec=checkpoint.spec, labels=checkpoint.labels, causal=causal
-        )
+        self.info = ModelInfo(name=checkpoint.name, path=path, source=source, spec=checkpoint.spec, labels=checkpoint.labels, causal=causal)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         # Grad-CAM needs the gradients of features alone; those of parameters would keep all layers' inputs in memory.
         self._network = checkpoint.model.eval().requires_grad_(False).to(self._device)
@@ -192,9 +190,7 @@ class BundleModel(InspectableModel):
         self._path = manifest.path_of(manifest.graph)
         source = f"bundle {bundle.resolve().name}, {manifest.graph} by ONNX Runtime in float32"
         causal = bool(manifest.config.get("causal"))
-        self.info = ModelInfo(
-            name=manifest.model, path=bundle, source=source, spec=manifest.spec, labels=manifest.labels, causal=causal
-        )
+        self.info = ModelInfo(name=manifest.model, path=bundle, source=source, spec=manifest.spec, labels=manifest.labels, causal=causal)
         self._graph = read_graph(self._path)
         self._feeds = GraphFeeds(self._graph)
         self._outputs = read_outputs(self._graph, what=str(self._path))
