@@ -13,7 +13,10 @@ SMALL = ["--model", "tsm-r18", "--size", "64", "--width", "0.25", "--blocks", "1
 
 
 @pytest.mark.slow
-def test_streams_are_measured_beside_the_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_streams_are_measured_beside_the_baseline(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "_WARM_UP", 0.5)
     out = tmp_path / "live.json"
     live.main([*SMALL, "--streams", "2", "--seconds", "1", "--runs", "2", "--out", str(out), "--json"])
     document = json.loads(capsys.readouterr().out)
