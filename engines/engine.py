@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, overload
 
@@ -18,13 +18,15 @@ import numpy as np
 
 from flowless.cuda_driver import Gpu
 from flowless.engines.backends.backend import DeviceBackend
+from flowless.engines.backends.openvino_core import openvino_reason
 from flowless.engines.bundle.manifest import Manifest
 from flowless.engines.decoded_scores import Decode, decodes_on_gpu, score_decoded
 from flowless.engines.device.device_array import DeviceArray, place
 from flowless.engines.device.take_input import check_stream, take_input
 from flowless.engines.streaming.step import step
 from flowless.engines.video import TimedClip, timed_clip
-from flowless.errors import FlowlessError
+from flowless.errors import FlowlessError, first_line
+from flowless.interrupts import raise_lost_ctrl_c
 from flowless.machine import usable_cores
 from flowless.pipeline.clip.view_scores import ViewAverage
 
@@ -149,7 +151,7 @@ class Engine:
             float32 `[B, classes]`: the network's scores, before any softmax.
 
         Raises:
-            FlowlessError: The clip has another type or shape, or lies where this engine cannot read it.
+            FlowlessError: The clip has another type or shape, or lies where this engine cannot read it; or the engine's library fails.
         """
         check_stream(stream, self.device)
         taken = take_input("clip", clip, self._backend, stream=stream, runs_on=self.target)
@@ -160,13 +162,28 @@ class Engine:
                 f"the clip has shape {list(shape)}; this engine takes [B, {wanted}] with B of at least 1: "
                 "clip, segments, frames per segment, rows, columns, RGB."
             )
-        with self._lock:
+        with self._lock, self._failures():
             if isinstance(taken, np.ndarray) and not on_device:
                 scores = self._backend(np.ascontiguousarray(taken))
             else:
                 scores = self._backend.on_device(place(taken, self._backend.gpu), stream)
             self._check_scores(scores.shape)
             return scores if on_device or isinstance(scores, np.ndarray) else scores.numpy()
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Raise FlowlessError where the engine's library fails, as at a graph that is not the manifest's."""
+        try:
+            with raise_lost_ctrl_c():  # a library may report an interrupt as an error of its own
+                yield
+        except (FlowlessError, MemoryError):
+            raise
+        except Exception as error:  # the libraries' own exception types, among them plain RuntimeError
+            reason = openvino_reason(error) if self.target == "openvino" else first_line(error)
+            raise FlowlessError(
+                f"{self.manifest.folder}: its {self.target} engine failed ({reason}). Copy the bundle again, or build it again with: "
+                f"flowless build BUNDLE --target {self.target} --precision {self.precision} --force."
+            ) from error
 
     def _check_scores(self, shape: Sequence[int]) -> None:
         """Raise FlowlessError where an engine's scores are not one for each label."""
@@ -229,10 +246,11 @@ class Engine:
             float32 `[B, classes]`, and the memory for the next frame.
 
         Raises:
-            FlowlessError: They have another type or shape, or the engine is not streaming and its segments have more than one frame.
+            FlowlessError: They have another type or shape, the engine is not streaming and its segments have more than one frame, or the
+                engine's library fails.
         """
         check_stream(stream, self.device)
-        with self._lock:
+        with self._lock, self._failures():
             scores, memory = step(
                 self._backend, frame, memory, manifest=self.manifest, runs_on=self.target, on_device=on_device, stream=stream
             )

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -145,3 +149,17 @@ def test_what_comes_while_a_step_fails(streaming_bundles, monkeypatch):
     assert mine is not None
     assert theirs is not None
     assert np.array_equal(mine, theirs)
+
+
+@pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
+def test_an_engine_that_fails_is_reported_with_its_bundle(streaming_bundles, target, tmp_path):
+    """Here the manifest's state is not the graph's, which the libraries notice when they run."""
+    bundle = Path(shutil.copytree(streaming_bundles["tsm-r18"], tmp_path / "bundle"))
+    document = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    document["state"][0]["shape"][-1] += 1
+    (bundle / "manifest.json").write_text(json.dumps(document), encoding="utf-8")
+    engine = load(bundle, target, "fp32")
+    with pytest.raises(FlowlessError, match=rf"bundle: its {target} engine failed \(.*build BUNDLE --target {target} --precision fp32"):
+        engine(np.zeros((1, *engine.spec.shape), np.uint8))
+    with pytest.raises(FlowlessError, match=rf"bundle: its {target} engine failed \("):
+        engine.step(np.zeros((1, *engine.spec.shape[2:]), np.uint8))
