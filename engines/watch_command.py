@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -87,8 +86,8 @@ def watch(arguments: Sequence[str]) -> int:
     from flowless.engines.live.watcher import Watcher
     from flowless.engines.loading import load
 
-    if args.for_ is not None and not 0 < args.for_ < math.inf:
-        raise FlowlessError(f"--for is {args.for_}; it must be a number of seconds above 0.")
+    if args.for_ is not None and not 0 < args.for_ <= threading.TIMEOUT_MAX:
+        raise FlowlessError(f"--for is {args.for_}; it must be a number of seconds above 0, up to {threading.TIMEOUT_MAX:.0f}.")
     if not args.sources:
         raise FlowlessError(f"{args.bundle}: no source was named. Use: flowless watch BUNDLE SOURCE...")
     names = [address.name for address in parse_addresses(args.sources)]

@@ -105,7 +105,8 @@ def _parse(source: str) -> Address:
 
 def hide_secrets(address: str) -> str:
     """Return an address without user and password, and with `***` for the values of parameters that hold them."""
-    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*://)([^?#]*)([^#]*)(.*)", address, re.DOTALL)
+    # The scheme may stand behind a name, or be mistyped: such an address is refused or is no file, and shown in the message.
+    match = re.fullmatch(r"(.*?[A-Za-z][A-Za-z0-9+.-]+:/+)([^?#]*)([^#]*)(.*)", address, re.DOTALL)
     if match is None:
         return address
     scheme, rest, query, fragment = match.groups()

@@ -51,6 +51,11 @@ def test_names_are_unique():
         ("rtsp://[::1]:554/live@1", "rtsp://[::1]:554/live@1"),
         ("http://host/x?user=me&pwd=secret&channel=1#t", "http://host/x?user=***&pwd=***&channel=1#t"),
         ("film@home.mp4", "film@home.mp4"),
+        (" rtsp://user:secret@host/x", " rtsp://host/x"),
+        ("küche=rtsp://user:secret@host/x", "küche=rtsp://host/x"),
+        ("hall/1=yard=rtsp://user:secret@host/x?pwd=secret", "hall/1=yard=rtsp://host/x?pwd=***"),
+        ("rtsp:/user:secret@host/x", "rtsp:/host/x"),
+        ("C:/Users/me@home/film.mp4", "C:/Users/me@home/film.mp4"),
     ],
 )
 def test_secrets_are_hidden(address, shown):

@@ -16,7 +16,7 @@ from PIL import Image
 
 from flowless.engines.live.events import Event
 from flowless.engines.live.outputs.board import Board
-from flowless.engines.live.outputs.lines import LineFile, change_line, event_line, json_line
+from flowless.engines.live.outputs.lines import LineFile, StandardOutput, change_line, event_line, json_line
 from flowless.engines.live.outputs.overlay import Caption, caption_of, drawn, jpeg
 from flowless.engines.live.records import SourceChange
 from flowless.errors import FlowlessError
@@ -135,6 +135,11 @@ def test_a_reader_that_goes_away_ends_the_writer_without_a_trace():
         assert process.stderr is not None
         assert process.stderr.read() == b""
         assert process.wait(10) == 0
+
+
+def test_without_a_standard_output(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)  # as after `>&-`
+    StandardOutput().write("a line")
 
 
 def test_ctrl_c_while_the_reader_is_stuck():

@@ -14,7 +14,7 @@ import pytest
 from made_items import Camera, file_size_limit
 
 from flowless.engines.live.outputs.board import Board
-from flowless.engines.live.outputs.recording import Recorder
+from flowless.engines.live.outputs.recording import Recorder, _stems
 from flowless.engines.live.records import SourceChange
 from flowless.errors import FlowlessError
 from flowless.pipeline.video.encode import write_video
@@ -78,6 +78,10 @@ def test_names_of_sources_become_different_files(tmp_path):
         time.sleep(0.3)
     assert len(list(tmp_path.iterdir())) == 4
     assert all(path.parent == tmp_path and not path.name.startswith(".") for path in tmp_path.iterdir())
+
+
+def test_a_number_that_makes_a_name_different_is_no_other_name():
+    assert len(set(_stems(["x-2", "x", "x."]))) == 3
 
 
 def test_a_full_disk_ends_recording_with_one_line(tmp_path):

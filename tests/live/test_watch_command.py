@@ -123,6 +123,7 @@ def test_a_real_clip_for_people(exported, clips):
         (("film", "--begin-above", "1.5"), "begin_above is 1.5"),
         (("film", "--background", "action 1", "--background", "action"), "background is 'action', which is no label"),
         (("film", "--for", "0"), "--for is 0.0"),
+        (("film", "--for", "1e12"), "--for is 1000000000000.0"),
         (("film", "--every", "0"), "every is 0"),
         (("film", "--record-minutes", "nan"), "--record-minutes is nan"),
         (("film", "--record", "{file}"), "this is a file; it must be a folder"),

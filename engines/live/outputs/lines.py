@@ -8,6 +8,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from flowless.engines.live.events import Event
@@ -50,11 +51,11 @@ class StandardOutput:
     """Writes lines to standard output, each at once, without a buffer: where the reader has gone, nothing is left to flush at the end."""
 
     def __init__(self) -> None:
-        sys.stdout.flush()
-        try:
-            self._handle: int | None = sys.stdout.fileno()
-        except (OSError, ValueError):  # replaced by an object without a file, as in a notebook
-            self._handle = None
+        self._handle: int | None = None
+        if sys.stdout is not None:  # it is None where it was closed before the program began, as a daemon's may be
+            sys.stdout.flush()
+            with suppress(OSError, ValueError):  # replaced by an object without a file, as in a notebook
+                self._handle = sys.stdout.fileno()
         self._usable = True
 
     def write(self, line: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import threading
 import time
@@ -133,7 +134,9 @@ def _stems(names: Sequence[str]) -> list[str]:
     stems: list[str] = []
     for number, name in enumerate(names):
         stem = re.sub(r"[^\w.-]+", "_", name).strip("._")[-60:] or "source"
-        stems.append(f"{stem}-{number}" if stem.lower() in (other.lower() for other in stems) else stem)
+        taken = {other.lower() for other in stems}
+        others = (f"{stem}-{further}" for further in itertools.count(number))
+        stems.append(next(other for other in itertools.chain([stem], others) if other.lower() not in taken))
     return stems
 
 
