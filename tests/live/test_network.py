@@ -256,7 +256,7 @@ def test_another_codec_in_a_stream_that_two_share(online, rtsp: Start, tmp_path)
     file = tmp_path / "camera.webm"
     write_video(file, moving(250, size=(96, 128)), codec="libvpx", options={"g": "60"})
     url = rtsp(camera=file).url("camera")
-    with online.watch([f"first={url}", f"second={url}"], **FAST) as watcher:
+    with online.watch([f"first={url}", f"second={url}"], **{**FAST, "timeout_seconds": 5.0}) as watcher:
         for name in ("first", "second"):
             until(watcher, answer_of(name, 5))
         assert {(item.width, item.height, item.reconnects) for item in watcher.sources} == {(128, 96, 0)}
