@@ -42,7 +42,7 @@ class PredictArgs:
     """Classes to name for each video."""
     online: bool = False
     """Feed each video frame by frame, as a camera would: a prediction for every frame, from it and the frames before it, and their
-    average. For models with one frame per segment (stm, tsm, tsn)."""
+    average. For models with one frame per segment (stm, tsm, tsn), and for bundles of flowless export --streaming."""
     every: int = 1
     """online: feed every n-th frame."""
     decode: Decode = "auto"

@@ -116,12 +116,12 @@ def watch(arguments: Sequence[str]) -> int:
 
 
 class _Terminated(BaseException):
-    """SIGTERM arrived."""
+    """SIGTERM or SIGHUP arrived."""
 
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Raise `_Terminated` for SIGTERM within the block, in the main thread."""
+    """Raise `_Terminated` for SIGTERM, and for SIGHUP (its terminal was closed), within the block, in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -129,13 +129,16 @@ def _terminable() -> Iterator[None]:
     def terminate(number: int, frame: object) -> None:
         raise _Terminated
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    numbers = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]  # not on Windows
+    # Under nohup SIGHUP is ignored, and stays so.
+    before = {number: signal.signal(number, terminate) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
     try:
         yield
     except _Terminated:
         pass  # while it was opened or closed
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from flowless.files import printable
 Kind = Literal["file", "rtsp", "http", "camera"]
 
 _SCHEMES: dict[str, Kind] = {"rtsp": "rtsp", "rtsps": "rtsp", "http": "http", "https": "http"}
-_NAMED = re.compile(r"([A-Za-z0-9_. -]{1,40})=(.+)", re.DOTALL)
+_NAMED = re.compile(r"([\w. -]{1,40})=(.+)", re.DOTALL)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?=//|[^\\/]*$)")
 _DEVICE = re.compile(r"/dev/(?:video\d+|v4l/.+)")
 #: Parameters of an address in which cameras and services take a user, a password or a key.
@@ -85,7 +85,7 @@ def parse_addresses(sources: Sequence[str | os.PathLike[str]]) -> tuple[Address,
 def _parse(source: str) -> Address:
     name, address = "", source
     if (match := _NAMED.fullmatch(source)) and not os.path.exists(source):  # noqa: PTH110  pathlib raises where a name is too long
-        name, address = match[1].strip(), match[2]
+        name, address = match[1].strip(), match[2].strip()
     shown = printable(hide_secrets(address))
     kind: Kind = "file"
     url = address

@@ -28,7 +28,7 @@ class WatchOptions:
     pace: Pace = "own"
     """own: a file's time stamps decide when a frame is shown to the engine. max: as fast as possible; each frame waits for its scores."""
     stride: float = 0.0
-    """Least time between two results of a source, in seconds of its time stamps; 0: every frame that was taken."""
+    """One result of a source in each such stretch of its time stamps, in seconds: its first frame; 0: every frame that was taken."""
     top: int = 5
     """Classes that are named."""
     mode: Mode = "default"

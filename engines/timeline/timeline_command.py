@@ -101,7 +101,8 @@ def main(arguments: Sequence[str]) -> int:
             log.print(f"flowless: {made.error} The timeline ends at {end}.", style="red", markup=False, soft_wrap=True)
         documents.append(made.to_dict(scores=args.scores))
         _add_rows(table, made)
-    emit(documents, table, *([escape(f"written: {args.out}")] if args.out else []), as_json=args.json)
+    written = args.out is not None and any(folder is not None and folder.exists() for folder in folders)
+    emit(documents, table, *([escape(f"written: {args.out}")] if written else []), as_json=args.json)
     return 1 if any("error" in document for document in documents) else 0
 
 

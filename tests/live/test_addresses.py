@@ -13,6 +13,7 @@ from flowless.errors import FlowlessError
     [
         ("film.mp4", "file", "film.mp4", "film.mp4"),
         ("door=film.mp4", "file", "film.mp4", "door"),
+        ("küche= film.mp4", "file", "film.mp4", "küche"),
         ("a/b=c.mp4", "file", "a/b=c.mp4", "a/b=c.mp4"),
         ("rtsp://u:p@host:554/cam?x=1", "rtsp", "rtsp://u:p@host:554/cam?x=1", "rtsp://host:554/cam?x=1"),
         ("front door=RTSPS://host/cam", "rtsp", "RTSPS://host/cam", "front door"),

@@ -129,18 +129,20 @@ def test_a_real_clip_for_people(exported, clips):
         (("film", "--record", "{file}"), "this is a file; it must be a folder"),
         (("film", "--record", "{file}/folder"), "cannot write there"),
         (("film", "--out", "{file}/lines.jsonl"), "cannot be opened to append to it"),
+        (("film", "--out", "{bundle}/manifest.json"), "does not have these lines"),
+        (("{video}", "--out", "{video}"), "does not have these lines"),
         (("film", "--page", "{port}"), "cannot listen there (Address already in use)"),
         (("film", "--metrics", "{port}"), "cannot listen there (Address already in use)"),
     ],
 )
-def test_what_is_refused_before_anything_is_opened(arguments, message, exported, tmp_path, capsys, monkeypatch):
+def test_what_is_refused_before_anything_is_opened(arguments, message, exported, videos, tmp_path, capsys, monkeypatch):
     def opened(*_: object) -> None:
         raise AssertionError("a source was opened")
 
     monkeypatch.setattr("flowless.engines.live.watcher.Watcher", opened)
     (tmp_path / "file").write_text("")
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        values = {"file": tmp_path / "file", "port": taken.getsockname()[1]}
+        values = {"file": tmp_path / "file", "port": taken.getsockname()[1], "bundle": exported, "video": videos[0]}
         assert main(["watch", str(exported), *(text.format(**values) for text in arguments)]) == 1
     assert message in " ".join(capsys.readouterr().err.split())
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
@@ -222,7 +224,7 @@ def test_page_metrics_and_recordings_until_ctrl_c(exported, film, tmp_path):
     assert sum(line["state"] == "began" for line in events) == sum(line["state"] == "ended" for line in events) > 0
 
 
-@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGHUP, 0)])
 def test_signals_while_every_source_is_missing(how, code, exported):
     with watching(exported, "rtsp://127.0.0.1:9/none", "--json") as process:
         assert process.stdout is not None

@@ -90,6 +90,9 @@ def test_a_folder_for_each_video(built: Path, videos: list[Path], tmp_path: Path
     for folder, video in ((videos[0].name, videos[0]), (f"{videos[0].name}-2", other)):
         assert sorted(path.name for path in (out / folder).iterdir()) == ["page.html", "timeline.json"]
         assert json.loads((out / folder / "timeline.json").read_text())["video"] == str(video)
+    assert f"written: {out}" in "".join(shown.out.split("\n"))
+    assert main(["timeline", str(built), str(bad), "--out", str(tmp_path / "nothing")]) == 1
+    assert "written" not in capsys.readouterr().out
     # The same command again replaces what it wrote, and nothing else.
     assert main(command) == 1
     (out / videos[0].name / "timeline.json").unlink()

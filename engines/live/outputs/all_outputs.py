@@ -19,7 +19,7 @@ from flowless.console import log
 from flowless.engines.live.events import Event, EventFinder
 from flowless.engines.live.outputs.board import Board
 from flowless.engines.live.outputs.http_server import LiveServer, Request, host_and_port
-from flowless.engines.live.outputs.lines import LineFile, StandardOutput, change_line, event_line, json_line, one_line
+from flowless.engines.live.outputs.lines import LineFile, StandardOutput, change_line, event_line, has_lines, json_line, one_line
 from flowless.engines.live.records import Answer, SourceChange, SourceStatus
 from flowless.errors import FlowlessError
 from flowless.files import refuse_unwritable
@@ -67,6 +67,8 @@ class OutputOptions:
             if self.record.exists() and not self.record.is_dir():
                 raise FlowlessError(f"--record {self.record}: this is a file; it must be a folder, which is made where it is missing.")
             refuse_unwritable(self.record / "source.mp4")
+        if self.out is not None and not has_lines(self.out):
+            raise FlowlessError(f"--out {self.out}: this file is there already and does not have these lines. Name another file.")
         if self.metrics is not None:
             importlib.import_module("prometheus_client")  # the command reports what to install
 

@@ -82,6 +82,20 @@ class StandardOutput:
         self._usable = True
 
 
+def has_lines(path: Path) -> bool:
+    """Return whether lines may be appended to a file: it is not there, is empty, is no regular file, or begins with such a line."""
+    try:
+        if not path.is_file() or not path.stat().st_size:
+            return True
+        with path.open("rb") as file:
+            first = json.loads(file.readline(2**20))
+    except OSError:
+        return True  # opening it gives the reason
+    except ValueError:
+        return False
+    return isinstance(first, dict) and "kind" in first
+
+
 class LineFile:
     """Appends whole lines to a file, which is opened once. A line that cannot be written is left out and counted; the next is tried.
 
