@@ -225,7 +225,10 @@ def test_page_metrics_and_recordings_until_ctrl_c(exported, film, tmp_path):
 
 
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGHUP, 0)])
-def test_signals_while_every_source_is_missing(how, code, exported):
+def test_signals_while_every_source_is_missing(how, code, exported, request):
+    # Under nohup SIGHUP is ignored, also by what the tests start.
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    request.addfinalizer(lambda: signal.signal(signal.SIGHUP, before))
     with watching(exported, "rtsp://127.0.0.1:9/none", "--json") as process:
         assert process.stdout is not None
         while json.loads(process.stdout.readline())["state"] != "waiting":
