@@ -120,8 +120,11 @@ def _folders(out: Path | None, videos: Sequence[Path]) -> list[Path | None]:
         name = Path(absolute(video)).name or "video"
         numbered = (out / (name if number == 1 else f"{name}-{number}") for number in range(1, len(videos) + 1))
         folder = next(one for one in numbered if one not in found)
-        if folder.exists() and not (folder / DOCUMENT).is_file():
+        if folder.is_symlink() or (folder.exists() and not (folder / DOCUMENT).is_file()):
             raise FlowlessError(f"{folder}: it is there already and is no timeline. Name another folder with --out, or remove it.")
+        if others := sorted({path.name for path in folder.glob("*")} - {DOCUMENT, PAGE}):
+            # The folder is replaced as a whole.
+            raise FlowlessError(f"{folder}: it has {printable(others[0])}, which is not this command's. Move it, or name another --out.")
         found.append(folder)
     return found
 

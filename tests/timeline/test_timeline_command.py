@@ -249,3 +249,23 @@ def test_a_process_ends_by_sigint(built: Path, tmp_path: Path) -> None:
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("kind", ["file", "hidden file", "folder", "link"])
+def test_what_others_put_into_a_folder_is_not_deleted(kind: str, built: Path, videos: list[Path], tmp_path: Path, capsys) -> None:
+    command = ["timeline", str(built), str(videos[0]), "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    folder = tmp_path / "out" / videos[0].name
+    if kind == "link":
+        folder.rename(tmp_path / "moved")
+        folder.symlink_to(tmp_path / "moved")
+        kept = tmp_path / "moved" / "timeline.json"
+    else:
+        kept = folder / (".notes" if kind == "hidden file" else "notes")
+        kept.mkdir() if kind == "folder" else kept.write_text("mine")
+    capsys.readouterr()
+    assert main(command) == 1
+    assert "Traceback" not in (shown := capsys.readouterr().err)
+    assert ("is no timeline" if kind == "link" else "which is not this command's") in " ".join(shown.split())
+    assert kept.exists()
+    assert folder.is_symlink() == (kind == "link")
